@@ -1,0 +1,1 @@
+"""Simulator adapters, one file per outside simulator."""

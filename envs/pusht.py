@@ -1,0 +1,195 @@
+"""PushT (gym-pusht): push a T-shaped block onto a goal with a round tool, one environment for every input.
+
+The physics, the initial states, the observations and the pictures are gym-pusht's own, bit for bit. What it
+spends on counting contacts, array arithmetic in the control loop and polygons is left out, and so is its
+iteration over a set of shapes, which makes the rewards of equal episodes differ.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from gpc.env import Array, Environment, Frame
+from gpc.errors import InputError, RunError
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+try:
+    from gym_pusht.envs.pusht import PushTEnv
+except ImportError as error:
+    raise InputError(f"PushT needs gym-pusht ({error}): pip install 'gpc[pusht]'") from error
+
+SUCCESS = 0.95  # coverage
+SUBSTEPS, DT = 10, 0.01  # 10 control steps a second
+STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that drives the tool to the action
+
+Point = tuple[float, float]
+# The T in its own frame, gym-pusht's order: y down; OUTLINE goes round it.
+BAR = ((-60, 0), (60, 0), (60, 30), (-60, 30))
+STEM = ((-15, 30), (15, 30), (15, 120), (-15, 120))
+VERTICES = np.array(BAR + STEM, np.float64)
+OUTLINE = tuple((float(x), float(y)) for x, y in VERTICES[[0, 1, 2, 5, 6, 7, 4, 3]])
+RECTANGLES = ((-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0))  # left, low, right, high
+AREA = 6300.0
+CENTRE, RADIUS = 45.9375, 75.57  # the smallest circle around the T: its centre is (0, CENTRE)
+
+
+def keypoints(block_pose: Array) -> Array:
+    """Vertices of the T, as the observation "keypoints"; for demonstrations that hold the pose only.
+
+    `block_pose` (N, 3): x, y in pixels and the angle in radians. Returns (N, 16): x0, y0, x1, y1, ...
+    """
+    x, y, angle = np.asarray(block_pose, np.float64).T[..., None]
+    cos, sin = np.cos(angle), np.sin(angle)
+    across, along = VERTICES.T
+    points = np.stack([x + across * cos - along * sin, y + across * sin + along * cos], axis=-1)
+    return points.reshape(len(points), 16)
+
+
+def coverage(block_pose: Sequence[float], goal_pose: Sequence[float]) -> float:
+    """Share of the goal's area that the block covers, 0 to 1; a pose is x, y (pixels) and angle (radians)."""
+    turn = block_pose[2] - goal_pose[2]
+    dx, dy = block_pose[0] - goal_pose[0], block_pose[1] - goal_pose[1]
+    cos, sin = math.cos(goal_pose[2]), math.sin(goal_pose[2])
+    x, y = dx * cos + dy * sin, dy * cos - dx * sin
+    cos, sin = math.cos(turn), math.sin(turn)
+    if math.hypot(x - CENTRE * sin, y + CENTRE * cos - CENTRE) > 2 * RADIUS:
+        return 0.0
+    block = [(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in OUTLINE]
+    return sum(_overlap(block, *rectangle) for rectangle in RECTANGLES) / AREA
+
+
+def _overlap(polygon: list[Point], left: float, low: float, right: float, high: float) -> float:
+    """Area that a counter-clockwise polygon and an upright rectangle share (Sutherland and Hodgman, 1974)."""
+    for limit in (high, -left, -low, right):
+        polygon = _cut_and_turn(polygon, limit)
+    area = 0.0
+    for (x0, y0), (x1, y1) in zip(polygon, polygon[1:] + polygon[:1], strict=True):
+        area += x0 * y1 - x1 * y0
+    return area / 2
+
+
+def _cut_and_turn(polygon: list[Point], limit: float) -> list[Point]:
+    """Part of a polygon with y <= limit, turned by a quarter for the next side of a rectangle."""
+    kept: list[Point] = []
+    if not polygon:
+        return kept
+    x0, y0 = polygon[-1]
+    for x, y in polygon:
+        if (y > limit) != (y0 > limit):
+            kept.append((limit, -(x0 + (x - x0) * (limit - y0) / (y - y0))))
+        if y <= limit:
+            kept.append((y, -x))
+        x0, y0 = x, y
+    return kept
+
+
+class PushT(Environment):
+    """PushT with the observations "state", "keypoints", "agent_pos" and "pixels", any of them at once.
+
+    state (5,): tool x, y, block x, y (pixels of a 512 x 512 table) and block angle in [0, 2 pi);
+    keypoints (16,): the block's vertices x0, y0, x1, y1, ...; agent_pos (2,): tool x, y;
+    pixels (96, 96, 3) uint8. Only `observation_keys` are computed. Actions (2,): where the tool shall go.
+    Reward: coverage of the goal / 0.95, at most 1; success: coverage >= 0.95, which ends the episode;
+    `max_steps` truncate it. An unknown key or `max_steps` < 1 is an `InputError`.
+    Paper: Chi et al. 2023, Diffusion Policy, arXiv:2303.04137.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's declaration)
+
+    def __init__(
+        self,
+        observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels"),
+        max_steps: int = 300,
+    ) -> None:
+        known: dict[str, tuple[spaces.Box, Callable[[], Array]]] = {
+            "state": (_positions(5), self._state),
+            "keypoints": (_positions(16), self._keypoints),
+            "agent_pos": (_positions(2), self._agent_pos),
+            "pixels": (spaces.Box(0, 255, (96, 96, 3), np.uint8), self._pixels),
+        }
+        unknown = sorted(set(observation_keys) - set(known))
+        if unknown or not observation_keys:
+            raise InputError(f"PushT observations {unknown or '(none)'}: choose from {', '.join(known)}")
+        if max_steps < 1:
+            raise InputError(f"PushT: max_steps is {max_steps}, give 1 or more")
+        self.render_mode = "rgb_array"
+        self.max_steps = max_steps
+        space: Any = spaces.Dict({key: known[key][0] for key in observation_keys})
+        self.observation_space = space
+        self.action_space = spaces.Box(0.0, 512.0, (2,), np.float32)
+        self._readers = {key: known[key][1] for key in observation_keys}
+        self._stock = PushTEnv(visualization_width=384, visualization_height=384)
+        self._steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Frame, dict[str, Any]]:
+        """Start an episode: the state that gym-pusht draws from `seed` (or its option "reset_to_state")."""
+        super().reset(seed=seed)
+        self._stock.reset(seed=seed, options=options)
+        self._stock._last_action = None  # or the first picture shows the last episode's action
+        for shape in self._stock.space.shapes:
+            shape.collision_type = 1  # gym-pusht counts contacts in Python between shapes of type 0
+        self._goal = tuple(self._stock.goal_pose.tolist())
+        self._steps = 0
+        return self.observe(), self._info(self._coverage())
+
+    def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Drive the tool towards `action` (2,), pixels, for 0.1 s; not two finite numbers: `RunError`."""
+        target = [float(value) for value in action]
+        if len(target) != 2 or not all(map(math.isfinite, target)):
+            raise RunError(f"PushT: action {target} is not two finite numbers: look at the policy's output")
+        goal_x, goal_y = target
+        agent, step = self._stock.agent, self._stock.space.step
+        vx, vy = agent.velocity
+        for _ in range(SUBSTEPS):
+            x, y = agent.position
+            vx += (STIFFNESS * (goal_x - x) - DAMPING * vx) * DT
+            vy += (STIFFNESS * (goal_y - y) - DAMPING * vy) * DT
+            agent.velocity = vx, vy
+            step(DT)
+        self._stock._last_action = target
+        self._steps += 1
+        covered = self._coverage()
+        info = self._info(covered)
+        reward = min(covered / SUCCESS, 1.0)
+        return reward, info["is_success"], self._steps >= self.max_steps, info
+
+    def observe(self) -> Frame:
+        """The keys asked for, new arrays."""
+        return {key: read() for key, read in self._readers.items()}
+
+    def render(self) -> Array:
+        """Picture of the table with a cross at the last action: (384, 384, 3) uint8."""
+        return np.asarray(self._stock.render())
+
+    def _coverage(self) -> float:
+        block = self._stock.block
+        return coverage((*block.position, block.angle), self._goal)
+
+    def _info(self, covered: float) -> dict[str, Any]:
+        return {"is_success": covered >= SUCCESS, "coverage": covered}
+
+    def _state(self) -> Array:
+        agent, block = self._stock.agent, self._stock.block
+        return np.array([*agent.position, *block.position, block.angle % (2 * np.pi)])
+
+    def _keypoints(self) -> Array:
+        return np.ravel(self._stock.get_keypoints(self._stock._block_shapes))
+
+    def _agent_pos(self) -> Array:
+        return np.array(self._stock.agent.position)
+
+    def _pixels(self) -> Array:
+        return np.asarray(self._stock._render())
+
+
+def _positions(size: int) -> spaces.Box:
+    # Unbounded: the tool may overshoot the table's edge and squeeze the block past a wall.
+    return spaces.Box(-np.inf, np.inf, (size,), np.float64)

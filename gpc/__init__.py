@@ -1,0 +1,1 @@
+"""Compose pretrained robot policies."""

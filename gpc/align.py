@@ -1,0 +1,105 @@
+"""Alignment: what it takes for two policies to speak of the same action.
+
+A member's normalised action is `x_i = r x + b` of the common one, where `action = scale x + offset`. The noise follows:
+`sigma_i = r sigma`. That is exact as long as r is one number; a ratio that differs per action dimension has no scalar
+sigma and is refused with both normalisers printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpc.denoise import Denoiser
+from gpc.errors import InputError
+from gpc.noise import NoiseLevels
+from gpc.policy import ActionSpec, ObservationSpec, Policy
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A policy seen from the common coordinate: `x_i = ratio * x + shift`, beginning `first` steps into the chunk."""
+
+    policy: Policy
+    ratio: float
+    shift: tuple[float, ...]
+    first: int
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The policy's levels in the common coordinate."""
+        return self.policy.levels.scaled(1 / self.ratio)
+
+    def opinion(self, horizon: int, sigma: float) -> Tensor:
+        """1 on the steps (horizon,) that the policy's chunk has, 0 elsewhere; all 0 outside its trained sigma."""
+        mask = torch.zeros(horizon)
+        if self.levels.covers(sigma):
+            mask[self.first : self.first + self.policy.actions.horizon] = 1
+        return mask
+
+    def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        """The policy's denoised action for the common x (batch, horizon, action), zero where it has no opinion."""
+        steps = slice(self.first, self.first + self.policy.actions.horizon)
+        part = x[:, steps]
+        if self.ratio == 1 and not any(self.shift):
+            own = denoiser(part, sigma)
+        else:
+            shift = x.new_tensor(self.shift)
+            own = (denoiser(part * self.ratio + shift, sigma * self.ratio) - shift) / self.ratio
+        if own.shape == x.shape:
+            return own
+        out = torch.zeros_like(x)
+        out[:, steps] = own
+        return out
+
+
+def align(policies: Sequence[Policy]) -> tuple[Aligned, ...]:
+    """Every policy in the first one's coordinate, over the union of all chunks.
+
+    Raises InputError where action dimensions, names, dt or normalisers do not fit.
+    """
+    reference = policies[0]
+    start = min(p.actions.start for p in policies)
+    aligned = []
+    for policy in policies:
+        _check_same_actions(reference, policy)
+        a, b = reference.actions, policy.actions
+        ratios = [s / t for s, t in zip(a.scale, b.scale, strict=True)]
+        if max(ratios) - min(ratios) > 1e-9 * max(ratios):
+            raise InputError(
+                f"{reference.name} and {policy.name} normalise their actions with ratios that differ per dimension: "
+                f"{_normaliser(a)} against {_normaliser(b)}; one noise level cannot serve both"
+            )
+        shift = tuple((p - q) / t for p, q, t in zip(a.offset, b.offset, b.scale, strict=True))
+        aligned.append(Aligned(policy, ratios[0], shift, b.start - start))
+    return tuple(aligned)
+
+
+def _normaliser(spec: ActionSpec) -> str:
+    pairs = zip(spec.names, spec.scale, spec.offset, strict=True)
+    return ", ".join(f"{name} = {scale:g} x + {offset:g}" for name, scale, offset in pairs)
+
+
+def _check_same_actions(a: Policy, b: Policy) -> None:
+    one, other = a.actions, b.actions
+    if one.dim != other.dim:
+        raise InputError(f"{a.name} acts in {one.dim} dimensions ({', '.join(one.names)}), {b.name} in {other.dim}")
+    if one.names != other.names:
+        raise InputError(f"{a.name} and {b.name} name their actions differently: {one.names} against {other.names}")
+    if one.dt != other.dt:
+        raise InputError(f"{a.name} predicts every {one.dt:g} control steps, {b.name} every {other.dt:g}; they must agree")
+    if one.start + one.horizon <= other.start or other.start + other.horizon <= one.start:
+        raise InputError(f"the chunks of {a.name} and {b.name} share no step; nothing would be composed")
+
+
+def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
+    """The union of the policies' observation keys and the longest history; InputError where a key has two shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for policy in policies:
+        for key, shape in policy.observations.shapes.items():
+            if shapes.setdefault(key, shape) != shape:
+                raise InputError(f"{policy.name} reads {key!r} as {shape}, another policy as {shapes[key]}")
+    return ObservationSpec(shapes, max(p.observations.n_obs_steps for p in policies))

@@ -1,0 +1,102 @@
+"""From a policy to actions: a sampler's settings, and the actor that the rollout engine calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpc.compose import ComposedPolicy
+from gpc.denoise import Clamp
+from gpc.errors import InputError
+from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas
+from gpc.policy import ActionSpec, Policy, observation_tensors
+from gpc.sample import DETERMINISTIC, METHODS, ancestral, last
+
+ROWS = 16  # batches are padded to a multiple: a row's result is then bitwise the same whatever shares its batch
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a chunk is sampled: the method and a Karras grid of `steps` levels inside what the policy was trained for.
+
+    `sigma_max` and `sigma_min` are in the (first) policy's normalised units and are cut to its trained range.
+    """
+
+    method: str = "dpmpp_2m"
+    steps: int = 8
+    sigma_max: float = 40.0
+    sigma_min: float = 0.01
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown sampler {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.steps < 1:
+            raise InputError(f"sampler.steps={self.steps}: at least one step is needed")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
+
+    def sigmas(self, levels: NoiseLevels) -> Tensor:
+        """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them."""
+        low, high = max(self.sigma_min, levels.sigma_min), min(self.sigma_max, levels.sigma_max)
+        return snap_sigmas(karras_sigmas(self.steps, low, high, self.rho), levels)
+
+
+def keyed_noise(seeds: np.ndarray, chunks: np.ndarray, count: int, actions: ActionSpec) -> Tensor:
+    """Standard normal noise (count, batch, horizon, action), float64; a row depends on its (seed, chunk) alone.
+
+    The same seed therefore meets the same noise under every candidate's weights (common random numbers).
+    """
+    shape = (count, actions.horizon, actions.dim)
+    rows = [
+        np.random.Generator(np.random.Philox(key=np.array([seed, chunk], np.uint64))).standard_normal(shape)
+        for seed, chunk in zip(seeds, chunks, strict=True)
+    ]
+    return torch.from_numpy(np.stack(rows, axis=1))
+
+
+def sample_chunk(policy: Policy, observation: dict[str, Tensor], noise: Tensor, sampling: Sampling) -> Tensor:
+    """Sample normalised chunks (batch, horizon, action) from noise (1 or steps + 1, batch, horizon, action)."""
+    denoiser = policy.condition(observation)
+    if policy.actions.bound is not None:
+        denoiser = Clamp(denoiser, policy.actions.bound)
+    sigmas = sampling.sigmas(policy.levels)
+    x = sigmas[0] * noise[0]
+    if sampling.method == "ancestral":
+        return last(ancestral(denoiser, x, sigmas, lambda i: noise[i + 1]))
+    return last(DETERMINISTIC[sampling.method](denoiser, x, sigmas))
+
+
+@dataclass(frozen=True)
+class ChunkActor:
+    """Weights, observations and seeds in, executed actions out: the engine's `Actor` (one batched call for all lanes)."""
+
+    policy: ComposedPolicy
+    sampling: Sampling
+    n_action_steps: int
+
+    def __post_init__(self) -> None:
+        spec = self.policy.actions
+        if spec.start > 0 or self.n_action_steps > spec.start + spec.horizon:
+            raise InputError(
+                f"n_action_steps={self.n_action_steps}: {self.policy.name} predicts steps {spec.start} to "
+                f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"
+            )
+        _ = self.sampling.sigmas(self.policy.levels)
+
+    def __call__(
+        self, observation: dict[str, np.ndarray], weights: np.ndarray, seeds: np.ndarray, chunks: np.ndarray
+    ) -> np.ndarray:
+        """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action)."""
+        batch = len(seeds)
+        rows = np.arange(-(-batch // ROWS) * ROWS) % batch
+        policy = self.policy.weighted(torch.from_numpy(weights[rows]))
+        spec = policy.actions
+        count = self.sampling.steps + 1 if self.sampling.method == "ancestral" else 1
+        noise = keyed_noise(seeds, chunks, count, spec)[:, rows]
+        tensors = observation_tensors({key: value[rows] for key, value in observation.items()})
+        chunk = spec.decode(sample_chunk(policy, tensors, noise, self.sampling))[:batch]
+        return chunk[:, -spec.start : -spec.start + self.n_action_steps].numpy()

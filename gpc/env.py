@@ -1,0 +1,42 @@
+"""The simulator contract: `gymnasium.Env`, with moving and looking kept apart.
+
+A policy that executes a chunk of actions looks at the last few observations only. Rendering the others
+costs more than the physics, so `advance` moves the world and `observe` looks at it; `step` is both.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Frame = dict[str, Array]
+"""One observation at one time: key -> array of the key's shape."""
+
+
+class Environment(gymnasium.Env[Frame, Array]):
+    """A simulator with a dictionary observation; the base class of everything in `gpc.envs`.
+
+    `info["is_success"]` says whether the task is solved at this step. The score of an episode is its
+    largest reward, its success whether `is_success` was ever true.
+    """
+
+    @abstractmethod
+    def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Move one control step; `action` (action_dim,) in the environment's units.
+
+        Returns reward, terminated, truncated and info, as `gymnasium.Env.step` does without the observation.
+        """
+
+    @abstractmethod
+    def observe(self) -> Frame:
+        """Look at the world as it is now: the keys of `observation_space`."""
+
+    def step(self, action: Array) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        """Move one control step and look (gymnasium's own signature)."""
+        reward, terminated, truncated, info = self.advance(np.asarray(action))
+        return self.observe(), reward, terminated, truncated, info

@@ -1,0 +1,19 @@
+"""Errors that a user reads: one line that names the thing and the fix."""
+
+from __future__ import annotations
+
+
+class GpcError(Exception):
+    """A failure that is reported as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(GpcError):
+    """Bad input, found before any work starts (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(GpcError):
+    """A failure while running; what had finished is kept (exit code 1)."""

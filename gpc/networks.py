@@ -1,0 +1,220 @@
+"""The networks of the bundled policies: plain and shared. A new policy family is a new loss and schedule, not a file here.
+
+All of them map (x (batch, horizon, action), label (batch,), condition (batch, condition_dim)) to the shape of x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LabelEmbedding(nn.Module):
+    """Sinusoidal features of `scale * label`, then a small MLP; (batch,) -> (batch, width)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        exponents = torch.arange(width // 2) / (width // 2 - 1)
+        self.register_buffer("frequencies", scale * torch.exp(-math.log(10_000) * exponents), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Embed."""
+        angle = label.to(self.frequencies.dtype)[:, None] * self.frequencies
+        out: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
+        return out
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions over time with FiLM from the condition (Perez et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int, kernel: int, groups: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs))
+        self.second = nn.Sequential(nn.Conv1d(outputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs))
+        self.film = nn.Linear(condition, 2 * outputs)
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(batch, inputs, time), (batch, condition) -> (batch, outputs, time)."""
+        scale, shift = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
+        hidden = F.silu(self.first(x)) * (1 + scale) + shift
+        out: Tensor = F.silu(self.second(hidden)) + self.skip(x)
+        return out
+
+
+class UNet(nn.Module):
+    """One-dimensional U-Net over time, conditioned by FiLM (Janner et al. 2022; Chi et al. 2023)."""
+
+    def __init__(
+        self,
+        action_dim: int,
+        condition_dim: int,
+        widths: Sequence[int] = (96, 192),
+        embedding: int = 128,
+        kernel: int = 5,
+        label_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = LabelEmbedding(embedding, label_scale)
+        self.condition = nn.Sequential(nn.Linear(embedding + condition_dim, 2 * embedding), nn.SiLU())
+        dim = 2 * embedding
+        pairs = list(zip((action_dim, *widths[:-1]), widths, strict=True))
+        self.down = nn.ModuleList(self._pair(a, b, dim, kernel) for a, b in pairs)
+        self.shrink = nn.ModuleList(nn.Conv1d(w, w, 3, stride=2, padding=1) for w in widths[:-1])
+        self.middle = self._pair(widths[-1], widths[-1], dim, kernel)
+        self.up = nn.ModuleList(self._pair(2 * b, a, dim, kernel) for a, b in reversed(pairs[1:]))
+        self.grow = nn.ModuleList(nn.ConvTranspose1d(a, a, 4, stride=2, padding=1) for a, _ in reversed(pairs[1:]))
+        self.head = nn.Sequential(
+            nn.Conv1d(widths[0], widths[0], kernel, padding=kernel // 2),
+            nn.GroupNorm(8, widths[0]),
+            nn.SiLU(),
+            nn.Conv1d(widths[0], action_dim, 1),
+        )
+
+    @staticmethod
+    def _pair(inputs: int, outputs: int, condition: int, kernel: int) -> nn.ModuleList:
+        first = ResidualBlock(inputs, outputs, condition, kernel)
+        return nn.ModuleList([first, ResidualBlock(outputs, outputs, condition, kernel)])
+
+    def forward(self, x: Tensor, label: Tensor, condition: Tensor) -> Tensor:
+        """See the module; horizon must divide by 2 ** (len(widths) - 1)."""
+        c = self.condition(torch.cat([self.embedding(label), condition], -1))
+        h, skips = x.transpose(1, 2), []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, c)
+            skips.append(h)
+            if level < len(self.shrink):
+                h = self.shrink[level](h)
+        for block in self.middle:
+            h = block(h, c)
+        for blocks, grow in zip(self.up, self.grow, strict=True):
+            h = torch.cat([h, skips.pop()], 1)
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, c)
+            h = grow(h)
+        out: Tensor = self.head(h)
+        return out.transpose(1, 2)
+
+
+class AdaptiveBlock(nn.Module):
+    """Transformer block whose normalisation is modulated by the condition (adaLN-zero, Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """(batch, time, width), (batch, width) -> (batch, time, width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, -1)
+        h = self.norms[0](x) * (1 + scale1) + shift1
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # Plain products: at 16 tokens torch's fused CPU attention takes ten times as long backward.
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        attended = (weights @ v).transpose(1, 2).flatten(2)
+        x = x + gate1 * self.out(attended)
+        h = self.norms[1](x) * (1 + scale2) + shift2
+        out: Tensor = x + gate2 * self.mlp(h)
+        return out
+
+
+class Transformer(nn.Module):
+    """Transformer over the chunk's time steps, conditioned by adaLN."""
+
+    def __init__(
+        self,
+        action_dim: int,
+        condition_dim: int,
+        horizon: int,
+        width: int = 160,
+        depth: int = 5,
+        heads: int = 5,
+        label_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.embedding = LabelEmbedding(width, label_scale)
+        self.condition = nn.Sequential(nn.Linear(condition_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.tokens = nn.Linear(action_dim, width)
+        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.blocks = nn.ModuleList(AdaptiveBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, action_dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, label: Tensor, condition: Tensor) -> Tensor:
+        """See the module."""
+        c = F.silu(self.embedding(label) + self.condition(condition))
+        h = self.tokens(x) + self.position
+        for block in self.blocks:
+            h = block(h, c)
+        out: Tensor = self.head(self.norm(h))
+        return out
+
+
+class ImageEncoder(nn.Module):
+    """A small strided CNN with spatial soft-argmax (Levine et al. 2016); (n, height, width, 3) uint8 -> (n, features)."""
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 96), keypoints: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b in zip((3, *channels[:-1]), channels, strict=True):
+            layers += [nn.Conv2d(a, b, 5 if a == 3 else 3, stride=2, padding=2 if a == 3 else 1), nn.GroupNorm(8, b), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], keypoints, 3, padding=1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The expected (x, y) of each keypoint's heat map in [-1, 1], and the map's peak: 3 * keypoints features."""
+        maps = self.layers(image.permute(0, 3, 1, 2).to(self.layers[0].weight.dtype) / 127.5 - 1)  # type: ignore[union-attr]
+        heat = maps.flatten(2).softmax(-1).unflatten(-1, maps.shape[-2:])
+        grid = [torch.linspace(-1, 1, n, device=maps.device, dtype=maps.dtype) for n in maps.shape[-2:]]
+        y, x = (heat.sum(3) * grid[0]).sum(-1), (heat.sum(2) * grid[1]).sum(-1)
+        return torch.cat([x, y, maps.flatten(2).amax(-1).tanh()], -1)
+
+
+class Encoder(nn.Module):
+    """Observation -> one condition vector (batch, condition_dim).
+
+    `inputs` names the observation keys and what each is: `{"shape": [5], "offset": 256, "scale": 256, "angles": [4]}`
+    for numbers (offset and scale as one number for all; `angles` index entries in radians that become cos, sin) or
+    `{"shape": [96, 96, 3], "image": true}` for a camera.
+    """
+
+    def __init__(self, inputs: Mapping[str, Mapping[str, object]], n_obs_steps: int) -> None:
+        super().__init__()
+        self.inputs = {key: dict(spec) for key, spec in inputs.items()}
+        self.cameras = nn.ModuleDict({key: ImageEncoder() for key, spec in inputs.items() if spec.get("image")})
+        example = {
+            key: torch.zeros(1, n_obs_steps, *spec["shape"])  # type: ignore[misc]
+            for key, spec in inputs.items()
+        }
+        with torch.no_grad():
+            self.condition_dim: int = self.forward(example).shape[-1]
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """observation[key] (batch, n_obs_steps, *shape) -> (batch, condition_dim)."""
+        return torch.cat([self._features(key, observation[key]).flatten(1) for key in self.inputs], -1)
+
+    def _features(self, key: str, value: Tensor) -> Tensor:
+        spec = self.inputs[key]
+        if spec.get("image"):
+            features: Tensor = self.cameras[key](value.flatten(0, 1))
+            return features.unflatten(0, value.shape[:2])
+        value = value.float()
+        angles = list(spec.get("angles", []))  # type: ignore[call-overload]
+        plain = [i for i in range(value.shape[-1]) if i not in angles]
+        scaled = (value[..., plain] - spec["offset"]) / spec["scale"]  # type: ignore[operator]
+        return torch.cat([scaled, value[..., angles].cos(), value[..., angles].sin()], -1)

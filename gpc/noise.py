@@ -1,0 +1,209 @@
+"""Noise levels and schedules: where a model's native time meets the one coordinate.
+
+Every diffusion or flow model is a Gaussian path `x_t = alpha_t * x0 + s_t * noise`. Divided by `alpha_t` it reads
+`x = x0 + sigma * noise` with `sigma = s_t / alpha_t`. A schedule knows how a network wants that `x` scaled and
+which label (time step, t, log sigma) it was trained with; nothing outside this module speaks of time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gpc.errors import InputError
+
+SAME_LEVEL = 1e-6  # relative distance under which two noise levels count as one
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The range of sigma in which a model was trained, and its levels if they are discrete.
+
+    `trained` is ascending, or None for a continuous-time model. `sigma_max` may be infinite (a flow at t = 1).
+    """
+
+    sigma_min: float
+    sigma_max: float
+    trained: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < self.sigma_max:
+            raise InputError(f"noise levels need 0 <= sigma_min < sigma_max, not {self.sigma_min}, {self.sigma_max}")
+
+    def covers(self, sigma: float) -> bool:
+        """Whether the model was trained at this sigma's range (a tolerance of one part in a million)."""
+        return self.sigma_min * (1 - SAME_LEVEL) <= sigma <= self.sigma_max * (1 + SAME_LEVEL)
+
+    def scaled(self, ratio: float) -> NoiseLevels:
+        """The same levels seen in a coordinate that is `ratio` times larger."""
+        trained = None if self.trained is None else tuple(s * ratio for s in self.trained)
+        return NoiseLevels(self.sigma_min * ratio, self.sigma_max * ratio, trained)
+
+    def snap(self, sigma: float) -> float:
+        """The nearest trained level (in log sigma); sigma itself where the model is continuous or not trained."""
+        if self.trained is None or not self.covers(sigma):
+            return sigma
+        return min(self.trained, key=lambda level: abs(math.log(level / sigma)))
+
+
+class Schedule(Protocol):
+    """How a network sees `x` at a noise level; sigma is () or (batch,), float64."""
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The trained range of sigma."""
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """The factor on `x` at the network's input (alpha, or Karras' c_in)."""
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """The network's native time at this sigma."""
+
+
+@dataclass(frozen=True)
+class VariancePreserving:
+    """Discrete variance-preserving schedule from betas (DDPM, Ho et al. 2020); the label is the step index."""
+
+    betas: tuple[float, ...]
+    sigmas: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        betas = torch.tensor(self.betas, dtype=torch.float64)
+        if len(self.betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise InputError("a variance-preserving schedule needs at least two betas, each between 0 and 1")
+        product = torch.cumprod(1 - betas, 0)
+        object.__setattr__(self, "sigmas", ((1 - product) / product).sqrt())
+
+    @classmethod
+    def squaredcos(cls, steps: int, max_beta: float = 0.999) -> VariancePreserving:
+        """The cosine schedule of Nichol & Dhariwal 2021 (`squaredcos_cap_v2`), the default of Diffusion Policy."""
+
+        def product(t: float) -> float:
+            return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        pairs = [(k / steps, (k + 1) / steps) for k in range(steps)]
+        return cls(tuple(min(1 - product(b) / product(a), max_beta) for a, b in pairs))
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """All trained levels."""
+        sigmas = tuple(self.sigmas.tolist())
+        return NoiseLevels(sigmas[0], sigmas[-1], sigmas)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """alpha = 1 / sqrt(1 + sigma^2)."""
+        return (1 + sigma * sigma).rsqrt()
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """The index of the trained level nearest to sigma."""
+        table = self.sigmas.to(sigma.device).log()
+        return (sigma.log().unsqueeze(-1) - table).abs().argmin(-1)
+
+
+@dataclass(frozen=True)
+class LinearFlow:
+    """Rectified flow `x_t = (1 - t) x0 + t noise` (Liu et al. 2022; Lipman et al. 2022); the label is t.
+
+    `reverse` is for models that count time from noise (t = 0) to data (t = 1).
+    """
+
+    t_min: float = 0.001
+    t_max: float = 1.0
+    reverse: bool = False
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """sigma = t / (1 - t)."""
+        sigma_max = math.inf if self.t_max >= 1 else self.t_max / (1 - self.t_max)
+        return NoiseLevels(self.t_min / (1 - self.t_min), sigma_max)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """alpha = 1 - t = 1 / (1 + sigma)."""
+        return 1 / (1 + sigma)
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """T = sigma / (1 + sigma), or 1 - t where time runs the other way."""
+        return 1 / (1 + sigma) if self.reverse else sigma / (1 + sigma)
+
+
+@dataclass(frozen=True)
+class Karras:
+    """The variance-exploding path with Karras preconditioning (EDM, Karras et al. 2022, table 1)."""
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The trained range."""
+        return NoiseLevels(self.sigma_min, self.sigma_max)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """c_in = 1 / sqrt(sigma^2 + sigma_data^2)."""
+        return (sigma * sigma + self.sigma_data**2).rsqrt()
+
+    def label(self, sigma: Tensor) -> Tensor:
+        """c_noise = log(sigma) / 4."""
+        return sigma.log() / 4
+
+
+def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """`steps` descending levels and a final zero, (steps + 1,) (Karras et al. 2022, eq. 5)."""
+    if steps < 1:
+        raise InputError(f"a sampler needs at least one step, not {steps}")
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def flow_sigmas(steps: int, t_max: float = 1 - 1e-9) -> Tensor:
+    """The levels of t = 1, 1 - 1/steps, ..., 0: a flow model's uniform Euler grid, (steps + 1,)."""
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64).clamp(max=t_max)
+    return t / (1 - t)
+
+
+def trained_sigmas(levels: NoiseLevels, steps: int | None = None) -> Tensor:
+    """`steps` of the trained levels (all by default), evenly spaced in index, descending, and a final zero."""
+    if levels.trained is None:
+        raise InputError("this model is continuous in sigma and has no trained levels; use a Karras grid")
+    count = len(levels.trained)
+    steps = count if steps is None else steps
+    if not 1 <= steps <= count:
+        raise InputError(f"steps={steps}: this model has {count} trained levels, choose 1 to {count}")
+    index = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round().long().tolist()
+    return torch.tensor([levels.trained[i] for i in index] + [0.0], dtype=torch.float64)
+
+
+def snap_sigmas(sigmas: Tensor, levels: NoiseLevels) -> Tensor:
+    """Move a descending grid onto trained levels, dropping repeats; the identity for a continuous model."""
+    snapped = [levels.snap(s) for s in sigmas.tolist() if s > 0]
+    distinct = [s for i, s in enumerate(snapped) if i == 0 or s < snapped[i - 1] * (1 - SAME_LEVEL)]
+    return torch.tensor([*distinct, 0.0], dtype=torch.float64)
+
+
+def merge_levels(levels: Sequence[NoiseLevels]) -> NoiseLevels:
+    """The range in which all of several models were trained; discrete levels come from the models that have them.
+
+    Raises InputError where two discrete models share no grid: no sigma would be a trained level of both.
+    """
+    discrete = [item.trained for item in levels if item.trained is not None]
+    for other in discrete[1:]:
+        pairs = zip(other, discrete[0], strict=False)
+        if len(other) != len(discrete[0]) or any(abs(a - b) > SAME_LEVEL * b for a, b in pairs):
+            raise InputError(
+                "two discrete-time policies were trained on different noise levels "
+                f"({len(discrete[0])} from {discrete[0][0]:.4g} to {discrete[0][-1]:.4g}; "
+                f"{len(other)} from {other[0]:.4g} to {other[-1]:.4g}); compose each with a continuous-time policy instead"
+            )
+    low, high = max(item.sigma_min for item in levels), min(item.sigma_max for item in levels)
+    if low >= high:
+        ranges = "; ".join(f"{item.sigma_min:.4g} to {item.sigma_max:.4g}" for item in levels)
+        raise InputError(f"the policies share no range of sigma ({ranges})")
+    shared = NoiseLevels(low, high)
+    return NoiseLevels(low, high, tuple(s for s in discrete[0] if shared.covers(s))) if discrete else shared

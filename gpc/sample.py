@@ -1,0 +1,75 @@
+"""Samplers: generators over an explicit, descending grid of sigmas that ends in zero.
+
+All solve `dx/dsigma = (x - denoised) / sigma` (or its stochastic relative) and yield x after every step, so a caller may
+look at any level. x is (batch, horizon, action), float64, and starts as `sigmas[0] * noise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from gpc.denoise import Denoiser
+from gpc.errors import InputError
+
+Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
+
+
+def euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Euler in sigma, which is DDIM with eta = 0 (Song et al. 2021, eq. 12) and a flow model's Euler loop."""
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        denoised = denoiser(x, sigma)
+        x = denoised + after / sigma * (x - denoised)
+        yield x
+
+
+def ancestral(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[int], Tensor]) -> Iterator[Tensor]:
+    """The DDPM posterior step (Ho et al. 2020, eq. 7), which is DDIM with eta = 1; `noise(i)` is step i's, like x."""
+    for i, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = denoiser(x, sigma)
+        ratio = (after / sigma) ** 2
+        spread = after * (1 - ratio).sqrt()
+        x = denoised + ratio * (x - denoised)
+        x = x + spread * noise(i) if after > 0 else x
+        yield x
+
+
+def heun(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Heun's second-order step, Euler into zero (Karras et al. 2022, algorithm 1); two evaluations a step."""
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - denoiser(x, sigma)) / sigma
+        guess = x + (after - sigma) * slope
+        if after > 0:
+            slope = (slope + (guess - denoiser(guess, after)) / after) / 2
+        x = x + (after - sigma) * slope
+        yield x
+
+
+def dpmpp_2m(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """DPM-Solver++ 2M: second order from the last two evaluations (Lu et al. 2022, algorithm 2), first order into zero."""
+    previous, width = None, None
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        denoised = denoiser(x, sigma)
+        step = (sigma / after).log()  # infinite into zero, where the update is `x = denoised`
+        corrected = denoised
+        if previous is not None and width is not None and after > 0:
+            corrected = denoised + step / (2 * width) * (denoised - previous)
+        x = after / sigma * x - torch.expm1(-step) * corrected
+        previous, width = denoised, step
+        yield x
+
+
+DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+METHODS = (*DETERMINISTIC, "ancestral")
+
+
+def last(steps: Iterator[Tensor]) -> Tensor:
+    """The sample: what a sampler yields last."""
+    x = None
+    for x in steps:  # noqa: B007
+        pass
+    if x is None:
+        raise InputError("a sampler needs a grid of at least two sigmas")
+    return x

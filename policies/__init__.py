@@ -1,0 +1,1 @@
+"""Adapters that turn outside checkpoints into gpc policies, one file per codebase."""
