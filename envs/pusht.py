@@ -127,9 +127,7 @@ class PushT(Environment):
         self._stock = PushTEnv(visualization_width=384, visualization_height=384)
         self._steps = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Frame, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start an episode: the state that gym-pusht draws from `seed` (or its option "reset_to_state")."""
         super().reset(seed=seed)
         self._stock.reset(seed=seed, options=options)

@@ -1,1 +1,34 @@
-"""Compose pretrained robot policies."""
+"""Compose pretrained robot policies at test time.
+
+`load_policy` and `compose` make policies; `evaluate` and `search` roll them out with honest statistics. Names are resolved
+on first use, so that a simulator process, which imports `gpc.env` only, never loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpc.composition import ComposedPolicy, Convex, compose
+    from gpc.denoise import NetworkDenoiser
+    from gpc.experiment import evaluate, search
+    from gpc.load import load_policy
+
+__version__ = "0.1.0"
+_HOME = {
+    "ComposedPolicy": "gpc.composition",
+    "Convex": "gpc.composition",
+    "NetworkDenoiser": "gpc.denoise",
+    "compose": "gpc.composition",
+    "evaluate": "gpc.experiment",
+    "load_policy": "gpc.load",
+    "search": "gpc.experiment",
+}
+__all__ = ["ComposedPolicy", "Convex", "NetworkDenoiser", "compose", "evaluate", "load_policy", "search"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gpc' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

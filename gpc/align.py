@@ -90,7 +90,9 @@ def _check_same_actions(a: Policy, b: Policy) -> None:
     if one.names != other.names:
         raise InputError(f"{a.name} and {b.name} name their actions differently: {one.names} against {other.names}")
     if one.dt != other.dt:
-        raise InputError(f"{a.name} predicts every {one.dt:g} control steps, {b.name} every {other.dt:g}; they must agree")
+        raise InputError(
+            f"{a.name} predicts every {one.dt:g} control steps, {b.name} every {other.dt:g}; they must agree"
+        )
     if one.start + one.horizon <= other.start or other.start + other.horizon <= one.start:
         raise InputError(f"the chunks of {a.name} and {b.name} share no step; nothing would be composed")
 

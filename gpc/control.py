@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpc.compose import ComposedPolicy
+from gpc.composition import ComposedPolicy
 from gpc.denoise import Clamp
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, last
 
+Array = npt.NDArray[Any]
 ROWS = 16  # batches are padded to a multiple: a row's result is then bitwise the same whatever shares its batch
 
 
@@ -45,7 +48,7 @@ class Sampling:
         return snap_sigmas(karras_sigmas(self.steps, low, high, self.rho), levels)
 
 
-def keyed_noise(seeds: np.ndarray, chunks: np.ndarray, count: int, actions: ActionSpec) -> Tensor:
+def keyed_noise(seeds: Array, chunks: Array, count: int, actions: ActionSpec) -> Tensor:
     """Standard normal noise (count, batch, horizon, action), float64; a row depends on its (seed, chunk) alone.
 
     The same seed therefore meets the same noise under every candidate's weights (common random numbers).
@@ -87,9 +90,7 @@ class ChunkActor:
             )
         _ = self.sampling.sigmas(self.policy.levels)
 
-    def __call__(
-        self, observation: dict[str, np.ndarray], weights: np.ndarray, seeds: np.ndarray, chunks: np.ndarray
-    ) -> np.ndarray:
+    def __call__(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action)."""
         batch = len(seeds)
         rows = np.arange(-(-batch // ROWS) * ROWS) % batch

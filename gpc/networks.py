@@ -36,8 +36,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int, kernel: int, groups: int = 8) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs))
-        self.second = nn.Sequential(nn.Conv1d(outputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs))
+        self.first = nn.Sequential(
+            nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs)
+        )
+        self.second = nn.Sequential(
+            nn.Conv1d(outputs, outputs, kernel, padding=kernel // 2), nn.GroupNorm(groups, outputs)
+        )
         self.film = nn.Linear(condition, 2 * outputs)
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
@@ -83,23 +87,24 @@ class UNet(nn.Module):
         first = ResidualBlock(inputs, outputs, condition, kernel)
         return nn.ModuleList([first, ResidualBlock(outputs, outputs, condition, kernel)])
 
+    @staticmethod
+    def _run(blocks: nn.Module, h: Tensor, condition: Tensor) -> Tensor:
+        for block in blocks.children():
+            h = block(h, condition)
+        return h
+
     def forward(self, x: Tensor, label: Tensor, condition: Tensor) -> Tensor:
         """See the module; horizon must divide by 2 ** (len(widths) - 1)."""
         c = self.condition(torch.cat([self.embedding(label), condition], -1))
         h, skips = x.transpose(1, 2), []
         for level, blocks in enumerate(self.down):
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h, c)
+            h = self._run(blocks, h, c)
             skips.append(h)
             if level < len(self.shrink):
                 h = self.shrink[level](h)
-        for block in self.middle:
-            h = block(h, c)
+        h = self._run(self.middle, h, c)
         for blocks, grow in zip(self.up, self.grow, strict=True):
-            h = torch.cat([h, skips.pop()], 1)
-            for block in blocks:  # type: ignore[union-attr]
-                h = block(h, c)
-            h = grow(h)
+            h = grow(self._run(blocks, torch.cat([h, skips.pop()], 1), c))
         out: Tensor = self.head(h)
         return out.transpose(1, 2)
 
@@ -173,12 +178,16 @@ class ImageEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in zip((3, *channels[:-1]), channels, strict=True):
-            layers += [nn.Conv2d(a, b, 5 if a == 3 else 3, stride=2, padding=2 if a == 3 else 1), nn.GroupNorm(8, b), nn.SiLU()]
+            layers += [
+                nn.Conv2d(a, b, 5 if a == 3 else 3, stride=2, padding=2 if a == 3 else 1),
+                nn.GroupNorm(8, b),
+                nn.SiLU(),
+            ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], keypoints, 3, padding=1))
 
     def forward(self, image: Tensor) -> Tensor:
         """The expected (x, y) of each keypoint's heat map in [-1, 1], and the map's peak: 3 * keypoints features."""
-        maps = self.layers(image.permute(0, 3, 1, 2).to(self.layers[0].weight.dtype) / 127.5 - 1)  # type: ignore[union-attr]
+        maps = self.layers(image.permute(0, 3, 1, 2).float() / 127.5 - 1)
         heat = maps.flatten(2).softmax(-1).unflatten(-1, maps.shape[-2:])
         grid = [torch.linspace(-1, 1, n, device=maps.device, dtype=maps.dtype) for n in maps.shape[-2:]]
         y, x = (heat.sum(3) * grid[0]).sum(-1), (heat.sum(2) * grid[1]).sum(-1)
@@ -212,7 +221,7 @@ class Encoder(nn.Module):
         spec = self.inputs[key]
         if spec.get("image"):
             features: Tensor = self.cameras[key](value.flatten(0, 1))
-            return features.unflatten(0, value.shape[:2])
+            return features.reshape(*value.shape[:2], -1)
         value = value.float()
         angles = list(spec.get("angles", []))  # type: ignore[call-overload]
         plain = [i for i in range(value.shape[-1]) if i not in angles]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -71,7 +72,9 @@ class ObservationSpec:
                 raise InputError(f"observation has no {key!r}; it has {', '.join(sorted(observation)) or 'nothing'}")
             found = tuple(observation[key].shape[1:])
             if found != (self.n_obs_steps, *shape):
-                raise InputError(f"observation {key!r} has shape {found}, the policy wants {(self.n_obs_steps, *shape)}")
+                raise InputError(
+                    f"observation {key!r} has shape {found}, the policy wants {(self.n_obs_steps, *shape)}"
+                )
 
 
 class Policy(Protocol):
@@ -93,11 +96,17 @@ class Policy(Protocol):
     def levels(self) -> NoiseLevels:
         """Where it was trained."""
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of weights and normalisers, for run manifests."""
+
     def condition(self, observation: Observation) -> Denoiser:
         """Encode one batch of observations; the denoiser may then be called many times."""
 
 
-def observation_tensors(observation: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def observation_tensors(
+    observation: Mapping[str, npt.NDArray[Any]], device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Arrays as tensors on a device: numbers as float32, images as they are (uint8)."""
     return {
         key: torch.from_numpy(value if value.dtype == np.uint8 else value.astype(np.float32)).to(device)

@@ -60,9 +60,7 @@ def _check_frame(env: Environment, frame: Frame, source: str) -> None:
         f"{source} returns the keys {sorted(frame)}, observation_space has {sorted(space)}",
     )
     for key, value in frame.items():
-        _require(
-            isinstance(value, np.ndarray), f'{source}["{key}"] is a {type(value).__name__}, not an array'
-        )
+        _require(isinstance(value, np.ndarray), f'{source}["{key}"] is a {type(value).__name__}, not an array')
         found, expected = (value.shape, value.dtype), (space[key].shape, space[key].dtype)
         _require(found == expected, f'{source}["{key}"] is {found}, observation_space says {expected}')
         _require(bool(np.isfinite(value).all()), f'{source}["{key}"] is not finite')
@@ -78,18 +76,14 @@ def _check_outcome(outcome: Outcome) -> None:
     _require("is_success" in info, 'advance(): info has no "is_success"')
     flags = {"terminated": terminated, "truncated": truncated, 'info["is_success"]': info["is_success"]}
     for name, flag in flags.items():
-        _require(
-            isinstance(flag, bool | np.bool_), f"advance(): {name} is a {type(flag).__name__}, not a bool"
-        )
+        _require(isinstance(flag, bool | np.bool_), f"advance(): {name} is a {type(flag).__name__}, not a bool")
 
 
 def _check_looking(env: Environment, seed: int, actions: Sequence[Array]) -> None:
     frame, info = env.reset(seed=seed)
     _require(isinstance(info, dict), f"reset(): info is a {type(info).__name__}, not a dict")
     _check_frame(env, frame, "reset()")
-    _require(
-        _differing(frame, env.observe()) == [], "observe() after reset() differs from what reset() returned"
-    )
+    _require(_differing(frame, env.observe()) == [], "observe() after reset() differs from what reset() returned")
     for action in actions:
         before = env.observe()
         kept = {key: value.copy() for key, value in before.items()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction
 from gpc.errors import InputError
+from gpc.load import suggest
 from gpc.networks import Encoder, Transformer, UNet
 from gpc.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
 from gpc.policy import ActionSpec, Observation, ObservationSpec
@@ -76,6 +78,14 @@ class BundledPolicy:
         """Trained range of sigma."""
         return self.schedule.levels
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the card's model and actions (normalisers included) and of all weights."""
+        digest = hashlib.sha256(json.dumps([self.card["model"], self.card["actions"]], sort_keys=True).encode())
+        for key, value in sorted(self.module.state_dict().items()):
+            digest.update(key.encode() + value.numpy().tobytes())
+        return digest.hexdigest()
+
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Encode the observation once."""
@@ -106,7 +116,6 @@ def build(card: Mapping[str, Any]) -> BundledPolicy:
     )
 
 
-@functools.cache
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a policy folder; InputError where it is missing or not JSON."""
     try:
@@ -123,7 +132,9 @@ def load(source: str) -> BundledPolicy:
 
     Raises InputError where the policy is unknown or its files are missing, cut short or of another network.
     """
-    folder = BUNDLED / source if (BUNDLED / source / CARD).exists() else Path(source)
+    folder = BUNDLED / source if source in names() else Path(source)
+    if not folder.is_dir():
+        raise InputError(f"no bundled policy and no folder is called {source!r}{suggest(source, names())}")
     policy = build(read_card(folder))
     try:
         policy.module.load_state_dict(load_file(folder / WEIGHTS))
@@ -131,7 +142,9 @@ def load(source: str) -> BundledPolicy:
         raise InputError(f"{folder} holds no {WEIGHTS}; train it with scripts/train.py or copy it there") from None
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network") from None
+        raise InputError(
+            f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network"
+        ) from None
     policy.module.eval().requires_grad_(False)
     return policy
 

@@ -39,9 +39,18 @@ UNET = {"type": "unet", "widths": [88, 176], "label_scale": 1.0}
 TRANSFORMER = {"type": "transformer", "width": 160, "depth": 4, "heads": 5}
 
 
-def recipe(summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, scale: float, bound: float) -> dict:
+def recipe(
+    summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, scale: float, bound: float
+) -> dict:
     """A card without results."""
-    actions = {"horizon": 16, "names": ["x", "y"], "scale": [scale] * 2, "offset": [256.0] * 2, "start": -1, "bound": bound}
+    actions = {
+        "horizon": 16,
+        "names": ["x", "y"],
+        "scale": [scale] * 2,
+        "offset": [256.0] * 2,
+        "start": -1,
+        "bound": bound,
+    }
     model = {"inputs": inputs, "n_obs_steps": 2, "network": network, "schedule": schedule, "prediction": prediction}
     return {"summary": summary, "actions": actions, "model": model}
 
@@ -133,14 +142,18 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.95))
         self.generator = torch.Generator().manual_seed(args.seed)
         self.step, self.seconds, self.losses = 0, 0.0, []
-        self.observations, self.actions, self.ends = load_demonstrations(args.data, list(self.policy.observations.shapes))
+        self.observations, self.actions, self.ends = load_demonstrations(
+            args.data, list(self.policy.observations.shapes)
+        )
         self.path = args.out / name / "checkpoint.pt"
 
     def batches(self, episodes: list[int]) -> tuple[Tensor, Tensor]:
         spec = self.policy
         return windows(self.ends, episodes, spec.actions.horizon, spec.observations.n_obs_steps)
 
-    def loss(self, module: torch.nn.Module, observed: Tensor, acted: Tensor, generator: torch.Generator, augment: bool) -> Tensor:
+    def loss(
+        self, module: torch.nn.Module, observed: Tensor, acted: Tensor, generator: torch.Generator, augment: bool
+    ) -> Tensor:
         """Weighted denoising loss of one batch of windows."""
         policy = self.policy
         observation = {key: value[observed] for key, value in self.observations.items()}
@@ -203,7 +216,9 @@ class Trainer:
             return
         parts = torch.load(self.path, weights_only=True)
         if parts["steps"] != self.args.steps:
-            raise SystemExit(f"{self.path} was begun with --steps {parts['steps']}; use that, or delete it to begin anew")
+            raise SystemExit(
+                f"{self.path} was begun with --steps {parts['steps']}; use that, or delete it to begin anew"
+            )
         self.module.load_state_dict(parts["module"])
         self.average.load_state_dict(parts["average"])
         self.optimizer.load_state_dict(parts["optimizer"])
@@ -255,7 +270,13 @@ def main() -> None:
     trainer = Trainer(args.name, args)
     trainer.resume()
     observed, acted = trainer.batches([e for e in range(len(trainer.ends)) if e not in HELD_OUT])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         bar = progress.add_task(args.name, total=args.steps, completed=trainer.step)
         while trainer.step < args.steps:
@@ -265,7 +286,9 @@ def main() -> None:
                 trainer.losses.append(trainer.validate())
                 trainer.save()
                 progress.update(bar, description=f"{args.name} held-out loss {trainer.losses[-1]:.4f}")
-                progress.console.print(f"step {trainer.step}: held-out loss {trainer.losses[-1]:.4f}, {trainer.seconds / 60:.1f} min")
+                progress.console.print(
+                    f"step {trainer.step}: held-out loss {trainer.losses[-1]:.4f}, {trainer.seconds / 60:.1f} min"
+                )
     trainer.export(args.export / args.name)
 
 

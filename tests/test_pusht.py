@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import shapely
-from gpc.envs.pusht import OUTLINE, PushT, coverage, keypoints
 from gym_pusht.envs.pusht import PushTEnv
 
 from gpc.env import Array
+from gpc.envs.pusht import OUTLINE, PushT, coverage, keypoints
 from gpc.errors import InputError, RunError
 from gpc.testing import check_env
 
@@ -29,9 +29,7 @@ def stock_observation(stock: PushTEnv, obs_type: str) -> dict[str, Array]:
     return {"state": stock.get_obs()} if obs_type == "state" else stock.get_obs()
 
 
-def play_both(
-    seed: int, choose, steps: int, keys: tuple[str, ...]
-) -> Iterator[tuple[PushT, PushTEnv, float]]:
+def play_both(seed: int, choose, steps: int, keys: tuple[str, ...]) -> Iterator[tuple[PushT, PushTEnv, float]]:
     """Our environment and the stock one after each of the same actions, and how far the rewards differ."""
     ours, stock = PushT(keys), PushTEnv()
     ours.reset(seed=seed)
@@ -69,9 +67,7 @@ def test_low_dimensional_observations_equal_stock_bitwise(choose, seed: int) -> 
 def test_pixels_and_pictures_equal_stock_bitwise(seed: int) -> None:
     for ours, stock, _ in play_both(seed, pushing_actions, 25, ("pixels",)):
         stock.visualization_width = stock.visualization_height = 384
-        assert np.array_equal(
-            ours.observe()["pixels"], stock_observation(stock, "pixels_agent_pos")["pixels"]
-        )
+        assert np.array_equal(ours.observe()["pixels"], stock_observation(stock, "pixels_agent_pos")["pixels"])
         picture = ours.render()
         assert picture.shape == (384, 384, 3)
         assert picture.dtype == np.uint8
@@ -79,9 +75,7 @@ def test_pixels_and_pictures_equal_stock_bitwise(seed: int) -> None:
     blank = PushT()
     first = (blank.reset(seed=seed), blank.render())[1]
     assert not np.array_equal(first, (blank.advance(np.array([50.0, 50.0])), blank.render())[1])
-    assert np.array_equal(first, (blank.reset(seed=seed), blank.render())[1]), (
-        "last episode's action is shown"
-    )
+    assert np.array_equal(first, (blank.reset(seed=seed), blank.render())[1]), "last episode's action is shown"
 
 
 def test_same_seed_and_actions_repeat_bit_for_bit() -> None:
@@ -89,9 +83,7 @@ def test_same_seed_and_actions_repeat_bit_for_bit() -> None:
     env, results = PushT(("state",)), []
     for fresh in (env, env, PushT(("state",))):
         fresh.reset(seed=7)
-        results.append(
-            [(*fresh.advance(action)[:2], fresh.observe()["state"].tobytes()) for action in actions]
-        )
+        results.append([(*fresh.advance(action)[:2], fresh.observe()["state"].tobytes()) for action in actions])
     assert results[0] == results[1] == results[2]
 
 
@@ -100,9 +92,7 @@ def test_coverage_equals_polygon_intersection() -> None:
 
     def tee(pose) -> shapely.Polygon:
         cos, sin = math.cos(pose[2]), math.sin(pose[2])
-        return shapely.Polygon(
-            [(pose[0] + u * cos - v * sin, pose[1] + u * sin + v * cos) for u, v in OUTLINE]
-        )
+        return shapely.Polygon([(pose[0] + u * cos - v * sin, pose[1] + u * sin + v * cos) for u, v in OUTLINE])
 
     goal, partial = tee(GOAL), 0
     for spread in (1e-7, 0.1, 3, 30, 80):
@@ -149,9 +139,7 @@ def test_keypoints_of_demonstrations_equal_the_observation() -> None:
     np.testing.assert_allclose(keypoints(states[:, 2:]), expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "keys", [("state",), ("agent_pos", "pixels"), ("state", "keypoints", "agent_pos", "pixels")]
-)
+@pytest.mark.parametrize("keys", [("state",), ("agent_pos", "pixels"), ("state", "keypoints", "agent_pos", "pixels")])
 def test_contract(keys: tuple[str, ...]) -> None:
     env = PushT(keys)
     check_env(env, seed=100000)

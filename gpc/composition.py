@@ -96,7 +96,9 @@ class ComposedDenoiser:
         level = float(sigma.max())
         opinion = torch.stack([m.opinion(self.horizon, level) for m in self.members]).to(x)
         if not bool(opinion.any(0).all()):
-            trained = "; ".join(f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members)
+            trained = "; ".join(
+                f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
+            )
             raise InputError(f"sigma={level:.4g} is outside what every policy was trained for ({trained})")
         needed = [bool(o.any()) and (self.composer.weighs(k) or self._fills(k, opinion)) for k, o in enumerate(opinion)]
         calls = list(zip(self.members, self.denoisers, needed, strict=True))
@@ -125,7 +127,9 @@ class ComposedPolicy:
 
     def __post_init__(self) -> None:
         if isinstance(self.composer, Convex) and self.composer.weights.shape[-1] != len(self.policies):
-            raise InputError(f"{self.composer.weights.shape[-1]} weights for {len(self.policies)} policies; give one each")
+            raise InputError(
+                f"{self.composer.weights.shape[-1]} weights for {len(self.policies)} policies; give one each"
+            )
         _ = self.members, self.observations, self.levels
 
     @cached_property
@@ -137,6 +141,11 @@ class ComposedPolicy:
     def name(self) -> str:
         """The members' names."""
         return " + ".join(p.name for p in self.policies)
+
+    @property
+    def fingerprint(self) -> str:
+        """The members' fingerprints."""
+        return " ".join(p.fingerprint for p in self.policies)
 
     @cached_property
     def actions(self) -> ActionSpec:

@@ -1,0 +1,132 @@
+"""The command line: `gpc evaluate`, `gpc search`, `gpc policies`, `gpc report`, `gpc doctor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gpc.errors import GpcError, InputError
+from gpc.load import suggest
+
+HELP = """\
+[bold]gpc[/]: compose pretrained robot policies at test time, with honest statistics.
+
+[bold]Commands[/]
+  gpc search    KEY=VALUE ...   find the weights on search seeds, compare winner and parents on report seeds
+  gpc evaluate  KEY=VALUE ...   roll out one policy, or a composition under given weights
+  gpc policies  \\[NAME]          the bundled policies, or the card of one
+  gpc report    RUN             write RUN/report.html again and print the table
+  gpc doctor                    what is installed, what is missing, and the command that mends it
+
+[bold]Examples[/]
+  gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
+  gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
+  gpc evaluate policies=pusht-beso sampler=heun sampler.steps=3
+
+A policy is a bundled name or [italic]loader:path[/]. The same command after an interruption goes on where it stopped.
+`gpc search -h` and `gpc evaluate -h` list every key with its default.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 (failed while running), 2 (bad input) or 130 (interrupted)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    console, errors = Console(), Console(stderr=True)
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            console.print(HELP, highlight=False, soft_wrap=True)
+            return 0
+        if args[0] == "--version":
+            import gpc
+
+            console.print(gpc.__version__, highlight=False)
+            return 0
+        if args[0] not in COMMANDS:
+            raise InputError(f"unknown command {args[0]!r}{suggest(args[0], list(COMMANDS))}")
+        COMMANDS[args[0]](console, args[1:])
+    except GpcError as error:
+        errors.print(f"[red]gpc:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        errors.print("[yellow]gpc:[/] interrupted; the same command goes on from here", highlight=False)
+        return 130
+    return 0
+
+
+def _evaluate(console: Console, args: list[str]) -> None:
+    _experiment(console, "evaluate", args)
+
+
+def _search(console: Console, args: list[str]) -> None:
+    _experiment(console, "search", args)
+
+
+def _experiment(console: Console, name: str, args: list[str]) -> None:
+    from gpc.config import describe, load_config
+
+    if {"-h", "--help"} & set(args):
+        console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
+        return
+    config = load_config(name, args)
+    from gpc.experiment import run
+
+    folder = run(config, name, console)
+    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _policies(console: Console, args: list[str]) -> None:
+    import json
+
+    from gpc.load import bundled_cards
+
+    cards = bundled_cards()
+    if args:
+        if args[0] not in cards:
+            raise InputError(f"no bundled policy is called {args[0]!r}{suggest(args[0], list(cards))}")
+        console.print_json(json.dumps(cards[args[0]]))
+        return
+    table = Table("policy", "what it is", "reads", "parameters", "score (95 % interval)", "episodes")
+    for name, card in cards.items():
+        measured = card.get("measured", {})
+        low, high = measured.get("avg_max_reward_ci95", (float("nan"),) * 2)
+        score = f"{measured['avg_max_reward']:.3f} ({low:.3f} to {high:.3f})" if measured else "not measured"
+        reads = ", ".join(card["model"]["inputs"])
+        count = f"{card['training']['parameters'] / 1e6:.1f} M"
+        table.add_row(name, card["summary"], reads, count, score, str(measured.get("n_episodes", "")))
+    console.print(table)
+
+
+def _report(console: Console, args: list[str]) -> None:
+    from gpc.report import print_summary, write_report
+
+    if len(args) != 1:
+        raise InputError("gpc report takes one run folder, as in: gpc report runs/demo")
+    path = Path(args[0])
+    page = write_report(path)
+    print_summary(path, console)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _doctor(console: Console, args: list[str]) -> None:
+    from gpc.doctor import diagnose
+
+    if args:
+        raise InputError("gpc doctor takes no arguments")
+    console.print(diagnose())
+
+
+COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
+    "search": _search,
+    "evaluate": _evaluate,
+    "policies": _policies,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Hydra configurations: composed from `gpc.configs`, checked, and instantiated from an allow-list only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gpc.errors import InputError
+from gpc.load import suggest
+
+# Hydra imports and calls whatever `_target_` names; nothing but these is ever handed to it.
+ALLOWED = frozenset({"gpc.worker.EnvSpec", "gpc.rollout.Engine", "gpc.control.Sampling", "gpc.weight_search.Grid"})
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration `name` ("evaluate", "search") with overrides as on the command line.
+
+    Raises InputError, one line, where an override is malformed, a key or group option unknown or a value missing.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("gpc.configs", version_base="1.3"):
+            config = compose(name, overrides=list(overrides))
+        missing = OmegaConf.missing_keys(config)
+        if missing:
+            raise InputError(f"{sorted(missing)[0]} is not set; give it on the command line, as in {_example(missing)}")
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error, name)) from None
+    _check_targets(config)
+    return config
+
+
+def build(config: DictConfig, **extra: Any) -> Any:
+    """The object that a config node's `_target_` names; `extra` are further arguments of it.
+
+    Raises InputError where the target is not on the allow-list or its arguments do not fit.
+    """
+    _check_targets(config)
+    try:
+        return instantiate(config, **extra, _convert_="all")
+    except HydraException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(_one_line(cause or error, config._target_)) from None
+
+
+def options(group: str) -> list[str]:
+    """The names of a config group's options ("env", "sampler", "search")."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in files("gpc.configs").joinpath(group).iterdir() if ".yaml" in p.name
+    )
+
+
+def _check_targets(node: DictConfig) -> None:
+    _walk(OmegaConf.to_container(node, resolve=True), "")
+
+
+def _walk(value: Any, where: str) -> None:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        if key == "_target_" and item not in ALLOWED:
+            raise InputError(f"{where}_target_={item} is not allowed; gpc builds only {', '.join(sorted(ALLOWED))}")
+        _walk(item, f"{where}{key}.")
+
+
+def _example(missing: set[str]) -> str:
+    return "'policies=[pusht-diffusion,pusht-flow]'" if "policies" in missing else f"{sorted(missing)[0]}=VALUE"
+
+
+def _one_line(error: BaseException, name: str) -> str:
+    """Hydra's message on one line; an unknown key or option is answered with the nearest known one."""
+    text = " ".join(str(error).split())
+    option = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
+    if option:
+        return f"unknown {option[1]} {option[2]!r}{suggest(option[2], options(option[1]))}"
+    key = re.search(r"(?:Could not override|Key) '([\w.]+)'", text)
+    if key and "not in" in text + " not in":
+        return f"unknown key {key[1]!r} in {name}{suggest(key[1], _known_keys(name))}"
+    return text
+
+
+def _known_keys(name: str) -> list[str]:
+    with initialize_config_module("gpc.configs", version_base="1.3"):
+        config = OmegaConf.to_container(compose(name))
+
+    def paths(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        inner = [path for key, item in node.items() if key != "_target_" for path in paths(item, f"{prefix}.{key}")]
+        return [prefix, *inner] if prefix else inner
+
+    return [path.strip(".") for path in paths(config, "")]
+
+
+def describe(name: str) -> str:
+    """Every key of a configuration with its default and comment, as the files have them, for `-h`."""
+    root = files("gpc.configs")
+    text = [root.joinpath(f"{name}.yaml").read_text()]
+    for group in ("env", "sampler", "engine", *(["search"] if name == "search" else [])):
+        names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
+        text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
+    shown = [line for line in "\n".join(text).splitlines() if "_target_" not in line]
+    return "\n".join(shown)

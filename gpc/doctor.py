@@ -1,0 +1,76 @@
+"""`gpc doctor`: what is installed, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `mend` is the command that mends it, empty where all is well."""
+
+    what: str
+    found: str
+    needed_for: str
+    mend: str = ""
+
+
+PACKAGES = (
+    ("torch", "every policy", "pip install gpc"),
+    ("zarr", "trajectories", "pip install gpc"),
+    ("gym-pusht", "env=pusht", "pip install 'gpc[pusht]'"),
+    ("pymunk", "env=pusht", "pip install 'gpc[pusht]'"),
+    ("matplotlib", "the weight curve", "pip install 'gpc[report]'"),
+    ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
+    ("mujoco", "MuJoCo environments", "pip install mujoco"),
+)
+GL_PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current(); context.free()"
+GL_PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
+
+
+def findings() -> list[Finding]:
+    """Everything that was looked at, in order."""
+    found = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
+    found += [_package(*row) for row in PACKAGES]
+    found += [_gl(backend) for backend in GL_PACKAGES]
+    free = shutil.disk_usage(os.getcwd()).free / 2**30
+    return [*found, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
+
+
+def diagnose() -> Table:
+    """The findings as a table for the terminal."""
+    table = Table("", "what", "found", "needed for", "mend with")
+    for item in findings():
+        table.add_row("[red]x[/]" if item.mend else "[green]ok[/]", item.what, item.found, item.needed_for, item.mend)
+    return table
+
+
+def _package(name: str, needed_for: str, mend: str) -> Finding:
+    try:
+        return Finding(name, version(name), needed_for)
+    except PackageNotFoundError:
+        return Finding(name, "missing", needed_for, mend)
+
+
+def _gl(backend: str) -> Finding:
+    """Whether off-screen rendering works with this backend, tried in a process of its own."""
+    what, needed_for = f"MUJOCO_GL={backend}", "camera images from MuJoCo"
+    probe = subprocess.run(
+        [sys.executable, "-c", GL_PROBE],
+        env=os.environ | {"MUJOCO_GL": backend},
+        capture_output=True,
+        timeout=60,
+        text=True,
+    )
+    if probe.returncode == 0:
+        return Finding(what, "works", needed_for)
+    if "No module named 'mujoco'" in probe.stderr:
+        return Finding(what, "not tried: no mujoco", needed_for, "pip install mujoco")
+    return Finding(what, "does not work", needed_for, f"apt-get install {GL_PACKAGES[backend]}")

@@ -1,0 +1,270 @@
+"""`evaluate` and `search`: policies in, rows and a summary out, in a run folder that may be interrupted at any time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gpc.composition import ComposedPolicy, Convex, compose
+from gpc.config import build, load_config
+from gpc.control import ChunkActor
+from gpc.errors import InputError
+from gpc.load import load_policy
+from gpc.policy import Policy
+from gpc.record import Row, RunFolder, read_rows
+from gpc.report import print_summary, write_report
+from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
+from gpc.summary import summarize_evaluation, summarize_search
+from gpc.weight_search import Outcome, Search, Weights
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `evaluate` and `search` return: the summary (docs/summary-schema.md), every row, and handy names."""
+
+    summary: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def winner(self) -> Mapping[str, Any]:
+        """The figures of the evaluated policy, or of a search's winner on report seeds."""
+        found: Mapping[str, Any] = self.summary.get("winner", self.summary)
+        return found
+
+    @property
+    def weights(self) -> Weights:
+        """The weights of `winner`."""
+        return tuple(self.winner["weights"])
+
+    @property
+    def success(self) -> float:
+        """Fraction of successful episodes."""
+        return float(self.winner["pc_success"]) / 100
+
+    @property
+    def success_ci95(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `success`."""
+        low, high = self.winner["pc_success_ci95"]
+        return low / 100, high / 100
+
+    @property
+    def score(self) -> float:
+        """Mean of the episodes' largest rewards."""
+        return float(self.winner["avg_max_reward"])
+
+    @property
+    def score_ci95(self) -> tuple[float, float]:
+        """95 % interval of `score`."""
+        low, high = self.winner["avg_max_reward_ci95"]
+        return low, high
+
+
+class Experiment:
+    """One configuration applied to loaded policies: checks everything before anything runs."""
+
+    def __init__(self, config: DictConfig, policies: Sequence[Policy], console: Console) -> None:
+        self.config, self.console = config, console
+        self.policy = compose(policies, _one_hot(0, len(policies)))
+        spec: EnvSpec = build(config.env)
+        observations = self.policy.observations
+        self.env = replace(spec, observation_keys=tuple(observations.shapes), n_obs_steps=observations.n_obs_steps)
+        self.engine: Engine = build(config.engine)
+        self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
+        self._check_environment()
+        self.health = Health()
+
+    @property
+    def names(self) -> list[str]:
+        """The policies' names."""
+        return [policy.name for policy in self.policy.policies]
+
+    def manifest(self, keys: Sequence[str]) -> dict[str, Any]:
+        """The part of the configuration that determines results, with the policies' fingerprints."""
+        chosen = {key: OmegaConf.to_container(self.config, resolve=True)[key] for key in ("env", "sampler", *keys)}  # type: ignore[index,call-overload]
+        prints = {policy.name: policy.fingerprint for policy in self.policy.policies}
+        return {"policies": self.names, "fingerprints": prints, **chosen}
+
+    def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job]) -> list[Row]:
+        """Run the jobs that the folder does not hold yet; returns the rows of all of them."""
+        todo = [job for job in jobs if (phase, job.candidate, job.seed) not in folder.rows]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
+        try:
+            with Progress(*COLUMNS, console=self.console, transient=True) as progress:
+                bar = progress.add_task(phase, total=len(jobs), completed=len(jobs) - len(todo))
+                for episode in rollout(todo, self.actor, self.env, self.engine, self.health):
+                    job = episode.job
+                    fields = (
+                        phase,
+                        job.candidate,
+                        job.seed,
+                        job.weights,
+                        episode.success,
+                        episode.score,
+                        episode.steps,
+                    )
+                    folder.append(Row(*fields), episode.trajectory)
+                    progress.advance(bar)
+        finally:
+            torch.set_num_threads(threads)
+        return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
+
+    def _check_environment(self) -> None:
+        """Build the environment once here, so that what does not fit is said before anything runs."""
+        try:
+            env = self.env.make()
+        except ImportError as error:
+            raise InputError(f"{self.env.target} needs a package that is missing ({error}); run gpc doctor") from None
+        try:
+            dim = env.action_space.shape
+            if dim != (self.policy.actions.dim,):
+                raise InputError(
+                    f"{self.policy.name} acts in {self.policy.actions.dim} dimensions, {self.env.target} in {dim}"
+                )
+            frame, _ = env.reset(seed=0)
+            for key, shape in self.policy.observations.shapes.items():
+                if key not in frame or frame[key].shape != shape:
+                    found = frame[key].shape if key in frame else "nothing"
+                    raise InputError(f"{self.policy.name} reads {key!r} {shape}, {self.env.target} offers {found}")
+        finally:
+            env.close()
+
+
+def evaluate(
+    policy: Policy, env: str = "pusht", *, episodes: int = 50, overrides: Sequence[str] = (), run_dir: str | None = None
+) -> Result:
+    """Roll out one policy, or a convex composition.
+
+    `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
+    Raises InputError before anything runs where something does not fit.
+    """
+    policies: Sequence[Policy] = (policy,)
+    weights: Weights = (1.0,)
+    if isinstance(policy, ComposedPolicy):
+        if not isinstance(policy.composer, Convex) or policy.composer.weights.ndim != 1:
+            raise InputError("evaluate takes a convex composition with one weight for each policy")
+        policies, weights = policy.policies, tuple(policy.composer.weights.tolist())
+    shown = [f"env={env}", f"episodes={episodes}", f"weights={list(weights)}", "video=0", *overrides]
+    return _quietly("evaluate", policies, shown, run_dir)
+
+
+def search(
+    policies: Sequence[Policy],
+    env: str = "pusht",
+    *,
+    method: str = "grid",
+    episodes: int = 20,
+    report_episodes: int = 50,
+    overrides: Sequence[str] = (),
+    run_dir: str | None = None,
+) -> Result:
+    """Find the weights on search seeds, then compare winner and parents on report seeds; see `evaluate`."""
+    shown = [
+        f"env={env}",
+        f"search={method}",
+        f"search.episodes={episodes}",
+        f"report.episodes={report_episodes}",
+        "video=0",
+    ]
+    return _quietly("search", policies, [*shown, *overrides], run_dir)
+
+
+def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], run_dir: str | None) -> Result:
+    names = "policies=[" + ",".join(f'"{policy.name}"' for policy in policies) + "]"
+    with tempfile.TemporaryDirectory() as scratch:
+        config = load_config(kind, [names, *overrides, f'run_dir="{run_dir or scratch}"'])
+        folder = Path(config.run_dir)
+        summary = _RUN[kind](Experiment(config, policies, Console(quiet=True)), folder)
+        return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))))
+
+
+def run(config: DictConfig, kind: str, console: Console) -> Path:
+    """A command of the command line: load, run, print, report. Returns the run folder."""
+    _check_numbers(config)
+    policies = [load_policy(source) for source in config.policies]
+    if not policies:
+        raise InputError("policies=[] is empty; name at least one")
+    experiment = Experiment(config, policies, console)
+    folder = Path(
+        config.run_dir or f"runs/{kind}-{config.env.target.partition(':')[2].lower()}-{'+'.join(experiment.names)}"
+    )
+    _RUN[kind](experiment, folder)
+    print_summary(folder, console)
+    write_report(folder)
+    return folder
+
+
+def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
+    """Episodes under one weight vector."""
+    config, count = experiment.config, len(experiment.names)
+    given = [1.0] if config.weights is None and count == 1 else config.weights
+    if given is None:
+        raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
+    weights = tuple(float(w) for w in given)
+    compose(experiment.policy.policies, weights)
+    jobs = [Job(0, weights, seed) for seed in range(config.seed, config.seed + config.episodes)]
+    with RunFolder(path, experiment.manifest(("weights", "episodes", "seed"))) as folder:
+        rows = experiment.roll(folder, "evaluate", jobs)
+        summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
+        folder.write_json("summary.json", summary)
+    return summary
+
+
+def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
+    """Weights from the search seeds, then winner and parents on the report seeds."""
+    config, count = experiment.config, len(experiment.names)
+    if count < 2:
+        raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
+    seeds = range(config.search.seed, config.search.seed + config.search.episodes)
+    fresh = range(config.report.seed, config.report.seed + config.report.episodes)
+    if set(seeds) & set(fresh):
+        raise InputError(
+            f"search seeds {seeds} and report seeds {fresh} overlap; move report.seed, or use fewer episodes"
+        )
+    settings = {k: v for k, v in config.search.items() if k not in ("episodes", "seed")}
+    plan: Search = build(OmegaConf.create(settings), policies=count, seeds=list(seeds))
+    with RunFolder(path, experiment.manifest(("search", "report"))) as folder:
+        while asked := plan.ask():
+            jobs = [Job(c, plan.candidates[c], seed) for c, seed in asked]
+            rows = experiment.roll(folder, "search", jobs)
+            plan.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
+        winner = plan.best()
+        parents = {name: plan.candidates.index(_one_hot(i, count)) for i, name in enumerate(experiment.names)}
+        jobs = [Job(c, plan.candidates[c], seed) for seed in fresh for c in dict.fromkeys([winner, *parents.values()])]
+        experiment.roll(folder, "report", jobs)
+        found = (folder.phase("search"), folder.phase("report"))
+        summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.health.breakdowns))
+        folder.write_json("summary.json", summary)
+    return summary
+
+
+_RUN = {"evaluate": run_evaluation, "search": run_search}
+
+
+def _one_hot(index: int, count: int) -> Weights:
+    return tuple(float(i == index) for i in range(count))
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Counts and seeds must be whole numbers that make sense; InputError names the key."""
+    for key in ("episodes", "seed", "search.episodes", "search.seed", "report.episodes", "report.seed", "video"):
+        value = OmegaConf.select(config, key)
+        low = 1 if key.endswith("episodes") else 0
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            raise InputError(f"{key}={value} must be a whole number, at least {low}")

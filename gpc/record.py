@@ -1,0 +1,198 @@
+"""The run folder: everything an experiment knows, written so that it can be killed at any time.
+
+`manifest.json` says what the run is, `episodes.jsonl` holds one row for each finished (phase, candidate, seed), and
+`trajectories.zarr` what happened in them. A row is acknowledged when it is on disk; the trajectory is written before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import zarr
+
+from gpc.env import Array
+from gpc.errors import InputError, RunError
+
+PACKAGES = ("gpc", "torch", "numpy", "scipy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr")
+Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """One finished episode; (phase, candidate, seed) is its key."""
+
+    phase: str
+    candidate: int
+    seed: int
+    weights: tuple[float, ...]
+    success: bool
+    score: float
+    steps: int
+
+    @property
+    def key(self) -> Key:
+        """What no two rows share."""
+        return self.phase, self.candidate, self.seed
+
+
+class RunFolder:
+    """One experiment on disk; open it with the configuration that determines its results.
+
+    Opening a folder again resumes it. Raises InputError where the folder belongs to another configuration (the first
+    difference is named) or another process writes in it, RunError where its rows are damaged.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("w")
+        except OSError as error:
+            raise InputError(f"run_dir={path} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise InputError(
+                f"{path} is in use by another gpc process; wait for it or choose another run_dir"
+            ) from None
+        self._check_manifest(json.loads(json.dumps(config)))
+        self.rows: dict[Key, Row] = {row.key: row for row in read_rows(path / "episodes.jsonl", mend=True)}
+        self._file: IO[bytes] = (path / "episodes.jsonl").open("ab")
+        self._group = zarr.open_group(path / "trajectories.zarr", mode="a")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process in."""
+        self._file.close()
+        self._lock.close()
+
+    def append(self, row: Row, trajectory: Mapping[str, Array]) -> None:
+        """Keep one episode; returns when it is on disk. Raises RunError where the disk is full: earlier rows stay."""
+        end = self._file.tell()
+        try:
+            self._write_trajectory(row, trajectory)
+            self._file.write(json.dumps(asdict(row)).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.truncate(self._file.fileno(), end)
+            why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            kept = len(self.rows)
+            raise RunError(f"{self.path}: {why}; {kept} finished episodes are kept, the same command goes on") from None
+        self.rows[row.key] = row
+
+    def phase(self, name: str) -> list[Row]:
+        """The finished rows of a phase, ordered by candidate and seed."""
+        return sorted(row for row in self.rows.values() if row.phase == name)
+
+    def trajectory(self, row: Row) -> dict[str, Array]:
+        """What was recorded of an episode."""
+        group = cast(zarr.Group, self._group[_place(row)])
+        return {name: np.asarray(array[:]) for name, array in group.arrays()}
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replace a JSON file of the folder, whole or not at all."""
+        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+
+    def _write_trajectory(self, row: Row, trajectory: Mapping[str, Array]) -> None:
+        group = self._group.create_group(_place(row), overwrite=_place(row) in self._group)
+        for name, value in trajectory.items():
+            group.create_array(name, data=value, chunks=value.shape)
+
+    def _check_manifest(self, config: dict[str, Any]) -> None:
+        path = self.path / "manifest.json"
+        if not path.exists():
+            if (self.path / "episodes.jsonl").exists():
+                raise InputError(f"{self.path} has episodes but no manifest.json; choose another run_dir")
+            manifest = {"schema_version": 1, "config": config, "versions": versions()}
+            self.write_json("manifest.json", manifest)
+            return
+        before = read_json(path)["config"]
+        if before != config:
+            key, old, new = next(_differences(before, config))
+            raise InputError(
+                f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a result, where installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run folder; InputError where it is missing or damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    return content
+
+
+def read_rows(path: Path, mend: bool = False) -> list[Row]:
+    """The rows of an episodes.jsonl; `mend` cuts off a last line that a kill left incomplete.
+
+    Raises RunError naming the first whole line that cannot be read.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if mend and whole < len(content):
+        os.truncate(path, whole)
+    rows = []
+    for number, line in enumerate(content[:whole].splitlines(), 1):
+        try:
+            fields = json.loads(line)
+            rows.append(Row(**fields | {"weights": tuple(fields["weights"])}))
+        except (ValueError, TypeError, KeyError):
+            raise RunError(
+                f"{path}, line {number} is damaged; delete that line and run the same command again"
+            ) from None
+    return rows
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, sees the old or the new content, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _place(row: Row) -> str:
+    return f"{row.phase}/{row.candidate}/{row.seed}"
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield where, old, new

@@ -1,0 +1,44 @@
+"""Honest statistics: intervals for proportions and means, paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Interval = tuple[float, float]
+
+
+def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's score interval for a proportion (Wilson 1927); fractions in [0, 1]."""
+    found = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval for a mean; the value itself, twice, where all values are equal."""
+    data = np.asarray(values, np.float64)
+    mean = float(data.mean())
+    if len(data) < 2 or bool((data == data[0]).all()):
+        return mean, mean
+    half = float(stats.t.ppf((1 + level) / 2, len(data) - 1) * data.std(ddof=1) / np.sqrt(len(data)))
+    return mean - half, mean + half
+
+
+def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Two-sided p-value of McNemar's exact test on paired successes: a binomial test of the pairs that differ."""
+    first, second = np.asarray(a, bool), np.asarray(b, bool)
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p-value of Student's paired t test on scores; 1 where every pair is equal."""
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    if not difference.any():
+        return 1.0
+    return float(stats.ttest_1samp(difference, 0.0).pvalue)

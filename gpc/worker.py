@@ -1,0 +1,128 @@
+"""A simulator process: `python -m gpc.worker FD` serves its lanes over the socket that it inherited.
+
+A process of its own (not a fork, and without the parent's `__main__`): it never loads torch, and a crash, a hang or a leak
+of a simulator stays outside the engine. It ends when the engine closes the socket or dies.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpc.env import Array, Environment, Frame
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """How to build an environment in a worker, and how policies see it.
+
+    `target` is "module:class", called with `observation_keys`, `max_steps` and `options`; a chunk's first
+    `n_action_steps` actions are executed before the policy looks again at the last `n_obs_steps` observations.
+    """
+
+    target: str
+    n_action_steps: int
+    max_steps: int
+    observation_keys: tuple[str, ...] = ()
+    n_obs_steps: int = 1
+    options: Mapping[str, Any] | None = None
+
+    def make(self) -> Environment:
+        """Build one environment."""
+        module, _, name = self.target.partition(":")
+        build = getattr(import_module(module), name)
+        env: Environment = build(
+            observation_keys=self.observation_keys, max_steps=self.max_steps, **(self.options or {})
+        )
+        return env
+
+
+class Order(NamedTuple):
+    """What a lane shall do: begin the episode of `seed`, or execute the actions (n_action_steps, action)."""
+
+    lane: int
+    seed: int | None
+    actions: Array | None
+
+
+class Report(NamedTuple):
+    """What happened: the newest observations (n_obs_steps, *shape) by key, a reward per executed action, the end."""
+
+    lane: int
+    observation: Frame
+    rewards: list[float]
+    success: bool
+    done: bool
+
+
+class Failure(NamedTuple):
+    """The simulator raised; `cause` is the last line of its traceback."""
+
+    cause: str
+
+
+@dataclass
+class Lane:
+    """One environment and its last observations."""
+
+    env: Environment
+    n_obs_steps: int
+    frames: deque[Frame]
+
+    @classmethod
+    def of(cls, spec: EnvSpec) -> Lane:
+        """A fresh lane."""
+        return cls(spec.make(), spec.n_obs_steps, deque(maxlen=spec.n_obs_steps))
+
+    def follow(self, order: Order) -> Report:
+        """Carry out one order."""
+        if order.seed is not None:
+            frame, _ = self.env.reset(seed=order.seed)
+            self.frames.extend([frame] * self.n_obs_steps)
+            return Report(order.lane, self._stacked(), [], False, False)
+        assert order.actions is not None
+        rewards, success, done = [], False, False
+        for i, action in enumerate(order.actions):
+            reward, terminated, truncated, info = self.env.advance(action)
+            rewards.append(float(reward))
+            success, done = success or bool(info["is_success"]), terminated or truncated
+            if done or len(order.actions) - i <= self.n_obs_steps:
+                self.frames.append(self.env.observe())
+            if done:
+                break
+        return Report(order.lane, self._stacked(), rewards, success, done)
+
+    def _stacked(self) -> Frame:
+        return {key: np.stack([frame[key] for frame in self.frames]) for key in self.frames[0]}
+
+
+def serve(connection: Connection) -> None:
+    """Build the lanes, then answer each list of orders with the list of reports, until the engine goes away."""
+    try:
+        path, spec, count = connection.recv()
+        sys.path[:] = path
+        lanes = [Lane.of(spec) for _ in range(count)]
+        connection.send([])
+        while True:
+            connection.send([lanes[order.lane].follow(order) for order in connection.recv()])
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        connection.send(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    from gpc.worker import serve as _serve  # this module under its own name, so that pickled messages have one type
+
+    _serve(Connection(int(sys.argv[1])))
