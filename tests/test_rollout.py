@@ -1,0 +1,97 @@
+import itertools
+import subprocess
+
+import numpy as np
+import pytest
+from gpc.errors import RunError
+from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
+
+WEIGHTS = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
+JOBS = [Job(c, w, seed) for seed in range(8) for c, w in enumerate(WEIGHTS)]
+
+
+def env(**options):
+    return EnvSpec("toy_envs:Walk", 4, 20, ("position",), 2, options)
+
+
+def homing(observation, weights, seeds, chunks):
+    """Two ways home under noise keyed by (seed, chunk), mixed by the weights."""
+    now = observation["position"][:, -1]
+    noise = np.stack([np.random.default_rng([s, c]).normal(size=(4, 2)) for s, c in zip(seeds, chunks, strict=True)])
+    slow, fast = -now[:, None] / 8 + 0 * noise, -now[:, None] / 3 + 0.3 * noise
+    return weights[:, 0, None, None] * slow + weights[:, 1, None, None] * fast
+
+
+def table(jobs=JOBS, actor=homing, spec=None, health=None, **engine):
+    episodes = sorted(rollout(jobs, actor, spec or env(), Engine(**engine), health), key=lambda e: e.job)
+    return [(e.job, e.success, e.score, e.steps, e.trajectory["action"].tobytes()) for e in episodes]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return table()
+
+
+def test_every_job_once_and_mixed_outcomes(undisturbed):
+    assert [row[0] for row in undisturbed] == sorted(JOBS)
+    assert {row[1] for row in undisturbed} == {True, False}
+
+
+@pytest.mark.parametrize(("lanes", "workers"), [(1, 1), (7, 2), (60, 2)])
+def test_the_table_does_not_depend_on_lanes_and_workers(undisturbed, lanes, workers):
+    assert table(lanes=lanes, workers=workers) == undisturbed
+
+
+def test_the_order_of_jobs_does_not_matter(undisturbed):
+    assert table(JOBS[::-1], lanes=5) == undisturbed
+
+
+@pytest.mark.parametrize(("trouble", "cause"), [("die", "exit code 7"), ("hang", "2 s"), ("raise", "physics exploded")])
+def test_a_broken_worker_is_replaced_and_its_episodes_run_again(undisturbed, tmp_path, trouble, cause):
+    health = Health()
+    spec = env(trouble=trouble, marker=str(tmp_path / "once"))
+    assert table(spec=spec, health=health, lanes=6, timeout=2.0) == undisturbed
+    assert len(health.breakdowns) == 1
+    assert cause in health.breakdowns[0]
+
+
+def test_a_simulator_that_always_breaks_is_given_up_with_its_seed():
+    with pytest.raises(RunError, match=r"gave up after 1 retries of seed 3.*physics exploded"):
+        table(spec=env(trouble="always"), lanes=1, workers=1, retries=1)
+
+
+def test_a_simulator_that_cannot_start_is_said_at_once():
+    with pytest.raises(RunError, match="no display found"):
+        table(spec=env(trouble="constructor"))
+
+
+def test_actions_that_are_not_finite_name_weights_and_seed():
+    def broken(observation, weights, seeds, chunks):
+        actions = homing(observation, weights, seeds, chunks)
+        actions[seeds == 5] = np.nan
+        return actions
+
+    with pytest.raises(RunError, match=r"NaN or infinity \(weights .*seed 5\)"):
+        table(actor=broken)
+
+
+def test_actions_of_another_shape_are_refused():
+    with pytest.raises(RunError, match=r"shape \(\d+, 3, 2\)"):
+        table(actor=lambda *inputs: homing(*inputs)[:, :3])
+
+
+def test_closing_early_leaves_no_process(tmp_path):
+    episodes = rollout(JOBS, homing, env(), Engine(lanes=4))
+    assert len(list(itertools.islice(episodes, 2))) == 2
+    episodes.close()
+    running = subprocess.run(["pgrep", "-f", "gpc[.]worker"], capture_output=True, text=True).stdout
+    own = subprocess.run(["pgrep", "-P", str(__import__("os").getpid()), "-f", "gpc[.]worker"], capture_output=True, text=True)
+    assert own.stdout == "", running
+
+
+def test_a_trajectory_holds_what_was_done():
+    (episode,) = rollout(JOBS[:1], homing, env())
+    assert episode.trajectory["action"].shape == (episode.steps, 2)
+    assert episode.trajectory["reward"].shape == (episode.steps,)
+    assert episode.trajectory["position"].shape == (-(-episode.steps // 4), 2)
+    assert episode.score == pytest.approx(episode.trajectory["reward"].max())

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from gpc.stats import mcnemar, mean_interval, paired_t, wilson
+
+
+def test_wilson_against_its_formula():
+    z, n, p = 1.959963984540054, 50, 0.3
+    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = ((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n))
+    assert wilson(15, 50) == pytest.approx(expected, abs=1e-12)
+
+
+def test_wilson_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.binomial(100, 0.3, 4000)
+    covered = np.mean([low <= 0.3 <= high for low, high in (wilson(int(k), 100) for k in draws)])
+    assert 0.93 < covered < 0.97
+
+
+def test_mean_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    samples = rng.normal(2.0, 3.0, (2000, 12))
+    covered = np.mean([low <= 2.0 <= high for low, high in map(mean_interval, samples)])
+    assert 0.935 < covered < 0.965
+    assert mean_interval([0.5]) == (0.5, 0.5)
+
+
+def test_mcnemar_is_the_binomial_test_of_discordant_pairs():
+    a = [True] * 9 + [False] * 1 + [True] * 20
+    b = [False] * 9 + [True] * 1 + [True] * 20
+    assert mcnemar(a, b) == pytest.approx(2 * (1 + 10) / 2**10)  # P(X <= 1) of Binomial(10, 1/2), twice
+    assert mcnemar(a, a) == 1.0
+
+
+def test_paired_t_of_equal_scores_is_one_and_of_a_clear_gain_small():
+    scores = np.random.default_rng(2).uniform(size=40)
+    assert paired_t(scores, scores) == 1.0
+    assert paired_t(scores + 0.1 + 0.01 * np.arange(40) / 40, scores) < 1e-10

@@ -1,0 +1,49 @@
+"""Small environments for the engine's tests, importable by simulator processes."""
+
+import os
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from gpc.env import Environment
+
+
+class Walk(Environment):
+    """A walker on a plane that shall reach the origin; the seed sets where it begins."""
+
+    def __init__(self, observation_keys=("position",), max_steps=20, trouble="", marker="", seed_of_trouble=3):
+        self.observation_space = gymnasium.spaces.Dict({"position": gymnasium.spaces.Box(-np.inf, np.inf, (2,))})
+        self.action_space = gymnasium.spaces.Box(-1, 1, (2,))
+        self.max_steps, self.trouble, self.marker, self.unlucky = max_steps, trouble, marker, seed_of_trouble
+        if trouble == "constructor":
+            raise RuntimeError("no display found")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed, self.position, self.steps = seed, self.np_random.uniform(-3, 3, 2), 0
+        return self.observe(), {"is_success": False}
+
+    def observe(self):
+        return {"position": self.position.copy()}
+
+    def advance(self, action):
+        if self.trouble and self.seed == self.unlucky and self.steps == 5:
+            self._misbehave()
+        self.position = self.position + np.clip(action, -1, 1)
+        self.steps += 1
+        distance = float(np.linalg.norm(self.position))
+        success = distance < 0.3
+        return 1 / (1 + distance), success, self.steps >= self.max_steps, {"is_success": success}
+
+    def _misbehave(self):
+        if self.trouble != "always":
+            if Path(self.marker).exists():
+                return
+            Path(self.marker).touch()
+        if self.trouble == "die":
+            os._exit(7)
+        if self.trouble == "hang":
+            time.sleep(60)
+        raise RuntimeError("the physics exploded")
