@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from gpc.errors import GpcError, InputError
 from gpc.load import suggest
@@ -90,7 +90,9 @@ def _policies(console: Console, args: list[str]) -> None:
             raise InputError(f"no bundled policy is called {args[0]!r}{suggest(args[0], list(cards))}")
         console.print_json(json.dumps(cards[args[0]]))
         return
-    table = Table("policy", "what it is", "reads", "parameters", "score (95 % interval)", "episodes")
+    table = Table(
+        Column("policy", no_wrap=True), "what it is", "reads", "parameters", "score (95 % interval)", "episodes"
+    )
     for name, card in cards.items():
         measured = card.get("measured", {})
         low, high = measured.get("avg_max_reward_ci95", (float("nan"),) * 2)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpc.composition import ComposedPolicy, Convex, compose
 from gpc.config import build, load_config
 from gpc.control import ChunkActor
+from gpc.env import Array, Environment
 from gpc.errors import InputError
 from gpc.load import load_policy
 from gpc.policy import Policy
-from gpc.record import Row, RunFolder, read_rows
-from gpc.report import print_summary, write_report
+from gpc.record import Row, RunFolder, read_json, read_rows
+from gpc.report import print_summary, video, write_report
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
-from gpc.summary import summarize_evaluation, summarize_search
+from gpc.summary import by_candidate, summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights
 
 COLUMNS = (
@@ -82,6 +83,8 @@ class Experiment:
         self.config, self.console = config, console
         self.policy = compose(policies, _one_hot(0, len(policies)))
         spec: EnvSpec = build(config.env)
+        if not spec.target.startswith("gpc.envs."):
+            raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
         observations = self.policy.observations
         self.env = replace(spec, observation_keys=tuple(observations.shapes), n_obs_steps=observations.n_obs_steps)
         self.engine: Engine = build(config.engine)
@@ -206,6 +209,8 @@ def run(config: DictConfig, kind: str, console: Console) -> Path:
     )
     _RUN[kind](experiment, folder)
     print_summary(folder, console)
+    if config.video:
+        record_video(experiment, folder)
     write_report(folder)
     return folder
 
@@ -216,6 +221,8 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     given = [1.0] if config.weights is None and count == 1 else config.weights
     if given is None:
         raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
+    if not all(isinstance(w, int | float) for w in given):
+        raise InputError(f"weights=[{', '.join(map(str, given))}] must be numbers, as in 'weights=[0.4,0.6]'")
     weights = tuple(float(w) for w in given)
     compose(experiment.policy.policies, weights)
     jobs = [Job(0, weights, seed) for seed in range(config.seed, config.seed + config.episodes)]
@@ -252,6 +259,37 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)
     return summary
+
+
+def record_video(experiment: Experiment, path: Path) -> None:
+    """Write `episodes.mp4`: the recorded actions of each candidate's first report seeds, done again side by side."""
+    with RunFolder(path, read_json(path / "manifest.json")["config"]) as folder:
+        rows = folder.phase("report") or folder.phase("evaluate")
+        summary = read_json(path / "summary.json")
+        groups = list(by_candidate(rows).values())
+        env = experiment.env.make()
+        panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
+        for i in range(min(experiment.config.video, len(groups[0]))):
+            films = [_film(env, folder, group[i]) for group in groups]
+            longest = max(map(len, films))
+            for (_, frames), film in zip(panels, films, strict=True):
+                frames += film + [film[-1]] * (longest - len(film))
+        env.close()
+    video(path / "episodes.mp4", panels)
+
+
+def _film(env: Environment, folder: RunFolder, row: Row) -> list[Array]:
+    env.reset(seed=row.seed)
+    frames = []
+    for action in folder.trajectory(row)["action"]:
+        env.advance(action)
+        frames.append(cast(Array, env.render()))
+    return frames
+
+
+def _title(row: Row, summary: Mapping[str, Any]) -> str:
+    parents = {tuple(p["weights"]): p["name"] for p in summary.get("parents", [])}
+    return str(parents.get(row.weights, "composed " + ", ".join(f"{w:g}" for w in row.weights)))
 
 
 _RUN = {"evaluate": run_evaluation, "search": run_search}

@@ -176,14 +176,19 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, channels: Sequence[int] = (32, 64, 96), keypoints: int = 32) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for a, b in zip((3, *channels[:-1]), channels, strict=True):
-            layers += [
-                nn.Conv2d(a, b, 5 if a == 3 else 3, stride=2, padding=2 if a == 3 else 1),
-                nn.GroupNorm(8, b),
-                nn.SiLU(),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], keypoints, 3, padding=1))
+        first, second, third = channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, first, 8, stride=4, padding=2),
+            nn.GroupNorm(8, first),
+            nn.SiLU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.GroupNorm(8, second),
+            nn.SiLU(),
+            nn.Conv2d(second, third, 3, padding=1),
+            nn.GroupNorm(8, third),
+            nn.SiLU(),
+            nn.Conv2d(third, keypoints, 1),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """The expected (x, y) of each keypoint's heat map in [-1, 1], and the map's peak: 3 * keypoints features."""

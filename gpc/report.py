@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from gpc.errors import InputError
 from gpc.record import read_json
@@ -35,7 +35,9 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
 
 def table(summary: Mapping[str, Any]) -> Table:
     """The summary as a table for the terminal."""
-    shown = Table("weights", "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)")
+    shown = Table(
+        Column("weights", no_wrap=True), "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)"
+    )
     before = ""
     for name, phase, figures in rows_of(summary):
         if before and phase != before:

@@ -101,19 +101,26 @@ class BundledPolicy:
 
 
 def build(card: Mapping[str, Any]) -> BundledPolicy:
-    """The policy that a card describes, with fresh weights (the training script starts here)."""
-    actions = ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["actions"].items()})
-    model = card["model"]
-    shapes = {key: tuple(spec["shape"]) for key, spec in model["inputs"].items()}
-    return BundledPolicy(
-        name=card["name"],
-        module=ConditionalNetwork(model, actions),
-        schedule=build_schedule(model["schedule"]),
-        prediction=model["prediction"],
-        actions=actions,
-        observations=ObservationSpec(shapes, model["n_obs_steps"]),
-        card=card,
-    )
+    """The policy that a card describes, with fresh weights (the training script starts here).
+
+    Raises InputError where a field of the card is missing or unknown.
+    """
+    try:
+        actions = ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["actions"].items()})
+        model = card["model"]
+        shapes = {key: tuple(spec["shape"]) for key, spec in model["inputs"].items()}
+        return BundledPolicy(
+            name=card["name"],
+            module=ConditionalNetwork(model, actions),
+            schedule=build_schedule(model["schedule"]),
+            prediction=model["prediction"],
+            actions=actions,
+            observations=ObservationSpec(shapes, model["n_obs_steps"]),
+            card=card,
+        )
+    except (KeyError, TypeError) as error:
+        reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{CARD} of {card.get('name', 'a policy')}: {reason}") from None
 
 
 def read_card(folder: Path) -> dict[str, Any]:

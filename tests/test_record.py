@@ -3,9 +3,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 
 import numpy as np
 import pytest
+
 from gpc.errors import InputError, RunError
 from gpc.record import Row, RunFolder, read_rows
 
@@ -66,8 +68,7 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_finished(tmp_path):
         with RunFolder(tmp_path, CONFIG) as folder:
             folder.append(row(0), STEPS)
             with pytest.raises(RunError, match=r"the disk is full; \d+ finished episodes are kept"):
-                for seed in range(1, 20):
-                    folder.append(row(seed), big)
+                deque(folder.append(row(seed), big) for seed in range(1, 20))
             kept = len(folder.rows)
         assert len(read_rows(tmp_path / "episodes.jsonl")) == kept >= 1
     finally:

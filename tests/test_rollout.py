@@ -3,6 +3,7 @@ import subprocess
 
 import numpy as np
 import pytest
+
 from gpc.errors import RunError
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
 
@@ -85,7 +86,9 @@ def test_closing_early_leaves_no_process(tmp_path):
     assert len(list(itertools.islice(episodes, 2))) == 2
     episodes.close()
     running = subprocess.run(["pgrep", "-f", "gpc[.]worker"], capture_output=True, text=True).stdout
-    own = subprocess.run(["pgrep", "-P", str(__import__("os").getpid()), "-f", "gpc[.]worker"], capture_output=True, text=True)
+    own = subprocess.run(
+        ["pgrep", "-P", str(__import__("os").getpid()), "-f", "gpc[.]worker"], capture_output=True, text=True
+    )
     assert own.stdout == "", running
 
 

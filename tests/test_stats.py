@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from gpc.stats import mcnemar, mean_interval, paired_t, wilson
 
 

@@ -1,4 +1,5 @@
 import pytest
+
 from gpc.errors import InputError
 from gpc.weight_search import Grid, Outcome, simplex
 

@@ -1,0 +1,143 @@
+"""Bad input ends in one clear line and exit code 2 (1 where it shows only while running), before any work is lost."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpc.cli import main
+from gpc.record import read_rows
+
+MIX = "policies=[{0},{1}]"
+FIRST = "policies=[{0}]"
+
+# name: (arguments with {0}, {1} for the tiny policies, words of the message)
+COMMANDS = {
+    "unknown command": (["serch"], "did you mean 'search'"),
+    "no policies": (["search"], "policies is not set"),
+    "empty policies": (["evaluate", "policies=[]"], "policies=[] is empty"),
+    "unknown policy": (["evaluate", "policies=[pusht-difusion]"], "did you mean 'pusht-diffusion'"),
+    "unknown loader": (["evaluate", "policies=[bundeld:x]"], "did you mean 'bundled'"),
+    "one policy to search": (["search", FIRST], "at least two policies"),
+    "unknown key": (["evaluate", FIRST, "epsiodes=3"], "did you mean 'episodes'"),
+    "unknown nested key": (["evaluate", FIRST, "sampler.step=3"], "did you mean 'sampler.steps'"),
+    "unknown environment": (["evaluate", FIRST, "env=pusth"], "did you mean 'pusht'"),
+    "unknown search": (["search", MIX, "search=gird"], "did you mean 'grid'"),
+    "malformed override": (["evaluate", "policies=[x"], "no viable alternative"),
+    "no weights": (["evaluate", MIX], "2 policies need weights"),
+    "weights that do not sum to one": (["evaluate", MIX, "weights=[0.5,0.6]"], "[0.5, 0.6] sum to 1.1"),
+    "negative weight": (["evaluate", MIX, "weights=[1.5,-0.5]"], "convex weights are >= 0"),
+    "too few weights": (["evaluate", MIX, "weights=[1.0]"], "1 weights for 2 policies"),
+    "weights that are words": (["evaluate", MIX, "weights=[a,b]"], "weights=[a, b] must be numbers"),
+    "no episodes": (["evaluate", FIRST, "episodes=0"], "episodes=0 must be a whole number, at least 1"),
+    "half an episode": (["evaluate", FIRST, "episodes=2.5"], "episodes=2.5 must be a whole number"),
+    "negative seed": (["evaluate", FIRST, "seed=-1"], "seed=-1 must be a whole number"),
+    "overlapping seeds": (["search", MIX, "report.seed=100010"], "overlap"),
+    "uneven grid": (["search", MIX, "search.step=0.3"], "does not divide 1"),
+    "unknown sampler": (["evaluate", FIRST, "sampler.method=eular"], "unknown sampler 'eular'"),
+    "no sampler steps": (["evaluate", FIRST, "sampler.steps=0"], "sampler.steps=0"),
+    "too many action steps": (["evaluate", FIRST, "env.n_action_steps=16"], "choose 1 to 15"),
+    "no workers": (["evaluate", FIRST, "engine.workers=0"], "must be positive"),
+    "foreign target": (["evaluate", FIRST, "env._target_=shutil.copy"], "shutil.copy is not allowed"),
+    "foreign nested target": (["evaluate", FIRST, "+env.options.x._target_=os.system"], "os.system is not allowed"),
+    "foreign environment": (["evaluate", FIRST, "env.target=os:getcwd"], "not an environment of gpc.envs"),
+    "report of nothing": (["report", "/nowhere"], "not a finished gpc run"),
+    "unwritable folder": (["evaluate", FIRST, "run_dir=/proc/here"], "cannot be written"),
+}
+
+
+@pytest.fixture
+def said(capsys, tiny, tmp_path, monkeypatch):
+    """Run a command; returns (exit code, what it said on standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments):
+        code = main([a.replace("{0}", tiny[0]).replace("{1}", tiny[1]) for a in arguments])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    return run
+
+
+@pytest.mark.parametrize(("arguments", "words"), COMMANDS.values(), ids=COMMANDS)
+def test_bad_commands_are_one_line_and_exit_two(said, tmp_path, arguments, words):
+    code, text = said(arguments)
+    assert code == 2, text
+    assert words in text
+    assert "Traceback" not in text
+    assert text.startswith("gpc: ")
+    assert not list(tmp_path.glob("runs/*/episodes.jsonl"))
+
+
+def test_truncated_weights(said, spoiled):
+    source = spoiled("tiny-noise")
+    path = Path(source.removeprefix("bundled:")) / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    code, text = said(["evaluate", f"policies=[{source}]"])
+    assert (code, "cut short or of another network" in text) == (2, True)
+
+
+def test_weights_of_another_network(said, spoiled):
+    source = spoiled("tiny-noise", spoil=lambda weights: dict(list(weights.items())[:-2]))
+    code, text = said(["evaluate", f"policies=[{source}]"])
+    assert (code, "cut short or of another network" in text) == (2, True)
+
+
+@pytest.mark.parametrize("missing", ["card.json", "weights.safetensors"])
+def test_a_missing_file_is_named(said, spoiled, missing):
+    source = spoiled("tiny-noise")
+    (Path(source.removeprefix("bundled:")) / missing).unlink()
+    code, text = said(["evaluate", f"policies=[{source}]"])
+    assert (code, missing in text) == (2, True)
+
+
+def test_a_damaged_card(said, spoiled):
+    source = spoiled("tiny-noise")
+    (Path(source.removeprefix("bundled:")) / "card.json").write_text("{")
+    code, text = said(["evaluate", f"policies=[{source}]"])
+    assert (code, "is not valid JSON" in text) == (2, True)
+
+
+def test_a_card_with_an_unknown_field(said, spoiled):
+    source = spoiled("tiny-noise")
+    path = Path(source.removeprefix("bundled:")) / "card.json"
+    card = json.loads(path.read_text())
+    card["actions"]["horizn"] = 3
+    path.write_text(json.dumps(card))
+    code, text = said(["evaluate", f"policies=[{source}]"])
+    assert (code, "horizn" in text) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scale": [256.0, 128.0]}, "x = 256 x + 256, y = 128 x + 256"),
+        ({"names": ["x", "y", "z"], "scale": [1.0] * 3, "offset": [0.0] * 3}, "acts in 2 dimensions"),
+        ({"names": ["y", "x"]}, "name their actions differently"),
+        ({"dt": 2.0}, "every 2"),
+        ({"start": 20}, "share no step"),
+    ],
+)
+def test_actions_that_do_not_fit_say_both_sides(said, spoiled, changes, words):
+    source = spoiled("tiny-flow", **changes)
+    code, text = said(["search", f"policies=[{{0}},{source}]"])
+    assert code == 2
+    assert words in text
+
+
+def test_nan_from_a_network_names_the_policy_and_keeps_what_was_finished(said, spoiled, tmp_path):
+    def spoil(weights):
+        return {key: torch.full_like(value, torch.nan) for key, value in weights.items()}
+
+    source = spoiled("tiny-flow", spoil=spoil)
+    code, text = said(["evaluate", f"policies=[{source}]", "episodes=2", f"run_dir={tmp_path / 'run'}"])
+    assert code == 1
+    assert "policy 'tiny-flow' returned NaN or infinity" in text
+    assert read_rows(tmp_path / "run" / "episodes.jsonl") == []
+
+
+def test_a_run_folder_of_another_configuration(said, tmp_path):
+    base = ["evaluate", FIRST, "env.max_steps=16", "episodes=1", "video=0", f"run_dir={tmp_path / 'run'}"]
+    assert said(base)[0] == 0
+    code, text = said([*base, "sampler.steps=3"])
+    assert (code, "sampler.steps=8, now it is 3" in text) == (2, True)

@@ -1,0 +1,102 @@
+"""Whole commands on tiny policies: the same table whatever happens on the way."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import zarr
+
+import gpc
+from gpc.cli import main
+from gpc.record import read_rows
+
+SEARCH = ["env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
+
+
+def arguments(tiny, folder, *more):
+    return ["search", f"policies=[{','.join(tiny)}]", *SEARCH, f"run_dir={folder}", *more]
+
+
+def table(folder):
+    return sorted(read_rows(folder / "episodes.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main(arguments(tiny, folder)) == 0
+    return folder
+
+
+def test_a_search_writes_everything_it_promises(undisturbed):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert [c["weights"] for c in summary["candidates"]] == [[1, 0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0, 1]]
+    assert {c["n_episodes"] for c in summary["candidates"]} == {4}
+    assert {p["n_episodes"] for p in (*summary["parents"], summary["winner"])} == {6}
+    assert 0 <= summary["p_value"] <= 1
+    rows = table(undisturbed)
+    assert {r.seed for r in rows if r.phase == "search"} == set(range(100_000, 100_004))
+    assert {r.seed for r in rows if r.phase == "report"} == set(range(200_000, 200_006))
+    manifest = json.loads((undisturbed / "manifest.json").read_text())
+    assert all(len(digest) == 64 for digest in manifest["config"]["fingerprints"].values())
+    assert (undisturbed / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    assert (undisturbed / "episodes.mp4").stat().st_size > 1000
+    page = (undisturbed / "report.html").read_text()
+    assert "data:image/png;base64" in page
+    assert "data:video/mp4;base64" in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_trajectories_are_kept_for_every_row(undisturbed):
+    group = zarr.open_group(undisturbed / "trajectories.zarr", mode="r")
+    for row in table(undisturbed):
+        assert group[f"{row.phase}/{row.candidate}/{row.seed}/action"].shape == (row.steps, 2)
+
+
+@pytest.mark.parametrize("engine", [["engine.workers=1"], ["engine.lanes=1"], ["engine.lanes=7"], ["engine.lanes=60"]])
+def test_workers_and_batch_size_do_not_change_the_table(undisturbed, tiny, tmp_path, engine):
+    assert main(arguments(tiny, tmp_path, *engine)) == 0
+    assert table(tmp_path) == table(undisturbed)
+
+
+def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
+    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    for target in (3, 9, 16):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < target:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert 16 <= len(table(tmp_path)) < len(table(undisturbed))
+    assert main(arguments(tiny, tmp_path)) == 0
+    assert table(tmp_path) == table(undisturbed)
+    assert (tmp_path / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+
+
+def test_a_finished_run_is_not_run_again(undisturbed, tiny):
+    before = (undisturbed / "episodes.jsonl").read_bytes()
+    assert main(arguments(tiny, undisturbed)) == 0
+    assert (undisturbed / "episodes.jsonl").read_bytes() == before
+
+
+def test_the_python_interface_gives_the_command_lines_episodes(undisturbed, tiny):
+    a, b = map(gpc.load_policy, tiny)
+    policy = gpc.compose([a, b], weights=[0.25, 0.75])
+    result = gpc.evaluate(policy, "pusht", episodes=4, overrides=["env.max_steps=48"])
+    search = [r for r in table(undisturbed) if r.phase == "search" and r.weights == (0.25, 0.75)]
+    assert [(r.seed, r.score) for r in result.rows] == [(r.seed, r.score) for r in search]
+    assert result.score == pytest.approx(np.mean([r.score for r in search]))
+    assert result.success_ci95[0] <= result.success <= result.success_ci95[1]
+
+
+def test_report_and_policies_and_doctor_run(undisturbed, capsys):
+    assert main(["report", str(undisturbed)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert main(["policies"]) == 0
+    assert "pusht-diffusion" in capsys.readouterr().out
+    assert main(["doctor"]) == 0
+    assert "gym-pusht" in capsys.readouterr().out
