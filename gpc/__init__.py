@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpc.composition import ComposedPolicy, Convex, compose
     from gpc.denoise import NetworkDenoiser
-    from gpc.experiment import evaluate, search
+    from gpc.experiment import Result, evaluate, search
     from gpc.load import load_policy
 
 __version__ = "0.1.0"
@@ -20,12 +20,13 @@ _HOME = {
     "ComposedPolicy": "gpc.composition",
     "Convex": "gpc.composition",
     "NetworkDenoiser": "gpc.denoise",
+    "Result": "gpc.experiment",
     "compose": "gpc.composition",
     "evaluate": "gpc.experiment",
     "load_policy": "gpc.load",
     "search": "gpc.experiment",
 }
-__all__ = ["ComposedPolicy", "Convex", "NetworkDenoiser", "compose", "evaluate", "load_policy", "search"]
+__all__ = ["ComposedPolicy", "Convex", "NetworkDenoiser", "Result", "compose", "evaluate", "load_policy", "search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -162,8 +162,15 @@ class ComposedPolicy:
 
     @cached_property
     def levels(self) -> NoiseLevels:
-        """The range in which all members were trained; the discrete members' levels."""
-        return merge_levels([m.levels for m in self.members])
+        """The range in which all members with a say were trained; the discrete members' levels.
+
+        A member without weight has a say where its chunk has steps that no weighted member's chunk has. One-hot weights
+        therefore mean the parent itself, on its own levels.
+        """
+        steps = [set(range(m.first, m.first + m.policy.actions.horizon)) for m in self.members]
+        heavy = [k for k in range(len(steps)) if self.composer.weighs(k)]
+        covered = set().union(*(steps[k] for k in heavy))
+        return merge_levels([m.levels for k, m in enumerate(self.members) if k in heavy or steps[k] - covered])
 
     def weighted(self, weights: Tensor) -> ComposedPolicy:
         """The same policies under other convex weights, (K,) or (batch, K)."""

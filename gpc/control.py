@@ -91,13 +91,27 @@ class ChunkActor:
         _ = self.sampling.sigmas(self.policy.levels)
 
     def __call__(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
-        """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action)."""
-        batch = len(seeds)
-        rows = np.arange(-(-batch // ROWS) * ROWS) % batch
-        policy = self.policy.weighted(torch.from_numpy(weights[rows]))
+        """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action).
+
+        Rows whose weights are zero for the same members go together: a parent is sampled as itself, on its own levels.
+        """
+        weighted = weights > 0
+        actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
+        for support in np.unique(weighted, axis=0):
+            rows = np.flatnonzero((weighted == support).all(1))
+            padded = np.resize(rows, -(-len(rows) // ROWS) * ROWS)
+            actions[rows] = self._sample(
+                {key: value[padded] for key, value in observation.items()},
+                weights[padded],
+                seeds[padded],
+                chunks[padded],
+            )[: len(rows)]
+        return actions
+
+    def _sample(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
+        policy = self.policy.weighted(torch.from_numpy(weights))
         spec = policy.actions
         count = self.sampling.steps + 1 if self.sampling.method == "ancestral" else 1
-        noise = keyed_noise(seeds, chunks, count, spec)[:, rows]
-        tensors = observation_tensors({key: value[rows] for key, value in observation.items()})
-        chunk = spec.decode(sample_chunk(policy, tensors, noise, self.sampling))[:batch]
+        noise = keyed_noise(seeds, chunks, count, spec)
+        chunk = spec.decode(sample_chunk(policy, observation_tensors(observation), noise, self.sampling))
         return chunk[:, -spec.start : -spec.start + self.n_action_steps].numpy()

@@ -41,6 +41,7 @@ class Result:
 
     summary: Mapping[str, Any]
     rows: tuple[Row, ...]
+    health: Health
 
     @property
     def winner(self) -> Mapping[str, Any]:
@@ -81,7 +82,7 @@ class Experiment:
 
     def __init__(self, config: DictConfig, policies: Sequence[Policy], console: Console) -> None:
         self.config, self.console = config, console
-        self.policy = compose(policies, _one_hot(0, len(policies)))
+        self.policy = compose(policies, [1 / len(policies)] * len(policies))
         spec: EnvSpec = build(config.env)
         if not spec.target.startswith("gpc.envs."):
             raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
@@ -193,8 +194,9 @@ def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], ru
     with tempfile.TemporaryDirectory() as scratch:
         config = load_config(kind, [names, *overrides, f'run_dir="{run_dir or scratch}"'])
         folder = Path(config.run_dir)
-        summary = _RUN[kind](Experiment(config, policies, Console(quiet=True)), folder)
-        return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))))
+        experiment = Experiment(config, policies, Console(quiet=True))
+        summary = _RUN[kind](experiment, folder)
+        return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))), experiment.health)
 
 
 def run(config: DictConfig, kind: str, console: Console) -> Path:
@@ -253,7 +255,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
             plan.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
         winner = plan.best()
         parents = {name: plan.candidates.index(_one_hot(i, count)) for i, name in enumerate(experiment.names)}
-        jobs = [Job(c, plan.candidates[c], seed) for seed in fresh for c in dict.fromkeys([winner, *parents.values()])]
+        jobs = [Job(c, plan.candidates[c], seed) for c in dict.fromkeys([winner, *parents.values()]) for seed in fresh]
         experiment.roll(folder, "report", jobs)
         found = (folder.phase("search"), folder.phase("report"))
         summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.health.breakdowns))

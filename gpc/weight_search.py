@@ -69,7 +69,7 @@ class Grid:
 
     def ask(self) -> list[tuple[int, int]]:
         """Everything at once."""
-        pairs = [(c, seed) for seed in self.seeds for c in range(len(self.candidates))]
+        pairs = [(c, seed) for c in range(len(self.candidates)) for seed in self.seeds]
         return [pair for pair in pairs if pair not in self.results]
 
     def tell(self, results: Mapping[tuple[int, int], Outcome]) -> None:

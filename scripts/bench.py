@@ -1,0 +1,232 @@
+"""Measure the speed that gpc promises, in one run: `python scripts/bench.py`. About 25 minutes on two cores.
+
+The comparison is the paper's way: one stock environment, batch 1, the members one after the other, a diffusers scheduler.
+Every ratio is of two timings of this run; episodes that are compared have the same seeds. `--quick` is a smoke test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import gym_pusht  # noqa: F401  (registers the stock environment)
+import gymnasium
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+
+import gpc
+from gpc.denoise import Denoiser
+from gpc.policies.bundled import BundledPolicy, build
+from gpc.policy import Observation, Policy, observation_tensors
+from gpc.stats import mean_interval, wilson
+
+DDPM = {"type": "squaredcos", "steps": 100}
+SEED = 400_000
+
+
+def random_policy(number: int) -> BundledPolicy:
+    """A state policy with a random U-Net of 4.5 million parameters."""
+    torch.manual_seed(number)
+    card = {
+        "name": f"random-{number}",
+        "actions": {"horizon": 16, "names": ["x", "y"], "scale": [256.0] * 2, "offset": [256.0] * 2, "start": -1, "bound": 1.0},
+        "model": {
+            "inputs": {"state": {"shape": [5], "offset": 256.0, "scale": 256.0, "angles": [4]}},
+            "n_obs_steps": 2,
+            "network": {"type": "unet", "widths": [128, 256]},
+            "schedule": DDPM,
+            "prediction": "noise",
+        },
+    }  # fmt: skip
+    policy = build(card)
+    policy.module.eval().requires_grad_(False)
+    return policy
+
+
+class OneAtATime:
+    """The paper's way of evaluating a composition, with nothing of gpc but the loaded networks."""
+
+    def __init__(self, policies: Sequence[Policy], weights: Sequence[float], steps: int) -> None:
+        self.policies, self.weights = policies, weights
+        self.scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+        self.scheduler.set_timesteps(steps)
+        self.env = gymnasium.make("gym_pusht/PushT-v0", obs_type="state", max_episode_steps=300)
+
+    def chunk(self, observation: Observation, generator: torch.Generator) -> torch.Tensor:
+        """w1 * eps1 + w2 * eps2 through the scheduler."""
+        denoisers = [policy.condition(observation) for policy in self.policies]
+        x = torch.randn(1, 16, 2, generator=generator)
+        for t in self.scheduler.timesteps:
+            product = self.scheduler.alphas_cumprod[t]
+            sigma, alpha = ((1 - product) / product).sqrt().double(), product.sqrt()
+            eps = torch.zeros_like(x)
+            for weight, denoiser in zip(self.weights, denoisers, strict=True):
+                clean = denoiser((x / alpha).double(), sigma)
+                eps = eps + weight * ((x / alpha - clean) / sigma).float()
+            x = self.scheduler.step(eps, int(t), x, generator=generator).prev_sample
+        return x
+
+    def episode(self, seed: int) -> tuple[bool, float]:
+        """(success, score) of one episode: 2 observation steps, 8 of 16 actions executed."""
+        generator = torch.Generator().manual_seed(seed)
+        spec = self.policies[0].actions
+        frame, _ = self.env.reset(seed=seed)
+        history, best, over = [frame, frame], 0.0, False
+        while not over:
+            stacked = {"state": np.stack(history[-2:])[None]}
+            actions = spec.decode(self.chunk(observation_tensors(stacked), generator))[0].numpy()
+            for action in actions[1:9]:
+                frame, reward, terminated, truncated, _ = self.env.step(action)
+                history, best, over = [history[-1], frame], max(best, float(reward)), terminated or truncated
+                if over:
+                    break
+        return best >= 1, best
+
+    def run(self, seeds: range) -> tuple[float, list[bool], list[float]]:
+        """(seconds, successes, scores)."""
+        begin = time.perf_counter()
+        results = [self.episode(seed) for seed in seeds]
+        return time.perf_counter() - begin, [s for s, _ in results], [s for _, s in results]
+
+
+class Timed:
+    """A policy whose network calls leave (begin, end) in `log`."""
+
+    def __init__(self, policy: Policy, log: list[tuple[float, float]]) -> None:
+        self.policy, self.log = policy, log
+        self.name, self.fingerprint = policy.name, policy.fingerprint
+        self.actions, self.observations, self.levels = policy.actions, policy.observations, policy.levels
+
+    def timed(self, call: Callable, *args: object) -> object:
+        begin = time.perf_counter()
+        out = call(*args)
+        self.log.append((begin, time.perf_counter()))
+        return out
+
+    def condition(self, observation: Observation) -> Denoiser:
+        denoiser = self.timed(self.policy.condition, observation)
+        return lambda x, sigma: self.timed(denoiser, x, sigma)
+
+
+def union(spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds during which at least one span was open."""
+    total, until = 0.0, 0.0
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+def ours(
+    policies: Sequence[Policy], weights: Sequence[float], episodes: int, *overrides: str
+) -> tuple[float, gpc.Result]:
+    """(seconds, result) of `gpc.evaluate`, run folder included."""
+    begin = time.perf_counter()
+    policy = gpc.compose(policies, weights)
+    result = gpc.evaluate(policy, "pusht", episodes=episodes, overrides=[f"seed={SEED}", *overrides])
+    return time.perf_counter() - begin, result
+
+
+def interval(values: Sequence[float]) -> str:
+    low, high = mean_interval(values)
+    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def against_the_paper(say: Callable[[str], None], naive_episodes: int, episodes: int) -> None:
+    """Bundled policies: the paper's 100 DDPM steps against our default, and against as many steps of ours."""
+    policies = [gpc.load_policy(name) for name in ("pusht-diffusion", "pusht-beso")]
+    weights = [0.5, 0.5]
+    seconds, success, scores = OneAtATime(policies, weights, 100).run(range(SEED, SEED + naive_episodes))
+    rate = 60 * naive_episodes / seconds
+    low, high = wilson(sum(success), len(success))
+    say("| pusht-diffusion + pusht-beso, weights 0.5, 0.5 | episodes/minute | ratio | success [95 %] | score [95 %] | score difference to the first row, same seeds [95 %] |")  # fmt: skip
+    say("|---|---|---|---|---|---|")
+    say(f"| one environment, batch 1, 100 DDPM steps ({naive_episodes} episodes) | {rate:.1f} | 1 | {np.mean(success):.2f} [{low:.2f}, {high:.2f}] | {interval(scores)} | |")  # fmt: skip
+    for title, overrides in (
+        ("gpc, default sampler (DPM-Solver++ 2M, 8 steps)", []),
+        ("gpc, 100 ancestral steps", ["sampler.method=ancestral", "sampler.steps=100"]),
+    ):
+        seconds, result = ours(policies, weights, episodes, *overrides)
+        mine = {row.seed: row.score for row in result.rows}
+        difference = [mine[SEED + i] - score for i, score in enumerate(scores)]
+        low, high = result.success_ci95
+        say(
+            f"| {title} ({episodes} episodes) | {60 * episodes / seconds:.1f} | {60 * episodes / seconds / rate:.1f} | "
+            f"{result.success:.2f} [{low:.2f}, {high:.2f}] | {interval([r.score for r in result.rows])} | {interval(difference)} |"
+        )
+
+
+def two_random_networks(say: Callable[[str], None], naive_episodes: int, episodes: int) -> None:
+    """Two U-Nets of 4.5M parameters, 16 steps, 300-step episodes: ours against one at a time, and where our time goes."""
+    policies = [random_policy(0), random_policy(1)]
+    millions = sum(p.numel() for p in policies[0].module.parameters()) / 1e6
+    slow, _, _ = OneAtATime(policies, [0.5, 0.5], 16).run(range(SEED, SEED + naive_episodes))
+    slow *= episodes / naive_episodes
+    log: list[tuple[float, float]] = []
+    timed = [Timed(policy, log) for policy in policies]
+    steps = ["sampler.method=ancestral", "sampler.steps=16"]
+    fast, result = ours(timed, [0.5, 0.5], episodes, *steps)
+    network, waiting = union(log), result.health.waiting_seconds
+    say(f"\n{episodes} episodes of {result.rows[0].steps} steps, two U-Nets of {millions:.2f}M parameters, 16 steps:\n")
+    say("| way | seconds | ratio |\n|---|---|---|")
+    scaled = "" if naive_episodes == episodes else f", scaled up from {naive_episodes} episodes"
+    say(f"| one at a time{scaled} | {slow:.1f} | 1 |")
+    say(f"| gpc | {fast:.1f} | 1/{slow / fast:.1f} |")
+    rest = fast - network - waiting
+    say(
+        f"\nOf gpc's {fast:.1f} s: networks {network:.1f} s, waiting for simulators (their start included) {waiting:.1f} s, "
+        f"everything else (composition, sampler, engine, run folder) {rest:.1f} s = {100 * rest / fast:.1f} %."
+    )
+
+
+def growth(say: Callable[[str], None], unit: int) -> None:
+    """How the cost grows with episodes, policies and candidates."""
+    policies = [random_policy(i) for i in range(4)]
+    say("\nHow the cost grows (random networks, default sampler, 300-step episodes):\n")
+    say("| policies | candidates | episodes | seconds | seconds / episode |\n|---|---|---|---|---|")
+    for count, episodes in [(2, unit), (2, 2 * unit), (2, 4 * unit), (1, 2 * unit), (3, 2 * unit), (4, 2 * unit)]:
+        seconds, _ = ours(policies[:count], [1 / count] * count, episodes)
+        say(f"| {count} | 1 | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
+    for step in (0.5, 0.25, 0.1):
+        begin = time.perf_counter()
+        gpc.search(policies[:2], episodes=unit // 4, report_episodes=1, overrides=[f"search.step={step}"])
+        seconds, candidates = time.perf_counter() - begin, round(1 / step) + 1
+        say(
+            f"| 2 | {candidates} | {candidates * (unit // 4)} | {seconds:.1f} | {seconds / candidates / (unit // 4):.3f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a smoke test: few episodes, meaningless ratios")
+    parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
+    args = parser.parse_args()
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    torch.set_num_threads(1)  # at batch 1 these networks run faster on one thread than on two
+    few, many = (1, 4) if args.quick else (20, 200)
+    say("# Speed\n")
+    say(f"`{' '.join(['python', *sys.argv])}` on {torch.get_num_interop_threads()} cores, {platform.machine()}, torch {torch.__version__}.\n")  # fmt: skip
+    against_the_paper(say, few, many)
+    two_random_networks(say, few if args.quick else 100, few if args.quick else 100)
+    growth(say, 8 if args.quick else 64)
+    peak = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    say(
+        f"\nPeak memory of the whole run: {peak[0]:.0f} MiB in the engine's process, {peak[1]:.0f} MiB in the largest worker."
+    )
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
