@@ -83,7 +83,7 @@ class ChunkActor:
 
     def __post_init__(self) -> None:
         spec = self.policy.actions
-        if spec.start > 0 or self.n_action_steps > spec.start + spec.horizon:
+        if spec.start > 0 or not 1 <= self.n_action_steps <= spec.start + spec.horizon:
             raise InputError(
                 f"n_action_steps={self.n_action_steps}: {self.policy.name} predicts steps {spec.start} to "
                 f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"

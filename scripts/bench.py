@@ -7,6 +7,7 @@ Every ratio is of two timings of this run; episodes that are compared have the s
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import resource
 import sys
@@ -133,6 +134,11 @@ def ours(
     return time.perf_counter() - begin, result
 
 
+def proportion(successes: Sequence[bool]) -> str:
+    low, high = wilson(sum(successes), len(successes))
+    return f"{np.mean(successes):.2f} [{low:.2f}, {high:.2f}]"
+
+
 def interval(values: Sequence[float]) -> str:
     low, high = mean_interval(values)
     return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
@@ -140,25 +146,25 @@ def interval(values: Sequence[float]) -> str:
 
 def against_the_paper(say: Callable[[str], None], naive_episodes: int, episodes: int) -> None:
     """Bundled policies: the paper's 100 DDPM steps against our default, and against as many steps of ours."""
-    policies = [gpc.load_policy(name) for name in ("pusht-diffusion", "pusht-beso")]
-    weights = [0.5, 0.5]
+    policies, weights = [gpc.load_policy(name) for name in ("pusht-diffusion", "pusht-beso")], [0.5, 0.5]
     seconds, success, scores = OneAtATime(policies, weights, 100).run(range(SEED, SEED + naive_episodes))
-    rate = 60 * naive_episodes / seconds
-    low, high = wilson(sum(success), len(success))
-    say("| pusht-diffusion + pusht-beso, weights 0.5, 0.5 | episodes/minute | ratio | success [95 %] | score [95 %] | score difference to the first row, same seeds [95 %] |")  # fmt: skip
-    say("|---|---|---|---|---|---|")
-    say(f"| one environment, batch 1, 100 DDPM steps ({naive_episodes} episodes) | {rate:.1f} | 1 | {np.mean(success):.2f} [{low:.2f}, {high:.2f}] | {interval(scores)} | |")  # fmt: skip
+    slow = 60 * naive_episodes / seconds
+    say("pusht-diffusion + pusht-beso, weights 0.5, 0.5. The last column compares on the first row's seeds.\n")
+    say("| way | episodes | episodes/minute | ratio | success [95 %] | score [95 %] | score difference [95 %] |")
+    say("|---|---|---|---|---|---|---|")
+    stock = "one environment, batch 1, 100 DDPM steps"
+    say(f"| {stock} | {naive_episodes} | {slow:.1f} | 1 | {proportion(success)} | {interval(scores)} | |")
     for title, overrides in (
-        ("gpc, default sampler (DPM-Solver++ 2M, 8 steps)", []),
+        ("gpc, default sampler", []),
         ("gpc, 100 ancestral steps", ["sampler.method=ancestral", "sampler.steps=100"]),
     ):
         seconds, result = ours(policies, weights, episodes, *overrides)
         mine = {row.seed: row.score for row in result.rows}
-        difference = [mine[SEED + i] - score for i, score in enumerate(scores)]
-        low, high = result.success_ci95
+        difference = interval([mine[SEED + i] - score for i, score in enumerate(scores)])
+        fast, success = 60 * episodes / seconds, [row.success for row in result.rows]
         say(
-            f"| {title} ({episodes} episodes) | {60 * episodes / seconds:.1f} | {60 * episodes / seconds / rate:.1f} | "
-            f"{result.success:.2f} [{low:.2f}, {high:.2f}] | {interval([r.score for r in result.rows])} | {interval(difference)} |"
+            f"| {title} | {episodes} | {fast:.1f} | {fast / slow:.1f} | {proportion(success)} | "
+            f"{interval(list(mine.values()))} | {difference} |"
         )
 
 
@@ -216,7 +222,8 @@ def main() -> None:
     torch.set_num_threads(1)  # at batch 1 these networks run faster on one thread than on two
     few, many = (1, 4) if args.quick else (20, 200)
     say("# Speed\n")
-    say(f"`{' '.join(['python', *sys.argv])}` on {torch.get_num_interop_threads()} cores, {platform.machine()}, torch {torch.__version__}.\n")  # fmt: skip
+    command = " ".join(["python", *sys.argv])
+    say(f"`{command}` on {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}.\n")
     against_the_paper(say, few, many)
     two_random_networks(say, few if args.quick else 100, few if args.quick else 100)
     growth(say, 8 if args.quick else 64)

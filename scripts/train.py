@@ -226,9 +226,10 @@ class Trainer:
         self.step, self.seconds, self.losses = parts["step"], parts["seconds"], parts["losses"]
 
     def export(self, folder: Path) -> None:
-        """Write `weights.safetensors` and `card.json`."""
+        """Write `weights.safetensors` (the average, in float16) and `card.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.average.state_dict().items()}, folder / WEIGHTS)
+        save_file({k: v.half().contiguous() for k, v in self.average.state_dict().items()}, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
         (folder / CARD).write_text(json.dumps(card(self.policy, self), indent=1) + "\n")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpc.load import load_policy
 from gpc.policies.bundled import CARD, WEIGHTS, build
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +50,12 @@ def tiny(tmp_path_factory):
     """`loader:path` of a tiny noise model on state and of a tiny flow model on keypoints."""
     root = tmp_path_factory.mktemp("policies")
     return [save_policy(root / name, make_card(name)) for name in TINY]
+
+
+@pytest.fixture(scope="session")
+def parents(tiny):
+    """The two tiny policies, loaded."""
+    return [load_policy(source) for source in tiny]
 
 
 @pytest.fixture

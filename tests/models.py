@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction
 from gpc.noise import Karras, NoiseLevels, Schedule
 from gpc.policy import ActionSpec, Observation, ObservationSpec
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,9 @@ class Gaussian:
         sigma = sigma.reshape(-1, 1, 1)
         return (self.std**2 * x + sigma**2 * self.mean) / (self.std**2 + sigma**2)
 
-    def network(self, schedule: Schedule, prediction: Prediction, sigma_of: Callable[[Tensor], Tensor]) -> NetworkDenoiser:
+    def network(
+        self, schedule: Schedule, prediction: Prediction, sigma_of: Callable[[Tensor], Tensor]
+    ) -> NetworkDenoiser:
         """The ideal network of a prediction type: it is given the scaled x and the label, as a real one is."""
 
         def network(scaled: Tensor, label: Tensor) -> Tensor:
@@ -60,14 +63,19 @@ class RandomNetwork(nn.Module):
         return self.layers(flat).reshape(x.shape)
 
 
+ACTIONS = ActionSpec(16, ("x", "y"), (1.0, 1.0), (0.0, 0.0))
+WIDE = NoiseLevels(0.001, 1000.0)
+STATE = ObservationSpec({"state": (3,)}, 2)
+
+
 @dataclass(frozen=True)
 class FixedPolicy:
     """A policy whose denoiser does not depend on the observation."""
 
     denoiser: Denoiser
-    actions: ActionSpec = ActionSpec(16, ("x", "y"), (1.0, 1.0), (0.0, 0.0))
-    levels: NoiseLevels = NoiseLevels(0.001, 1000.0)
-    observations: ObservationSpec = ObservationSpec({"state": (3,)}, 2)
+    actions: ActionSpec = ACTIONS
+    levels: NoiseLevels = WIDE
+    observations: ObservationSpec = STATE
     name: str = "fixed"
     fingerprint: str = "none"
 

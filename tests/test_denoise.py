@@ -1,9 +1,10 @@
 import pytest
 import torch
+from models import Gaussian
+
 from gpc.denoise import Clamp, Finite, NetworkDenoiser
 from gpc.errors import InputError, RunError
 from gpc.noise import Karras, LinearFlow, VariancePreserving
-from models import Gaussian
 
 COSINE = VariancePreserving.squaredcos(100)
 FLOW, REVERSE, EDM = LinearFlow(), LinearFlow(reverse=True), Karras(0.5)
@@ -17,9 +18,9 @@ IDEAL = {
 }
 
 
-def ideal(prediction, gaussian=Gaussian()):
+def ideal(prediction):
     schedule, sigma_of = IDEAL[prediction]
-    return gaussian.network(schedule, prediction, sigma_of)
+    return Gaussian().network(schedule, prediction, sigma_of)
 
 
 @pytest.mark.parametrize("prediction", IDEAL)
@@ -38,12 +39,16 @@ def test_the_network_runs_in_its_own_dtype_and_the_state_keeps_its():
         seen.append((x.dtype, label.dtype))
         return x
 
-    out = NetworkDenoiser(network, FLOW, "velocity")(torch.zeros(1, 4, 2, dtype=torch.float64), torch.tensor(1.0).double())
+    out = NetworkDenoiser(network, FLOW, "velocity")(
+        torch.zeros(1, 4, 2, dtype=torch.float64), torch.tensor(1.0).double()
+    )
     assert seen == [(torch.float32, torch.float32)]
     assert out.dtype == torch.float64
 
 
-@pytest.mark.parametrize(("schedule", "prediction", "message"), [(COSINE, "epsilon", "unknown"), (FLOW, "edm", "Karras")])
+@pytest.mark.parametrize(
+    ("schedule", "prediction", "message"), [(COSINE, "epsilon", "unknown"), (FLOW, "edm", "Karras")]
+)
 def test_a_prediction_that_does_not_fit_is_refused(schedule, prediction, message):
     with pytest.raises(InputError, match=message):
         NetworkDenoiser(lambda x, label: x, schedule, prediction)

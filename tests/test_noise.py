@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+
 from gpc.errors import InputError
 from gpc.noise import (
     Karras,

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from models import Gaussian, RandomNetwork
+
 from gpc.denoise import Clamp, NetworkDenoiser
 from gpc.errors import InputError
 from gpc.noise import LinearFlow, VariancePreserving, flow_sigmas, karras_sigmas, trained_sigmas
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, dpmpp_2m, euler, heun, last
-from models import Gaussian, RandomNetwork
 
 COSINE = VariancePreserving.squaredcos(100)
 SIGMAS = trained_sigmas(COSINE.levels)
@@ -36,7 +37,6 @@ def theirs(scheduler, x, **options):
     for t in scheduler.timesteps:
         x = scheduler.step(NETWORK(x, t.expand(len(x))), int(t), x, **options).prev_sample
     return x
-
 
 
 def ours_from(native):

@@ -1,0 +1,215 @@
+"""Composition against closed forms and against the paper's formula in a diffusers scheduler."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from models import FixedPolicy, Gaussian, RandomNetwork, state
+from test_denoise import ideal
+
+from gpc import composition
+from gpc.composition import ComposedDenoiser, Convex, compose
+from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
+from gpc.denoise import NetworkDenoiser
+from gpc.errors import InputError
+from gpc.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving, trained_sigmas
+from gpc.policy import ActionSpec
+from gpc.sample import euler, last
+
+COSINE = VariancePreserving.squaredcos(100)
+NARROW = Sampling(steps=30, sigma_max=20.0, sigma_min=0.05)
+
+
+def noise(batch=4, seed=3):
+    return torch.randn(1, batch, 16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_convex_combination_of_gaussian_scores_is_the_product_density():
+    """prod_i N(m_i, v_i)^w_i is Gaussian with precision sum w_i / v_i; noised members have v_i + sigma^2."""
+    members = [Gaussian(-1.0, 0.3), Gaussian(0.5, 0.8), Gaussian(2.0, 1.5)]
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    composed = compose([FixedPolicy(m) for m in members], weights).condition(state(8))
+    for sigma in (0.01, 0.5, 3.0, 50.0):
+        x = 5 * noise(8)[0]
+        level = torch.tensor(sigma, dtype=torch.float64)
+        precisions = torch.tensor([1 / (m.std**2 + sigma**2) for m in members], dtype=torch.float64)
+        means = torch.tensor([m.mean for m in members], dtype=torch.float64)
+        precision = (weights * precisions).sum()
+        mean = (weights * precisions * means).sum() / precision
+        score = (composed(x, level) - x) / sigma**2
+        torch.testing.assert_close(score, precision * (mean - x), atol=1e-9, rtol=1e-9)
+
+
+def test_the_sample_of_equal_spreads_is_the_weighted_mean():
+    """For equal variances the product at every level is the noised product: the composition is exact end to end."""
+    members = [Gaussian(-1.0, 0.4), Gaussian(2.0, 0.4)]
+    policy = compose([FixedPolicy(m) for m in members], [0.25, 0.75])
+    x = sample_chunk(policy, state(4), noise(), Sampling("heun", 200, 50.0, 0.001))
+    target = Gaussian(0.25 * -1.0 + 0.75 * 2.0, 0.4)
+    # The probability-flow ODE maps x(sigma_max) to the mean plus its deviation, scaled.
+    start = 50.0 * noise()[0]
+    wanted = target.mean + (start - target.mean) * target.std / (target.std**2 + 50.0**2) ** 0.5
+    torch.testing.assert_close(x, wanted, atol=2e-3, rtol=0)
+
+
+def test_a_noise_a_velocity_and_an_edm_model_of_one_distribution_compose_to_it():
+    gaussian = Gaussian(0.3, 0.5)
+    members = [
+        FixedPolicy(ideal("noise"), levels=COSINE.levels),
+        FixedPolicy(ideal("velocity"), levels=LinearFlow().levels),
+        FixedPolicy(ideal("edm"), levels=Karras(0.5, 0.005).levels),
+    ]
+    policy = compose(members, [0.5, 0.3, 0.2])
+    single = FixedPolicy(gaussian, levels=policy.levels)
+    assert policy.levels.trained is not None
+    found = sample_chunk(policy, state(64), noise(64), NARROW)
+    torch.testing.assert_close(found, sample_chunk(single, state(64), noise(64), NARROW), atol=1e-10, rtol=0)
+    assert found.mean() == pytest.approx(0.3, abs=0.05)
+    assert found.std() == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("parent", [0, 1])
+def test_one_hot_weights_are_the_parent_bit_for_bit(parent, parents):
+    observation = {key: torch.rand(20, 2, *shape) for p in parents for key, shape in p.observations.shapes.items()}
+    policy = compose(parents, [float(i == parent) for i in range(2)])
+    x = noise(20)
+    own = {key: observation[key] for key in parents[parent].observations.shapes}
+    alone = sample_chunk(parents[parent], own, x, Sampling())
+    assert torch.equal(sample_chunk(policy, observation, x, Sampling()), alone)
+    assert torch.equal(sample_chunk(compose([parents[parent]], [1.0]), own, x, Sampling()), alone)
+
+
+def test_one_hot_rows_of_a_mixed_batch_are_the_parents_own_actions(parents):
+    actor = ChunkActor(compose(parents, [0.5, 0.5]), Sampling(), 8)
+    frames = {key: torch.rand(9, 2, *shape).numpy() for p in parents for key, shape in p.observations.shapes.items()}
+    seeds, chunks = torch.arange(9).numpy(), torch.zeros(9, dtype=torch.int64).numpy()
+    weights = torch.tensor([[1.0, 0.0], [0.4, 0.6], [0.0, 1.0]], dtype=torch.float64).repeat(3, 1).numpy()
+    mixed = actor(frames, weights, seeds, chunks)
+    for k, parent in enumerate(parents):
+        own = {key: frames[key] for key in parent.observations.shapes}
+        alone = ChunkActor(compose([parent], [1.0]), Sampling(), 8)(own, weights[:, :1] * 0 + 1, seeds, chunks)
+        assert (mixed[2 * k :: 3] == alone[2 * k :: 3]).all()
+    assert not (mixed[1::3] == mixed[0::3]).all()
+
+
+def test_each_row_has_its_own_weights():
+    members = [FixedPolicy(Gaussian(-1.0, 0.3)), FixedPolicy(Gaussian(2.0, 1.0))]
+    rows = torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.0, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    together = sample_chunk(compose(members, rows), state(4), noise(), NARROW)
+    for i, row in enumerate(rows):
+        alone = sample_chunk(compose(members, row), state(1), noise()[:, i : i + 1], NARROW)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-12, rtol=0)
+
+
+def test_the_papers_formula_in_a_diffusers_scheduler_gives_our_chunk():
+    """w1 * eps1 + w2 * eps2 of two noise models of one schedule (arXiv 2510.01068, eq. 7), DDIM, 100 steps."""
+    networks, weights = [RandomNetwork(1), RandomNetwork(2)], [0.3, 0.7]
+    scheduler = DDIMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    scheduler.alphas_cumprod = torch.cumprod(1 - torch.tensor(COSINE.betas, dtype=torch.float64), 0)
+    scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    scheduler.set_timesteps(100)
+    x = start = noise()[0]
+    for t in scheduler.timesteps:
+        label = t.expand(len(x))
+        eps = sum(w * network(x, label) for w, network in zip(weights, networks, strict=True))
+        x = scheduler.step(eps, int(t), x, eta=0.0).prev_sample
+    members = [FixedPolicy(NetworkDenoiser(n, COSINE, "noise", torch.float64), levels=COSINE.levels) for n in networks]
+    sigmas = trained_sigmas(COSINE.levels)
+    denoiser = compose(members, weights).condition(state(4))
+    ours = last(euler(denoiser, start / COSINE.scale(sigmas[0]), sigmas))
+    assert (ours - x).abs().max() <= 1e-6
+
+
+def test_steps_that_only_one_chunk_has_are_its_own():
+    long, short = Gaussian(1.0, 0.5), Gaussian(-1.0, 0.5)
+    spec = FixedPolicy(long).actions
+    policy = compose([FixedPolicy(long), FixedPolicy(short, replace(spec, horizon=4, start=2))], [0.5, 0.5])
+    x, level = noise()[0], torch.tensor(1.0, dtype=torch.float64)
+    out = policy.condition(state(4))(x, level)
+    both = (long(x, level) + short(x, level)) / 2
+    torch.testing.assert_close(out[:, 2:6], both[:, 2:6])
+    torch.testing.assert_close(out[:, 6:], long(x, level)[:, 6:])
+    torch.testing.assert_close(out[:, :2], long(x, level)[:, :2])
+
+
+def test_a_member_outside_its_trained_levels_is_dropped_and_the_rest_renormalised():
+    members = [
+        FixedPolicy(Gaussian(1.0), levels=NoiseLevels(0.1, 2.0)),
+        FixedPolicy(Gaussian(2.0)),
+        FixedPolicy(Gaussian(4.0)),
+    ]
+    denoiser = compose(members, [0.5, 0.2, 0.3]).condition(state(4))
+    x, level = noise()[0], torch.tensor(5.0, dtype=torch.float64)
+    wanted = 0.4 * Gaussian(2.0)(x, level) + 0.6 * Gaussian(4.0)(x, level)
+    torch.testing.assert_close(denoiser(x, level), wanted)
+    with pytest.raises(InputError, match="outside what every policy was trained for"):
+        compose(members[:1], [1.0]).condition(state(4))(x, level)
+
+
+def test_a_thread_for_each_member_changes_no_bit(monkeypatch, parents):
+    observation = {key: torch.rand(32, 2, *shape) for p in parents for key, shape in p.observations.shapes.items()}
+    policy = compose(parents, [0.4, 0.6])
+    threaded = sample_chunk(policy, observation, noise(32), Sampling())
+    monkeypatch.setattr(composition, "THREADED_BATCH", 1000)
+    assert torch.equal(threaded, sample_chunk(policy, observation, noise(32), Sampling()))
+
+
+def test_a_member_without_weight_is_not_asked():
+    def never(x, sigma):
+        raise AssertionError("asked")
+
+    policy = compose([FixedPolicy(Gaussian()), FixedPolicy(never)], [1.0, 0.0])
+    sample_chunk(policy, state(4), noise(), NARROW)
+
+
+def test_a_composition_composes_again():
+    a, b, c = (FixedPolicy(Gaussian(m, 0.5)) for m in (-1.0, 0.0, 2.0))
+    nested = compose([compose([a, b], [0.5, 0.5]), c], [0.6, 0.4])
+    flat = compose([a, b, c], [0.3, 0.3, 0.4])
+    found = [sample_chunk(p, state(4), noise(), NARROW) for p in (nested, flat)]
+    torch.testing.assert_close(*found, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.5, 0.6], "sum to 1.1"),
+        ([1.5, -0.5], "convex"),
+        ([1.0], "1 weights for 2 policies"),
+        ([[[0.5, 0.5]]], "shape"),
+        ([float("nan"), 1.0], "convex"),
+    ],
+)
+def test_weights_that_are_not_convex_are_refused(weights, message):
+    with pytest.raises(InputError, match=message):
+        compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian())], weights)
+
+
+def test_nothing_to_compose_is_refused():
+    with pytest.raises(InputError, match="at least one policy"):
+        compose([], [])
+
+
+def test_weights_are_renormalised_where_only_some_have_an_opinion():
+    opinion = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    x = torch.zeros(1, 2, 1, dtype=torch.float64)
+    out = Convex(torch.tensor([0.75, 0.25]))(x, torch.tensor(1.0), [x + 1, x + 5], opinion)
+    assert out.flatten().tolist() == [2.0, 5.0]
+
+
+def test_the_composed_denoiser_is_a_denoiser_over_the_union_of_the_chunks():
+    early = ActionSpec(4, ("x",), (1.0,), (0.0,), start=-2)
+    late = ActionSpec(6, ("x",), (1.0,), (0.0,), start=1)
+    policy = compose([FixedPolicy(Gaussian(), early), FixedPolicy(Gaussian(), late)], [0.5, 0.5])
+    assert (policy.actions.start, policy.actions.horizon) == (-2, 9)
+    denoiser = policy.condition(state(2))
+    assert isinstance(denoiser, ComposedDenoiser)
+    x = torch.zeros(2, 9, 1, dtype=torch.float64)
+    assert denoiser(x, torch.tensor(1.0).double()).shape == (2, 9, 1)
+
+
+def test_the_noise_of_a_chunk_is_the_same_for_every_candidate():
+    seeds = torch.tensor([5, 5]).numpy()
+    a, b = keyed_noise(seeds, seeds, 1, FixedPolicy(Gaussian()).actions)[0]
+    assert torch.equal(a, b)

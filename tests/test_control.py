@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+from models import ACTIONS, FixedPolicy, Gaussian
+
+from gpc.composition import compose
+from gpc.control import ChunkActor, Sampling, keyed_noise
+from gpc.errors import InputError
+from gpc.noise import NoiseLevels
+
+
+def test_noise_depends_on_seed_and_chunk_alone():
+    all_rows = keyed_noise(np.array([1, 1, 2]), np.array([0, 1, 0]), 2, ACTIONS)
+    assert all_rows.shape == (2, 3, 16, 2)
+    assert torch.equal(keyed_noise(np.array([1]), np.array([1]), 2, ACTIONS)[:, 0], all_rows[:, 1])
+    assert len({row.numpy().tobytes() for row in all_rows.flatten(0, 1)}) == 6
+    flat = keyed_noise(np.arange(500), np.zeros(500, np.int64), 1, ACTIONS).flatten()
+    assert abs(float(flat.mean())) < 4 / len(flat) ** 0.5
+    assert float(flat.std()) == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("method", ["dpmpp_2m", "ancestral"])
+def test_a_row_is_bitwise_the_same_in_batches_of_1_7_and_60(parents, method):
+    policy = compose(parents, [0.5, 0.5])
+    actor = ChunkActor(policy, Sampling(method, 5), 8)
+    rng = np.random.default_rng(0)
+    frames = {key: rng.uniform(0, 512, (60, 2, *shape)) for key, shape in policy.observations.shapes.items()}
+    seeds, chunks = np.arange(60), np.arange(60) % 4
+    weights = np.stack([np.linspace(0, 1, 60), 1 - np.linspace(0, 1, 60)], 1)
+
+    def act(rows):
+        return actor({k: v[rows] for k, v in frames.items()}, weights[rows], seeds[rows], chunks[rows])
+
+    whole = act(slice(None))
+    for size in (1, 7):
+        parts = [act(slice(i, i + size)) for i in range(0, 60, size)]
+        assert np.array_equal(np.concatenate(parts), whole)
+    assert np.array_equal(act(slice(None, None, -1))[::-1], whole)
+
+
+def test_actions_are_in_the_environments_units_from_the_newest_observation_on():
+    """The denoised action is its own step's number, so the executed slice shows where it starts."""
+    ramp = torch.arange(16, dtype=torch.float64)[None, :, None].expand(1, 16, 2) / 10
+    spec = ACTIONS.__class__(16, ("x", "y"), (10.0, 10.0), (100.0, 200.0), start=-3)
+    policy = compose([FixedPolicy(lambda x, sigma: ramp.expand(len(x), -1, -1), spec)], [1.0])
+    actor = ChunkActor(policy, Sampling(), 4)
+    out = actor({"state": np.zeros((2, 2, 3))}, np.ones((2, 1)), np.array([0, 1]), np.array([0, 0]))
+    assert out.shape == (2, 4, 2)
+    np.testing.assert_allclose(out[1, :, 0], [103, 104, 105, 106])
+    np.testing.assert_allclose(out[1, :, 1], [203, 204, 205, 206])
+
+
+@pytest.mark.parametrize("steps", [0, 17])
+def test_more_actions_than_the_chunk_has_are_refused(steps):
+    with pytest.raises(InputError, match="choose 1 to 16"):
+        ChunkActor(compose([FixedPolicy(Gaussian())], [1.0]), Sampling(), steps)
+
+
+def test_a_chunk_that_begins_in_the_future_is_refused():
+    late = FixedPolicy(Gaussian(), ACTIONS.__class__(8, ("x",), (1.0,), (0.0,), start=2))
+    with pytest.raises(InputError, match="predicts steps 2 to 9 from now"):
+        ChunkActor(compose([late], [1.0]), Sampling(), 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "ddpm"}, "unknown sampler"),
+        ({"steps": 0}, "at least one step"),
+        ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min < sigma_max"),
+    ],
+)
+def test_sampler_settings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**options)
+
+
+def test_the_grid_stays_inside_what_the_policy_was_trained_for():
+    grid = Sampling(steps=6).sigmas(NoiseLevels(0.5, 3.0))
+    assert grid[0] == pytest.approx(3.0)
+    assert grid[-2] == pytest.approx(0.5)
+    assert len(grid) == 7

@@ -1,0 +1,45 @@
+"""The house: imports go one way, and configurations build only what is ours."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from gpc.config import ALLOWED, build
+from gpc.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+RUNTIME = sorted((ROOT / "gpc").glob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.name)
+def test_the_runtime_imports_neither_policies_nor_simulators(path):
+    wrong = [name for name in imports(path) if name.startswith(("gpc.policies", "gpc.envs", "gym_pusht", "lerobot"))]
+    assert wrong == []
+
+
+def test_a_simulator_process_never_loads_torch():
+    code = "import sys, gpc.worker, gpc.envs.pusht; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("target", ["shutil.copy", "os.system", "gpc.record.write_atomically", "builtins.eval"])
+def test_a_target_that_is_not_ours_is_refused(target):
+    with pytest.raises(InputError, match=r"_target_"):
+        build(OmegaConf.create({"_target_": target}))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_names_an_allowed_target(path):
+    assert OmegaConf.load(path)["_target_"] in ALLOWED

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from gpc.networks import Encoder, ImageEncoder, Transformer, UNet
+
+NETWORKS = {
+    "unet": lambda: UNet(2, 6, widths=(16, 32)),
+    "transformer": lambda: Transformer(2, 6, 16, width=32, depth=1, heads=2),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    network = NETWORKS[request.param]().eval().requires_grad_(False)
+    for parameter in network.parameters():  # some start at zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def test_a_network_depends_on_x_label_and_condition_row_by_row(network):
+    x, label, condition = torch.randn(5, 16, 2), torch.arange(5.0), torch.randn(5, 6)
+    out = network(x, label, condition)
+    assert out.shape == x.shape
+    for other in (
+        network(x + 1, label, condition),
+        network(x, label + 10, condition),
+        network(x, label, condition + 1),
+    ):
+        assert (other - out).abs().amax((1, 2)).min() > 1e-4
+    torch.testing.assert_close(network(x[2:3], label[2:3], condition[2:3]), out[2:3], atol=1e-4, rtol=1e-4)
+
+
+def test_a_unet_takes_any_horizon_that_its_levels_divide():
+    unet = UNet(2, 6, widths=(16, 32))
+    assert unet(torch.zeros(1, 8, 2), torch.zeros(1), torch.zeros(1, 6)).shape == (1, 8, 2)
+
+
+def test_the_image_encoder_sees_where_a_bright_spot_is():
+    torch.manual_seed(0)
+    encoder = ImageEncoder().eval().requires_grad_(False)
+    images = torch.zeros(3, 96, 96, 3, dtype=torch.uint8)
+    for i, column in enumerate((10, 48, 86)):
+        images[i, 40:56, max(0, column - 8) : column + 8] = 255
+    features = encoder(images)
+    assert features.shape == (3, 96)
+    assert float(features.abs().max()) <= 1
+    horizontal = features[:, :32].diff(dim=0)
+    assert bool((horizontal[0] * horizontal[1] > 0).any())  # some keypoint follows the spot from left to right
+
+
+def test_the_encoder_scales_numbers_and_turns_angles_into_cosine_and_sine():
+    encoder = Encoder({"state": {"shape": [2], "offset": 4.0, "scale": 2.0, "angles": [1]}}, 1)
+    out = encoder({"state": torch.tensor([[[6.0, 0.0]]])})
+    assert encoder.condition_dim == 3
+    torch.testing.assert_close(out, torch.tensor([[1.0, 1.0, 0.0]]))
