@@ -98,11 +98,11 @@ class Experiment:
         """The policies' names."""
         return [policy.name for policy in self.policy.policies]
 
-    def manifest(self, keys: Sequence[str]) -> dict[str, Any]:
-        """The part of the configuration that determines results, with the policies' fingerprints."""
+    def open(self, path: Path, keys: Sequence[str]) -> RunFolder:
+        """The run folder of what determines results: these keys of the configuration and the policies' fingerprints."""
         chosen = {key: OmegaConf.to_container(self.config, resolve=True)[key] for key in ("env", "sampler", *keys)}  # type: ignore[index,call-overload]
         prints = {policy.name: policy.fingerprint for policy in self.policy.policies}
-        return {"policies": self.names, "fingerprints": prints, **chosen}
+        return RunFolder(path, {"policies": self.names, "fingerprints": prints, **chosen}, self.env.max_steps)
 
     def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job]) -> list[Row]:
         """Run the jobs that the folder does not hold yet; returns the rows of all of them."""
@@ -228,7 +228,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     weights = tuple(float(w) for w in given)
     compose(experiment.policy.policies, weights)
     jobs = [Job(0, weights, seed) for seed in range(config.seed, config.seed + config.episodes)]
-    with RunFolder(path, experiment.manifest(("weights", "episodes", "seed"))) as folder:
+    with experiment.open(path, ("weights", "episodes", "seed")) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
         summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)
@@ -248,7 +248,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         )
     settings = {k: v for k, v in config.search.items() if k not in ("episodes", "seed")}
     plan: Search = build(OmegaConf.create(settings), policies=count, seeds=list(seeds))
-    with RunFolder(path, experiment.manifest(("search", "report"))) as folder:
+    with experiment.open(path, ("search", "report")) as folder:
         while asked := plan.ask():
             jobs = [Job(c, plan.candidates[c], seed) for c, seed in asked]
             rows = experiment.roll(folder, "search", jobs)
@@ -265,7 +265,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
 
 def record_video(experiment: Experiment, path: Path) -> None:
     """Write `episodes.mp4`: the recorded actions of each candidate's first report seeds, done again side by side."""
-    with RunFolder(path, read_json(path / "manifest.json")["config"]) as folder:
+    with RunFolder(path, read_json(path / "manifest.json")["config"], experiment.env.max_steps) as folder:
         rows = folder.phase("report") or folder.phase("evaluate")
         summary = read_json(path / "summary.json")
         groups = list(by_candidate(rows).values())

@@ -1,7 +1,9 @@
 """The run folder: everything an experiment knows, written so that it can be killed at any time.
 
 `manifest.json` says what the run is, `episodes.jsonl` holds one row for each finished (phase, candidate, seed), and
-`trajectories.zarr` what happened in them. A row is acknowledged when it is on disk; the trajectory is written before it.
+`trajectories.zarr` what happened in them: "action" and "reward" at every step, and the numeric observations at every
+decision, each an array (episodes, length, ...) whose i-th entry belongs to the i-th line of `episodes.jsonl`, filled up with
+NaN. A row is acknowledged when it is on disk; the trajectory is written before it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 import zarr
@@ -25,6 +27,7 @@ from gpc.errors import InputError, RunError
 
 PACKAGES = ("gpc", "torch", "numpy", "scipy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr")
 Key = tuple[str, int, int]
+ROOM = 256  # episodes for which a trajectory array makes room at a time
 
 
 @dataclass(frozen=True, order=True)
@@ -46,14 +49,14 @@ class Row:
 
 
 class RunFolder:
-    """One experiment on disk; open it with the configuration that determines its results.
+    """One experiment on disk; open it with the configuration that determines its results, and an episode's longest length.
 
     Opening a folder again resumes it. Raises InputError where the folder belongs to another configuration (the first
     difference is named) or another process writes in it, RunError where its rows are damaged.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, config: Mapping[str, Any], length: int) -> None:
+        self.path, self.length = path, length
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("w")
@@ -70,6 +73,7 @@ class RunFolder:
         self.rows: dict[Key, Row] = {row.key: row for row in read_rows(path / "episodes.jsonl", mend=True)}
         self._file: IO[bytes] = (path / "episodes.jsonl").open("ab")
         self._group = zarr.open_group(path / "trajectories.zarr", mode="a")
+        self._arrays = dict(self._group.arrays())
 
     def __enter__(self) -> RunFolder:
         return self
@@ -86,7 +90,7 @@ class RunFolder:
         """Keep one episode; returns when it is on disk. Raises RunError where the disk is full: earlier rows stay."""
         end = self._file.tell()
         try:
-            self._write_trajectory(row, trajectory)
+            self._write_trajectory(len(self.rows), trajectory)
             self._file.write(json.dumps(asdict(row)).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -102,18 +106,28 @@ class RunFolder:
         return sorted(row for row in self.rows.values() if row.phase == name)
 
     def trajectory(self, row: Row) -> dict[str, Array]:
-        """What was recorded of an episode."""
-        group = cast(zarr.Group, self._group[_place(row)])
-        return {name: np.asarray(array[:]) for name, array in group.arrays()}
+        """What was recorded of an episode, without the filling."""
+        index = list(self.rows).index(row.key)
+        found = {name: np.asarray(array[index]) for name, array in self._arrays.items()}
+        return {name: value[~np.isnan(value.reshape(len(value), -1)).all(1)] for name, value in found.items()}
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the folder, whole or not at all."""
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
-    def _write_trajectory(self, row: Row, trajectory: Mapping[str, Array]) -> None:
-        group = self._group.create_group(_place(row), overwrite=_place(row) in self._group)
+    def _write_trajectory(self, index: int, trajectory: Mapping[str, Array]) -> None:
         for name, value in trajectory.items():
-            group.create_array(name, data=value, chunks=value.shape)
+            shape = (self.length, *value.shape[1:])
+            if name not in self._arrays:
+                self._arrays[name] = self._group.create_array(
+                    name, shape=(0, *shape), chunks=(1, *shape), dtype=value.dtype, fill_value=np.nan
+                )
+            array = self._arrays[name]
+            if index >= array.shape[0]:
+                array.resize((index + ROOM, *shape))
+            filled = np.full(shape, np.nan, value.dtype)
+            filled[: len(value)] = value
+            array[index] = filled
 
     def _check_manifest(self, config: dict[str, Any]) -> None:
         path = self.path / "manifest.json"
@@ -171,7 +185,7 @@ def read_rows(path: Path, mend: bool = False) -> list[Row]:
             rows.append(Row(**fields | {"weights": tuple(fields["weights"])}))
         except (ValueError, TypeError, KeyError):
             raise RunError(
-                f"{path}, line {number} is damaged; delete that line and run the same command again"
+                f"{path}, line {number} is damaged; delete it and all lines after it, then run the same command again"
             ) from None
     return rows
 
@@ -184,10 +198,6 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _place(row: Row) -> str:
-    return f"{row.phase}/{row.candidate}/{row.seed}"
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -20,42 +20,42 @@ def row(seed, candidate=0, phase="search"):
 
 
 def test_rows_and_trajectories_come_back(tmp_path):
-    with RunFolder(tmp_path, CONFIG) as folder:
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
         for seed in (3, 1, 2):
             folder.append(row(seed), STEPS)
-    with RunFolder(tmp_path, CONFIG) as folder:
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
         assert folder.phase("search") == [row(1), row(2), row(3)]
         np.testing.assert_array_equal(folder.trajectory(row(2))["action"], STEPS["action"])
 
 
 def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path):
-    with RunFolder(tmp_path, CONFIG) as folder:
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
         folder.append(row(1), STEPS)
     with (tmp_path / "episodes.jsonl").open("a") as file:
         file.write('{"phase": "sea')
-    with RunFolder(tmp_path, CONFIG) as folder:
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
         folder.append(row(2), STEPS)
     assert read_rows(tmp_path / "episodes.jsonl") == [row(1), row(2)]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    with RunFolder(tmp_path, CONFIG) as folder:
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
         folder.append(row(1), STEPS)
     path = tmp_path / "episodes.jsonl"
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(RunError, match="line 1 is damaged"):
-        RunFolder(tmp_path, CONFIG)
+        RunFolder(tmp_path, CONFIG, 4)
 
 
 def test_another_configuration_is_refused_naming_the_difference(tmp_path):
-    RunFolder(tmp_path, CONFIG).close()
+    RunFolder(tmp_path, CONFIG, 4).close()
     with pytest.raises(InputError, match=r"sampler\.steps=8, now it is 16; use another run_dir"):
-        RunFolder(tmp_path, {"policies": ["a"], "sampler": {"steps": 16}})
+        RunFolder(tmp_path, {"policies": ["a"], "sampler": {"steps": 16}}, 4)
 
 
 def test_two_processes_cannot_write_in_one_folder(tmp_path):
-    with RunFolder(tmp_path, CONFIG), pytest.raises(InputError, match="in use by another gpc process"):
-        RunFolder(tmp_path, CONFIG)
+    with RunFolder(tmp_path, CONFIG, 4), pytest.raises(InputError, match="in use by another gpc process"):
+        RunFolder(tmp_path, CONFIG, 4)
 
 
 def test_a_full_disk_is_one_clear_line_and_keeps_what_was_finished(tmp_path):
@@ -65,7 +65,7 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_finished(tmp_path):
         pytest.skip("mounting a small file system needs root")
     try:
         big = {"action": np.random.default_rng(0).normal(size=(20_000, 2))}
-        with RunFolder(tmp_path, CONFIG) as folder:
+        with RunFolder(tmp_path, CONFIG, 20_000) as folder:
             folder.append(row(0), STEPS)
             with pytest.raises(RunError, match=r"the disk is full; \d+ finished episodes are kept"):
                 deque(folder.append(row(seed), big) for seed in range(1, 20))
@@ -80,7 +80,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from gpc.record import Row, RunFolder
-with RunFolder(Path(sys.argv[1]), {}) as folder:
+with RunFolder(Path(sys.argv[1]), {}, 3) as folder:
     first = len(folder.rows)
     for seed in range(first, first + 10_000):
         folder.append(Row("search", 0, seed, (1.0,), True, 0.5, 3), {"action": np.zeros((3, 2))})
