@@ -81,12 +81,10 @@ def weight_curve(summary: Mapping[str, Any], path: Path) -> None:
     n = candidates[0]["n_episodes"]
     axes.fill_between(xs, low, high, alpha=0.15, color="C0", label="95 % Wilson interval", linewidth=0)
     axes.plot(xs, middle, "o-", color="C0", label=f"search seeds, {n} episodes each")
-    report = [(p["weights"], p, "s", "C1", f"{p['name']} alone") for p in summary["parents"]]
-    report.append(
-        (summary["winner"]["weights"], summary["winner"], "*", "C2", f"winner {_mixture(summary['winner']['weights'])}")
-    )
-    for weights, figures, marker, color, label in report:
-        x = xs[[c["weights"] for c in candidates].index(weights)]
+    winner = summary["winner"]
+    report = [(p, "s", "C1", f"{p['name']} alone") for p in summary["parents"]]
+    for figures, marker, color, label in [*report, (winner, "*", "C2", f"winner {_mixture(winner['weights'])}")]:
+        x = xs[[c["weights"] for c in candidates].index(figures["weights"])]
         y, (bottom, top) = figures["pc_success"], figures["pc_success_ci95"]
         bars = [[max(0, y - bottom)], [max(0, top - y)]]
         text = f"{label}, report seeds, {figures['n_episodes']} episodes"

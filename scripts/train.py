@@ -201,12 +201,16 @@ class Trainer:
         total = sum(float(self.loss(self.average, o, a, generator, augment=False)) * len(o) for o, a in parts)
         return total / len(observed)
 
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that began."""
+        return {key: getattr(self.args, key) for key in ("steps", "batch", "lr", "seed", "bf16")}
+
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         parts = {"module": self.module.state_dict(), "average": self.average.state_dict()}
         parts |= {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
-        parts |= {"step": self.step, "seconds": self.seconds, "losses": self.losses, "steps": self.args.steps}
+        parts |= {"step": self.step, "seconds": self.seconds, "losses": self.losses, "settings": self.settings()}
         torch.save(parts, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
 
@@ -215,10 +219,9 @@ class Trainer:
         if not self.path.exists():
             return
         parts = torch.load(self.path, weights_only=True)
-        if parts["steps"] != self.args.steps:
-            raise SystemExit(
-                f"{self.path} was begun with --steps {parts['steps']}; use that, or delete it to begin anew"
-            )
+        for key, value in self.settings().items():
+            if (begun := parts["settings"][key]) != value:
+                raise SystemExit(f"{self.path} was begun with --{key} {begun}; use that, or delete it to begin anew")
         self.module.load_state_dict(parts["module"])
         self.average.load_state_dict(parts["average"])
         self.optimizer.load_state_dict(parts["optimizer"])
@@ -254,7 +257,7 @@ def card(policy: BundledPolicy, trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train, with a checkpoint every few hundred steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(RECIPES))
@@ -267,7 +270,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--out", type=Path, default=Path("runs/train"), help="where checkpoints go")
     parser.add_argument("--export", type=Path, default=BUNDLED, help="where the finished policy goes")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     trainer = Trainer(args.name, args)
     trainer.resume()
     observed, acted = trainer.batches([e for e in range(len(trainer.ends)) if e not in HELD_OUT])
