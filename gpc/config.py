@@ -110,5 +110,5 @@ def describe(name: str) -> str:
     for group in ("env", "sampler", "engine", *(["search"] if name == "search" else [])):
         names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
         text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
-    shown = [line for line in "\n".join(text).splitlines() if "_target_" not in line]
-    return "\n".join(shown)
+    skipped = re.compile(r"^(_target_:.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)  # what Hydra reads, not the user
+    return "\n".join(skipped.sub("", part) for part in text)

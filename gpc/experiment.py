@@ -202,6 +202,8 @@ def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], ru
 def run(config: DictConfig, kind: str, console: Console) -> Path:
     """A command of the command line: load, run, print, report. Returns the run folder."""
     _check_numbers(config)
+    if isinstance(config.policies, str):
+        raise InputError(f"policies={config.policies} must be a list, as in 'policies=[{config.policies}]'")
     policies = [load_policy(source) for source in config.policies]
     if not policies:
         raise InputError("policies=[] is empty; name at least one")

@@ -17,6 +17,7 @@ COMMANDS = {
     "unknown command": (["serch"], "did you mean 'search'"),
     "no policies": (["search"], "policies is not set"),
     "empty policies": (["evaluate", "policies=[]"], "policies=[] is empty"),
+    "policies that are no list": (["evaluate", "policies=pusht-flow"], "as in 'policies=[pusht-flow]'"),
     "unknown policy": (["evaluate", "policies=[pusht-difusion]"], "did you mean 'pusht-diffusion'"),
     "unknown loader": (["evaluate", "policies=[bundeld:x]"], "did you mean 'bundled'"),
     "one policy to search": (["search", FIRST], "at least two policies"),

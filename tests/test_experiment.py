@@ -1,10 +1,12 @@
 """Whole commands on tiny policies: the same table whatever happens on the way."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import zarr
 
 import gpc
 from gpc.cli import main
+from gpc.config import load_config
 from gpc.record import read_rows
 
 SEARCH = ["env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
@@ -102,3 +105,17 @@ def test_report_and_policies_and_doctor_run(undisturbed, capsys):
     assert "pusht-diffusion" in capsys.readouterr().out
     assert main(["doctor"]) == 0
     assert "gym-pusht" in capsys.readouterr().out
+
+
+def test_every_example_of_the_help_and_the_readme_is_a_valid_configuration(capsys):
+    main(["-h"])
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    lines = [line.strip() for line in (capsys.readouterr().out + readme).splitlines()]
+    examples = [shlex.split(line)[1:] for line in lines if line.startswith(("gpc search env", "gpc evaluate "))]
+    examples = [
+        (kind, overrides) for kind, *overrides in examples if "KEY" not in overrides[0] and "-h" not in overrides[0]
+    ]
+    assert len(examples) >= 5
+    for kind, overrides in examples:
+        assert load_config(kind, overrides).policies
+    assert load_config("evaluate", ["policies=[a]", "sampler=heun"]).sampler.method == "heun"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gpc.config import ALLOWED, build
+from gpc.config import ALLOWED, build, load_config
 from gpc.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +40,11 @@ def test_a_target_that_is_not_ours_is_refused(target):
         build(OmegaConf.create({"_target_": target}))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_names_an_allowed_target(path):
-    assert OmegaConf.load(path)["_target_"] in ALLOWED
+GROUPS = sorted((ROOT / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_option_of_every_group_names_an_allowed_target(path):
+    kind = "search" if path.parent.name == "search" else "evaluate"
+    config = load_config(kind, ["policies=[a,b]", f"{path.parent.name}={path.stem}"])
+    assert config[path.parent.name]["_target_"] in ALLOWED
