@@ -1,0 +1,82 @@
+"""`check_policy` passes what keeps the contract and names what each broken policy breaks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import FixedPolicy, Gaussian, RandomNetwork
+from test_denoise import COSINE, ideal
+
+import gpc
+from gpc.denoise import NetworkDenoiser
+from gpc.load import bundled_cards
+from gpc.noise import LinearFlow, NoiseLevels
+from gpc.testing import check_policy
+
+GOOD = FixedPolicy(Gaussian())
+
+
+@pytest.mark.parametrize("name", bundled_cards())
+def test_the_bundled_policies_keep_the_contract(name):
+    check_policy(gpc.load_policy(name))
+
+
+def test_compositions_and_untrained_networks_keep_it_too(parents):
+    check_policy(GOOD)
+    check_policy(FixedPolicy(ideal("noise"), levels=COSINE.levels))
+    for parent in parents:
+        check_policy(parent, trained=False)
+    check_policy(gpc.compose(parents, [0.5, 0.5]), trained=False)
+
+
+def in_place(x, sigma):
+    return x.mul_(0.5)
+
+
+def random_each_time(x, sigma):
+    return torch.randn_like(x)
+
+
+def mixing(x, sigma):
+    return x - x.mean(0, keepdim=True)
+
+
+def biased(x, sigma):
+    return Gaussian()(x, sigma) + (sigma < 0.1).reshape(-1, 1, 1)
+
+
+FLIPPED = FixedPolicy(
+    NetworkDenoiser(ideal("velocity").network, LinearFlow(), "reverse_velocity", torch.float64),
+    levels=LinearFlow().levels,
+)
+BROKEN = {
+    "changes its input": (FixedPolicy(in_place), r"changes what it was given: \['x'\]"),
+    "another shape": (FixedPolicy(lambda x, sigma: x[:, 1:]), r"denoised has shape \(4, 15, 2\), x \(4, 16, 2\)"),
+    "float32": (FixedPolicy(lambda x, sigma: x.float()), "denoised is torch.float32"),
+    "not finite": (FixedPolicy(lambda x, sigma: x / 0), "denoised is not finite at sigma=40"),
+    "random": (FixedPolicy(random_each_time), "the same call gives another answer"),
+    "rows that see each other": (FixedPolicy(mixing), "depends on the other rows of its batch"),
+    "noise that stays": (FixedPolicy(lambda x, sigma: x), "the noise is not removed"),
+    "a velocity of the wrong sign": (FLIPPED, "further than the noise itself; look at .* the sign"),
+    "a bias as sigma goes to 0": (
+        FixedPolicy(biased),
+        "further than the noise itself",
+    ),
+    "no name": (replace(GOOD, name=""), "name and fingerprint must not be empty"),
+    "levels that descend": (replace(GOOD, levels=NoiseLevels(0.1, 2.0, (2.0, 0.1))), "must be ascending"),
+    "levels beside the range": (replace(GOOD, levels=NoiseLevels(0.1, 3.0, (0.1, 2.0))), "ends at 0.1, 2.0"),
+    "no spec": (replace(GOOD, actions=None), "actions is a NoneType, not a ActionSpec"),
+}
+
+
+@pytest.mark.parametrize(("policy", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_promise_is_named(policy, message):
+    with pytest.raises(AssertionError, match=message):
+        check_policy(policy)
+
+
+def test_an_untrained_network_is_told_from_a_trained_one():
+    policy = FixedPolicy(NetworkDenoiser(RandomNetwork(0), COSINE, "noise", torch.float64), levels=COSINE.levels)
+    check_policy(policy, trained=False)
+    with pytest.raises(AssertionError, match="the noise is not removed"):
+        check_policy(policy)
