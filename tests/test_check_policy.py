@@ -1,6 +1,7 @@
 """`check_policy` passes what keeps the contract and names what each broken policy breaks."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +81,13 @@ def test_an_untrained_network_is_told_from_a_trained_one():
     check_policy(policy, trained=False)
     with pytest.raises(AssertionError, match="the noise is not removed"):
         check_policy(policy)
+
+
+def test_the_example_in_the_documentation_is_a_policy():
+    text = (Path(__file__).parents[1] / "docs" / "your-own-policy.md").read_text()
+    example, use = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    names = {"network": lambda x, step, state: x.float() * state.mean((1, 2))[:, None, None]}
+    exec(example, names)
+    exec(use.replace("check_policy(mine)", "check_policy(mine, trained=False)").split("result =")[0], names)
+    assert names["policy"].name == "mine + pusht-flow"
+    assert len([line for line in example.splitlines() if line.strip()]) < 20
