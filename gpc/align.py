@@ -33,12 +33,15 @@ class Aligned:
         """The policy's levels in the common coordinate."""
         return self.policy.levels.scaled(1 / self.ratio)
 
-    def opinion(self, horizon: int, sigma: float) -> Tensor:
-        """1 on the steps (horizon,) that the policy's chunk has, 0 elsewhere; all 0 outside its trained sigma."""
+    def chunk(self, horizon: int) -> Tensor:
+        """1 on the steps (horizon,) that the policy's chunk has, 0 elsewhere."""
         mask = torch.zeros(horizon)
-        if self.levels.covers(sigma):
-            mask[self.first : self.first + self.policy.actions.horizon] = 1
+        mask[self.first : self.first + self.policy.actions.horizon] = 1
         return mask
+
+    def opinion(self, horizon: int, sigma: float) -> Tensor:
+        """`chunk` where the policy was trained at this sigma, all 0 elsewhere."""
+        return self.chunk(horizon) * self.levels.covers(sigma)
 
     def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
         """The policy's denoised action for the common x (batch, horizon, action), zero where it has no opinion."""

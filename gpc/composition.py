@@ -31,12 +31,12 @@ class Composer(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """Combine.
 
-        x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k's `weighs` is false; opinion
+        x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k is not needed; opinion
         (K, horizon): 1 where member k's chunk has this step and was trained at this sigma.
         """
 
-    def weighs(self, member: int) -> bool:
-        """Whether this member has any influence; it is not evaluated if not."""
+    def needs(self, opinion: Tensor) -> list[bool]:
+        """Which members have any influence, given their opinions (K, horizon); the others are not evaluated."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ class Convex:
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """See `Composer`."""
-        weights = self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None] * opinion[:, None, :]
-        total = weights.sum(0)
-        weights = torch.where(total > 0, weights, opinion[:, None, :])
+        weights = self._effective(opinion)
         weights = (weights / weights.sum(0)).unsqueeze(-1)
         out = torch.zeros_like(x)
         for weight, member in zip(weights, denoised, strict=True):
@@ -72,9 +70,14 @@ class Convex:
                 out = out + weight * member
         return out
 
-    def weighs(self, member: int) -> bool:
+    def needs(self, opinion: Tensor) -> list[bool]:
         """See `Composer`."""
-        return bool((self.weights[..., member] > 0).any())
+        return [bool(own.any()) for own in self._effective(opinion)]
+
+    def _effective(self, opinion: Tensor) -> Tensor:
+        """(K, rows, horizon): the weights where members have an opinion, ones where none of those has weight."""
+        weights = self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None] * opinion[:, None, :]
+        return torch.where(weights.sum(0) > 0, weights, opinion[:, None, :])
 
 
 @lru_cache(maxsize=8)
@@ -100,7 +103,7 @@ class ComposedDenoiser:
                 f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
             )
             raise InputError(f"sigma={level:.4g} is outside what every policy was trained for ({trained})")
-        needed = [bool(o.any()) and (self.composer.weighs(k) or self._fills(k, opinion)) for k, o in enumerate(opinion)]
+        needed = self.composer.needs(opinion)
         calls = list(zip(self.members, self.denoisers, needed, strict=True))
         if sum(needed) > 1 and len(x) >= THREADED_BATCH:
             jobs = [_pool(len(calls)).submit(m.denoise, d, x, sigma) if on else None for m, d, on in calls]
@@ -108,11 +111,6 @@ class ComposedDenoiser:
         else:
             denoised = [m.denoise(d, x, sigma) if on else None for m, d, on in calls]
         return self.composer(x, sigma, denoised, opinion)
-
-    def _fills(self, member: int, opinion: Tensor) -> bool:
-        """Whether a member without weight has steps on which no member with weight has an opinion."""
-        weighing = [k for k in range(len(self.members)) if self.composer.weighs(k)]
-        return bool((opinion[member] > opinion[weighing].amax(0)).any())
 
 
 @dataclass(frozen=True)
@@ -162,19 +160,19 @@ class ComposedPolicy:
 
     @cached_property
     def levels(self) -> NoiseLevels:
-        """The range in which all members with a say were trained; the discrete members' levels.
-
-        A member without weight has a say where its chunk has steps that no weighted member's chunk has. One-hot weights
-        therefore mean the parent itself, on its own levels.
-        """
-        steps = [set(range(m.first, m.first + m.policy.actions.horizon)) for m in self.members]
-        heavy = [k for k in range(len(steps)) if self.composer.weighs(k)]
-        covered = set().union(*(steps[k] for k in heavy))
-        return merge_levels([m.levels for k, m in enumerate(self.members) if k in heavy or steps[k] - covered])
+        """The range in which all members with a say were trained; the discrete members' levels."""
+        opinion = torch.stack([m.chunk(self.actions.horizon) for m in self.members])
+        needed = self.composer.needs(opinion)
+        return merge_levels([m.levels for m, on in zip(self.members, needed, strict=True) if on])
 
     def weighted(self, weights: Tensor) -> ComposedPolicy:
-        """The same policies under other convex weights, (K,) or (batch, K)."""
-        return replace(self, composer=Convex(weights))
+        """The policies with any weight, under other convex weights, (K,) or (batch, K).
+
+        A policy without weight leaves altogether: one-hot weights are the parent itself, in its own coordinate, on its
+        own levels.
+        """
+        kept = [k for k in range(len(self.policies)) if bool((weights[..., k] > 0).any())]
+        return ComposedPolicy(tuple(self.policies[k] for k in kept), Convex(weights[..., kept]))
 
     def condition(self, observation: Observation) -> Denoiser:
         """Each member encodes the observation steps that it reads."""

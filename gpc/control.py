@@ -43,8 +43,16 @@ class Sampling:
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
 
     def sigmas(self, levels: NoiseLevels) -> Tensor:
-        """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them."""
+        """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them.
+
+        Raises InputError where the sampler's range and the policy's do not meet.
+        """
         low, high = max(self.sigma_min, levels.sigma_min), min(self.sigma_max, levels.sigma_max)
+        if low >= high:
+            raise InputError(
+                f"sampler.sigma_min={self.sigma_min:g}, sampler.sigma_max={self.sigma_max:g}: the policy was trained from "
+                f"sigma={levels.sigma_min:.4g} to {levels.sigma_max:.4g}"
+            )
         return snap_sigmas(karras_sigmas(self.steps, low, high, self.rho), levels)
 
 
@@ -82,18 +90,19 @@ class ChunkActor:
     n_action_steps: int
 
     def __post_init__(self) -> None:
-        spec = self.policy.actions
-        if spec.start > 0 or not 1 <= self.n_action_steps <= spec.start + spec.horizon:
-            raise InputError(
-                f"n_action_steps={self.n_action_steps}: {self.policy.name} predicts steps {spec.start} to "
-                f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"
-            )
-        _ = self.sampling.sigmas(self.policy.levels)
+        for policy in (self.policy, *self.policy.policies):  # a parent must be able to act alone
+            spec = policy.actions
+            if spec.start > 0 or not 1 <= self.n_action_steps <= spec.start + spec.horizon:
+                raise InputError(
+                    f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {spec.start} to "
+                    f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"
+                )
+            _ = self.sampling.sigmas(policy.levels)
 
     def __call__(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action).
 
-        Rows whose weights are zero for the same members go together: a parent is sampled as itself, on its own levels.
+        Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
         weighted = weights > 0
         actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gpc.errors import InputError
+
 
 class LabelEmbedding(nn.Module):
     """Sinusoidal features of `scale * label`, then a small MLP; (batch,) -> (batch, width)."""
@@ -95,6 +97,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor, condition: Tensor) -> Tensor:
         """See the module; horizon must divide by 2 ** (len(widths) - 1)."""
+        if x.shape[1] % 2 ** len(self.shrink):
+            raise InputError(
+                f"a U-Net of {len(self.down)} widths needs a horizon divisible by {2 ** len(self.shrink)}, not {x.shape[1]}"
+            )
         c = self.condition(torch.cat([self.embedding(label), condition], -1))
         h, skips = x.transpose(1, 2), []
         for level, blocks in enumerate(self.down):

@@ -206,4 +206,11 @@ def merge_levels(levels: Sequence[NoiseLevels]) -> NoiseLevels:
         ranges = "; ".join(f"{item.sigma_min:.4g} to {item.sigma_max:.4g}" for item in levels)
         raise InputError(f"the policies share no range of sigma ({ranges})")
     shared = NoiseLevels(low, high)
-    return NoiseLevels(low, high, tuple(s for s in discrete[0] if shared.covers(s))) if discrete else shared
+    if not discrete:
+        return shared
+    trained = tuple(s for s in discrete[0] if shared.covers(s))
+    if not trained:
+        raise InputError(
+            f"none of the {len(discrete[0])} trained levels of a discrete policy lies in {low:.4g} to {high:.4g}"
+        )
+    return NoiseLevels(low, high, trained)

@@ -7,6 +7,7 @@ from models import ACTIONS, FixedPolicy, Gaussian, state
 from gpc.composition import compose
 from gpc.control import Sampling, sample_chunk
 from gpc.errors import InputError
+from gpc.noise import NoiseLevels
 from gpc.policy import ActionSpec, ObservationSpec
 
 FINE = Sampling(steps=12, sigma_max=20.0, sigma_min=0.02)
@@ -97,3 +98,31 @@ def test_an_action_spec_that_cannot_be_is_refused(wrong):
 def test_decode_undoes_encode():
     action = torch.randn(3, 16, 2, dtype=torch.float64)
     torch.testing.assert_close(OTHER.decode(OTHER.encode(action)), action)
+
+
+def test_noise_levels_are_seen_in_the_first_policys_units():
+    """One unit of `wide` is four of `ACTIONS`: sigma 2 there is sigma 8 here, trained levels included."""
+    here = FixedPolicy(Gaussian(), levels=NoiseLevels(0.1, 100.0))
+    wide = FixedPolicy(Gaussian(), OTHER, NoiseLevels(0.5, 2.0, (0.5, 1.0, 2.0)))
+    assert compose([here, wide], [0.5, 0.5]).levels == NoiseLevels(2.0, 8.0, (2.0, 4.0, 8.0))
+    assert compose([wide, here], [0.5, 0.5]).levels == NoiseLevels(0.5, 2.0, (0.5, 1.0, 2.0))
+
+
+def test_a_shorter_history_is_the_newest_frames():
+    seen = []
+
+    class Reader(FixedPolicy):
+        def condition(self, observation):
+            seen.append(observation["state"])
+            return super().condition(observation)
+
+    frames = torch.arange(6.0).reshape(1, 2, 3)
+    reader = Reader(Gaussian(), observations=ObservationSpec({"state": (3,)}, 1))
+    compose([FixedPolicy(Gaussian()), reader], [0.5, 0.5]).condition({"state": frames})
+    assert torch.equal(seen[0], frames[:, 1:])
+
+
+def test_chunks_that_only_touch_share_no_step():
+    with pytest.raises(InputError, match="share no step"):
+        compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), replace(ACTIONS, start=16))], [0.5, 0.5])
+    assert compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), replace(ACTIONS, start=15))], [0.5, 0.5])

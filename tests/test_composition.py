@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from models import FixedPolicy, Gaussian, RandomNetwork, state
+from diffusers import DDIMScheduler, DDPMScheduler
+from models import ACTIONS, FixedPolicy, Gaussian, RandomNetwork, state
 from test_denoise import ideal
 
+import gpc
 from gpc import composition
 from gpc.composition import ComposedDenoiser, Convex, compose
 from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
 from gpc.denoise import NetworkDenoiser
-from gpc.errors import InputError
+from gpc.errors import InputError, RunError
 from gpc.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving, trained_sigmas
 from gpc.policy import ActionSpec
 from gpc.sample import euler, last
@@ -213,3 +214,84 @@ def test_the_noise_of_a_chunk_is_the_same_for_every_candidate():
     seeds = torch.tensor([5, 5]).numpy()
     a, b = keyed_noise(seeds, seeds, 1, FixedPolicy(Gaussian()).actions)[0]
     assert torch.equal(a, b)
+
+
+def test_the_papers_formula_in_ddpm_with_clip_sample_is_our_sampled_chunk(monkeypatch):
+    """The clip acts on the composed x0; diffusers walks the very steps onto which our grid was snapped."""
+    networks, weights, sampling = [RandomNetwork(1), RandomNetwork(2)], [0.3, 0.7], Sampling("ancestral", 20, 3000.0)
+    sigmas = sampling.sigmas(COSINE.levels)
+    noises = torch.randn(len(sigmas), 4, 16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler.alphas_cumprod = torch.cumprod(1 - torch.tensor(COSINE.betas, dtype=torch.float64), 0)
+    scheduler.set_timesteps(timesteps=COSINE.label(sigmas[:-1]).tolist())
+    drawn = iter(noises[1:])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(drawn))
+    x = COSINE.scale(sigmas[0]) * sigmas[0] * noises[0]
+    for t in scheduler.timesteps:
+        eps = sum(w * network(x, t.expand(len(x))) for w, network in zip(weights, networks, strict=True))
+        x = scheduler.step(eps, int(t), x).prev_sample
+    members = [
+        FixedPolicy(NetworkDenoiser(n, COSINE, "noise", torch.float64), replace(ACTIONS, bound=1.0), COSINE.levels)
+        for n in networks
+    ]
+    assert (sample_chunk(compose(members, weights), state(4), noises, sampling) - x).abs().max() <= 1e-8
+
+
+def constant(value, **spec):
+    return FixedPolicy(lambda x, sigma: torch.full_like(x, value), replace(ACTIONS, **spec))
+
+
+def test_a_member_without_weight_speaks_only_where_no_weighted_chunk_has_the_step():
+    members = [constant(1.0, horizon=4), constant(8.0, horizon=4, start=2)]
+    x, level = torch.zeros(1, 6, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    found = compose(members, [1.0, 0.0]).condition(state())(x, level)
+    assert found[0, :, 0].tolist() == [1, 1, 1, 1, 8, 8]
+
+
+def test_rows_of_different_support_fall_back_as_each_row_alone_does():
+    members = [constant(1.0, horizon=4), constant(8.0, horizon=4, start=2), constant(8.0, horizon=4, start=2)]
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    x, level = torch.zeros(2, 6, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    together = compose(members, rows).condition(state(2))(x, level)
+    alone = [compose(members, row).condition(state())(x[:1], level) for row in rows]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_a_nan_names_the_member_that_returned_it():
+    broken = FixedPolicy(lambda x, sigma: x * float("nan"), name="broken")
+    policy = compose([FixedPolicy(Gaussian()), broken], [0.5, 0.5])
+    with pytest.raises(RunError, match="policy 'broken' returned NaN"):
+        sample_chunk(policy, state(4), noise(), NARROW)
+
+
+def test_levels_without_weight_count_where_the_member_fills_steps():
+    narrow = NoiseLevels(0.1, 2.0)
+    beside, longer = (
+        FixedPolicy(Gaussian(), replace(ACTIONS, horizon=horizon), narrow, name=str(horizon)) for horizon in (16, 20)
+    )
+    whole = FixedPolicy(Gaussian())
+    assert compose([whole, beside], [1.0, 0.0]).levels == whole.levels
+    assert compose([whole, longer], [1.0, 0.0]).levels == narrow
+
+
+def test_weights_on_members_outside_their_levels_pass_to_the_others():
+    """Only the member without weight was trained at this sigma: it speaks, instead of 0 / 0."""
+    members = [FixedPolicy(Gaussian(1.0), levels=NoiseLevels(0.1, 2.0)), FixedPolicy(Gaussian(2.0))]
+    x, level = noise()[0], torch.tensor(5.0, dtype=torch.float64)
+    found = compose(members, [1.0, 0.0]).condition(state(4))(x, level)
+    torch.testing.assert_close(found, Gaussian(2.0)(x, level))
+
+
+@pytest.mark.parametrize("parent", [0, 1])
+def test_a_parent_in_a_search_is_the_parent_even_where_normalisers_differ(parent, parents, spoiled):
+    """The other policy's coordinate, noise levels and chunk leave no trace."""
+    stretched = gpc.load_policy(spoiled("tiny-flow", scale=[100.0, 100.0], bound=None))
+    members = [parents[0], stretched]
+    frames = {key: torch.rand(5, 2, *shape).numpy() for p in members for key, shape in p.observations.shapes.items()}
+    seeds, chunks = torch.arange(5).numpy(), torch.zeros(5, dtype=torch.int64).numpy()
+    weights = torch.zeros(5, 2, dtype=torch.float64).numpy()
+    weights[:, parent] = 1
+    found = ChunkActor(compose(members, [0.5, 0.5]), Sampling(), 8)(frames, weights, seeds, chunks)
+    own = {key: frames[key] for key in members[parent].observations.shapes}
+    alone = ChunkActor(compose([members[parent]], [1.0]), Sampling(), 8)(own, weights[:, :1] * 0 + 1, seeds, chunks)
+    assert (found == alone).all()

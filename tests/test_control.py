@@ -80,3 +80,9 @@ def test_the_grid_stays_inside_what_the_policy_was_trained_for():
     assert grid[0] == pytest.approx(3.0)
     assert grid[-2] == pytest.approx(0.5)
     assert len(grid) == 7
+
+
+@pytest.mark.parametrize(("low", "high"), [(5.0, 40.0), (0.01, 0.05)])
+def test_a_sampler_range_outside_the_trained_levels_is_refused(low, high):
+    with pytest.raises(InputError):
+        Sampling(steps=8, sigma_min=low, sigma_max=high).sigmas(NoiseLevels(0.1, 3.0))

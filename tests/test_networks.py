@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from gpc.errors import InputError
 from gpc.networks import Encoder, ImageEncoder, Transformer, UNet
 
 NETWORKS = {
@@ -54,3 +55,28 @@ def test_the_encoder_scales_numbers_and_turns_angles_into_cosine_and_sine():
     out = encoder({"state": torch.tensor([[[6.0, 0.0]]])})
     assert encoder.condition_dim == 3
     torch.testing.assert_close(out, torch.tensor([[1.0, 1.0, 0.0]]))
+
+
+@pytest.mark.parametrize("horizon", [1, 15])
+def test_a_unet_refuses_a_horizon_that_its_levels_do_not_divide(horizon):
+    with pytest.raises(InputError, match="horizon divisible by 2"):
+        UNet(2, 6, widths=(16, 32))(torch.zeros(1, horizon, 2), torch.zeros(1), torch.zeros(1, 6))
+
+
+def test_the_soft_argmax_is_the_place_of_a_single_peak():
+    """The heat map is the image itself, so the place of its peak is known."""
+    encoder = ImageEncoder(keypoints=1).eval().requires_grad_(False)
+    encoder.layers = torch.nn.Conv2d(3, 1, 1, bias=False).requires_grad_(False)
+    torch.nn.init.constant_(encoder.layers.weight, 50.0)
+    image = torch.zeros(1, 9, 5, 3, dtype=torch.uint8)
+    image[0, 2, 4] = 255  # row 2 of 9 and column 4 of 5, on axes from -1 to 1
+    torch.testing.assert_close(encoder(image)[:, :2], torch.tensor([[1.0, -0.5]]))
+
+
+def test_a_transformer_tells_the_steps_of_a_chunk_apart():
+    torch.manual_seed(0)
+    network = NETWORKS["transformer"]().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    out = network(torch.ones(1, 16, 2), torch.zeros(1), torch.zeros(1, 6))
+    assert float(out.std(1).max()) > 1e-3

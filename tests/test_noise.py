@@ -110,3 +110,29 @@ def test_levels_that_do_not_fit_are_refused(levels, message):
 def test_schedules_and_grids_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError):
         wrong()
+
+
+def test_the_betas_are_bit_for_bit_those_of_diffusers_in_float32():
+    theirs = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2").betas
+    betas = torch.tensor(COSINE.betas, dtype=torch.float64)
+    assert torch.equal(betas.float(), theirs)
+    assert (COSINE.scale(COSINE.sigmas) ** 2 - torch.cumprod(1 - betas, 0)).abs().max() < 1e-12
+
+
+def test_snapping_and_labels_take_the_nearest_level_in_log_sigma():
+    low, high = COSINE.sigmas[97], COSINE.sigmas[98]
+    between = low**0.45 * high**0.55  # nearer to `high` in log sigma, to `low` in sigma
+    assert between < (low + high) / 2
+    assert COSINE.label(between) == 98
+    assert COSINE.levels.snap(float(between)) == COSINE.levels.trained[98]
+
+
+def test_two_discrete_grids_of_one_length_but_different_levels_are_refused():
+    with pytest.raises(InputError, match="different noise levels"):
+        merge_levels([COSINE.levels, COSINE.levels.scaled(1.01)])
+    assert merge_levels([COSINE.levels, COSINE.levels]) == COSINE.levels
+
+
+def test_a_shared_range_without_a_trained_level_is_refused():
+    with pytest.raises(InputError):
+        merge_levels([NoiseLevels(1, 8, (1.0, 2.0, 4.0, 8.0)), NoiseLevels(2.5, 3.5)])

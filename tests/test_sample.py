@@ -164,3 +164,8 @@ def test_heun_asks_twice_a_step_except_into_zero():
 def test_a_grid_of_one_level_is_refused():
     with pytest.raises(InputError, match="two sigmas"):
         last(euler(Gaussian(), start(), torch.tensor([1.0])))
+
+
+def test_the_methods_are_the_deterministic_ones_and_ancestral():
+    assert set(METHODS) == {"euler", "heun", "dpmpp_2m", "ancestral"}
+    assert {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m} == DETERMINISTIC
