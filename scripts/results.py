@@ -97,6 +97,13 @@ def denoising_errors(data: Path) -> tuple[np.ndarray, dict[tuple[str, str], np.n
     return rms, correlation
 
 
+def least_error(a: np.ndarray, b: np.ndarray, correlation: np.ndarray) -> np.ndarray:
+    """RMS error of the best convex mixture over the better parent's, from both errors and their correlation."""
+    g11, g22, g12 = a**2, b**2, correlation * a * b
+    w = np.clip((g22 - g12) / (g11 + g22 - 2 * g12), 0, 1)
+    return np.sqrt(w**2 * g11 + 2 * w * (1 - w) * g12 + (1 - w) ** 2 * g22) / np.minimum(a, b)
+
+
 def percent(figures: Mapping[str, Any]) -> str:
     low, high = figures["pc_success_ci95"]
     return f"{figures['pc_success']:.1f} [{low:.1f}, {high:.1f}]"
@@ -194,7 +201,26 @@ def _errors(data: Path) -> list[str]:
     lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in own)} |" for name, own in zip(POLICIES, rms, strict=True)]
     lines += ["", f"| correlation | {head} |", f"|---|{'---|' * len(SIGMAS)}"]
     lines += [f"| {short(a)}, {short(b)} | {' | '.join(f'{v:.2f}' for v in c)} |" for (a, b), c in correlation.items()]
-    return lines
+    lines += [
+        "",
+        "What the best convex weight of each level could gain in one step (arXiv 2510.01068, proposition 1, from these errors):",
+        "its RMS error divided by the better parent's. 1.00 is no gain.",
+        "",
+        f"| pair | {head} |",
+        f"|---|{'---|' * len(SIGMAS)}",
+    ]
+    gains: list[float] = []
+    for (a, b), c in correlation.items():
+        least = least_error(rms[POLICIES.index(a)], rms[POLICIES.index(b)], c)
+        lines.append(f"| {short(a)}, {short(b)} | {' | '.join(f'{v:.2f}' for v in least)} |")
+        gains += [100 * (1 - float(v)) for v, sigma in zip(least, SIGMAS, strict=True) if 0.05 <= sigma <= 1]
+    return [
+        *lines,
+        "",
+        f"Where a chunk is decided (sigma 0.05 to 1) the best mixture lowers the one-step error by {min(gains):.0f} to",
+        f"{max(gains):.0f} %, {np.median(gains):.0f} % in the median: the policies learned the same demonstrations and make",
+        "much the same errors. An interval of 200 episodes is 14 points wide; a gain must be nearly as large to be shown.",
+    ]
 
 
 def main() -> None:
