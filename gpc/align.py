@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Aligned:
     shift: tuple[float, ...]
     first: int
 
-    @property
+    @cached_property
     def levels(self) -> NoiseLevels:
         """The policy's levels in the common coordinate."""
         return self.policy.levels.scaled(1 / self.ratio)
@@ -38,10 +39,6 @@ class Aligned:
         mask = torch.zeros(horizon)
         mask[self.first : self.first + self.policy.actions.horizon] = 1
         return mask
-
-    def opinion(self, horizon: int, sigma: float) -> Tensor:
-        """`chunk` where the policy was trained at this sigma, all 0 elsewhere."""
-        return self.chunk(horizon) * self.levels.covers(sigma)
 
     def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
         """The policy's denoised action for the common x (batch, horizon, action), zero where it has no opinion."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -93,24 +93,31 @@ class ComposedDenoiser:
     denoisers: Sequence[Denoiser]
     composer: Composer
     horizon: int
+    plans: dict[tuple[bool, ...], tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; sigma is one level for the whole batch."""
         level = float(sigma.max())
-        opinion = torch.stack([m.opinion(self.horizon, level) for m in self.members]).to(x)
-        if not bool(opinion.any(0).all()):
-            trained = "; ".join(
-                f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
-            )
-            raise InputError(f"sigma={level:.4g} is outside what every policy was trained for ({trained})")
-        needed = self.composer.needs(opinion)
-        calls = list(zip(self.members, self.denoisers, needed, strict=True))
-        if sum(needed) > 1 and len(x) >= THREADED_BATCH:
-            jobs = [_pool(len(calls)).submit(m.denoise, d, x, sigma) if on else None for m, d, on in calls]
-            denoised = [job.result() if job else None for job in jobs]
-        else:
-            denoised = [m.denoise(d, x, sigma) if on else None for m, d, on in calls]
-        return self.composer(x, sigma, denoised, opinion)
+        opinion, needed = self._plan(level)
+        calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, needed, strict=True) if on]
+        threaded = calls[1:] if len(x) >= THREADED_BATCH else []  # the first runs here
+        jobs = [_pool(len(self.members)).submit(m.denoise, d, x, sigma) for m, d in threaded]
+        found = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
+        results = iter([*found, *(job.result() for job in jobs)])
+        return self.composer(x, sigma, [next(results) if on else None for on in needed], opinion)
+
+    def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
+        """Who has an opinion on which step at this level (K, horizon), and who is needed; kept for the levels that follow."""
+        covered = tuple(m.levels.covers(level) for m in self.members)
+        if covered not in self.plans:
+            opinion = torch.stack([m.chunk(self.horizon) * on for m, on in zip(self.members, covered, strict=True)])
+            if not bool(opinion.any(0).all()):
+                trained = "; ".join(
+                    f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
+                )
+                raise InputError(f"sigma={level:.4g} is outside what every policy was trained for ({trained})")
+            self.plans[covered] = opinion, self.composer.needs(opinion)
+        return self.plans[covered]
 
 
 @dataclass(frozen=True)

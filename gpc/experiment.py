@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +24,7 @@ from gpc.load import load_policy
 from gpc.policy import Policy
 from gpc.record import Row, RunFolder, read_json, read_rows
 from gpc.report import print_summary, video, write_report
-from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
+from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
 from gpc.summary import by_candidate, summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights
 
@@ -110,21 +112,16 @@ class Experiment:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
         try:
-            with Progress(*COLUMNS, console=self.console, transient=True) as progress:
+            with Progress(*COLUMNS, console=self.console, transient=True) as progress, ThreadPoolExecutor(1) as writer:
                 bar = progress.add_task(phase, total=len(jobs), completed=len(jobs) - len(todo))
+                writing: deque[Future[None]] = deque()  # the disk's share of the time passes beside the networks
                 for episode in rollout(todo, self.actor, self.env, self.engine, self.health):
-                    job = episode.job
-                    fields = (
-                        phase,
-                        job.candidate,
-                        job.seed,
-                        job.weights,
-                        episode.success,
-                        episode.score,
-                        episode.steps,
-                    )
-                    folder.append(Row(*fields), episode.trajectory)
+                    writing.append(writer.submit(folder.append, _row(phase, episode), episode.trajectory))
+                    while writing and writing[0].done():
+                        writing.popleft().result()
                     progress.advance(bar)
+                for written in writing:
+                    written.result()
         finally:
             torch.set_num_threads(threads)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
@@ -294,6 +291,11 @@ def _film(env: Environment, folder: RunFolder, row: Row) -> list[Array]:
 def _title(row: Row, summary: Mapping[str, Any]) -> str:
     parents = {tuple(p["weights"]): p["name"] for p in summary.get("parents", [])}
     return str(parents.get(row.weights, "composed " + ", ".join(f"{w:g}" for w in row.weights)))
+
+
+def _row(phase: str, episode: Episode) -> Row:
+    job = episode.job
+    return Row(phase, job.candidate, job.seed, job.weights, episode.success, episode.score, episode.steps)
 
 
 _RUN = {"evaluate": run_evaluation, "search": run_search}
