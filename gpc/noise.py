@@ -8,6 +8,7 @@ which label (time step, t, log sigma) it was trained with; nothing outside this 
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -48,7 +49,8 @@ class NoiseLevels:
         """The nearest trained level (in log sigma); sigma itself where the model is continuous or not trained."""
         if self.trained is None or not self.covers(sigma):
             return sigma
-        return min(self.trained, key=lambda level: abs(math.log(level / sigma)))
+        above = bisect(self.trained, sigma)
+        return min(self.trained[max(above - 1, 0) : above + 1], key=lambda level: abs(math.log(level / sigma)))
 
 
 class Schedule(Protocol):

@@ -31,6 +31,7 @@ from gpc.stats import mean_interval
 ROOT = Path(__file__).parents[1]
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
 PROTOCOL = ["env=pusht", "search=grid", "search.episodes=50", "report.episodes=200", "video=0"]
+FEW_STEPS = (3, 4, 5)
 SIGMAS = (0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
 MEASURED = (
     "n_episodes", "seeds", "n_success", "pc_success", "pc_success_ci95", "avg_max_reward", "avg_max_reward_ci95",
@@ -41,6 +42,22 @@ def run_pair(a: str, b: str, runs: Path) -> dict[str, Any]:
     """The summary of one pair's search; a finished one is only read."""
     folder = runs / f"{short(a)}-{short(b)}"
     if command(["search", *PROTOCOL, f"policies=[{a},{b}]", f"run_dir={folder}"]) != 0:
+        raise SystemExit(1)
+    return read_json(folder / "summary.json") | {"folder": folder}
+
+
+def run_few_steps(steps: int, runs: Path) -> dict[str, Any]:
+    """The summary of pusht-beso alone, sampled in a few steps on the report seeds."""
+    folder, seed = runs / f"beso-{steps}-steps", load_config("search", [*PROTOCOL, "policies=[a,b]"]).report.seed
+    protocol = [
+        "env=pusht",
+        "policies=[pusht-beso]",
+        "episodes=200",
+        f"seed={seed}",
+        f"sampler.steps={steps}",
+        "video=0",
+    ]
+    if command(["evaluate", *protocol, f"run_dir={folder}"]) != 0:
         raise SystemExit(1)
     return read_json(folder / "summary.json") | {"folder": folder}
 
@@ -118,7 +135,9 @@ def short(name: str) -> str:
     return name.removeprefix("pusht-")
 
 
-def page(summaries: Sequence[Mapping[str, Any]], parents: Mapping[str, Any], data: Path, out: Path) -> list[str]:
+def page(
+    summaries: Sequence[Mapping[str, Any]], few: Mapping[int, Any], parents: Mapping[str, Any], data: Path, out: Path
+) -> list[str]:
     """The Markdown lines."""
     config = load_config("search", [*PROTOCOL, "policies=[a,b]"])
     search, report, sampler = config.search, config.report, config.sampler
@@ -139,10 +158,24 @@ def page(summaries: Sequence[Mapping[str, Any]], parents: Mapping[str, Any], dat
     for name, figures in parents.items():
         what = json.loads((BUNDLED / name / CARD).read_text())["summary"]
         lines.append(f"| {name} | {what} | {figures['n_episodes']} | {percent(figures)} | {reward(figures)} |")
-    lines += _winners(summaries) + _errors(data) + ["", "## The curves", ""]
+    lines += _few_steps(few, out) + _winners(summaries) + _errors(data) + ["", "## The curves", ""]
     for s in summaries:
         where = s["folder"].relative_to(out.parent)
         lines += [f"`{s['folder'].relative_to(ROOT)}`", "", f"![{' + '.join(s['policies'])}]({where}/curve.png)", ""]
+    return lines
+
+
+def _few_steps(few: Mapping[int, Mapping[str, Any]], out: Path) -> list[str]:
+    lines = [
+        "",
+        "pusht-beso in fewer steps, on the same seeds:",
+        "",
+        "| steps | success % | score | run |",
+        "|---|---|---|---|",
+    ]
+    for steps, summary in few.items():
+        where = summary["folder"].relative_to(ROOT)
+        lines.append(f"| {steps} | {percent(summary)} | {reward(summary)} | `{where}` |")
     return lines
 
 
@@ -230,9 +263,10 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.resolve()
     summaries = [run_pair(a, b, out.parent / "runs") for a, b in combinations(POLICIES, 2)]
+    few = {steps: run_few_steps(steps, out.parent / "runs") for steps in FEW_STEPS}
     parents = parents_of(summaries)
     write_cards(parents)
-    write_atomically(out, "\n".join(page(summaries, parents, args.data, out)) + "\n")
+    write_atomically(out, "\n".join(page(summaries, few, parents, args.data, out)) + "\n")
 
 
 if __name__ == "__main__":
