@@ -37,8 +37,8 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p-value of Student's paired t test on scores; 1 where every pair is equal."""
+    """Two-sided p-value of Student's paired t test on scores; 1 where every pair is equal or only one is given."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    if not difference.any():
+    if len(difference) < 2 or not difference.any():
         return 1.0
     return float(stats.ttest_1samp(difference, 0.0).pvalue)

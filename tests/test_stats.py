@@ -35,5 +35,5 @@ def test_mcnemar_is_the_binomial_test_of_discordant_pairs():
 
 def test_paired_t_of_equal_scores_is_one_and_of_a_clear_gain_small():
     scores = np.random.default_rng(2).uniform(size=40)
-    assert paired_t(scores, scores) == 1.0
+    assert paired_t(scores, scores) == paired_t([1.0], [0.5]) == 1.0
     assert paired_t(scores + 0.1 + 0.01 * np.arange(40) / 40, scores) < 1e-10
