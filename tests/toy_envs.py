@@ -39,9 +39,10 @@ class Walk(Environment):
 
     def _misbehave(self):
         if self.trouble != "always":
-            if Path(self.marker).exists():
+            try:
+                Path(self.marker).touch(exist_ok=False)  # one of several workers, whichever is first
+            except FileExistsError:
                 return
-            Path(self.marker).touch()
         if self.trouble == "die":
             os._exit(7)
         if self.trouble == "hang":
