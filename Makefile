@@ -3,21 +3,26 @@ BIN := .venv/bin
 
 .PHONY: demo test lint clean
 
-demo: .venv/installed  ## search the weights of two bundled policies, small budget
+demo: .venv/demo  ## search the weights of two bundled policies, small budget
 	$(BIN)/gpc search env=pusht 'policies=[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
 
-test: .venv/installed lint  ## everything that CI runs
+test: .venv/dev lint  ## everything that CI runs
 	$(BIN)/pytest
 
-lint: .venv/installed
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/uv:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/demo: EXTRAS = pusht,report
+.venv/dev: EXTRAS = dev
+.venv/demo .venv/dev: .venv/uv pyproject.toml constraints.txt  # all of gpc is large (LeRobot): the demo does without
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:

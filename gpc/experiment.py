@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,7 +22,7 @@ from gpc.control import ChunkActor
 from gpc.env import Array, Environment
 from gpc.errors import InputError
 from gpc.load import load_policy
-from gpc.policy import Policy
+from gpc.policy import Policy, rename
 from gpc.record import Row, RunFolder, read_json, read_rows
 from gpc.report import print_summary, video, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
@@ -84,7 +85,12 @@ class Experiment:
 
     def __init__(self, config: DictConfig, policies: Sequence[Policy], console: Console) -> None:
         self.config, self.console = config, console
-        self.policy = compose(policies, [1 / len(policies)] * len(policies))
+        keys = OmegaConf.to_container(config.rename_map)
+        renamed = [rename(policy, cast(dict[str, str], keys)) for policy in policies]
+        self.policy = compose(renamed, [1 / len(policies)] * len(policies))
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
         spec: EnvSpec = build(config.env)
         if not spec.target.startswith("gpc.envs."):
             raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
@@ -92,7 +98,9 @@ class Experiment:
         self.env = replace(spec, observation_keys=tuple(observations.shapes), n_obs_steps=observations.n_obs_steps)
         self.engine: Engine = build(config.engine)
         self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
-        self._check_environment()
+        self._check_environment(spec)
+        for note in filter(None, (member.note for member in self.policy.members)):
+            console.print(f"note: {note}", highlight=False, soft_wrap=True)
         self.health = Health()
 
     @property
@@ -126,25 +134,25 @@ class Experiment:
             torch.set_num_threads(threads)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
 
-    def _check_environment(self) -> None:
-        """Build the environment once here, so that what does not fit is said before anything runs."""
+    def _check_environment(self, spec: EnvSpec) -> None:
+        """Build the environment once, with all it has, so that what does not fit is said before anything runs."""
         try:
-            env = self.env.make()
+            env = spec.make()
         except ImportError as error:
-            raise InputError(f"{self.env.target} needs a package that is missing ({error}); run gpc doctor") from None
-        try:
-            dim = env.action_space.shape
-            if dim != (self.policy.actions.dim,):
-                raise InputError(
-                    f"{self.policy.name} acts in {self.policy.actions.dim} dimensions, {self.env.target} in {dim}"
-                )
-            frame, _ = env.reset(seed=0)
-            for key, shape in self.policy.observations.shapes.items():
-                if key not in frame or frame[key].shape != shape:
-                    found = frame[key].shape if key in frame else "nothing"
-                    raise InputError(f"{self.policy.name} reads {key!r} {shape}, {self.env.target} offers {found}")
-        finally:
-            env.close()
+            raise InputError(f"{spec.target} needs a package that is missing ({error}); run gpc doctor") from None
+        offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
+        env.close()
+        if env.action_space.shape != (self.policy.actions.dim,):
+            raise InputError(
+                f"{self.policy.name} acts in {self.policy.actions.dim} dimensions, {spec.target} in {env.action_space.shape}"
+            )
+        own = {theirs: key for key, theirs in self.config.rename_map.items()}
+        for policy in self.policy.policies:
+            for key, shape in policy.observations.shapes.items():
+                if offered.get(key) != shape:
+                    raise InputError(
+                        f"{policy.name} reads {key!r} {shape}, {_not_offered(spec.target, key, own.get(key, key), shape, offered)}"
+                    )
 
 
 def evaluate(
@@ -299,6 +307,17 @@ def _row(phase: str, episode: Episode) -> Row:
 
 
 _RUN = {"evaluate": run_evaluation, "search": run_search}
+
+
+def _not_offered(
+    target: str, key: str, own: str, shape: tuple[int, ...], offered: Mapping[str, tuple[int, ...] | None]
+) -> str:
+    """The end of an error line: what the environment has instead, and the map to write."""
+    if key in offered:
+        return f"{target} offers it as {offered[key]}"
+    fits = [name for name, found in offered.items() if found == shape]
+    hint = f"; if {fits[0]!r} is it, add 'rename_map={{{own}: {fits[0]}}}'" if fits else ""
+    return f"{target} offers " + ", ".join(f"{name} {found}" for name, found in offered.items()) + hint
 
 
 def _one_hot(index: int, count: int) -> Weights:

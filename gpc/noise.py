@@ -19,6 +19,9 @@ from torch import Tensor
 from gpc.errors import InputError
 
 SAME_LEVEL = 1e-6  # relative distance under which two noise levels count as one
+NEAR_LEVEL = (
+    0.05  # relative distance at which a network may be told another level than it sees (docs/design.md, section 1)
+)
 
 
 @dataclass(frozen=True)
@@ -190,29 +193,34 @@ def snap_sigmas(sigmas: Tensor, levels: NoiseLevels) -> Tensor:
 
 
 def merge_levels(levels: Sequence[NoiseLevels]) -> NoiseLevels:
-    """The range in which all of several models were trained; discrete levels come from the models that have them.
+    """The range in which all of several models were trained; discrete levels are those of the first model that has them.
 
-    Raises InputError where two discrete models share no grid: no sigma would be a trained level of both.
+    Raises InputError where two discrete models share no grid: at a level of the first, inside the range of both, the other
+    has no trained level within `NEAR_LEVEL`.
     """
-    discrete = [item.trained for item in levels if item.trained is not None]
-    for other in discrete[1:]:
-        pairs = zip(other, discrete[0], strict=False)
-        if len(other) != len(discrete[0]) or any(abs(a - b) > SAME_LEVEL * b for a, b in pairs):
-            raise InputError(
-                "two discrete-time policies were trained on different noise levels "
-                f"({len(discrete[0])} from {discrete[0][0]:.4g} to {discrete[0][-1]:.4g}; "
-                f"{len(other)} from {other[0]:.4g} to {other[-1]:.4g}); compose each with a continuous-time policy instead"
-            )
     low, high = max(item.sigma_min for item in levels), min(item.sigma_max for item in levels)
     if low >= high:
         ranges = "; ".join(f"{item.sigma_min:.4g} to {item.sigma_max:.4g}" for item in levels)
         raise InputError(f"the policies share no range of sigma ({ranges})")
     shared = NoiseLevels(low, high)
+    discrete = [item for item in levels if item.trained is not None]
     if not discrete:
         return shared
-    trained = tuple(s for s in discrete[0] if shared.covers(s))
+    trained = tuple(s for s in discrete[0].trained or () if shared.covers(s))
+    for other in discrete[1:]:
+        far = [s for s in trained if abs(other.snap(s) / s - 1) > NEAR_LEVEL]
+        if far:
+            raise InputError(
+                "two discrete-time policies were trained on different noise levels "
+                f"({_grid(discrete[0])}; {_grid(other)}; none of the second within {NEAR_LEVEL:.0%} of {far[0]:.4g}); "
+                "compose each with a continuous-time policy instead"
+            )
     if not trained:
         raise InputError(
-            f"none of the {len(discrete[0])} trained levels of a discrete policy lies in {low:.4g} to {high:.4g}"
+            f"none of the {len(discrete[0].trained or ())} trained levels of a discrete policy lies in {low:.4g} to {high:.4g}"
         )
     return NoiseLevels(low, high, trained)
+
+
+def _grid(levels: NoiseLevels) -> str:
+    return f"{len(levels.trained or ())} from {levels.sigma_min:.4g} to {levels.sigma_max:.4g}"

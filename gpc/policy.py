@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,21 +26,23 @@ class ActionSpec:
 
     `start` counts from the newest observation (Diffusion Policy's chunks begin at the oldest: start = 1 - n_obs_steps).
     `scale` and `offset` hold one number per action dimension, in the environment's units; `bound` limits |x|, if the
-    policy was trained with clipped actions; `dt` is in control steps of the environment.
+    policy was trained with clipped actions; `dt` is in control steps of the environment; `names` is None where the
+    checkpoint does not say what its dimensions are.
     """
 
     horizon: int
-    names: tuple[str, ...]
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    names: tuple[str, ...] | None = None
     start: int = 0
     dt: float = 1.0
     bound: float | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.names) == len(self.scale) == len(self.offset):
+        counts = [len(field) for field in (self.scale, self.offset, self.names) if field is not None]
+        if len(set(counts)) != 1:
             raise InputError(
-                f"action spec: {len(self.names)} names, {len(self.scale)} scales, {len(self.offset)} offsets; give one each"
+                f"action spec: one scale, offset and name per dimension, not {', '.join(map(str, counts))} of them"
             )
         if self.horizon < 1 or self.dt <= 0 or not all(s > 0 and np.isfinite(s) for s in self.scale):
             raise InputError(f"action spec: horizon, dt and every scale must be positive: {self}")
@@ -47,7 +50,7 @@ class ActionSpec:
     @property
     def dim(self) -> int:
         """Number of action dimensions."""
-        return len(self.names)
+        return len(self.scale)
 
     def decode(self, x: Tensor) -> Tensor:
         """Normalised x (..., dim) -> action in the environment's units."""
@@ -102,6 +105,60 @@ class Policy(Protocol):
 
     def condition(self, observation: Observation) -> Denoiser:
         """Encode one batch of observations; the denoiser may then be called many times."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A policy that reads its observations under an environment's keys: `keys[own] = theirs`; others keep their name."""
+
+    policy: Policy
+    keys: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        """The policy's."""
+        return self.policy.name
+
+    @property
+    def actions(self) -> ActionSpec:
+        """The policy's."""
+        return self.policy.actions
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """The policy's."""
+        return self.policy.levels
+
+    @property
+    def observations(self) -> ObservationSpec:
+        """The policy's, under the environment's keys."""
+        spec = self.policy.observations
+        return ObservationSpec({self.keys.get(k, k): shape for k, shape in spec.shapes.items()}, spec.n_obs_steps)
+
+    @property
+    def fingerprint(self) -> str:
+        """The policy's, with the keys that are renamed."""
+        used = {own: self.keys[own] for own in sorted(self.policy.observations.shapes) if own in self.keys}
+        return f"{self.policy.fingerprint} {json.dumps(used)}"
+
+    def condition(self, observation: Observation) -> Denoiser:
+        """See `Policy`."""
+        return self.policy.condition({k: observation[self.keys.get(k, k)] for k in self.policy.observations.shapes})
+
+
+def rename(policy: Policy, keys: Mapping[str, str]) -> Policy:
+    """The policy under an environment's keys; itself where it reads none of the renamed ones.
+
+    Raises InputError where two of its keys would become one.
+    """
+    own = policy.observations.shapes
+    if not any(key in keys for key in own):
+        return policy
+    theirs = [keys.get(key, key) for key in own]
+    twice = sorted({key for key in theirs if theirs.count(key) > 1})
+    if twice:
+        raise InputError(f"rename_map gives {policy.name} the key {twice[0]!r} for more than one of {', '.join(own)}")
+    return Renamed(policy, keys)
 
 
 def observation_tensors(

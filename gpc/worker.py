@@ -25,14 +25,15 @@ from gpc.env import Array, Environment, Frame
 class EnvSpec:
     """How to build an environment in a worker, and how policies see it.
 
-    `target` is "module:class", called with `observation_keys`, `max_steps` and `options`; a chunk's first
-    `n_action_steps` actions are executed before the policy looks again at the last `n_obs_steps` observations.
+    `target` is "module:class", called with `observation_keys` (not if None: all that it has), `max_steps` and `options`;
+    a chunk's first `n_action_steps` actions are executed before the policy looks again at the last `n_obs_steps`
+    observations.
     """
 
     target: str
     n_action_steps: int
     max_steps: int
-    observation_keys: tuple[str, ...] = ()
+    observation_keys: tuple[str, ...] | None = None
     n_obs_steps: int = 1
     options: Mapping[str, Any] | None = None
 
@@ -40,9 +41,8 @@ class EnvSpec:
         """Build one environment."""
         module, _, name = self.target.partition(":")
         build = getattr(import_module(module), name)
-        env: Environment = build(
-            observation_keys=self.observation_keys, max_steps=self.max_steps, **(self.options or {})
-        )
+        keys = {} if self.observation_keys is None else {"observation_keys": self.observation_keys}
+        env: Environment = build(max_steps=self.max_steps, **keys, **(self.options or {}))
         return env
 
 

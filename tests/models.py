@@ -63,7 +63,7 @@ class RandomNetwork(nn.Module):
         return self.layers(flat).reshape(x.shape)
 
 
-ACTIONS = ActionSpec(16, ("x", "y"), (1.0, 1.0), (0.0, 0.0))
+ACTIONS = ActionSpec(16, (1.0, 1.0), (0.0, 0.0), ("x", "y"))
 WIDE = NoiseLevels(0.001, 1000.0)
 STATE = ObservationSpec({"state": (3,)}, 2)
 

@@ -47,6 +47,25 @@ def test_the_coordinate_is_the_first_policys():
     torch.testing.assert_close(OTHER.decode(found), straight.actions.decode(wanted), atol=1e-12, rtol=0)
 
 
+def test_a_ratio_that_hardly_differs_per_dimension_is_served_with_exact_points_and_said():
+    bent = replace(ACTIONS, scale=(0.98, 1.02), offset=(0.1, -0.2))
+    point = torch.randn(5, 16, 2, dtype=torch.float64)
+    told = []
+
+    def same_point(x, sigma):  # an action in the environment's units, seen in bent's coordinate
+        told.append(float(sigma))
+        return bent.encode(ACTIONS.decode(point))
+
+    policy = compose([FixedPolicy(Gaussian()), FixedPolicy(same_point, bent, name="bent")], [0.0, 1.0])
+    assert [m.note for m in policy.members] == [
+        "",
+        "bent is told noise levels that are up to 2.0% off: its normaliser " + "differs per dimension",
+    ]
+    out = policy.condition(state(5))(torch.randn_like(point), torch.tensor(0.5, dtype=torch.float64))
+    torch.testing.assert_close(out, point)
+    assert told == [pytest.approx(0.5 / (0.98 * 1.02) ** 0.5)]
+
+
 def test_a_ratio_that_differs_per_dimension_is_refused_with_both_normalisers():
     bent = replace(ACTIONS, scale=(1.0, 2.0), offset=(0.0, 0.5))
     with pytest.raises(InputError, match=r"x = 1 x \+ 0, y = 1 x \+ 0 against x = 1 x \+ 0, y = 2 x \+ 0.5"):
@@ -56,7 +75,7 @@ def test_a_ratio_that_differs_per_dimension_is_refused_with_both_normalisers():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (ActionSpec(16, ("x",), (1.0,), (0.0,)), "acts in 2 dimensions"),
+        (ActionSpec(16, (1.0,), (0.0,), ("x",)), "acts in 2 dimensions"),
         (replace(ACTIONS, names=("x", "z")), "name their actions differently"),
         (replace(ACTIONS, dt=2.0), "every 1 control steps, fixed every 2"),
         (replace(ACTIONS, start=20), "share no step"),
@@ -85,9 +104,9 @@ def test_every_member_reads_its_own_keys_and_its_own_history():
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: ActionSpec(16, ("x",), (1.0, 1.0), (0.0,)),
-        lambda: ActionSpec(0, ("x",), (1.0,), (0.0,)),
-        lambda: ActionSpec(16, ("x",), (0.0,), (0.0,)),
+        lambda: ActionSpec(16, (1.0, 1.0), (0.0,), ("x",)),
+        lambda: ActionSpec(0, (1.0,), (0.0,), ("x",)),
+        lambda: ActionSpec(16, (0.0,), (0.0,), ("x",)),
     ],
 )
 def test_an_action_spec_that_cannot_be_is_refused(wrong):

@@ -200,8 +200,8 @@ def test_weights_are_renormalised_where_only_some_have_an_opinion():
 
 
 def test_the_composed_denoiser_is_a_denoiser_over_the_union_of_the_chunks():
-    early = ActionSpec(4, ("x",), (1.0,), (0.0,), start=-2)
-    late = ActionSpec(6, ("x",), (1.0,), (0.0,), start=1)
+    early = ActionSpec(4, (1.0,), (0.0,), ("x",), start=-2)
+    late = ActionSpec(6, (1.0,), (0.0,), ("x",), start=1)
     policy = compose([FixedPolicy(Gaussian(), early), FixedPolicy(Gaussian(), late)], [0.5, 0.5])
     assert (policy.actions.start, policy.actions.horizon) == (-2, 9)
     denoiser = policy.condition(state(2))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_a_row_is_bitwise_the_same_in_batches_of_1_7_and_60(parents, method):
 def test_actions_are_in_the_environments_units_from_the_newest_observation_on():
     """The denoised action is its own step's number, so the executed slice shows where it starts."""
     ramp = torch.arange(16, dtype=torch.float64)[None, :, None].expand(1, 16, 2) / 10
-    spec = ACTIONS.__class__(16, ("x", "y"), (10.0, 10.0), (100.0, 200.0), start=-3)
+    spec = replace(ACTIONS, scale=(10.0, 10.0), offset=(100.0, 200.0), start=-3)
     policy = compose([FixedPolicy(lambda x, sigma: ramp.expand(len(x), -1, -1), spec)], [1.0])
     actor = ChunkActor(policy, Sampling(), 4)
     out = actor({"state": np.zeros((2, 2, 3))}, np.ones((2, 1)), np.array([0, 1]), np.array([0, 0]))
@@ -57,7 +59,7 @@ def test_more_actions_than_the_chunk_has_are_refused(steps):
 
 
 def test_a_chunk_that_begins_in_the_future_is_refused():
-    late = FixedPolicy(Gaussian(), ACTIONS.__class__(8, ("x",), (1.0,), (0.0,), start=2))
+    late = FixedPolicy(Gaussian(), replace(ACTIONS, horizon=8, start=2))
     with pytest.raises(InputError, match="predicts steps 2 to 9 from now"):
         ChunkActor(compose([late], [1.0]), Sampling(), 4)
 

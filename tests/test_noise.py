@@ -127,10 +127,12 @@ def test_snapping_and_labels_take_the_nearest_level_in_log_sigma():
     assert COSINE.levels.snap(float(between)) == COSINE.levels.trained[98]
 
 
-def test_two_discrete_grids_of_one_length_but_different_levels_are_refused():
-    with pytest.raises(InputError, match="different noise levels"):
-        merge_levels([COSINE.levels, COSINE.levels.scaled(1.01)])
+def test_two_discrete_grids_are_shared_only_if_their_levels_are_near():
     assert merge_levels([COSINE.levels, COSINE.levels]) == COSINE.levels
+    near = merge_levels([COSINE.levels, COSINE.levels.scaled(1.04)])
+    assert near.trained == COSINE.levels.trained[1:]  # the first's levels, but for the one below the other's range
+    with pytest.raises(InputError, match=r"different noise levels .*none of the second within 5%"):
+        merge_levels([COSINE.levels, COSINE.levels.scaled(1.2)])
 
 
 def test_a_shared_range_without_a_trained_level_is_refused():
