@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpc.composition import ComposedPolicy
-from gpc.denoise import Clamp
+from gpc.denoise import Clamp, Denoiser
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
@@ -69,11 +70,22 @@ def keyed_noise(seeds: Array, chunks: Array, count: int, actions: ActionSpec) ->
     return torch.from_numpy(np.stack(rows, axis=1))
 
 
-def sample_chunk(policy: Policy, observation: dict[str, Tensor], noise: Tensor, sampling: Sampling) -> Tensor:
-    """Sample normalised chunks (batch, horizon, action) from noise (1 or steps + 1, batch, horizon, action)."""
+def sample_chunk(
+    policy: Policy,
+    observation: dict[str, Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    wrap: Callable[[Denoiser], Denoiser] | None = None,
+) -> Tensor:
+    """Sample normalised chunks (batch, horizon, action) from noise (1 or steps + 1, batch, horizon, action).
+
+    `wrap` is applied to the denoiser last, as `Decided` for steps that are known already.
+    """
     denoiser = policy.condition(observation)
     if policy.actions.bound is not None:
         denoiser = Clamp(denoiser, policy.actions.bound)
+    if wrap is not None:
+        denoiser = wrap(denoiser)
     sigmas = sampling.sigmas(policy.levels)
     x = sigmas[0] * noise[0]
     if sampling.method == "ancestral":

@@ -99,6 +99,25 @@ class Clamp:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """Draw the denoised action to steps that are known already: a chunk that goes on from one being executed.
+
+    The known chunk acts as one more member of a convex composition, with a weight for each step: at weight 1 the step comes
+    out as it is known, whatever the sampler. That is inpainting of `denoised`, without the guidance by gradients of
+    real-time chunking (Black et al. 2025, arXiv 2506.07339).
+    """
+
+    denoiser: Denoiser
+    known: Tensor  # (batch, horizon, action), normalised
+    weight: Tensor  # (horizon,), 0 to 1
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        out = self.denoiser(x, sigma)
+        return out + self.weight[:, None] * (self.known - out)
+
+
+@dataclass(frozen=True)
 class Finite:
     """Refuse to go on from a NaN or an infinity, naming the policy that produced it."""
 

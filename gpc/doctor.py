@@ -27,6 +27,7 @@ PACKAGES = (
     ("zarr", "trajectories", "pip install gpc"),
     ("gym-pusht", "env=pusht", "pip install 'gpc[pusht]'"),
     ("pymunk", "env=pusht", "pip install 'gpc[pusht]'"),
+    ("lerobot", "lerobot:FOLDER", "pip install 'gpc[lerobot]'"),
     ("matplotlib", "the weight curve", "pip install 'gpc[report]'"),
     ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
     ("mujoco", "MuJoCo environments", "pip install mujoco"),

@@ -25,7 +25,7 @@ import zarr
 from gpc.env import Array
 from gpc.errors import InputError, RunError
 
-PACKAGES = ("gpc", "torch", "numpy", "scipy", "gymnasium", "gym-pusht", "pymunk", "mujoco", "zarr")
+PACKAGES = ("gpc", "torch", "numpy", "scipy", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
 Key = tuple[str, int, int]
 ROOM = 256  # episodes for which a trajectory array makes room at a time
 

@@ -1,0 +1,241 @@
+"""A composition as a policy of LeRobot (0.4.4): its `lerobot-eval`, `lerobot-record` and robots run it unchanged, with
+
+    --policy.type=gpc --policy.discover_packages_path=gpc.policies.as_lerobot --policy.pretrained_path=FOLDER
+
+`save` writes the folder: a `config.json` of type "gpc" with references to the members, and processors that change nothing
+(each member normalises for itself).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.policies.rtc.configuration_rtc import RTCConfig
+from lerobot.processor import (
+    AddBatchDimensionProcessorStep,
+    DeviceProcessorStep,
+    PolicyProcessorPipeline,
+    RenameObservationsProcessorStep,
+)
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+from torch import Tensor
+
+from gpc.composition import ComposedPolicy, compose
+from gpc.control import Sampling, sample_chunk
+from gpc.denoise import Decided, Denoiser
+from gpc.errors import InputError
+from gpc.load import load_policy
+from gpc.policy import Policy, rename
+
+
+@PreTrainedConfig.register_subclass("gpc")
+@dataclass
+class GpcConfig(PreTrainedConfig):
+    """Members as for `load_policy` (a path that lies in the saved folder may be relative to it), weights and sampler.
+
+    `rename_map` gives LeRobot's name for each observation that a member calls otherwise.
+    """
+
+    policies: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    rename_map: dict[str, str] = field(default_factory=dict)
+    sampling: Sampling = field(default_factory=Sampling)
+    n_action_steps: int = 8
+    rtc_config: RTCConfig | None = None  # LeRobot's real-time control looks for it
+    normalization_mapping: dict[str, NormalizationMode] = field(default_factory=dict)
+
+    @property
+    def observation_delta_indices(self) -> None:
+        """Nothing is trained."""
+        return None
+
+    action_delta_indices = reward_delta_indices = observation_delta_indices
+
+    def get_optimizer_preset(self) -> Any:
+        """Raises InputError: nothing is trained."""
+        raise InputError("a gpc composition is not trained; train its members")
+
+    get_scheduler_preset = get_optimizer_preset
+
+    def validate_features(self) -> None:
+        """The members check what they are given."""
+
+
+class GpcPolicy(PreTrainedPolicy):
+    """A composed gpc policy behind LeRobot's interface; actions come in the environment's units."""
+
+    config_class = GpcConfig
+    name = "gpc"
+
+    def __init__(self, config: GpcConfig, folder: Path | None = None, **_: Any) -> None:
+        super().__init__(config)
+        self.policy = _composition(config.policies, config.weights, config.rename_map, folder)
+        self.reset()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: GpcConfig | None = None, **_: Any
+    ) -> GpcPolicy:
+        """The policy of a saved folder; a `config` that names policies replaces its own, as LeRobot's command line does."""
+        folder = Path(pretrained_name_or_path)
+        if config is None or not config.policies:
+            config = PreTrainedConfig.from_pretrained(folder)
+        return cls(config, folder).eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.config._save_pretrained(save_directory)  # the members keep their own weights
+
+    def reset(self) -> None:
+        """Forget the observations and the actions of the last episode."""
+        self._seen: deque[dict[str, Tensor]] = deque(maxlen=self.policy.observations.n_obs_steps)
+        self._plan: deque[Tensor] = deque()
+
+    @torch.inference_mode()
+    def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None, **_: Any) -> Tensor:
+        """The next action (batch, action); a chunk is sampled every `n_action_steps` calls."""
+        self._look(batch)
+        if not self._plan:
+            self._plan.extend(self._chunk(noise).unbind(1)[: self.config.n_action_steps])
+        return self._plan.popleft()
+
+    @torch.inference_mode()
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Tensor],
+        noise: Tensor | None = None,
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """The chunk from now on (batch, steps, action), drawn to the left-over of the last one where that is given.
+
+        The first `inference_delay` steps of the left-over are kept; until `execution_horizon` its weight falls to zero.
+        """
+        self._look(batch)
+        if prev_chunk_left_over is None:
+            return self._chunk(noise)
+        horizon = prev_chunk_left_over.shape[-2] if execution_horizon is None else execution_horizon
+        return self._chunk(noise, self._decided(prev_chunk_left_over, inference_delay or 0, horizon))
+
+    def get_optim_params(self) -> dict[str, Any]:
+        """Raises InputError: nothing is trained."""
+        raise InputError("a gpc composition is not trained; train its members")
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any] | None]:
+        """Raises InputError: nothing is trained."""
+        raise InputError("a gpc composition is not trained; train its members")
+
+    def _look(self, batch: Mapping[str, Tensor]) -> None:
+        """Take in one observation; at the first, the history is filled with it."""
+        spec = self.policy.observations
+        missing = sorted(set(spec.shapes) - set(batch))
+        if missing:
+            raise InputError(f"the robot or environment offers no {missing[0]!r}; add it to rename_map of config.json")
+        now = {key: _from_lerobot(batch[key].cpu(), len(shape) == 3) for key, shape in spec.shapes.items()}
+        self._seen.extend([now] * (1 if self._seen else spec.n_obs_steps))
+
+    def _chunk(self, noise: Tensor | None, wrap: Callable[[Denoiser], Denoiser] | None = None) -> Tensor:
+        spec, sampling = self.policy.actions, self.config.sampling
+        observation = {key: torch.stack([frame[key] for frame in self._seen], 1) for key in self._seen[0]}
+        count = sampling.steps + 1 if sampling.method == "ancestral" else 1
+        shape = (count, len(next(iter(observation.values()))), spec.horizon, spec.dim)
+        noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
+        return spec.decode(sample_chunk(self.policy, observation, noise, sampling, wrap))[:, -spec.start :].float()
+
+    def _decided(self, left_over: Tensor, delay: int, horizon: int) -> Callable[[Denoiser], Denoiser]:
+        spec = self.policy.actions
+        known = spec.encode(left_over.reshape(-1, *left_over.shape[-2:]).double().cpu())
+        steps = min(known.shape[1], horizon, spec.horizon + spec.start)
+        chunk = torch.zeros(len(known), spec.horizon, spec.dim, dtype=torch.float64)
+        weight = torch.zeros(spec.horizon, dtype=torch.float64)
+        now = slice(-spec.start, -spec.start + steps)
+        chunk[:, now] = known[:, :steps]
+        fall = torch.linspace(1, 0, max(steps - delay, 0) + 2)[1:-1]
+        weight[now] = torch.cat([torch.ones(min(delay, steps)), fall])
+        return lambda denoiser: Decided(denoiser, chunk, weight)
+
+
+def _from_lerobot(value: Tensor, image: bool) -> Tensor:
+    """Images (batch, channels, height, width) in [0, 1] -> (batch, height, width, channels) uint8; numbers as they are."""
+    return (value * 255).round().to(torch.uint8).movedim(-3, -1) if image and value.is_floating_point() else value
+
+
+def _composition(
+    sources: Sequence[str], weights: Sequence[float], keys: Mapping[str, str], folder: Path | None
+) -> ComposedPolicy:
+    members: list[Policy] = []
+    for source in sources:
+        loader, colon, path = source.partition(":")
+        inside = folder / path if folder and colon else None
+        source = f"{loader}:{inside}" if inside and inside.exists() else source
+        members.append(rename(load_policy(source), keys))
+    return compose(members, list(weights))
+
+
+def make_gpc_pre_post_processors(
+    config: GpcConfig, dataset_stats: Any = None
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """LeRobot's hook: processors that batch and rename, and leave the numbers to the members."""
+    pre = [
+        RenameObservationsProcessorStep(rename_map={}),
+        AddBatchDimensionProcessorStep(),
+        DeviceProcessorStep(device="cpu"),
+    ]
+    return (
+        PolicyProcessorPipeline(pre, "policy_preprocessor"),
+        PolicyProcessorPipeline(
+            [DeviceProcessorStep(device="cpu")],
+            "policy_postprocessor",
+            to_transition=policy_action_to_transition,
+            to_output=transition_to_policy_action,
+        ),
+    )
+
+
+def save(
+    folder: str | Path,
+    policies: Sequence[str],
+    weights: Sequence[float],
+    *,
+    rename_map: Mapping[str, str] | None = None,
+    sampling: Sampling | None = None,
+    n_action_steps: int = 8,
+) -> None:
+    """Write a composition as a LeRobot policy folder, for `--policy.path`.
+
+    Loads the members first: raises InputError where one is missing or they do not fit.
+    """
+    keys = dict(rename_map or {})
+    policy = _composition(policies, weights, keys, None)
+    spec = policy.actions
+    if not 1 <= n_action_steps <= spec.start + spec.horizon:
+        raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")
+    config = GpcConfig(
+        n_obs_steps=policy.observations.n_obs_steps,
+        input_features={key: _feature(key, shape) for key, shape in policy.observations.shapes.items()},
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (spec.dim,))},
+        device="cpu",
+        push_to_hub=False,
+        policies=list(policies),
+        weights=list(weights),
+        rename_map=keys,
+        sampling=sampling or Sampling(),
+        n_action_steps=n_action_steps,
+    )
+    GpcPolicy(config).save_pretrained(folder)
+    for processor in make_gpc_pre_post_processors(config):
+        processor.save_pretrained(folder)
+
+
+def _feature(key: str, shape: tuple[int, ...]) -> PolicyFeature:
+    if len(shape) == 3:
+        return PolicyFeature(FeatureType.VISUAL, (shape[-1], *shape[:-1]))
+    return PolicyFeature(FeatureType.ENV if key == "observation.environment_state" else FeatureType.STATE, shape)

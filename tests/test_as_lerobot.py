@@ -1,0 +1,129 @@
+"""A composed policy, used by LeRobot: its own evaluation from the command line, chunks, and chunks that go on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot_checkpoints import save as save_checkpoint
+
+import gpc
+from gpc.errors import InputError
+from gpc.policies.as_lerobot import save
+
+KEYS = {"keypoints": "observation.environment_state", "agent_pos": "observation.state"}
+LEROBOT_EVAL = Path(sys.executable).with_name("lerobot-eval")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """A LeRobot checkpoint, kept inside the saved folder, with a flow policy of gpc."""
+    root = tmp_path_factory.mktemp("plug-in") / "composed"
+    checkpoint = save_checkpoint(root / "members" / "theirs")[0]
+    save(root, [tiny[1], f"lerobot:{checkpoint}"], [0.5, 0.5], rename_map=KEYS)
+    config = json.loads((root / "config.json").read_text())
+    config["policies"][1] = "lerobot:members/theirs"
+    (root / "config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.fixture
+def policy(folder):
+    return get_policy_class("gpc").from_pretrained(folder)
+
+
+def observe(seed, batch=2):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"observation.state": 2, "observation.environment_state": 16}
+    return {key: 512 * torch.rand(batch, size, generator=generator) for key, size in shapes.items()}
+
+
+def test_lerobots_own_evaluation_runs_a_composition(folder, tmp_path):
+    command = [
+        LEROBOT_EVAL, "--policy.type=gpc", "--policy.discover_packages_path=gpc.policies.as_lerobot",
+        f"--policy.pretrained_path={folder}", "--policy.device=cpu", "--policy.push_to_hub=false",
+        "--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--env.episode_length=20",
+        "--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={tmp_path}", "--seed=3",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    info = json.loads((tmp_path / "eval_info.json").read_text())
+    assert info["overall"]["n_episodes"] == 2
+    assert 0 <= info["overall"]["avg_max_reward"] <= 1
+
+
+def test_the_folder_is_found_by_lerobots_factory_with_processors_that_change_nothing(folder):
+    config = PreTrainedConfig.from_pretrained(folder)
+    assert (config.type, config.weights, config.n_obs_steps) == ("gpc", [0.5, 0.5], 2)
+    pre, post = make_pre_post_processors(config, pretrained_path=folder)
+    seen = pre(observe(0))
+    assert all(torch.equal(seen[key], value) for key, value in observe(0).items())
+    assert torch.equal(post(torch.arange(4.0).reshape(2, 2)), torch.arange(4.0).reshape(2, 2))
+
+
+def test_actions_are_those_of_the_composition(policy, folder, tiny):
+    noise = torch.randn(1, 2, 16, 2, generator=torch.Generator().manual_seed(1))
+    first, second = (policy.select_action(observe(i), noise=noise) for i in (0, 1))
+    renamed = [
+        gpc.policy.rename(gpc.load_policy(s), KEYS) for s in (tiny[1], f"lerobot:{folder / 'members' / 'theirs'}")
+    ]
+    members = gpc.compose(renamed, [0.5, 0.5])
+    seen = {key: torch.stack([value, value], 1) for key, value in observe(0).items()}
+    chunk = members.actions.decode(gpc.control.sample_chunk(members, seen, noise.double(), policy.config.sampling))
+    torch.testing.assert_close(first.double(), chunk[:, 1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(second.double(), chunk[:, 2], rtol=0, atol=1e-4)
+
+
+def test_a_chunk_is_sampled_every_n_action_steps_and_reset_forgets(policy):
+    torch.manual_seed(0)
+    actions = [policy.select_action(observe(0)) for _ in range(9)]
+    policy.reset()
+    torch.manual_seed(0)
+    again = [policy.select_action(observe(0)) for _ in range(9)]
+    assert torch.equal(torch.stack(actions), torch.stack(again))
+    assert not torch.equal(actions[0], actions[8])
+
+
+def test_a_chunk_goes_on_from_what_the_robot_is_doing(policy):
+    """The steps that pass during inference are kept exactly, those after execution_horizon are free, between is between."""
+    noise = torch.randn(1, 2, 16, 2, generator=torch.Generator().manual_seed(1))
+    free = policy.predict_action_chunk(observe(0), noise)
+    assert free.shape == (2, 15, 2)
+    left_over = free[:, :10] + 50
+    policy.reset()
+    going_on = policy.predict_action_chunk(observe(0), noise, 3, left_over, 8)
+    torch.testing.assert_close(going_on[:, :3], left_over[:, :3])
+    apart = (going_on[:, :10] - left_over).abs().mean((0, 2))
+    assert apart[:3].max() < 1e-3 < apart[3] < apart[7]
+    assert apart[7] < (free[:, 7] - left_over[:, 7]).abs().mean()
+    policy.reset()
+    torch.testing.assert_close(policy.predict_action_chunk(observe(0), noise, 0, left_over, 0), free)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": [0.5, 0.6]}, "sum to 1.1"),
+        ({"n_action_steps": 16}, "predicts 15 steps"),
+        ({"policies": ["pusht-flo"]}, "did you mean 'pusht-flow'"),
+    ],
+)
+def test_what_does_not_fit_is_not_saved(tiny, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        save(tmp_path / "x", **({"policies": tiny, "weights": [0.5, 0.5], "rename_map": KEYS} | options))
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_observation_that_is_not_offered_is_named(policy):
+    with pytest.raises(InputError, match=r"offers no 'observation.environment_state'; add it to rename_map"):
+        policy.select_action({"observation.state": torch.zeros(1, 2)})
+
+
+def test_training_is_refused(policy):
+    with pytest.raises(InputError, match="train its members"):
+        policy.forward({})
