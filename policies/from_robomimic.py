@@ -1,0 +1,176 @@
+"""robomimic checkpoints (0.5.0) of `DiffusionPolicyUNet` as policies: `robomimic:PATH.pth`.
+
+robomimic builds the networks from the checkpoint's own configuration; gpc takes the EMA weights, the observation encoder and
+the normalisers, and asks the noise network at (x, step). Images are cropped at the centre; robomimic 0.5.0 itself leaves the
+EMA copy in training mode, so that its own rollouts crop at random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpc.denoise import Denoiser, NetworkDenoiser
+from gpc.errors import InputError
+from gpc.noise import NoiseLevels, VariancePreserving
+from gpc.policies.checkpoint import read
+from gpc.policy import ActionSpec, Observation, ObservationSpec
+
+with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
+    import robomimic.models.base_nets as base_nets
+    import robomimic.utils.file_utils as file_utils
+
+
+@dataclass(frozen=True)
+class RobomimicPolicy:
+    """A robomimic diffusion policy behind the one coordinate; `env_metadata` names the simulator it was trained for."""
+
+    name: str
+    fingerprint: str
+    nets: nn.ModuleDict
+    schedule: VariancePreserving
+    actions: ActionSpec
+    observations: ObservationSpec
+    normalisers: Mapping[str, tuple[Tensor, Tensor]]
+    env_metadata: Mapping[str, Any]
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """Its trained levels."""
+        return self.schedule.levels
+
+    @torch.inference_mode()
+    def condition(self, observation: Observation) -> Denoiser:
+        """Normalise and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
+        self.observations.check(observation)
+        rows = {key: self._prepare(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
+        features = self.nets["obs_encoder"](obs=rows)
+        condition = features.unflatten(0, (-1, self.observations.n_obs_steps)).flatten(1)
+
+        def network(x: Tensor, step: Tensor) -> Tensor:
+            with torch.inference_mode():
+                out: Tensor = self.nets["noise_pred_net"](x, step, global_cond=condition)
+                return out
+
+        return NetworkDenoiser(network, self.schedule, "noise")
+
+    def _prepare(self, key: str, value: Tensor) -> Tensor:
+        """As robomimic's `RolloutPolicy` does: the statistics first, then images to [0, 1], channels first."""
+        image = value.dtype == torch.uint8
+        value = value.float()
+        if key in self.normalisers:
+            scale, offset = self.normalisers[key]
+            value = (value - offset) / scale
+        return (value / 255).clamp(0, 1).movedim(-1, -3).contiguous() if image else value
+
+
+def load(source: str) -> RobomimicPolicy:
+    """Load a `.pth` file of robomimic's diffusion policy.
+
+    Raises InputError where the file is missing, damaged, of another algorithm, or its actions are no scale and offset.
+    """
+    path = Path(source).expanduser()
+    content = read(path)
+    missing = [key for key in ("model", "config", "algo_name", "shape_metadata", "env_metadata") if key not in content]
+    if missing:
+        raise InputError(f"{path} is no robomimic checkpoint: it has no {missing[0]!r}")
+    if content["algo_name"] != "diffusion_policy":
+        raise InputError(
+            f"{path} was trained with {content['algo_name']!r}, which has no score to compose; gpc reads diffusion_policy"
+        )
+    config = _check_config(path, content)
+    actions = _action_spec(path, config, content)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
+    except (RuntimeError, KeyError, AssertionError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path} does not fit the network it describes: {' '.join(str(error).split())[:200]}"
+        ) from None
+    algo = rollout.policy
+    nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
+    shapes = {key: _raw_shape(key, tuple(shape), config) for key, shape in algo.obs_shapes.items()}
+    statistics = content.get("obs_normalization_stats") or {}
+    return RobomimicPolicy(
+        name=path.stem,
+        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest(),
+        nets=nets,
+        schedule=VariancePreserving(tuple(algo.noise_scheduler.betas.tolist())),
+        actions=actions,
+        observations=ObservationSpec(shapes, algo.algo_config.horizon.observation_horizon),
+        normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
+        env_metadata=content["env_metadata"],
+    )
+
+
+def _row(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float32)[0]
+
+
+def _walk(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every (dictionary, key) of a configuration."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield node, key
+            yield from _walk(value)
+
+
+def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, after what robomimic would evaluate as Python is known to be one of its own networks."""
+    try:
+        config: dict[str, Any] = json.loads(content["config"])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: its configuration is not valid JSON: {error}") from None
+    for node, key in _walk(config.get("observation", {})):
+        if key in ("backbone_class", "pool_class") and node[key] is not None:
+            found = getattr(base_nets, str(node[key]), None)
+            if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__name__ == node[key]):
+                raise InputError(f"{path}: {key} {node[key]!r} is not a network of robomimic")
+        if key == "pretrained" and node[key] is True:
+            node[key] = False  # the checkpoint holds the weights; nothing is downloaded
+    content["config"] = json.dumps(config)
+    return config
+
+
+def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) -> ActionSpec:
+    horizon, train = config["algo"]["horizon"], config["train"]
+    statistics = content.get("action_normalization_stats")
+    scale, offset = [1.0] * content["shape_metadata"]["ac_dim"], [0.0] * content["shape_metadata"]["ac_dim"]
+    if statistics:
+        keys = train["action_keys"]
+        turned = [key for key in keys if train["action_config"].get(key, {}).get("format") == "rot_6d"]
+        if turned:
+            raise InputError(
+                f"{path}: {turned[0]} is predicted as rot_6d and converted after sampling; that is no scale and offset, gpc "
+                "composes only policies that share one action space"
+            )
+        lost = [key for key in keys if key not in statistics]
+        if lost:
+            raise InputError(f"{path} has no normalisation statistic of {lost[0]!r}")
+        scale = [s for key in keys for s in _row(statistics[key]["scale"]).flatten().tolist()]
+        offset = [o for key in keys for o in _row(statistics[key]["offset"]).flatten().tolist()]
+    solver = config["algo"]["ddpm" if config["algo"]["ddpm"]["enabled"] else "ddim"]
+    if solver["prediction_type"] != "epsilon":
+        raise InputError(f"{path}: prediction type {solver['prediction_type']!r}; robomimic trains 'epsilon' only")
+    return ActionSpec(
+        horizon["prediction_horizon"],
+        tuple(scale),
+        tuple(offset),
+        start=1 - horizon["observation_horizon"],
+        bound=1.0 if solver["clip_sample"] else None,
+    )
+
+
+def _raw_shape(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[int, ...]:
+    """As the environment offers it: images are (height, width, channels)."""
+    images = config["observation"]["modalities"]["obs"].get("rgb", [])
+    return (*shape[1:], shape[0]) if key in images else shape

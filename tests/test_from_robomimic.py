@@ -1,0 +1,179 @@
+"""robomimic's diffusion policy, saved by robomimic itself with random weights: its own chunks and its own actions."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import robomimic.models.diffusion_policy_nets as networks
+import robomimic.utils.file_utils as file_utils
+import robomimic.utils.obs_utils as obs_utils
+import robomimic.utils.train_utils as train_utils
+import torch
+from robomimic.algo import algo_factory
+from robomimic.config import config_factory
+from test_from_lerobot import draw, sample
+
+import gpc
+from gpc.errors import InputError
+from gpc.testing import check_policy
+
+LOW, IMAGE = {"robot0_eef_pos": (3,), "object": (10,)}, {"agentview_image": (3, 84, 84)}
+ENV = {"env_name": "Lift", "type": 1, "env_kwargs": {"has_renderer": False}, "env_version": "1.5.1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_networks():
+    """robomimic has no setting for the size of its U-Net (260 MB)."""
+    whole = networks.ConditionalUnet1D
+    networks.ConditionalUnet1D = functools.partial(whole, down_dims=[16, 32], diffusion_step_embed_dim=16)
+    yield
+    networks.ConditionalUnet1D = whole
+
+
+def statistics(shapes, seed):
+    rng = np.random.default_rng(seed)
+    return {
+        key: {"scale": rng.uniform(1, 2, (1, *shape)), "offset": rng.normal(size=(1, *shape))}
+        for key, shape in shapes.items()
+    }
+
+
+def save(path, *, image=False, solver="ddpm", **algo):
+    torch.manual_seed(0)
+    config = config_factory("diffusion_policy")
+    shapes = LOW | (IMAGE if image else {})
+    with config.unlocked():
+        config.observation.modalities.obs.low_dim = list(LOW)
+        config.observation.modalities.obs.rgb = list(IMAGE) if image else []
+        config.observation.encoder.rgb.core_kwargs.backbone_kwargs.pretrained = False
+        config.observation.encoder.rgb.obs_randomizer_class = "CropRandomizer"
+        config.observation.encoder.rgb.obs_randomizer_kwargs = {"crop_height": 76, "crop_width": 76, "num_crops": 1}
+        config.train.hdf5_normalize_obs = not image
+        config.train.action_keys = ["actions"]
+        config.train.action_config = {"actions": {"normalization": "min_max"}}
+        config.algo.optim_params.policy.num_train_batches = config.algo.optim_params.policy.num_epochs = 1
+        config.algo.ddpm.enabled, config.algo.ddim.enabled = solver == "ddpm", solver == "ddim"
+        config.algo.ddpm.num_inference_timesteps = 10
+        config.algo.ddim.clip_sample = False
+        config.algo.ddim.num_inference_timesteps = 100
+    obs_utils.initialize_obs_utils_with_config(config)
+    model = algo_factory("diffusion_policy", config, shapes, 7, torch.device("cpu"))
+    for average in model.ema_nets.parameters():  # so that EMA weights are told from the trained ones
+        average.data += 0.01
+    train_utils.save_model(
+        model,
+        config,
+        ENV,
+        {"ac_dim": 7, "all_shapes": shapes, "all_obs_keys": list(shapes), "use_images": image},
+        str(path),
+        obs_normalization_stats=None if image else statistics(LOW, 1),
+        action_normalization_stats=statistics({"actions": (7,)}, 2),
+    )
+    return path
+
+
+def observe(seed, image):
+    rng = np.random.default_rng(seed)
+    frame = {key: rng.normal(size=shape).astype(np.float32) for key, shape in LOW.items()}
+    return frame | ({"agentview_image": rng.integers(0, 256, (84, 84, 3), np.uint8)} if image else {})
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["state", "camera"])
+def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(tmp_path, monkeypatch, image):
+    path = save(tmp_path / "tiny.pth", image=image)
+    theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
+    theirs.policy.ema_nets.eval()  # robomimic leaves the average in training mode, where crops are random
+    policy = gpc.load_policy(f"robomimic:{path}")
+    frames = [observe(seed, image) for seed in range(30)]
+    frames.insert(0, frames[0])
+    noise = torch.randn(4, 11, 1, 16, 7, generator=torch.Generator().manual_seed(1))
+    starts = iter(noise[:, 0])
+    monkeypatch.setattr("robomimic.algo.diffusion_policy.torch.randn", lambda *_, **__: next(starts))
+    draw(monkeypatch, noise[:, 1:-1].flatten(0, 1))
+    theirs.start_episode()
+    stacks = [{k: np.stack([a[k], b[k]]) for k in a} for a, b in zip(frames, frames[1:], strict=False)]
+    wanted = np.stack([theirs(stack) for stack in stacks])
+    monkeypatch.undo()
+    ours = []
+    for chunk, first in enumerate(range(0, 30, 8)):
+        seen = {key: torch.from_numpy(value)[None] for key, value in stacks[first].items()}
+        ours += list(policy.actions.decode(sample(policy, seen, noise[chunk], 10, True))[0, 1:9])
+    assert float((torch.stack(ours[:30]) - torch.from_numpy(wanted)).abs().max()) < 1e-5
+
+
+def test_the_chunk_is_that_of_ddim(tmp_path, monkeypatch):
+    """Without `clip_sample`: DDIM's clipping is not that of a clipped model (docs/design.md, section 1)."""
+    path = save(tmp_path / "tiny.pth", solver="ddim")
+    theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
+    policy = gpc.load_policy(f"robomimic:{path}")
+    stack = {k: np.stack([v, v]) for k, v in observe(0, False).items()}
+    noise = torch.randn(1, 1, 16, 7, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("robomimic.algo.diffusion_policy.torch.randn", lambda *_, **__: noise[0])
+    theirs.start_episode()
+    wanted = theirs.policy._get_action_trajectory(theirs._prepare_observation(stack))
+    monkeypatch.undo()
+    seen = {key: torch.from_numpy(value)[None] for key, value in stack.items()}
+    ours = sample(policy, seen, noise, 1, False)[:, 1:9]
+    assert float((ours - wanted).abs().max()) < 1e-5 * max(1, float(wanted.abs().max()))
+
+
+def test_the_adapter_keeps_the_contract_and_hands_the_simulator_on(tmp_path):
+    policy = gpc.load_policy(f"robomimic:{save(tmp_path / 'tiny.pth', image=True)}")
+    check_policy(policy, trained=False)
+    assert policy.env_metadata == ENV
+    assert policy.observations.shapes["agentview_image"] == (84, 84, 3)
+    assert (policy.name, policy.actions.dim, policy.actions.start, policy.actions.bound) == ("tiny", 7, -1, 1.0)
+
+
+@pytest.fixture(scope="module")
+def content(small_networks, tmp_path_factory):
+    return torch.load(save(tmp_path_factory.mktemp("robomimic") / "tiny.pth"), weights_only=True)
+
+
+def without(key):
+    return lambda content: {k: v for k, v in content.items() if k != key}
+
+
+def configured(change):
+    def do(content):
+        config = json.loads(content["config"])
+        change(config)
+        return content | {"config": json.dumps(config)}
+
+    return do
+
+
+def rot_6d(config):
+    config["train"]["action_config"]["actions"]["format"] = "rot_6d"
+
+
+def evil_backbone(config):
+    config["observation"]["encoder"]["rgb"]["core_kwargs"]["backbone_class"] = "__import__('os').system('touch pwned')"
+
+
+BREAKAGES = {
+    "no model": (without("model"), "is no robomimic checkpoint: it has no 'model'"),
+    "another algorithm": (lambda c: c | {"algo_name": "bc"}, "trained with 'bc', which has no score"),
+    "configuration that is no JSON": (lambda c: c | {"config": "{"}, "is not valid JSON"),
+    "rotations converted after sampling": (configured(rot_6d), "predicted as rot_6d"),
+    "a network that is Python": (configured(evil_backbone), "is not a network of robomimic"),
+    "a missing statistic": (
+        lambda c: c | {"action_normalization_stats": {"other": 1}},
+        "no normalisation statistic of 'actions'",
+    ),
+    "another network": (
+        lambda c: c | {"shape_metadata": c["shape_metadata"] | {"ac_dim": 3}},
+        "does not fit the network it describes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BREAKAGES.values(), ids=BREAKAGES)
+def test_what_does_not_fit_is_refused_in_one_line(content, tmp_path, monkeypatch, spoil, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save(spoil(content), tmp_path / "x.pth")
+    with pytest.raises(InputError, match=message) as caught:
+        gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
