@@ -1,0 +1,188 @@
+"""Hostile and damaged files: each is refused in one line, nothing of it runs, and no load falls back to a less safe one."""
+
+import ast
+import functools
+import io
+import operator
+import os
+import pickle
+import subprocess
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import dill
+import pytest
+import torch
+
+import gpc
+from gpc.errors import InputError
+from gpc.policies.checkpoint import Inert, read
+
+ROOT = Path(__file__).parents[1]
+TOUCH = "touch pwned"
+
+
+class Call:
+    """A payload: unpickling calls the function."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+class State:
+    """A payload in the state of an object that is allowed."""
+
+    def __reduce__(self):
+        return torch.nn.Parameter, (torch.zeros(1),), {"x": Call(os.system, TOUCH)}
+
+
+def zipped(content, path):
+    torch.save(content, path)
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def plain(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def modern(content, path):
+    path.write_bytes(pickle.dumps(content, protocol=5))
+
+
+def dilled(content, path):
+    torch.save(content, path, pickle_module=dill)
+
+
+def in_a_tar(content, path):
+    with tarfile.open(path, "w") as archive:
+        data = pickle.dumps(content, protocol=2)
+        for name in ("pickle", "storages", "tensors"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+WAYS = [zipped, legacy, plain, modern, dilled, in_a_tar]
+PAYLOADS = {
+    "os.system": Call(os.system, TOUCH),
+    "eval": Call(eval, f"__import__('os').system('{TOUCH}')"),
+    "exec": Call(exec, f"import os; os.system('{TOUCH}')"),
+    "subprocess": Call(subprocess.Popen, ["touch", "pwned"]),
+    "methodcaller": Call(operator.methodcaller, "system", TOUCH),
+    "partial": Call(functools.partial, os.system, TOUCH),
+    "import": Call(__import__, "os"),
+    "open": Call(open, "pwned", "w"),
+    "torch.load": Call(torch.load, "other.pth"),
+    "torch.hub.load": Call(torch.hub.load, "someone/repository", "model"),
+    "torch.jit.load": Call(torch.jit.load, "other.pt"),
+    "state of an allowed class": State(),
+    "a namespace": Call(types.SimpleNamespace),
+    "a nested pickle": Call(pickle.loads, pickle.dumps(Call(os.system, TOUCH))),
+}
+
+
+@pytest.mark.parametrize("write", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
+def test_a_hostile_pickle_is_refused_and_never_runs(tmp_path, monkeypatch, payload, write):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.pth"
+    write({"model": {"nets": torch.zeros(2)}, "config": "{}", "algo_name": payload}, path)
+    with pytest.raises(InputError) as caught:
+        gpc.load_policy(f"robomimic:{path}")
+    assert "\n" not in str(caught.value)
+    assert "hostile.pth" in str(caught.value)
+    assert os.listdir(tmp_path) == ["hostile.pth"]
+
+
+def test_the_payloads_do_run_where_nobody_is_careful(tmp_path, monkeypatch):
+    """The test above would be empty if they did not."""
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(PAYLOADS["os.system"]))
+    assert (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["os.system", "subprocess", "torch.hub.load"])
+def test_the_class_is_named(tmp_path, name):
+    torch.save({"x": PAYLOADS[name]}, tmp_path / "x.pth")
+    named = {"os.system": "posix.system", "subprocess": "commands.Popen", "torch.hub.load": "torch.hub.load"}[name]
+    with pytest.raises(InputError, match=f"asks for {named}, which is neither a tensor nor a plain container"):
+        read(tmp_path / "x.pth")
+
+
+def truncated(path):
+    torch.save({"x": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-800])
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
+
+
+DAMAGED = {
+    "a list": (lambda path: torch.save([1], path), "holds a list, not the dictionary"),
+    "truncated": (truncated, "is damaged or holds more"),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged or holds more"),
+    "text": (lambda path: path.write_text("hello"), "is damaged or holds more"),
+    "a zip bomb": (bomb, "compressed parts .* zip bomb"),
+    "nothing": (lambda path: None, "no file"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_refused_in_one_line(tmp_path, write, message):
+    write(tmp_path / "x.pth")
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_older_torch_reads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    with pytest.raises(InputError, match=r"install torch>=2\.10"):
+        read(tmp_path / "x.pth")
+
+
+class Settings:
+    """A class of an outside package, as far as the file goes."""
+
+    def __init__(self):
+        self.value = 3
+
+
+def test_a_listed_class_comes_back_as_an_inert_stand_in(tmp_path):
+    torch.save({"x": Settings()}, tmp_path / "x.pth")
+    name = f"{Settings.__module__}.Settings"
+    with pytest.raises(InputError, match=f"asks for {name}"):
+        read(tmp_path / "x.pth")
+    found = read(tmp_path / "x.pth", [name])["x"]
+    assert isinstance(found, Inert)
+    assert not isinstance(found, Settings)
+    assert found.state == {"value": 3}
+
+
+SOURCES = [path for folder in ("gpc", "policies", "envs", "scripts") for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_else_in_the_source_unpickles(path):
+    unsafe = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names} & unsafe
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in unsafe:
+            found |= {alias.name for alias in node.names} - {"UnpicklingError"}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
+            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            allowed = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
+            found |= {ast.unparse(node)} if allowed or (not safe and "torch" in ast.unparse(node.func)) else set()
+    assert found == set()
