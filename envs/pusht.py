@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from gpc.env import Array, Environment, Frame
+from gpc.env import TASK, TASK_BYTES, Array, Environment, Frame, write_text
 from gpc.errors import InputError, RunError
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -25,6 +25,7 @@ except ImportError as error:
     raise InputError(f"PushT needs gym-pusht ({error}): pip install 'gpc[pusht]'") from error
 
 SUCCESS = 0.95  # coverage
+INSTRUCTION = "Push the T-shaped block onto the T-shaped target."  # LeRobot's data set has this task
 SUBSTEPS, DT = 10, 0.01  # 10 control steps a second
 STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that drives the tool to the action
 
@@ -90,11 +91,12 @@ def _cut_and_turn(polygon: list[Point], limit: float) -> list[Point]:
 
 
 class PushT(Environment):
-    """PushT with the observations "state", "keypoints", "agent_pos" and "pixels", any of them at once.
+    """PushT with the observations "state", "keypoints", "agent_pos", "pixels" and "task", any of them at once.
 
     state (5,): tool x, y, block x, y (pixels of a 512 x 512 table) and block angle in [0, 2 pi);
     keypoints (16,): the block's vertices x0, y0, x1, y1, ...; agent_pos (2,): tool x, y;
-    pixels (96, 96, 3) uint8. Only `observation_keys` are computed. Actions (2,): where the tool shall go.
+    pixels (96, 96, 3) uint8; task: what to do, in words. Only `observation_keys` are computed.
+    Actions (2,): where the tool shall go.
     Reward: coverage of the goal / 0.95, at most 1; success: coverage >= 0.95, which ends the episode;
     `max_steps` truncate it. An unknown key or `max_steps` < 1 is an `InputError`.
     Paper: Chi et al. 2023, Diffusion Policy, arXiv:2303.04137.
@@ -104,7 +106,7 @@ class PushT(Environment):
 
     def __init__(
         self,
-        observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels"),
+        observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels", TASK),
         max_steps: int = 300,
     ) -> None:
         known: dict[str, tuple[spaces.Box, Callable[[], Array]]] = {
@@ -112,6 +114,7 @@ class PushT(Environment):
             "keypoints": (_positions(16), self._keypoints),
             "agent_pos": (_positions(2), self._agent_pos),
             "pixels": (spaces.Box(0, 255, (96, 96, 3), np.uint8), self._pixels),
+            TASK: (spaces.Box(0, 255, (TASK_BYTES,), np.uint8), lambda: write_text(INSTRUCTION)),
         }
         unknown = sorted(set(observation_keys) - set(known))
         if unknown or not observation_keys:

@@ -17,6 +17,19 @@ Array = npt.NDArray[Any]
 Frame = dict[str, Array]
 """One observation at one time: key -> array of the key's shape."""
 
+TASK, TASK_BYTES = "task", 256
+"""The observation key of an instruction in words, and its shape: UTF-8 in uint8, filled up with zeros."""
+
+
+def write_text(text: str) -> Array:
+    """An instruction as an observation, (TASK_BYTES,) uint8; what is too long is cut."""
+    return np.frombuffer(text.encode()[:TASK_BYTES].ljust(TASK_BYTES, b"\0"), np.uint8).copy()
+
+
+def read_text(task: Array) -> str:
+    """The instruction of an observation (TASK_BYTES,)."""
+    return bytes(task).partition(b"\0")[0].decode(errors="replace")
+
 
 class Environment(gymnasium.Env[Frame, Array]):
     """A simulator with a dictionary observation; the base class of everything in `gpc.envs`.

@@ -81,6 +81,11 @@ class Health:
     waiting_seconds: float = 0.0
 
 
+def _numeric(observation: Frame) -> Frame:
+    """Without images and text."""
+    return {key: value for key, value in observation.items() if value.dtype != np.uint8}
+
+
 @dataclass
 class _Flight:
     """An episode under way in one lane."""
@@ -93,8 +98,8 @@ class _Flight:
 
     def land(self) -> Episode:
         steps = len(self.rewards)
-        numeric = [key for key, value in self.observations[0].items() if value.ndim == 2]
-        trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in numeric}
+        keys = _numeric(self.observations[0])
+        trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in keys}
         trajectory["action"] = np.concatenate(self.actions)[:steps].astype(np.float32)
         trajectory["reward"] = np.array(self.rewards, np.float32)
         return Episode(self.job, self.success, max(self.rewards), steps, trajectory)
@@ -225,7 +230,7 @@ class _Run:
                     f"the policy returned NaN or infinity (weights {flight.job.weights}, seed {flight.job.seed})"
                 )
             flight.actions.append(chunk)
-            flight.observations[-1] = {key: value for key, value in flight.observations[-1].items() if value.ndim == 2}
+            flight.observations[-1] = _numeric(flight.observations[-1])
         return [Order(lane, None, chunk) for lane, chunk in zip(lanes, actions, strict=True)]
 
     def _replace(self, worker: _Worker, cause: str) -> None:

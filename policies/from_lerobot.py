@@ -20,16 +20,19 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType
 from lerobot.policies.factory import get_policy_class
+from lerobot.policies.smolvla import processor_smolvla  # noqa: F401  (registers its processor step)
+from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
-from lerobot.utils.constants import OBS_IMAGES
+from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor
 
 from gpc.denoise import Denoiser, Network, NetworkDenoiser, Prediction
+from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError
-from gpc.noise import NoiseLevels, Schedule, VariancePreserving
+from gpc.noise import LinearFlow, NoiseLevels, Schedule, VariancePreserving
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -41,7 +44,9 @@ STEPS = frozenset(
         "device_processor",
         "normalizer_processor",
         "rename_observations_processor",
+        "smolvla_new_line_processor",
         "to_batch_processor",
+        "tokenizer_processor",
         "unnormalizer_processor",
     }
 )
@@ -68,6 +73,7 @@ class Family(NamedTuple):
     bound: Callable[[Any], float | None]
     horizon: Callable[[Any], int]
     bind: Callable[[Any, dict[str, Tensor]], Network]
+    language: bool = False
 
 
 def _diffusion_network(model: Any, batch: dict[str, Tensor]) -> Network:
@@ -78,6 +84,36 @@ def _diffusion_network(model: Any, batch: dict[str, Tensor]) -> Network:
     return lambda x, label: model.diffusion.unet(x, label, global_cond=condition)
 
 
+def _smolvla_network(policy: Any, batch: dict[str, Tensor]) -> Network:
+    """The images, the instruction and the state become one prefix, attended to from its cache at every step.
+
+    The network knows `max_action_dim` dimensions. Those that the robot lacks were trained on zeros, so they stay on their exact
+    path, t times one fixed noise.
+    """
+    model, config = policy.model, policy.config
+    images, masks = policy.prepare_images(batch)
+    words = [batch[key][:, -1] for key in (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK)]
+    embedded, padding, attention = model.embed_prefix(images, masks, *words, state=policy.prepare_state(batch))
+    _, cache = model.vlm_with_expert.forward(
+        attention_mask=make_att_2d_masks(padding, attention),
+        position_ids=torch.cumsum(padding, dim=1) - 1,
+        past_key_values=None,
+        inputs_embeds=[embedded, None],
+        use_cache=config.use_cache,
+        fill_kv_cache=True,
+    )
+    dim = config.action_feature.shape[0]
+    shape = (1, config.chunk_size, config.max_action_dim - dim)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        whole = torch.cat([x, t[:, None, None] * noise], dim=-1)
+        velocity: Tensor = model.denoise_step(padding, cache, whole, t)
+        return velocity[..., :dim]
+
+    return network
+
+
 FAMILIES = {
     "diffusion": Family(
         schedule=lambda model: VariancePreserving(tuple(model.diffusion.noise_scheduler.betas.tolist())),
@@ -85,7 +121,15 @@ FAMILIES = {
         bound=lambda config: config.clip_sample_range if config.clip_sample else None,
         horizon=lambda config: config.horizon,
         bind=_diffusion_network,
-    )
+    ),
+    "smolvla": Family(
+        schedule=lambda model: LinearFlow(t_min=0.001),
+        prediction=lambda config: "velocity",
+        bound=lambda config: None,
+        horizon=lambda config: config.chunk_size,
+        bind=_smolvla_network,
+        language=True,
+    ),
 }
 
 
@@ -116,10 +160,11 @@ class LeRobotPolicy:
         """Preprocess and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
         self.observations.check(observation)
         seen = {key: observation[key] for key in self.observations.shapes}
-        rows = {key: _as_lerobot(value.flatten(0, 1)) for key, value in seen.items()}
+        rows = {key: _as_lerobot(key, value.flatten(0, 1)) for key, value in seen.items()}
         batch = self.preprocess(rows)
         count, steps = next(iter(seen.values())).shape[:2]
-        keys = self.model.config.input_features
+        words = (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK) if self.family.language else ()
+        keys = (*self.model.config.input_features, *words)
         network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
 
         def ask(x: Tensor, label: Tensor) -> Tensor:
@@ -129,8 +174,10 @@ class LeRobotPolicy:
         return NetworkDenoiser(ask, self.schedule, self.family.prediction(self.model.config))
 
 
-def _as_lerobot(value: Tensor) -> Tensor:
-    """Images (rows, height, width, channels) uint8 -> (rows, channels, height, width) in [0, 1]; numbers as they are."""
+def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:
+    """Images (rows, height, width, channels) uint8 -> (rows, channels, height, width) in [0, 1]; an instruction as text."""
+    if key == TASK:
+        return [read_text(row) for row in value.to(torch.uint8).cpu().numpy()]
     return value.movedim(-1, -3).contiguous().float() / 255 if value.dtype == torch.uint8 else value
 
 
@@ -152,7 +199,8 @@ def load(source: str) -> LeRobotPolicy:
     actions = ActionSpec(
         family.horizon(config), scale, offset, start=1 - config.n_obs_steps, bound=family.bound(config)
     )
-    observations = ObservationSpec(_raw_shapes(config, pipelines[0]), config.n_obs_steps)
+    shapes = _raw_shapes(config, pipelines[0]) | ({TASK: (TASK_BYTES,)} if family.language else {})
+    observations = ObservationSpec(shapes, config.n_obs_steps)
     model = _load_model(folder, config)
     return LeRobotPolicy(_name(folder), _fingerprint(folder), model, pipelines[0], family, actions, observations)
 
@@ -201,6 +249,11 @@ def _read_config(folder: Path) -> Any:
     kind = _read_json(folder / CONFIG).get("type")
     if kind in NO_SCORE:
         raise InputError(f"{folder}: a LeRobot {kind} policy has no score to compose: {NO_SCORE[kind]}")
+    if kind in ("pi0", "pi05"):
+        raise InputError(
+            f"{folder}: a LeRobot {kind} policy needs a patched transformers; on the stock one the velocity of pi05 ignores t, "
+            "so gpc does not read it"
+        )
     if kind not in FAMILIES:
         raise InputError(f"{folder}: LeRobot policy type {kind!r} is not supported; gpc reads {', '.join(FAMILIES)}")
     get_policy_class(kind)  # registers its configuration
@@ -208,6 +261,10 @@ def _read_config(folder: Path) -> Any:
         config = PreTrainedConfig.from_pretrained(folder)
     except Exception as error:  # draccus raises what the field's parser raises
         raise InputError(f"{folder / CONFIG}: {' '.join(str(error).split())}") from None
+    if getattr(config, "adapt_to_pi_aloha", False):
+        raise InputError(
+            f"{folder}: adapt_to_pi_aloha bends the gripper's actions; that is no scale and offset to compose"
+        )
     config.device = "cpu"
     return config
 
@@ -281,14 +338,23 @@ def _raw_shapes(config: Any, pre: PolicyProcessorPipeline) -> dict[str, tuple[in
 
 
 def _load_model(folder: Path, config: Any) -> Any:
-    for field, value in (("pretrained_backbone_weights", None), ("compile_model", False)):
-        if hasattr(config, field):  # the checkpoint holds the backbone's weights
-            setattr(config, field, value)
+    given = {
+        "pretrained_backbone_weights": None,
+        "load_vlm_weights": False,
+        "compile_model": False,
+    }  # the file has the weights
+    for field in given.keys() & vars(config).keys():
+        setattr(config, field, given[field])
     try:
         model = get_policy_class(config.type)(config)
         load_model(model, folder / WEIGHTS, strict=True)
     except FileNotFoundError:
         raise InputError(f"{folder / WEIGHTS} is missing") from None
+    except OSError as error:  # transformers: no such folder, no such repository, no network
+        raise InputError(
+            f"{folder}: the configuration of vlm_model_name={config.vlm_model_name!r} is not here; put its files into a folder "
+            f"and name that in {CONFIG} ({str(error).splitlines()[0]})"
+        ) from None
     except (SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

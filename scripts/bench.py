@@ -32,6 +32,7 @@ from gpc.stats import mean_interval, wilson
 
 DDPM = {"type": "squaredcos", "steps": 100}
 SEED = 400_000
+LEROBOT = Path(__file__).parents[1] / "tests/data/lerobot-pusht"
 
 
 def random_policy(number: int) -> BundledPolicy:
@@ -241,6 +242,44 @@ def growth(say: Callable[[str], None], unit: int) -> None:
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 
 
+def adapter_overhead(say: Callable[[str], None], repeats: int, batch: int = 64, steps: int = 8) -> None:
+    """LeRobot's own encoder and U-Net calls against the adapter's `condition` and `denoised`, in turns on one thread."""
+    torch.set_num_threads(1)
+    policy = gpc.load_policy(f"lerobot:{LEROBOT}")
+    raw = {key: 512 * torch.rand(batch, 2, *shape) for key, shape in policy.observations.shapes.items()}
+    rows = policy.preprocess({key: value.flatten(0, 1) for key, value in raw.items()})
+    ready = {key: rows[key].unflatten(0, (batch, 2)) for key in raw}
+    diffusion, x = policy.model.diffusion, torch.randn(batch, 16, 2, dtype=torch.float64)
+    low, label, sigma = (
+        x.float(),
+        torch.full((batch,), 50),
+        torch.tensor(policy.levels.trained[50], dtype=torch.float64),
+    )
+
+    @torch.inference_mode()
+    def bare() -> None:
+        condition = diffusion._prepare_global_conditioning(ready)
+        for _ in range(steps):
+            diffusion.unet(low, label, global_cond=condition)
+
+    def adapted() -> None:
+        denoiser = policy.condition(raw)
+        for _ in range(steps):
+            denoiser(x, sigma)
+
+    seconds: dict[Callable[[], None], list[float]] = {bare: [], adapted: []}
+    for way in [bare, adapted] * (repeats + 1):
+        begin = time.perf_counter()
+        way()
+        seconds[way].append(time.perf_counter() - begin)
+    own, ours_ = (1000 * float(np.median(seconds[way][1:])) for way in (bare, adapted))
+    say(
+        f"\nLeRobot adapter, batch {batch}, one chunk of {steps} steps (the trained checkpoint of tests/data/lerobot-pusht, "
+        f"median of {repeats}): bare network calls {own:.1f} ms, through the adapter, observations preprocessed, {ours_:.1f} ms: "
+        f"{100 * (ours_ / own - 1):+.1f} %."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke test: few episodes, meaningless ratios")
@@ -262,6 +301,7 @@ def main() -> None:
     against_the_paper(say, slow, many)
     two_random_networks(say, slow_random, 4 if args.quick else 100)
     growth(say, unit)
+    adapter_overhead(say, 3 if args.quick else 50)
     engine, worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, watch.peak / 1024
     say(
         f"\nPeak memory of the whole run: {engine:.0f} MiB in the engine's process, {worker:.0f} MiB in the largest worker."

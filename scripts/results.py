@@ -1,4 +1,5 @@
-"""Search the weights of every pair of bundled PushT policies and write docs/results/pusht.md from the run folders.
+"""Search the weights of every pair of bundled PushT policies, and of one with a checkpoint that LeRobot trained; write
+docs/results/pusht.md from the run folders.
 
     python scripts/results.py --data FOLDER
 
@@ -30,6 +31,8 @@ from gpc.stats import mean_interval
 
 ROOT = Path(__file__).parents[1]
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
+OUTSIDE = {"lerobot-pusht": f"lerobot:{ROOT / 'tests/data/lerobot-pusht'}"}  # by scripts/train_lerobot.py
+WHAT = {"lerobot-pusht": "LeRobot's diffusion policy, trained here by `lerobot-train`; agent position and keypoints"}
 PROTOCOL = ["env=pusht", "search=grid", "search.episodes=50", "report.episodes=200", "video=0"]
 FEW_STEPS = (3, 4, 5)
 SIGMAS = (0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -40,8 +43,8 @@ MEASURED = (
 
 def run_pair(a: str, b: str, runs: Path) -> dict[str, Any]:
     """The summary of one pair's search; a finished one is only read."""
-    folder = runs / f"{short(a)}-{short(b)}"
-    if command(["search", *PROTOCOL, f"policies=[{a},{b}]", f"run_dir={folder}"]) != 0:
+    folder, sources = runs / f"{short(a)}-{short(b)}", [OUTSIDE.get(name, name) for name in (a, b)]
+    if command(["search", *PROTOCOL, f"policies=[{','.join(sources)}]", f"run_dir={folder}"]) != 0:
         raise SystemExit(1)
     return read_json(folder / "summary.json") | {"folder": folder}
 
@@ -76,8 +79,8 @@ def parents_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, An
 def write_cards(parents: Mapping[str, Mapping[str, Any]]) -> None:
     """Put the measured figures into the cards."""
     sampler = Sampling()
-    for name, figures in parents.items():
-        path = BUNDLED / name / CARD
+    for name in POLICIES:
+        figures, path = parents[name], BUNDLED / name / CARD
         card = json.loads(path.read_text())
         card["measured"] = {"env": "pusht", "sampler": f"{sampler.method}, {sampler.steps} steps", **figures}
         write_atomically(path, json.dumps(card, indent=1) + "\n")
@@ -142,7 +145,7 @@ def page(
     config = load_config("search", [*PROTOCOL, "policies=[a,b]"])
     search, report, sampler = config.search, config.report, config.sampler
     lines = [
-        "# PushT: every pair of the bundled policies",
+        "# PushT: every pair of the bundled policies, and one with a LeRobot checkpoint",
         "",
         "Written by `scripts/results.py` from the run folders named below (rows, manifest and summary are in the repository).",
         f"For each pair: 11 weights on search seeds {search.seed} to {search.seed + search.episodes - 1}; then the winner and both",
@@ -156,7 +159,7 @@ def page(
         "|---|---|---|---|---|",
     ]
     for name, figures in parents.items():
-        what = json.loads((BUNDLED / name / CARD).read_text())["summary"]
+        what = WHAT.get(name) or json.loads((BUNDLED / name / CARD).read_text())["summary"]
         lines.append(f"| {name} | {what} | {figures['n_episodes']} | {percent(figures)} | {reward(figures)} |")
     lines += _few_steps(few, out) + _winners(summaries) + _errors(data) + ["", "## The curves", ""]
     for s in summaries:
@@ -262,7 +265,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/pusht.md")
     args = parser.parse_args()
     out = args.out.resolve()
-    summaries = [run_pair(a, b, out.parent / "runs") for a, b in combinations(POLICIES, 2)]
+    pairs = [*combinations(POLICIES, 2), *((name, "pusht-flow") for name in OUTSIDE)]
+    summaries = [run_pair(a, b, out.parent / "runs") for a, b in pairs]
     few = {steps: run_few_steps(steps, out.parent / "runs") for steps in FEW_STEPS}
     parents = parents_of(summaries)
     write_cards(parents)

@@ -6,14 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from lerobot_checkpoints import save, statistics
+from lerobot_checkpoints import save, save_smolvla, statistics
 from safetensors.torch import load_file, save_file
 
 import gpc
 from gpc.cli import main
 from gpc.control import ChunkActor, Sampling
 from gpc.denoise import Clamp
+from gpc.env import write_text
 from gpc.errors import InputError
+from gpc.noise import flow_sigmas
 from gpc.sample import ancestral, euler, last
 from gpc.testing import check_policy
 
@@ -113,6 +115,97 @@ def test_30_steps_from_raw_observations_to_actions_are_those_of_select_action(sa
     assert float((torch.stack(ours[:30]) - torch.cat(wanted)).abs().max()) < 1e-5 * span
 
 
+TASKS = ["push the T", "push the block onto the target"]
+
+
+@pytest.fixture(scope="module")
+def vla(tmp_path_factory):
+    return save_smolvla(tmp_path_factory.mktemp("runs") / "vla")
+
+
+def look(seed, batch=2):
+    rng = np.random.default_rng(seed)
+    frame = {"observation.state": torch.from_numpy(rng.uniform(0, 512, (batch, 2)).astype(np.float32))}
+    return frame | {"observation.image": torch.from_numpy(rng.integers(0, 256, (batch, 96, 96, 3), np.uint8))}
+
+
+def asked(frame):
+    """A frame with its instructions, as gpc's environments give it and as LeRobot's do."""
+    words = torch.from_numpy(np.stack([write_text(task) for task in TASKS]))
+    ours = {key: value[:, None] for key, value in (frame | {"task": words}).items()}
+    return ours, as_lerobot({key: value[:, None] for key, value in frame.items()}, 0) | {"task": TASKS}
+
+
+def test_30_steps_of_smolvla_are_those_of_select_action(vla):
+    folder, theirs, pre, post = vla
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    noise = torch.randn(4, 2, 12, 2, generator=torch.Generator().manual_seed(1))
+    sigmas = flow_sigmas(10)
+    theirs.reset()
+    wanted, ours = [], []
+    for step in range(30):
+        mine, lerobots = asked(look(step))
+        wanted.append(post(theirs.select_action(pre(lerobots), noise=noise[step // 8])))
+        if step % 8 == 0:
+            x = last(euler(policy.condition(mine), sigmas[0] * noise[step // 8].double(), sigmas))
+            ours += policy.actions.decode(x)[:, :8].unbind(1)
+    span = policy.actions.scale[0]
+    assert float((torch.stack(ours[:30]) - torch.stack(wanted)).abs().max()) < 1e-5 * span
+
+
+def test_dimensions_that_the_robot_lacks_stay_on_their_path(tmp_path):
+    """A network that does not listen to them gives LeRobot's own chunk, whatever their noise."""
+    folder, theirs, pre, _ = save_smolvla(tmp_path / "vla", max_action_dim=8)
+    theirs.model.action_in_proj.weight.data[:, 2:] = 0
+    theirs.save_pretrained(folder)
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    noise = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(1))
+    mine, lerobots = asked(look(0))
+    wanted = theirs.predict_action_chunk(pre(lerobots), noise=noise)
+    sigmas = flow_sigmas(10)
+    ours = last(euler(policy.condition(mine), sigmas[0] * noise[..., :2].double(), sigmas))
+    assert float((ours - wanted).abs().max()) < 1e-5
+    check_policy(policy, trained=False)
+
+
+def test_the_prefix_is_encoded_once_and_the_instruction_matters(vla, monkeypatch):
+    policy = gpc.load_policy(f"lerobot:{vla[0]}")
+    encode, calls = policy.model.model.embed_prefix, []
+    monkeypatch.setattr(policy.model.model, "embed_prefix", lambda *a, **k: calls.append(1) or encode(*a, **k))
+    mine, _ = asked(look(0))
+    x, sigma = torch.randn(2, 12, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    denoiser = policy.condition(mine)
+    out = [denoiser(x, sigma * s) for s in (2, 1, 0.5)][1]
+    assert len(calls) == 1
+    swapped = policy.condition(mine | {"task": mine["task"].flip(0)})(x, sigma)
+    assert (out - swapped).abs().min() > 0
+
+
+def test_smolvla_and_a_diffusion_policy_run_as_one(vla, tmp_path):
+    """They differ in horizon (12, 16), start, history, normaliser, input and family."""
+    keys = ("observation.state", "observation.environment_state")
+    folder = save(tmp_path / "ddpm", stats=statistics(keys, 0, 500))[0]
+    run = tmp_path / "run"
+    settings = ["weights=[0.5,0.5]", "env.max_steps=16", "episodes=2", "sampler.steps=3", "video=0", f"run_dir={run}"]
+    assert main(["evaluate", f"policies=[lerobot:{folder},lerobot:{vla[0]}]", *settings]) == 0
+    assert json.loads((run / "summary.json").read_text())["n_episodes"] == 2
+
+
+def test_actions_that_are_bent_after_sampling_are_refused(vla, tmp_path):
+    folder = shutil.copytree(vla[0], tmp_path / "vla")
+    change("config.json", adapt_to_pi_aloha=True)(folder)
+    with pytest.raises(InputError, match="adapt_to_pi_aloha bends the gripper's actions"):
+        gpc.load_policy(f"lerobot:{folder}")
+
+
+def test_a_language_model_that_is_not_here_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = save_smolvla(tmp_path / "vla")[0]
+    shutil.rmtree(tmp_path / "vlm")
+    with pytest.raises(InputError, match=r"policy_preprocessor.json cannot be built: .*vlm"):
+        gpc.load_policy(f"lerobot:{folder}")
+
+
 def test_adapters_keep_the_contract(saved):
     check_policy(gpc.load_policy(f"lerobot:{saved[0]}"), trained=False)
 
@@ -181,7 +274,8 @@ def cut(name):
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 BREAKAGES = {
     "no score": (change("config.json", type="act"), "LeRobot act policy has no score to compose: it regresses"),
-    "unknown type": (change("config.json", type="sarm"), "type 'sarm' is not supported; gpc reads diffusion"),
+    "unknown type": (change("config.json", type="sarm"), "type 'sarm' is not supported; gpc reads diffusion, smolvla"),
+    "a patched transformers": (change("config.json", type="pi05"), "needs a patched transformers"),
     "unknown field": (change("config.json", surprise=1), "surprise"),
     "a step of another package": (
         change_step(PRE, 0, registry_name=None, **{"class": "os.system"}),
