@@ -110,5 +110,6 @@ def describe(name: str) -> str:
     for group in ("env", "sampler", "engine", *(["search"] if name == "search" else [])):
         names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
         text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
-    skipped = re.compile(r"^(_target_:.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)  # what Hydra reads, not the user
+    # what Hydra reads, not the user
+    skipped = re.compile(r"^( *_target_:.*\n|# @package.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)
     return "\n".join(skipped.sub("", part) for part in text)
