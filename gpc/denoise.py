@@ -19,6 +19,17 @@ from gpc.noise import Karras, Schedule
 Network = Callable[[Tensor, Tensor], Tensor]
 """A network with its observation already bound: (scaled x (batch, horizon, action), label (batch,)) -> same as x."""
 
+
+def frozen(network: Network) -> Network:
+    """The network without gradients, in whatever thread it is called."""
+
+    def call(x: Tensor, label: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network(x, label)
+
+    return call
+
+
 Prediction = Literal["noise", "sample", "v", "velocity", "reverse_velocity", "edm"]
 
 

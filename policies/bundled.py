@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from gpc.denoise import Denoiser, NetworkDenoiser, Prediction
+from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
 from gpc.errors import InputError
 from gpc.load import suggest
 from gpc.networks import Encoder, Transformer, UNet
@@ -91,12 +91,7 @@ class BundledPolicy:
         """Encode the observation once."""
         self.observations.check(observation)
         condition = self.module.encoder({key: observation[key] for key in self.observations.shapes})
-
-        def network(x: Tensor, label: Tensor) -> Tensor:
-            with torch.inference_mode():
-                out: Tensor = self.module.network(x, label, condition)
-                return out
-
+        network = frozen(lambda x, label: self.module.network(x, label, condition))
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDPMScheduler
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from gpc.denoise import Denoiser, NetworkDenoiser, Prediction
+from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
 from gpc.policies.checkpoint import Inert, read
@@ -77,12 +76,7 @@ class DiffusionPolicy:
         """Normalise once."""
         self.observations.check(observation)
         condition = (observation["obs"].float() * self.scale + self.offset).flatten(1)
-
-        def network(x: Tensor, step: Tensor) -> Tensor:
-            with torch.inference_mode():
-                out: Tensor = self.network(x, step, global_cond=condition)
-                return out
-
+        network = frozen(lambda x, step: self.network(x, step, global_cond=condition))
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
 

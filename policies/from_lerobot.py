@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor
 
-from gpc.denoise import Denoiser, Network, NetworkDenoiser, Prediction
+from gpc.denoise import Denoiser, Network, NetworkDenoiser, Prediction, frozen
 from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError
 from gpc.noise import LinearFlow, NoiseLevels, Schedule, VariancePreserving
@@ -166,12 +166,7 @@ class LeRobotPolicy:
         words = (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK) if self.family.language else ()
         keys = (*self.model.config.input_features, *words)
         network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
-
-        def ask(x: Tensor, label: Tensor) -> Tensor:
-            with torch.inference_mode():
-                return network(x, label)
-
-        return NetworkDenoiser(ask, self.schedule, self.family.prediction(self.model.config))
+        return NetworkDenoiser(frozen(network), self.schedule, self.family.prediction(self.model.config))
 
 
 def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpc.denoise import Denoiser, NetworkDenoiser
+from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
 from gpc.policies.checkpoint import read
@@ -55,13 +55,8 @@ class RobomimicPolicy:
         rows = {key: self._prepare(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
         features = self.nets["obs_encoder"](obs=rows)
         condition = features.unflatten(0, (-1, self.observations.n_obs_steps)).flatten(1)
-
-        def network(x: Tensor, step: Tensor) -> Tensor:
-            with torch.inference_mode():
-                out: Tensor = self.nets["noise_pred_net"](x, step, global_cond=condition)
-                return out
-
-        return NetworkDenoiser(network, self.schedule, "noise")
+        noise = frozen(lambda x, step: self.nets["noise_pred_net"](x, step, global_cond=condition))
+        return NetworkDenoiser(noise, self.schedule, "noise")
 
     def _prepare(self, key: str, value: Tensor) -> Tensor:
         """As robomimic's `RolloutPolicy` does: the statistics first, then images to [0, 1], channels first."""
