@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,7 @@ def load(source: str) -> RobomimicPolicy:
             f"{path} was trained with {content['algo_name']!r}, which has no score to compose; gpc reads diffusion_policy"
         )
     config = _check_config(path, content)
+    _compare_simulator(path, content["env_metadata"])
     actions = _action_spec(path, config, content)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -105,6 +108,19 @@ def load(source: str) -> RobomimicPolicy:
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
         env_metadata=content["env_metadata"],
     )
+
+
+def _compare_simulator(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Say where the checkpoint's robosuite is not the installed one: its observations and controllers may differ."""
+    trained = metadata.get("env_version")
+    try:
+        installed = version("robosuite")
+    except PackageNotFoundError:
+        return  # nothing to simulate with
+    if trained != installed:
+        print(
+            f"gpc: {path} was trained on robosuite {trained or '(not said)'}, installed is {installed}", file=sys.stderr
+        )
 
 
 def _row(value: Any) -> Tensor:

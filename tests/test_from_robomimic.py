@@ -126,6 +126,15 @@ def test_the_adapter_keeps_the_contract_and_hands_the_simulator_on(tmp_path):
     assert (policy.name, policy.actions.dim, policy.actions.start, policy.actions.bound) == ("tiny", 7, -1, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("installed", "said"), [("1.4.0", "trained on robosuite 1.5.1, installed is 1.4.0"), ("1.5.1", "")]
+)
+def test_another_robosuite_than_the_checkpoints_is_said(tmp_path, monkeypatch, capsys, installed, said):
+    monkeypatch.setattr("gpc.policies.from_robomimic.version", lambda package: installed)
+    gpc.load_policy(f"robomimic:{save(tmp_path / 'tiny.pth')}")
+    assert (said in capsys.readouterr().err) if said else (capsys.readouterr().err == "")
+
+
 @pytest.fixture(scope="module")
 def content(small_networks, tmp_path_factory):
     return torch.load(save(tmp_path_factory.mktemp("robomimic") / "tiny.pth"), weights_only=True)
