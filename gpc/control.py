@@ -43,6 +43,11 @@ class Sampling:
         if not 0 < self.sigma_min < self.sigma_max:
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
 
+    @property
+    def draws(self) -> int:
+        """How many times a chunk's noise is drawn: at the start, and at every step of a stochastic method."""
+        return self.steps + 1 if self.method == "ancestral" else 1
+
     def sigmas(self, levels: NoiseLevels) -> Tensor:
         """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them.
 
@@ -77,7 +82,7 @@ def sample_chunk(
     sampling: Sampling,
     wrap: Callable[[Denoiser], Denoiser] | None = None,
 ) -> Tensor:
-    """Sample normalised chunks (batch, horizon, action) from noise (1 or steps + 1, batch, horizon, action).
+    """Sample normalised chunks (batch, horizon, action) from noise (`sampling.draws`, batch, horizon, action).
 
     `wrap` is applied to the denoiser last, as `Decided` for steps that are known already.
     """
@@ -132,7 +137,6 @@ class ChunkActor:
     def _sample(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         policy = self.policy.weighted(torch.from_numpy(weights))
         spec = policy.actions
-        count = self.sampling.steps + 1 if self.sampling.method == "ancestral" else 1
-        noise = keyed_noise(seeds, chunks, count, spec)
+        noise = keyed_noise(seeds, chunks, self.sampling.draws, spec)
         chunk = spec.decode(sample_chunk(policy, observation_tensors(observation), noise, self.sampling))
         return chunk[:, -spec.start : -spec.start + self.n_action_steps].numpy()

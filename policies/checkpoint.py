@@ -6,6 +6,7 @@ was given. There is no fallback: a file that this refuses is not loaded.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Collection
@@ -67,6 +68,12 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not the dictionary of a checkpoint")
     return content
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a checkpoint file, weights and normalisers."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ network, which has the same parameters under the same names.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
-from gpc.policies.checkpoint import Inert, read
+from gpc.policies.checkpoint import Inert, fingerprint, read
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # robomimic greets with a page on its macros
@@ -115,7 +114,7 @@ def load(source: str) -> DiffusionPolicy:
     obs_scale, obs_offset = _normaliser(path, state, "obs")
     return DiffusionPolicy(
         name=path.stem,
-        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest(),
+        fingerprint=fingerprint(path),
         network=_network(path, network, state, actions.dim, len(obs_scale) * steps),
         schedule=_schedule(path, scheduler),
         prediction=PREDICTIONS[_get(path, scheduler, "prediction_type")],

@@ -333,11 +333,8 @@ def _raw_shapes(config: Any, pre: PolicyProcessorPipeline) -> dict[str, tuple[in
 
 
 def _load_model(folder: Path, config: Any) -> Any:
-    given = {
-        "pretrained_backbone_weights": None,
-        "load_vlm_weights": False,
-        "compile_model": False,
-    }  # the file has the weights
+    # the file has all weights: nothing is fetched for them
+    given = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
     for field in given.keys() & vars(config).keys():
         setattr(config, field, given[field])
     try:

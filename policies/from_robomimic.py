@@ -8,7 +8,6 @@ EMA copy in training mode, so that its own rollouts crop at random.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import sys
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
-from gpc.policies.checkpoint import read
+from gpc.policies.checkpoint import fingerprint, read
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
@@ -100,7 +99,7 @@ def load(source: str) -> RobomimicPolicy:
     statistics = content.get("obs_normalization_stats") or {}
     return RobomimicPolicy(
         name=path.stem,
-        fingerprint=hashlib.sha256(path.read_bytes()).hexdigest(),
+        fingerprint=fingerprint(path),
         nets=nets,
         schedule=VariancePreserving(tuple(algo.noise_scheduler.betas.tolist())),
         actions=actions,

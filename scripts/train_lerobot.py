@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 from train import HELD_OUT, load_demonstrations
 
+from gpc.envs.pusht import INSTRUCTION
+
 NORMALISERS = '{"VISUAL":"MEAN_STD","STATE":"MIN_MAX","ENV":"MIN_MAX","ACTION":"MIN_MAX"}'  # the default leaves ENV raw
 FEATURES = {
     "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
     "observation.environment_state": {"dtype": "float32", "shape": (16,), "names": None},
     "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
 }
-TASK = "Push the T-shaped block onto the T-shaped target."
 
 
 def convert(data: Path, root: Path) -> None:
@@ -45,7 +46,7 @@ def convert(data: Path, root: Path) -> None:
                     "observation.state": observations["agent_pos"][i].numpy(),
                     "observation.environment_state": observations["keypoints"][i].numpy(),
                     "action": actions[i].numpy().astype(np.float32),
-                    "task": TASK,
+                    "task": INSTRUCTION,
                 }
             )
         dataset.save_episode()

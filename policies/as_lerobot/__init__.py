@@ -145,8 +145,7 @@ class GpcPolicy(PreTrainedPolicy):
     def _chunk(self, noise: Tensor | None, wrap: Callable[[Denoiser], Denoiser] | None = None) -> Tensor:
         spec, sampling = self.policy.actions, self.config.sampling
         observation = {key: torch.stack([frame[key] for frame in self._seen], 1) for key in self._seen[0]}
-        count = sampling.steps + 1 if sampling.method == "ancestral" else 1
-        shape = (count, len(next(iter(observation.values()))), spec.horizon, spec.dim)
+        shape = (sampling.draws, len(next(iter(observation.values()))), spec.horizon, spec.dim)
         noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
         return spec.decode(sample_chunk(self.policy, observation, noise, sampling, wrap))[:, -spec.start :].float()
 
@@ -209,7 +208,7 @@ def save(
     sampling: Sampling | None = None,
     n_action_steps: int = 8,
 ) -> None:
-    """Write a composition as a LeRobot policy folder, for `--policy.path`.
+    """Write a composition as a LeRobot policy folder, for `--policy.pretrained_path`.
 
     Loads the members first: raises InputError where one is missing or they do not fit.
     """
@@ -230,9 +229,8 @@ def save(
         sampling=sampling or Sampling(),
         n_action_steps=n_action_steps,
     )
-    GpcPolicy(config).save_pretrained(folder)
-    for processor in make_gpc_pre_post_processors(config):
-        processor.save_pretrained(folder)
+    for part in (config, *make_gpc_pre_post_processors(config)):
+        part.save_pretrained(folder)
 
 
 def _feature(key: str, shape: tuple[int, ...]) -> PolicyFeature:
