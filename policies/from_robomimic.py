@@ -2,16 +2,19 @@
 
 robomimic builds the networks from the checkpoint's own configuration; gpc takes the EMA weights, the observation encoder and
 the normalisers, and asks the noise network at (x, step). Images are cropped at the centre; robomimic 0.5.0 itself leaves the
-EMA copy in training mode, so that its own rollouts crop at random.
+EMA copy in training mode, so that its own rollouts crop at random. It also builds its U-Net in one size (65 million weights),
+whatever the configuration says; here the size is that of the stored weights.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +31,7 @@ from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
     import robomimic.models.base_nets as base_nets
+    import robomimic.models.diffusion_policy_nets as networks
     import robomimic.utils.file_utils as file_utils
 
 
@@ -87,9 +91,10 @@ def load(source: str) -> RobomimicPolicy:
     _compare_simulator(path, content["env_metadata"])
     actions = _action_spec(path, config, content)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        size = _size_of(content["model"]["nets"])
+        with contextlib.redirect_stdout(io.StringIO()), unet(**size):
             rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
-    except (RuntimeError, KeyError, AssertionError, ValueError, TypeError) as error:
+    except (RuntimeError, KeyError, IndexError, AssertionError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} does not fit the network it describes: {' '.join(str(error).split())[:200]}"
         ) from None
@@ -107,6 +112,35 @@ def load(source: str) -> RobomimicPolicy:
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
         env_metadata=content["env_metadata"],
     )
+
+
+@contextlib.contextmanager
+def unet(down_dims: Sequence[int], diffusion_step_embed_dim: int, kernel_size: int = 5) -> Iterator[None]:
+    """While this is entered robomimic builds its U-Net in this size: for training, and for its own rollouts."""
+    whole = networks.ConditionalUnet1D
+    networks.ConditionalUnet1D = functools.partial(
+        whole,
+        down_dims=list(down_dims),
+        diffusion_step_embed_dim=diffusion_step_embed_dim,
+        kernel_size=kernel_size,
+    )
+    try:
+        yield
+    finally:
+        networks.ConditionalUnet1D = whole
+
+
+def _size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The U-Net's size as its stored weights have it, as arguments of `unet`; KeyError where they are another network's."""
+    prefix = "policy.noise_pred_net."
+    first = re.compile(re.escape(prefix) + r"down_modules\.\d+\.0\.blocks\.0\.block\.0\.weight")
+    widths = [value.shape for key, value in weights.items() if first.fullmatch(key)]
+    embedding = weights[prefix + "diffusion_step_encoder.1.weight"].shape[1]
+    return {
+        "down_dims": [shape[0] for shape in widths],
+        "diffusion_step_embed_dim": embedding,
+        "kernel_size": widths[0][2],
+    }
 
 
 def _compare_simulator(path: Path, metadata: Mapping[str, Any]) -> None:

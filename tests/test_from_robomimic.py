@@ -1,11 +1,9 @@
 """robomimic's diffusion policy, saved by robomimic itself with random weights: its own chunks and its own actions."""
 
-import functools
 import json
 
 import numpy as np
 import pytest
-import robomimic.models.diffusion_policy_nets as networks
 import robomimic.utils.file_utils as file_utils
 import robomimic.utils.obs_utils as obs_utils
 import robomimic.utils.train_utils as train_utils
@@ -16,19 +14,14 @@ from test_from_lerobot import draw, sample
 
 import gpc
 from gpc.errors import InputError
+from gpc.policies.from_robomimic import unet
 from gpc.testing import check_policy
 
 LOW, IMAGE = {"robot0_eef_pos": (3,), "object": (10,)}, {"agentview_image": (3, 84, 84)}
 ENV = {"env_name": "Lift", "type": 1, "env_kwargs": {"has_renderer": False}, "env_version": "1.5.1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_networks():
-    """robomimic has no setting for the size of its U-Net (260 MB)."""
-    whole = networks.ConditionalUnet1D
-    networks.ConditionalUnet1D = functools.partial(whole, down_dims=[16, 32], diffusion_step_embed_dim=16)
-    yield
-    networks.ConditionalUnet1D = whole
+SMALL = {"down_dims": [16, 32], "diffusion_step_embed_dim": 16}
 
 
 def statistics(shapes, seed):
@@ -58,7 +51,8 @@ def save(path, *, image=False, solver="ddpm", **algo):
         config.algo.ddim.clip_sample = False
         config.algo.ddim.num_inference_timesteps = 100
     obs_utils.initialize_obs_utils_with_config(config)
-    model = algo_factory("diffusion_policy", config, shapes, 7, torch.device("cpu"))
+    with unet(**SMALL):
+        model = algo_factory("diffusion_policy", config, shapes, 7, torch.device("cpu"))
     for average in model.ema_nets.parameters():  # so that EMA weights are told from the trained ones
         average.data += 0.01
     train_utils.save_model(
@@ -82,7 +76,8 @@ def observe(seed, image):
 @pytest.mark.parametrize("image", [False, True], ids=["state", "camera"])
 def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(tmp_path, monkeypatch, image):
     path = save(tmp_path / "tiny.pth", image=image)
-    theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
+    with unet(**SMALL):
+        theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
     theirs.policy.ema_nets.eval()  # robomimic leaves the average in training mode, where crops are random
     policy = gpc.load_policy(f"robomimic:{path}")
     frames = [observe(seed, image) for seed in range(30)]
@@ -105,7 +100,8 @@ def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(t
 def test_the_chunk_is_that_of_ddim(tmp_path, monkeypatch):
     """Without `clip_sample`: DDIM's clipping is not that of a clipped model (docs/design.md, section 1)."""
     path = save(tmp_path / "tiny.pth", solver="ddim")
-    theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
+    with unet(**SMALL):
+        theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
     policy = gpc.load_policy(f"robomimic:{path}")
     stack = {k: np.stack([v, v]) for k, v in observe(0, False).items()}
     noise = torch.randn(1, 1, 16, 7, generator=torch.Generator().manual_seed(1))
@@ -136,7 +132,7 @@ def test_another_robosuite_than_the_checkpoints_is_said(tmp_path, monkeypatch, c
 
 
 @pytest.fixture(scope="module")
-def content(small_networks, tmp_path_factory):
+def content(tmp_path_factory):
     return torch.load(save(tmp_path_factory.mktemp("robomimic") / "tiny.pth"), weights_only=True)
 
 
