@@ -205,18 +205,38 @@ class ImageEncoder(nn.Module):
         return torch.cat([x, y, maps.flatten(2).amax(-1).tanh()], -1)
 
 
+class PointEncoder(nn.Module):
+    """A small PointNet (Qi et al. 2017), as DP3 has it (Ze et al. 2024): each point alone, then the maximum over all.
+
+    (n, points, 3) -> (n, features).
+    """
+
+    def __init__(self, widths: Sequence[int] = (64, 128, 256), features: int = 64) -> None:
+        super().__init__()
+        pairs = zip((3, *widths[:-1]), widths, strict=True)
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU()) for a, b in pairs))
+        self.head = nn.Sequential(nn.Linear(widths[-1], features), nn.LayerNorm(features))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """See the class."""
+        out: Tensor = self.head(self.layers(points).amax(1))
+        return out
+
+
 class Encoder(nn.Module):
     """Observation -> one condition vector (batch, condition_dim).
 
     `inputs` names the observation keys and what each is: `{"shape": [5], "offset": 256, "scale": 256, "angles": [4]}`
-    for numbers (offset and scale as one number for all; `angles` index entries in radians that become cos, sin) or
-    `{"shape": [96, 96, 3], "image": true}` for a camera.
+    for numbers (offset and scale as one number for all, or one each; `angles` index entries in radians that become cos, sin),
+    `{"shape": [96, 96, 3], "image": true}` for a camera, or `{"shape": [256, 3], "points": true, "offset": 0, "scale": 1}` for a
+    point cloud.
     """
 
     def __init__(self, inputs: Mapping[str, Mapping[str, object]], n_obs_steps: int) -> None:
         super().__init__()
         self.inputs = {key: dict(spec) for key, spec in inputs.items()}
         self.cameras = nn.ModuleDict({key: ImageEncoder() for key, spec in inputs.items() if spec.get("image")})
+        self.clouds = nn.ModuleDict({key: PointEncoder() for key, spec in inputs.items() if spec.get("points")})
         example = {
             key: torch.zeros(1, n_obs_steps, *spec["shape"])  # type: ignore[misc]
             for key, spec in inputs.items()
@@ -236,5 +256,8 @@ class Encoder(nn.Module):
         value = value.float()
         angles = list(spec.get("angles", []))  # type: ignore[call-overload]
         plain = [i for i in range(value.shape[-1]) if i not in angles]
-        scaled = (value[..., plain] - spec["offset"]) / spec["scale"]  # type: ignore[operator]
+        scaled = (value[..., plain] - value.new_tensor(spec["offset"])) / value.new_tensor(spec["scale"])
+        if spec.get("points"):
+            cloud: Tensor = self.clouds[key](scaled.flatten(0, 1))
+            return cloud.reshape(*value.shape[:2], -1)
         return torch.cat([scaled, value[..., angles].cos(), value[..., angles].sin()], -1)

@@ -1,4 +1,7 @@
-"""The policies that come with gpc, and the format they are kept in: a folder with `weights.safetensors` and `card.json`."""
+"""The policies that come with gpc, and the format they are kept in: a folder with `weights.safetensors` and `card.json`.
+
+A card may instead name a checkpoint of another codebase in its folder: `"checkpoint": "robomimic:lift-diffusion.pth"`.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ from torch import Tensor, nn
 
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
 from gpc.errors import InputError
-from gpc.load import suggest
+from gpc.load import load_policy, suggest
 from gpc.networks import Encoder, Transformer, UNet
 from gpc.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
 
 BUNDLED = Path(__file__).parent / "bundled"
 WEIGHTS, CARD = "weights.safetensors", "card.json"
@@ -129,7 +132,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def load(source: str) -> BundledPolicy:
+def load(source: str) -> Policy:
     """Load a bundled policy by name, or a policy folder by path.
 
     Raises InputError where the policy is unknown or its files are missing, cut short or of another network.
@@ -137,7 +140,13 @@ def load(source: str) -> BundledPolicy:
     folder = BUNDLED / source if source in names() else Path(source)
     if not folder.is_dir():
         raise InputError(f"no bundled policy and no folder is called {source!r}{suggest(source, names())}")
-    policy = build(read_card(folder))
+    card = read_card(folder)
+    if "checkpoint" in card:
+        loader, _, file = card["checkpoint"].partition(":")
+        if Path(file).name != file:
+            raise InputError(f"{folder / CARD} names the checkpoint {file!r}, which is not in its folder")
+        return load_policy(f"{loader}:{folder / file}")
+    policy = build(card)
     try:
         policy.module.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError:

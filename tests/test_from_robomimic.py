@@ -182,3 +182,12 @@ def test_what_does_not_fit_is_refused_in_one_line(content, tmp_path, monkeypatch
         gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_a_bundled_folder_may_hold_a_robomimic_checkpoint(tmp_path):
+    path = save(tmp_path / "tiny.pth")
+    (tmp_path / "card.json").write_text(json.dumps({"name": "tiny", "checkpoint": "robomimic:tiny.pth"}))
+    assert gpc.load_policy(f"bundled:{tmp_path}").fingerprint == gpc.load_policy(f"robomimic:{path}").fingerprint
+    (tmp_path / "card.json").write_text(json.dumps({"name": "tiny", "checkpoint": "robomimic:../tiny.pth"}))
+    with pytest.raises(InputError, match="not in its folder"):
+        gpc.load_policy(f"bundled:{tmp_path}")

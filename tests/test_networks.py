@@ -57,6 +57,23 @@ def test_the_encoder_scales_numbers_and_turns_angles_into_cosine_and_sine():
     torch.testing.assert_close(out, torch.tensor([[1.0, 1.0, 0.0]]))
 
 
+def test_the_encoder_scales_each_number_by_its_own_where_it_is_given_a_list():
+    encoder = Encoder({"state": {"shape": [2], "offset": [1.0, 2.0], "scale": [2.0, 4.0]}}, 1)
+    torch.testing.assert_close(encoder({"state": torch.tensor([[[5.0, 10.0]]])}), torch.tensor([[2.0, 2.0]]))
+
+
+def test_a_point_cloud_is_a_set_and_each_of_its_steps_is_seen():
+    torch.manual_seed(0)
+    encoder = Encoder({"points": {"shape": [16, 3], "points": True, "offset": 0.0, "scale": 1.0}}, 2)
+    cloud = torch.randn(4, 2, 16, 3)
+    out = encoder({"points": cloud})
+    assert out.shape == (4, encoder.condition_dim)
+    torch.testing.assert_close(encoder({"points": cloud[:, :, torch.randperm(16)]}), out)
+    older = encoder({"points": torch.cat([cloud[:, :1] + 1, cloud[:, 1:]], 1)})
+    assert not torch.allclose(older[:, : encoder.condition_dim // 2], out[:, : encoder.condition_dim // 2])
+    torch.testing.assert_close(older[:, encoder.condition_dim // 2 :], out[:, encoder.condition_dim // 2 :])
+
+
 @pytest.mark.parametrize("horizon", [1, 15])
 def test_a_unet_refuses_a_horizon_that_its_levels_do_not_divide(horizon):
     with pytest.raises(InputError, match="horizon divisible by 2"):
