@@ -113,6 +113,12 @@ def _check_same_actions(a: Policy, b: Policy) -> None:
         raise InputError(f"{a.name} acts in {one.dim} dimensions ({', '.join(_names(one))}), {b.name} in {other.dim}")
     if one.names and other.names and one.names != other.names:
         raise InputError(f"{a.name} and {b.name} name their actions differently: {one.names} against {other.names}")
+    if one.relative is not None and other.relative is not None and one.relative != other.relative:
+        moves, targets = (a, b) if one.relative else (b, a)
+        raise InputError(
+            f"{moves.name} predicts moves from where the robot is (delta actions), {targets.name} absolute targets; "
+            "compose policies of one action space"
+        )
     if one.dt != other.dt:
         raise InputError(
             f"{a.name} predicts every {one.dt:g} control steps, {b.name} every {other.dt:g}; they must agree"

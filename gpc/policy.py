@@ -37,6 +37,7 @@ class ActionSpec:
     start: int = 0
     dt: float = 1.0
     bound: float | None = None
+    relative: bool | None = None
 
     def __post_init__(self) -> None:
         counts = [len(field) for field in (self.scale, self.offset, self.names) if field is not None]

@@ -211,7 +211,21 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
         tuple(offset),
         start=1 - horizon["observation_horizon"],
         bound=1.0 if solver["clip_sample"] else None,
+        relative=_relative(path, content["env_metadata"]),
     )
+
+
+def _relative(path: Path, metadata: Mapping[str, Any]) -> bool | None:
+    """Whether the simulator's controller takes moves (delta) or targets; said where the checkpoint does not declare it."""
+    found = {node[key] in (True, "delta") for node, key in _walk(metadata) if key in ("control_delta", "input_type")}
+    if len(found) == 1:
+        return found.pop()
+    print(
+        f"gpc: {path} does not say whether its actions are moves (delta) or absolute targets (control_delta or input_type of its "
+        "controller); gpc cannot refuse a composition of both",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _raw_shape(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[int, ...]:

@@ -145,3 +145,10 @@ def test_chunks_that_only_touch_share_no_step():
     with pytest.raises(InputError, match="share no step"):
         compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), replace(ACTIONS, start=16))], [0.5, 0.5])
     assert compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), replace(ACTIONS, start=15))], [0.5, 0.5])
+
+
+def test_moves_and_targets_are_not_composed_where_both_policies_say_which_they_predict():
+    moves, targets = (FixedPolicy(Gaussian(), replace(ACTIONS, relative=r), name=f"r{r:d}") for r in (True, False))
+    with pytest.raises(InputError, match=r"r1 predicts moves .* r0 absolute targets"):
+        compose([targets, moves], [0.5, 0.5])
+    compose([moves, FixedPolicy(Gaussian())], [0.5, 0.5])

@@ -18,7 +18,8 @@ from gpc.policies.from_robomimic import unet
 from gpc.testing import check_policy
 
 LOW, IMAGE = {"robot0_eef_pos": (3,), "object": (10,)}, {"agentview_image": (3, 84, 84)}
-ENV = {"env_name": "Lift", "type": 1, "env_kwargs": {"has_renderer": False}, "env_version": "1.5.1"}
+CONTROLLER = {"controller_configs": {"body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta"}}}}
+ENV = {"env_name": "Lift", "type": 1, "env_kwargs": {"has_renderer": False, **CONTROLLER}, "env_version": "1.5.1"}
 
 
 SMALL = {"down_dims": [16, 32], "diffusion_step_embed_dim": 16}
@@ -191,3 +192,22 @@ def test_a_bundled_folder_may_hold_a_robomimic_checkpoint(tmp_path):
     (tmp_path / "card.json").write_text(json.dumps({"name": "tiny", "checkpoint": "robomimic:../tiny.pth"}))
     with pytest.raises(InputError, match="not in its folder"):
         gpc.load_policy(f"bundled:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("controller", "relative", "said"),
+    [
+        ({"control_delta": True}, True, ""),
+        ({"body_parts": {"right": {"input_type": "absolute"}}}, False, ""),
+        ({"type": "OSC_POSE"}, None, "delta"),
+    ],
+    ids=["1.4 delta", "1.5 absolute", "not declared"],
+)
+def test_what_the_actions_are_comes_from_the_controller_and_is_said_where_it_is_not_declared(
+    content, tmp_path, capsys, controller, relative, said
+):
+    metadata = content["env_metadata"] | {"env_kwargs": {"controller_configs": controller}}
+    torch.save(content | {"env_metadata": metadata}, tmp_path / "tiny.pth")
+    assert gpc.load_policy(f"robomimic:{tmp_path / 'tiny.pth'}").actions.relative is relative
+    err = capsys.readouterr().err
+    assert (said in err) if said else (err == "")
