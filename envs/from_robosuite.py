@@ -1,0 +1,334 @@
+"""robosuite's tasks (1.5.1) under robomimic's names: Lift, PickPlaceCan, NutAssemblySquare, ToolHang, TwoArmTransport.
+
+The physics, initial states, rewards and tests of success are robosuite's own; names, units and orientation of the
+observations are those that robomimic 0.5.0 stores and its policies read. Papers: Zhu et al. 2020, robosuite,
+arXiv:2009.12293; Mandlekar et al. 2021, What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+from gymnasium import spaces
+from scipy.spatial.transform import Rotation
+
+from gpc.env import Array, Environment, Frame
+from gpc.errors import InputError, RunError
+from gpc.gl import choose_gl
+from gpc.load import suggest
+
+logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)  # it greets with a page
+_given = os.environ.get("MUJOCO_GL", "")
+try:
+    import robosuite
+    from robosuite.controllers.composite import composite_controller_factory as controllers
+    from robosuite.environments.base import REGISTERED_ENVS
+    from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
+    from robosuite.utils import binding_utils
+except ImportError as error:
+    raise InputError(f"robosuite's tasks need robosuite ({error}): pip install 'gpc[robosuite]'") from error
+os.environ["MUJOCO_GL"] = _given  # robosuite sets it to EGL, whether that works or not
+
+# What this file does itself, whatever a checkpoint's metadata say.
+FIXED = {
+    "has_renderer": False,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "use_object_obs": True,
+    "ignore_done": True,
+    "hard_reset": True,  # some models are drawn anew in every episode: the size of Lift's cube
+}
+IGNORED = (
+    "render",
+    "render_offscreen",
+    "use_image_obs",
+    "use_depth_obs",
+    "lang",
+    "camera_depths",
+    "camera_segmentations",
+)
+CAMERAS, SIZE = ("agentview", "robot0_eye_in_hand"), 84
+WORKSPACE = np.array([[-0.5, -0.6, 0.81], [0.6, 0.6, 1.6]])  # metres, above the tables, which are 0.8 high
+
+
+class Robosuite(Environment):
+    """A task of robosuite with the observations that robomimic knows, any of them at once.
+
+    "object": the objects' poses, also relative to the hand, as one vector; "robot0_eef_pos" (3,), "robot0_eef_quat" (4,)
+    as x, y, z, w, "robot0_gripper_qpos" (2,), "robot0_joint_pos" (7,), ...: float64. For each camera
+    "CAMERA_image" (height, width, 3) uint8, right side up; "CAMERA_depth" (height, width, 1) float32, metres;
+    "CAMERA_points" (points, 3) float32, metres in the world frame: what is seen inside the workspace, thinned by farthest
+    point sampling (repeated if there is less). Only `observation_keys` are computed; nothing is drawn unless asked for.
+
+    Actions: what the controller takes. By default OSC_POSE: for each arm (7,) in [-1, 1], translation by up to 0.05 m and
+    rotation by up to 0.5 rad (axis-angle) in the world frame, then the gripper (-1 open, 1 closed). `absolute`: for each arm
+    (10,), position in metres, rotation as the first two rows of its matrix (6D), the gripper.
+
+    `settings` are robosuite's own arguments, as a robomimic checkpoint's `env_kwargs`; controllers of robosuite 1.4 are
+    converted. Reward: robosuite's. Success ends the episode, `max_steps` truncate it. An unknown task, key, camera or
+    setting is an `InputError`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's declaration)
+
+    def __init__(
+        self,
+        observation_keys: Sequence[str] | None = None,
+        max_steps: int = 400,
+        task: str = "Lift",
+        absolute: bool = False,
+        points: int = 512,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if task not in REGISTERED_ENVS:
+            raise InputError(f"robosuite has no task {task!r}{suggest(task, list(REGISTERED_ENVS))}")
+        if max_steps < 1 or points < 1:
+            raise InputError(f"{task}: max_steps={max_steps}, points={points}: give 1 or more")
+        self.render_mode = "rgb_array"
+        self.task, self.max_steps, self.absolute, self.points = task, max_steps, absolute, points
+        arguments, self._cameras = _arguments(task, settings or {}, absolute)
+        self._env = _make(task, arguments, self._cameras)
+        self._canvas: _Canvas | None = None
+        self._steps = 0
+        known = self._known()
+        keys = tuple(known if observation_keys is None else observation_keys)
+        unknown = sorted(set(keys) - set(known))
+        if unknown or not keys:
+            raise InputError(f"{task} observations {unknown or '(none)'}: choose from {', '.join(known)}")
+        if observation_keys is not None and any(key.startswith(tuple(self._cameras)) for key in keys):
+            choose_gl()
+        space: Any = spaces.Dict({key: known[key] for key in keys})
+        self.observation_space = space
+        self.action_space = self._actions()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
+        """Start the episode that robosuite draws after `numpy.random.seed(seed)`."""
+        super().reset(seed=seed)
+        self._canvas = None  # it belongs to the last episode's model
+        with _drawing(int(self.np_random.integers(2**32)) if seed is None else seed):
+            self._env.reset()
+        self._steps = 0
+        return self.observe(), {"is_success": self._success()}
+
+    def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Carry out one action (for 0.05 s at 20 Hz); not finite or of another shape: `RunError`."""
+        action = np.asarray(action, np.float64)
+        wanted = self.action_space.shape
+        if action.shape != wanted or not np.isfinite(action).all():
+            raise RunError(
+                f"{self.task}: action {action.tolist()} is not {wanted} finite numbers: look at the policy's output"
+            )
+        _, reward, _, _ = self._env.step(axis_angle_actions(action) if self.absolute else action)
+        self._env._update_observables(force=True)
+        self._steps += 1
+        success = self._success()
+        return float(reward), success, self._steps >= self.max_steps, {"is_success": success}
+
+    def observe(self) -> Frame:
+        """The keys asked for, new arrays."""
+        wanted = set(self.observation_space)
+        frame: Frame = {}
+        for camera in self._cameras:
+            if wanted & {f"{camera}_{kind}" for kind in ("image", "depth", "points")}:
+                frame |= self._see(camera, f"{camera}_points" in wanted)
+        if wanted - set(frame):
+            frame |= self._feel()
+        return {key: frame[key] for key in self.observation_space}
+
+    def render(self) -> Array:
+        """What the first camera sees, (256, 256, 3) uint8."""
+        return self._draw(next(iter(self._cameras)), 256, 256)[0]
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self._canvas = None
+        self._env.close()
+
+    def _known(self) -> dict[str, spaces.Box]:
+        """Every observation that there is, and its space."""
+        known = {key: spaces.Box(-np.inf, np.inf, value.shape, value.dtype.type) for key, value in self._feel().items()}
+        for camera, size in self._cameras.items():
+            known[f"{camera}_image"] = spaces.Box(0, 255, (*size, 3), np.uint8)
+            known[f"{camera}_depth"] = spaces.Box(0, np.inf, (*size, 1), np.float32)
+            known[f"{camera}_points"] = spaces.Box(-np.inf, np.inf, (self.points, 3), np.float32)
+        return known
+
+    def _actions(self) -> spaces.Box:
+        low, high = self._env.action_spec
+        if self.absolute:
+            return spaces.Box(-np.inf, np.inf, (len(low) // 7 * 10,), np.float32)
+        return spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+    def _success(self) -> bool:
+        return bool(self._env._check_success())
+
+    def _feel(self) -> Frame:
+        """Everything but the cameras."""
+        values = self._env._get_observations()
+        robots = tuple(robot.robot_model.naming_prefix for robot in self._env.robots)
+        names = [key for key in values if key.startswith(robots) and not key.endswith("proprio-state")]
+        return {"object": _numbers(values["object-state"]), **{key: _numbers(values[key]) for key in names}}
+
+    def _see(self, camera: str, cloud: bool) -> Frame:
+        """One look through a camera."""
+        image, depth = self._draw(camera, *self._cameras[camera])
+        frame = {f"{camera}_image": image, f"{camera}_depth": depth[..., None]}
+        if cloud:
+            index = self._env.sim.model.camera_name2id(camera)
+            pose = self._env.sim.data.cam_xmat[index].reshape(3, 3), self._env.sim.data.cam_xpos[index]
+            points = world_points(depth, float(self._env.sim.model.cam_fovy[index]), *pose)
+            inside = ((points > WORKSPACE[0]) & (points < WORKSPACE[1])).all(-1)
+            frame[f"{camera}_points"] = thin(points[inside], self.points).astype(np.float32)
+        return frame
+
+    def _draw(self, camera: str, height: int, width: int) -> tuple[Array, Array]:
+        if self._canvas is None:
+            self._canvas = _Canvas(self._env.sim)
+        return self._canvas.draw(camera, height, width)
+
+
+class _Canvas:
+    """An off-screen GL context for one simulation; drawing leaves the simulation as it is."""
+
+    def __init__(self, sim: Any) -> None:
+        self._sim = sim
+        binding_utils._MUJOCO_GL = choose_gl()  # robosuite reads it once, when it is imported
+        # robosuite would move the simulation forward here, and the episode would depend on when it is first looked at
+        still = SimpleNamespace(
+            model=sim.model, data=sim.data, forward=lambda: None, add_render_context=lambda context: None
+        )
+        self._context = binding_utils.MjRenderContextOffscreen(still, device_id=-1)
+        self._context.vopt.geomgroup[0] = 0  # shapes for collisions
+        finalize(self, self._context.gl_ctx.make_current)  # or it is another context's textures that are freed
+
+    def draw(self, camera: str, height: int, width: int) -> tuple[Array, Array]:
+        """Picture (height, width, 3) uint8 and depth (height, width) float32 in metres, right side up."""
+        self._context.gl_ctx.make_current()
+        self._context.render(width, height, self._sim.model.camera_name2id(camera))
+        image, depth = self._context.read_pixels(width, height, depth=True)
+        extent, planes = self._sim.model.stat.extent, self._sim.model.vis.map
+        near, far = planes.znear * extent, planes.zfar * extent
+        metres = near / (1.0 - depth * (1.0 - near / far))
+        return image[::-1].copy(), metres[::-1].astype(np.float32)
+
+
+def world_points(depth: Array, fovy: float, rotation: Array, position: Array) -> Array:
+    """Pixels (height, width) of depth in metres as points (height * width, 3) in the world frame.
+
+    `fovy`: vertical field of view in degrees; `rotation` (3, 3) and `position` (3,): of MuJoCo's camera, which looks along
+    its -z with y up.
+    """
+    height, width = depth.shape
+    slope = 2 * np.tan(np.radians(fovy) / 2) / height
+    down, right = np.mgrid[:height, :width] + 0.5
+    rays = np.stack([(right - width / 2) * slope, (height / 2 - down) * slope, -np.ones_like(depth)], -1)
+    points: Array = (rays * depth[..., None]).reshape(-1, 3) @ rotation.T + position
+    return points
+
+
+def thin(points: Array, count: int) -> Array:
+    """`count` of the points (N, 3), each the farthest from those before (Eldar et al. 1997); repeated where N is less.
+
+    None at all: zeros.
+    """
+    if len(points) <= count:
+        return np.resize(points, (count, 3)) if len(points) else np.zeros((count, 3))
+    chosen = np.zeros(count, np.intp)
+    nearest = np.full(len(points), np.inf)
+    for i in range(1, count):
+        nearest = np.minimum(nearest, ((points - points[chosen[i - 1]]) ** 2).sum(-1))
+        chosen[i] = nearest.argmax()
+    return points[chosen]
+
+
+def axis_angle_actions(actions: Array) -> Array:
+    """Absolute actions (..., arms * 10) with 6D rotations -> (..., arms * 7) with axis-angle, as the controller takes them.
+
+    6D: the first two rows of the rotation matrix, made orthonormal by Gram and Schmidt (Zhou et al. 2019, arXiv:1812.07035).
+    """
+    arms = actions.reshape(*actions.shape[:-1], -1, 10)
+    first, second = arms[..., 3:6], arms[..., 6:9]
+    first = first / np.linalg.norm(first, axis=-1, keepdims=True)
+    second = second - (first * second).sum(-1, keepdims=True) * first
+    second = second / np.linalg.norm(second, axis=-1, keepdims=True)
+    matrix = np.stack([first, second, np.cross(first, second)], -2)
+    vector = Rotation.from_matrix(matrix.reshape(-1, 3, 3)).as_rotvec().reshape(first.shape)
+    joined = np.concatenate([arms[..., :3], vector, arms[..., 9:]], -1)
+    return joined.reshape(*actions.shape[:-1], -1)
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """robosuite draws from numpy's global generator: seeded inside, as it was outside."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _make(task: str, arguments: Mapping[str, Any], cameras: Mapping[str, tuple[int, int]]) -> Any:
+    try:
+        with _drawing(0):
+            env = robosuite.make(task, **arguments)
+    except (TypeError, ValueError, AssertionError, KeyError) as error:
+        raise InputError(f"robosuite cannot make {task}: {' '.join(str(error).split())[:300]}") from None
+    for camera in cameras:
+        if camera not in env.sim.model.camera_names:
+            raise InputError(f"{task} has no camera {camera!r}{suggest(camera, list(env.sim.model.camera_names))}")
+    for name in env.observation_names:
+        if "joint_pos" in name or "eef_vel" in name:  # robomimic's choice
+            env.modify_observable(name, "active", True)
+    update = env._update_observables  # robosuite calls it 25 times in a step, and reads its sensors in the last
+    env._update_observables = lambda force=False: update(force) if force else None
+    env._update_observables(force=True)
+    return env
+
+
+def _arguments(
+    task: str, settings: Mapping[str, Any], absolute: bool
+) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """robosuite's arguments, and (height, width) of each camera."""
+    given = {key: deepcopy(value) for key, value in settings.items() if key not in IGNORED}
+    names = _listed(given.pop("camera_names", CAMERAS))
+    heights, widths = (_listed(given.pop(f"camera_{side}s", SIZE), len(names)) for side in ("height", "width"))
+    robots = _listed(given.pop("robots", ["Panda"] * (2 if task.startswith("TwoArm") else 1)))
+    configs = _listed(given.pop("controller_configs", None), len(robots))
+    if any(config is not None and controllers.is_part_controller_config(config) for config in configs):
+        given.setdefault("lite_physics", False)  # robosuite 1.4 had no other
+    given["controller_configs"] = [_controller(c, robot, absolute) for c, robot in zip(configs, robots, strict=True)]
+    return {**given, "robots": robots, **FIXED}, dict(zip(names, zip(heights, widths, strict=True), strict=True))
+
+
+def _numbers(value: Any) -> Array:
+    return np.array(value, np.float64)
+
+
+def _listed(value: Any, count: int = 1) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value] * count
+
+
+def _controller(config: dict[str, Any] | None, robot: str, absolute: bool) -> dict[str, Any]:
+    """A composite controller: the robot's own in the world frame, or what is given, brought up to robosuite 1.5."""
+    if config is None:
+        config = controllers.load_composite_controller_config(robot=robot)
+        for part in config["body_parts"].values():
+            part["input_ref_frame"] = "world"
+    elif controllers.is_part_controller_config(config):  # of robosuite 1.4, which knew the world frame only
+        arms = REGISTERED_ROBOTS[robot].arms
+        config = controllers.refactor_composite_controller_config({"input_ref_frame": "world"} | config, robot, arms)
+    for part in config["body_parts"].values():
+        if not part.pop("control_delta", True):  # its name until robosuite 1.4; 1.5 takes no notice of it
+            part.setdefault("input_type", "absolute")
+        if absolute:
+            part |= {"input_type": "absolute", "input_ref_frame": "world"}
+    return config
