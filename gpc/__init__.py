@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpc.composition import ComposedPolicy, Convex, compose
+    from gpc.composition import ComposedPolicy, Convex, Guidance, compose, guide
     from gpc.denoise import NetworkDenoiser
     from gpc.experiment import Result, evaluate, search
     from gpc.load import load_policy
@@ -19,14 +19,27 @@ __version__ = "0.1.0"
 _HOME = {
     "ComposedPolicy": "gpc.composition",
     "Convex": "gpc.composition",
+    "Guidance": "gpc.composition",
     "NetworkDenoiser": "gpc.denoise",
     "Result": "gpc.experiment",
     "compose": "gpc.composition",
     "evaluate": "gpc.experiment",
+    "guide": "gpc.composition",
     "load_policy": "gpc.load",
     "search": "gpc.experiment",
 }
-__all__ = ["ComposedPolicy", "Convex", "NetworkDenoiser", "Result", "compose", "evaluate", "load_policy", "search"]
+__all__ = [
+    "ComposedPolicy",
+    "Convex",
+    "Guidance",
+    "NetworkDenoiser",
+    "Result",
+    "compose",
+    "evaluate",
+    "guide",
+    "load_policy",
+    "search",
+]
 
 
 def __getattr__(name: str) -> Any:

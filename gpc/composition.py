@@ -1,17 +1,19 @@
 """Composition: several policies, seen in one coordinate, as one policy.
 
 A convex combination of scores at one (x, sigma) is the same convex combination of `denoised` (General Policy
-Composition, Cao et al., arXiv 2510.01068). The members' own schedules, predictions, inputs and normalisers do not matter
-here: each is a `Policy`, aligned to the first one's normaliser and to the union of all chunks.
+Composition, Cao et al., arXiv 2510.01068); guidance is the same sum with signed weights. The members' own schedules,
+predictions, inputs and normalisers do not matter here: each is a `Policy`, aligned to the first one's normaliser and to the
+union of all chunks.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
 
 THREADED_BATCH = 16  # from this batch on a thread for each member pays (measured: two networks cost 1.07x of one at 64)
+ROUNDING = 1e-9  # weights that sum to one but for rounding leave nothing of x, so that one-hot weights are the parent bit for bit
 
 
 class Composer(Protocol):
@@ -40,32 +43,33 @@ class Composer(Protocol):
 
 
 @dataclass(frozen=True)
-class Convex:
-    """`sum_i w_i denoised_i` with w >= 0, sum w = 1 (arXiv 2510.01068); weights (K,) or (batch, K).
+class Weighted(ABC):
+    """`x + sum_i w_i (denoised_i - x)`, what `Convex` and `Guidance` share; weights (K,) or (batch, K).
 
-    Where members have no opinion, the weights of the others are renormalised; if none of those has weight, they share.
-    Raises InputError where the weights are not convex.
+    Raises InputError where the weights are not what the composer takes.
     """
 
     weights: Tensor
+    wanted: ClassVar[str]  # what they must be, in words
 
     def __post_init__(self) -> None:
         weights = torch.as_tensor(self.weights, dtype=torch.float64)
         object.__setattr__(self, "weights", weights)
         if weights.ndim not in (1, 2) or weights.shape[-1] < 1:
-            raise InputError(f"weights have shape {tuple(weights.shape)}; give (K,) or (batch, K)")
-        total = weights.sum(-1)
-        if not bool((weights >= 0).all() and ((total - 1).abs() < 1e-6).all()):
-            row = weights if weights.ndim == 1 else weights[int((total - 1).abs().argmax())]
+            raise InputError(
+                f"weights have shape {tuple(weights.shape)}; give (K,) or (batch, K), for at least one policy"
+            )
+        rows = weights.reshape(-1, weights.shape[-1])
+        for row in rows[~self._fits(rows)][:1]:
             shown = ", ".join(f"{w:g}" for w in row.tolist())
-            raise InputError(f"weights [{shown}] sum to {row.sum():g}; convex weights are >= 0 and sum to 1")
+            raise InputError(f"weights [{shown}] sum to {row.sum():g}; {self.wanted}")
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """See `Composer`."""
         weights = self._effective(opinion)
-        weights = (weights / weights.sum(0)).unsqueeze(-1)
-        out = torch.zeros_like(x)
-        for weight, member in zip(weights, denoised, strict=True):
+        rest = 1 - weights.sum(0)
+        out = torch.where(rest.abs() < ROUNDING, 0, rest).unsqueeze(-1) * x
+        for weight, member in zip(weights.unsqueeze(-1), denoised, strict=True):
             if member is not None:
                 out = out + weight * member
         return out
@@ -75,9 +79,58 @@ class Convex:
         return [bool(own.any()) for own in self._effective(opinion)]
 
     def _effective(self, opinion: Tensor) -> Tensor:
-        """(K, rows, horizon): the weights where members have an opinion, ones where none of those has weight."""
-        weights = self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None] * opinion[:, None, :]
-        return torch.where(weights.sum(0) > 0, weights, opinion[:, None, :])
+        """The weights that act, (K, rows, horizon)."""
+        return self._act(self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None], opinion[:, None, :])
+
+    @abstractmethod
+    def _fits(self, weights: Tensor) -> Tensor:
+        """Which rows of weights (rows, K) the composer takes."""
+
+    @abstractmethod
+    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
+        """Weights (K, rows, 1) and opinion (K, 1, horizon) -> the weights that act, (K, rows, horizon)."""
+
+
+@dataclass(frozen=True)
+class Convex(Weighted):
+    """`sum_i w_i denoised_i` with w >= 0, sum w = 1 (arXiv 2510.01068); weights (K,) or (batch, K).
+
+    Where members have no opinion, the weights of the others are renormalised; if none of those has weight, they share.
+    """
+
+    wanted = "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide, or composer=guidance"
+
+    def _fits(self, weights: Tensor) -> Tensor:
+        return (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() < 1e-6)
+
+    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
+        return _shares(weights, opinion)
+
+
+@dataclass(frozen=True)
+class Guidance(Weighted):
+    """`x + sum_i w_i (denoised_i - x)` with signed weights; weights (K,) or (batch, K).
+
+    Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6) is (1 + g, -g) on a conditional and an unconditional
+    policy, auto-guidance (Karras et al. 2024, arXiv 2406.02507) the same on a policy and a worse one. Where a member with
+    weight has no opinion nothing is guided: the members with positive weight are mixed, as by `Convex`.
+    """
+
+    wanted = "guidance weights are finite and sum to more than 0"
+
+    def _fits(self, weights: Tensor) -> Tensor:
+        return weights.isfinite().all(-1) & (weights.sum(-1) > 0)
+
+    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
+        whole = ((weights == 0) | (opinion > 0)).all(0)
+        return torch.where(whole, weights, _shares(weights.clamp(min=0), opinion))
+
+
+def _shares(weights: Tensor, opinion: Tensor) -> Tensor:
+    """Weights >= 0 where members have an opinion, ones where none of those has weight, made to sum to one."""
+    own = weights * opinion
+    own = torch.where(own.sum(0) > 0, own, opinion)
+    return own / own.sum(0)
 
 
 @lru_cache(maxsize=8)
@@ -131,7 +184,7 @@ class ComposedPolicy:
     composer: Composer
 
     def __post_init__(self) -> None:
-        if isinstance(self.composer, Convex) and self.composer.weights.shape[-1] != len(self.policies):
+        if isinstance(self.composer, Weighted) and self.composer.weights.shape[-1] != len(self.policies):
             raise InputError(
                 f"{self.composer.weights.shape[-1]} weights for {len(self.policies)} policies; give one each"
             )
@@ -173,13 +226,15 @@ class ComposedPolicy:
         return merge_levels([m.levels for m, on in zip(self.members, needed, strict=True) if on])
 
     def weighted(self, weights: Tensor) -> ComposedPolicy:
-        """The policies with any weight, under other convex weights, (K,) or (batch, K).
+        """The policies with any weight, under other weights of the same composer, (K,) or (batch, K).
 
         A policy without weight leaves altogether: one-hot weights are the parent itself, in its own coordinate, on its
-        own levels.
+        own levels. Raises InputError where the composer takes no weights.
         """
-        kept = [k for k in range(len(self.policies)) if bool((weights[..., k] > 0).any())]
-        return ComposedPolicy(tuple(self.policies[k] for k in kept), Convex(weights[..., kept]))
+        if not isinstance(self.composer, Weighted):
+            raise InputError(f"{type(self.composer).__name__} takes no weights")
+        kept = [k for k in range(len(self.policies)) if bool((weights[..., k] != 0).any())]
+        return ComposedPolicy(tuple(self.policies[k] for k in kept), replace(self.composer, weights=weights[..., kept]))
 
     def condition(self, observation: Observation) -> Denoiser:
         """Each member encodes the observation steps that it reads."""
@@ -197,6 +252,13 @@ def compose(policies: Sequence[Policy], weights: Sequence[float] | Tensor) -> Co
 
     `weights`: (K,) or (batch, K), >= 0, summing to 1. Raises InputError where weights or policies do not fit.
     """
-    if not policies:
-        raise InputError("compose needs at least one policy")
     return ComposedPolicy(tuple(policies), Convex(torch.as_tensor(weights, dtype=torch.float64)))
+
+
+def guide(policies: Sequence[Policy], weights: Sequence[float] | Tensor) -> ComposedPolicy:
+    """Several policies' scores under signed weights, as a policy: (1 + g, -g) guides the first away from the second.
+
+    `weights`: (K,) or (batch, K), summing to more than 0; see `Guidance`. Raises InputError where weights or policies do
+    not fit.
+    """
+    return ComposedPolicy(tuple(policies), Guidance(torch.as_tensor(weights, dtype=torch.float64)))

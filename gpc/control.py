@@ -121,7 +121,7 @@ class ChunkActor:
 
         Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
-        weighted = weights > 0
+        weighted = weights != 0
         actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
         for support in np.unique(weighted, axis=0):
             rows = np.flatnonzero((weighted == support).all(1))

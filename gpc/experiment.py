@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.composition import ComposedPolicy, Convex, compose
+from gpc.composition import ComposedPolicy, Guidance, Weighted, compose, guide
 from gpc.config import build, load_config
 from gpc.control import ChunkActor
 from gpc.env import Array, Environment
 from gpc.errors import InputError
-from gpc.load import load_policy
+from gpc.load import load_policy, suggest
 from gpc.policy import Policy, rename
 from gpc.record import Row, RunFolder, read_json, read_rows
 from gpc.report import print_summary, video, write_report
@@ -36,6 +36,7 @@ COLUMNS = (
     TimeElapsedColumn(),
     TimeRemainingColumn(),
 )
+COMPOSERS = {"convex": compose, "guidance": guide}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,11 @@ class Experiment:
         self.config, self.console = config, console
         keys = OmegaConf.to_container(config.rename_map)
         renamed = [rename(policy, cast(dict[str, str], keys)) for policy in policies]
-        self.policy = compose(renamed, [1 / len(policies)] * len(policies))
+        kind = OmegaConf.select(config, "composer", default="convex")  # a search has no other
+        if kind not in COMPOSERS:
+            raise InputError(f"unknown composer {kind!r}{suggest(str(kind), list(COMPOSERS))}")
+        self.compose = COMPOSERS[kind]
+        self.policy = self.compose(renamed, [1 / len(policies)] * len(policies))
         twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
@@ -158,18 +163,27 @@ class Experiment:
 def evaluate(
     policy: Policy, env: str = "pusht", *, episodes: int = 50, overrides: Sequence[str] = (), run_dir: str | None = None
 ) -> Result:
-    """Roll out one policy, or a convex composition.
+    """Roll out one policy, or a composition (`compose`, `guide`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
     """
     policies: Sequence[Policy] = (policy,)
     weights: Weights = (1.0,)
+    kind = "convex"
     if isinstance(policy, ComposedPolicy):
-        if not isinstance(policy.composer, Convex) or policy.composer.weights.ndim != 1:
-            raise InputError("evaluate takes a convex composition with one weight for each policy")
+        if not isinstance(policy.composer, Weighted) or policy.composer.weights.ndim != 1:
+            raise InputError("evaluate takes a composition with one weight for each policy")
         policies, weights = policy.policies, tuple(policy.composer.weights.tolist())
-    shown = [f"env={env}", f"episodes={episodes}", f"weights={list(weights)}", "video=0", *overrides]
+        kind = "guidance" if isinstance(policy.composer, Guidance) else kind
+    shown = [
+        f"env={env}",
+        f"episodes={episodes}",
+        f"composer={kind}",
+        f"weights={list(weights)}",
+        "video=0",
+        *overrides,
+    ]
     return _quietly("evaluate", policies, shown, run_dir)
 
 
@@ -233,9 +247,9 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     if not all(isinstance(w, int | float) for w in given):
         raise InputError(f"weights=[{', '.join(map(str, given))}] must be numbers, as in 'weights=[0.4,0.6]'")
     weights = tuple(float(w) for w in given)
-    compose(experiment.policy.policies, weights)
+    experiment.compose(experiment.policy.policies, weights)
     jobs = [Job(0, weights, seed) for seed in range(config.seed, config.seed + config.episodes)]
-    with experiment.open(path, ("weights", "episodes", "seed")) as folder:
+    with experiment.open(path, ("composer", "weights", "episodes", "seed")) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
         summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)

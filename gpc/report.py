@@ -27,7 +27,7 @@ MAX_VIDEO_BYTES = 8_000_000
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """(name, phase, figures) of every line of the table, in order."""
     if summary["kind"] == "evaluation":
-        return [(" + ".join(summary["policies"]), "evaluate", summary)]
+        return [(f"{' + '.join(summary['policies'])} {_mixture(summary['weights'])}", "evaluate", summary)]
     curve = [(_mixture(figures["weights"]), "search", figures) for figures in summary["candidates"]]
     parents = [(parent["name"], "report", parent) for parent in summary["parents"]]
     return [*curve, *parents, (f"winner {_mixture(summary['winner']['weights'])}", "report", summary["winner"])]

@@ -1,5 +1,6 @@
 """Composition against closed forms and against the paper's formula in a diffusers scheduler."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from test_denoise import ideal
 
 import gpc
 from gpc import composition
-from gpc.composition import ComposedDenoiser, Convex, compose
+from gpc.composition import ComposedDenoiser, ComposedPolicy, Convex, Guidance, compose, guide
 from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
 from gpc.denoise import NetworkDenoiser
 from gpc.errors import InputError, RunError
@@ -26,11 +27,18 @@ def noise(batch=4, seed=3):
     return torch.randn(1, batch, 16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_convex_combination_of_gaussian_scores_is_the_product_density():
-    """prod_i N(m_i, v_i)^w_i is Gaussian with precision sum w_i / v_i; noised members have v_i + sigma^2."""
+@pytest.mark.parametrize(
+    ("combine", "weights"),
+    [(compose, [0.2, 0.5, 0.3]), (guide, [0.2, 0.5, 0.3]), (guide, [1.8, -0.5, -0.3]), (guide, [1.5, 0.4, -0.2])],
+)
+def test_the_combination_of_gaussian_scores_is_the_product_density(combine, weights):
+    """prod_i N(m_i, v_i)^w_i is Gaussian with precision sum w_i / v_i; noised members have v_i + sigma^2.
+
+    Signed weights and weights that do not sum to one are no exception.
+    """
     members = [Gaussian(-1.0, 0.3), Gaussian(0.5, 0.8), Gaussian(2.0, 1.5)]
-    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
-    composed = compose([FixedPolicy(m) for m in members], weights).condition(state(8))
+    weights = torch.tensor(weights, dtype=torch.float64)
+    composed = combine([FixedPolicy(m) for m in members], weights).condition(state(8))
     for sigma in (0.01, 0.5, 3.0, 50.0):
         x = 5 * noise(8)[0]
         level = torch.tensor(sigma, dtype=torch.float64)
@@ -70,27 +78,31 @@ def test_a_noise_a_velocity_and_an_edm_model_of_one_distribution_compose_to_it()
     assert found.std() == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("combine", [compose, guide])
 @pytest.mark.parametrize("parent", [0, 1])
-def test_one_hot_weights_are_the_parent_bit_for_bit(parent, parents):
+def test_one_hot_weights_are_the_parent_bit_for_bit(parent, combine, parents):
     observation = {key: torch.rand(20, 2, *shape) for p in parents for key, shape in p.observations.shapes.items()}
-    policy = compose(parents, [float(i == parent) for i in range(2)])
+    policy = combine(parents, [float(i == parent) for i in range(2)])
     x = noise(20)
     own = {key: observation[key] for key in parents[parent].observations.shapes}
     alone = sample_chunk(parents[parent], own, x, Sampling())
     assert torch.equal(sample_chunk(policy, observation, x, Sampling()), alone)
-    assert torch.equal(sample_chunk(compose([parents[parent]], [1.0]), own, x, Sampling()), alone)
+    assert torch.equal(sample_chunk(combine([parents[parent]], [1.0]), own, x, Sampling()), alone)
 
 
-def test_one_hot_rows_of_a_mixed_batch_are_the_parents_own_actions(parents):
-    actor = ChunkActor(compose(parents, [0.5, 0.5]), Sampling(), 8)
+@pytest.mark.parametrize(("combine", "mixture"), [(compose, [0.4, 0.6]), (guide, [1.6, -0.6])])
+def test_one_hot_rows_of_a_mixed_batch_are_the_parents_own_actions(combine, mixture, parents):
+    actor = ChunkActor(combine(parents, [0.5, 0.5]), Sampling(), 8)
     frames = {key: torch.rand(9, 2, *shape).numpy() for p in parents for key, shape in p.observations.shapes.items()}
     seeds, chunks = torch.arange(9).numpy(), torch.zeros(9, dtype=torch.int64).numpy()
-    weights = torch.tensor([[1.0, 0.0], [0.4, 0.6], [0.0, 1.0]], dtype=torch.float64).repeat(3, 1).numpy()
+    weights = torch.tensor([[1.0, 0.0], mixture, [0.0, 1.0]], dtype=torch.float64).repeat(3, 1).numpy()
     mixed = actor(frames, weights, seeds, chunks)
     for k, parent in enumerate(parents):
         own = {key: frames[key] for key in parent.observations.shapes}
         alone = ChunkActor(compose([parent], [1.0]), Sampling(), 8)(own, weights[:, :1] * 0 + 1, seeds, chunks)
         assert (mixed[2 * k :: 3] == alone[2 * k :: 3]).all()
+    both = ChunkActor(combine(parents, mixture), Sampling(), 8)(frames, weights[[1] * 9], seeds, chunks)
+    assert (mixed[1::3] == both[1::3]).all()
     assert not (mixed[1::3] == mixed[0::3]).all()
 
 
@@ -103,9 +115,11 @@ def test_each_row_has_its_own_weights():
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-12, rtol=0)
 
 
-def test_the_papers_formula_in_a_diffusers_scheduler_gives_our_chunk():
-    """w1 * eps1 + w2 * eps2 of two noise models of one schedule (arXiv 2510.01068, eq. 7), DDIM, 100 steps."""
-    networks, weights = [RandomNetwork(1), RandomNetwork(2)], [0.3, 0.7]
+@pytest.mark.parametrize(("combine", "weights"), [(compose, [0.3, 0.7]), (guide, [2.5, -1.5])])
+def test_the_papers_formula_in_a_diffusers_scheduler_gives_our_chunk(combine, weights):
+    """w1 * eps1 + w2 * eps2 of two noise models of one schedule, DDIM, 100 steps: composition (arXiv 2510.01068, eq. 7) and
+    classifier-free guidance (arXiv 2207.12598, eq. 6)."""
+    networks = [RandomNetwork(1), RandomNetwork(2)]
     scheduler = DDIMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=False)
     scheduler.alphas_cumprod = torch.cumprod(1 - torch.tensor(COSINE.betas, dtype=torch.float64), 0)
     scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
@@ -117,7 +131,7 @@ def test_the_papers_formula_in_a_diffusers_scheduler_gives_our_chunk():
         x = scheduler.step(eps, int(t), x, eta=0.0).prev_sample
     members = [FixedPolicy(NetworkDenoiser(n, COSINE, "noise", torch.float64), levels=COSINE.levels) for n in networks]
     sigmas = trained_sigmas(COSINE.levels)
-    denoiser = compose(members, weights).condition(state(4))
+    denoiser = combine(members, weights).condition(state(4))
     ours = last(euler(denoiser, start / COSINE.scale(sigmas[0]), sigmas))
     assert (ours - x).abs().max() <= 1e-6
 
@@ -148,6 +162,26 @@ def test_a_member_outside_its_trained_levels_is_dropped_and_the_rest_renormalise
         compose(members[:1], [1.0]).condition(state(4))(x, level)
 
 
+def test_nothing_is_guided_where_a_member_with_weight_has_no_opinion():
+    """Steps 0 and 1 are the first member's, 4 and 5 the second's, and only the third was trained at sigma = 5."""
+    members = [constant(1.0, horizon=4), constant(8.0, horizon=4, start=2)]
+    x = torch.zeros(1, 6, 2, dtype=torch.float64)
+    found = guide(members, [3.0, -2.0]).condition(state())(x, torch.tensor(1.0, dtype=torch.float64))
+    assert found[0, :, 0].tolist() == [1, 1, 3 - 16, 3 - 16, 8, 8]
+    low = NoiseLevels(0.1, 2.0)
+    members = [FixedPolicy(Gaussian(1.0)), FixedPolicy(Gaussian(2.0), levels=low), FixedPolicy(Gaussian(4.0))]
+    x, level = noise()[0], torch.tensor(5.0, dtype=torch.float64)
+    found = guide(members, [1.5, -1.0, 0.5]).condition(state(4))(x, level)
+    torch.testing.assert_close(found, 0.75 * Gaussian(1.0)(x, level) + 0.25 * Gaussian(4.0)(x, level))
+
+
+def test_guidance_asks_no_member_without_weight_and_takes_the_levels_of_those_with():
+    narrow = NoiseLevels(0.1, 2.0)
+    whole, other = FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), levels=narrow)
+    assert guide([whole, other], [1.0, 0.0]).levels == whole.levels
+    assert guide([whole, other], [1.5, -0.5]).levels == narrow
+
+
 def test_a_thread_for_each_member_changes_no_bit(monkeypatch, parents):
     observation = {key: torch.rand(32, 2, *shape) for p in parents for key, shape in p.observations.shapes.items()}
     policy = compose(parents, [0.4, 0.6])
@@ -173,18 +207,45 @@ def test_a_composition_composes_again():
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("combine", "weights", "message"),
     [
-        ([0.5, 0.6], "sum to 1.1"),
-        ([1.5, -0.5], "convex"),
-        ([1.0], "1 weights for 2 policies"),
-        ([[[0.5, 0.5]]], "shape"),
-        ([float("nan"), 1.0], "convex"),
+        (compose, [0.5, 0.6], "0.6] sum to 1.1; convex"),
+        (compose, [1.5, -0.5], "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide"),
+        (compose, [[1.0, 0.0], [0.7, 0.7]], "[0.7, 0.7] sum to 1.4"),
+        (compose, [1.0], "1 weights for 2 policies"),
+        (compose, [[[0.5, 0.5]]], "shape"),
+        (compose, [float("nan"), 1.0], "convex"),
+        (guide, [0.5, -0.5], "0.5, -0.5] sum to 0; guidance weights are finite and sum to more than 0"),
+        (guide, [[1.0, 0.0], [0.5, -1.0]], "[0.5, -1] sum to -0.5"),
+        (guide, [float("nan"), 1.0], "guidance"),
+        (guide, [float("inf"), 1.0], "guidance"),
+        (guide, [1.0], "1 weights for 2 policies"),
     ],
 )
-def test_weights_that_are_not_convex_are_refused(weights, message):
-    with pytest.raises(InputError, match=message):
-        compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian())], weights)
+def test_weights_that_the_composer_does_not_take_are_refused(combine, weights, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        combine([FixedPolicy(Gaussian()), FixedPolicy(Gaussian())], weights)
+
+
+def test_other_weights_are_of_the_same_composer():
+    members = [FixedPolicy(Gaussian()), FixedPolicy(Gaussian(2.0))]
+    guided = guide(members, [0.5, 0.5]).weighted(torch.tensor([1.5, -0.5], dtype=torch.float64))
+    assert isinstance(guided.composer, Guidance)
+    with pytest.raises(InputError, match="convex"):
+        compose(members, [0.5, 0.5]).weighted(torch.tensor([1.5, -0.5], dtype=torch.float64))
+
+
+def test_a_composer_without_weights_says_so():
+    class Mean:
+        def __call__(self, x, sigma, denoised, opinion):
+            return sum(denoised) / len(denoised)
+
+        def needs(self, opinion):
+            return [True] * len(opinion)
+
+    policy = ComposedPolicy((FixedPolicy(Gaussian()), FixedPolicy(Gaussian(2.0))), Mean())
+    with pytest.raises(InputError, match="Mean takes no weights"):
+        policy.weighted(torch.tensor([0.5, 0.5]))
 
 
 def test_nothing_to_compose_is_refused():

@@ -98,6 +98,23 @@ def test_the_python_interface_gives_the_command_lines_episodes(undisturbed, tiny
     assert result.success_ci95[0] <= result.success <= result.success_ci95[1]
 
 
+def test_signed_weights_are_evaluated_as_guidance(tiny, parents, tmp_path):
+    common = ["env.max_steps=48", "episodes=3"]
+    told = [f"policies=[{','.join(tiny)}]", "composer=guidance", "weights=[1.5,-0.5]", "video=1", f"run_dir={tmp_path}"]
+    assert main(["evaluate", *common, *told]) == 0
+    rows = table(tmp_path)
+    assert {row.weights for row in rows} == {(1.5, -0.5)}
+    assert json.loads((tmp_path / "summary.json").read_text())["weights"] == [1.5, -0.5]
+    config = json.loads((tmp_path / "manifest.json").read_text())["config"]
+    assert (config["composer"], config["weights"]) == ("guidance", [1.5, -0.5])
+    assert "[1.5, -0.5]" in (tmp_path / "report.html").read_text()
+    again = gpc.evaluate(gpc.guide(parents, [1.5, -0.5]), episodes=3, overrides=common[:1])
+    assert again.rows == tuple(rows)
+    alone = gpc.evaluate(parents[0], episodes=3, overrides=common[:1])
+    unguided = gpc.evaluate(gpc.guide(parents, [1.0, 0.0]), episodes=3, overrides=common[:1])
+    assert [row.score for row in unguided.rows] == [row.score for row in alone.rows]
+
+
 def test_report_and_policies_and_doctor_run(undisturbed, capsys):
     assert main(["report", str(undisturbed)]) == 0
     assert "report.html" in capsys.readouterr().out
