@@ -249,7 +249,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     weights = tuple(float(w) for w in given)
     experiment.compose(experiment.policy.policies, weights)
     jobs = [Job(0, weights, seed) for seed in range(config.seed, config.seed + config.episodes)]
-    with experiment.open(path, ("composer", "weights", "episodes", "seed")) as folder:
+    with experiment.open(path, ("weights", "episodes", "seed")) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
         summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)

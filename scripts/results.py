@@ -10,7 +10,6 @@ goes on. The parents' figures also go into the policies' cards. About 40 minutes
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -18,72 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from train import HELD_OUT, load_demonstrations, windows
+from recipes import HELD_OUT, load_pusht
+from tables import ROOT, curves, parents_of, parents_table, percent, reward, run, short, winners, write_cards
+from train import windows
 
 import gpc
-from gpc.cli import main as command
 from gpc.composition import compose
 from gpc.config import load_config
-from gpc.control import Sampling
-from gpc.policies.bundled import BUNDLED, CARD
-from gpc.record import read_json, write_atomically
-from gpc.stats import mean_interval
+from gpc.record import write_atomically
 
-ROOT = Path(__file__).parents[1]
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
 OUTSIDE = {"lerobot-pusht": f"lerobot:{ROOT / 'tests/data/lerobot-pusht'}"}  # by scripts/train_lerobot.py
 WHAT = {"lerobot-pusht": "LeRobot's diffusion policy, trained here by `lerobot-train`; agent position and keypoints"}
-PROTOCOL = ["env=pusht", "search=grid", "search.episodes=50", "report.episodes=200", "video=0"]
+PROTOCOL = ["env=pusht", "search=grid", "search.episodes=50", "report.episodes=200"]
 FEW_STEPS = (3, 4, 5)
 SIGMAS = (0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
-MEASURED = (
-    "n_episodes", "seeds", "n_success", "pc_success", "pc_success_ci95", "avg_max_reward", "avg_max_reward_ci95",
-)  # fmt: skip
-
-
-def run_pair(a: str, b: str, runs: Path) -> dict[str, Any]:
-    """The summary of one pair's search; a finished one is only read."""
-    folder, sources = runs / f"{short(a)}-{short(b)}", [OUTSIDE.get(name, name) for name in (a, b)]
-    if command(["search", *PROTOCOL, f"policies=[{','.join(sources)}]", f"run_dir={folder}"]) != 0:
-        raise SystemExit(1)
-    return read_json(folder / "summary.json") | {"folder": folder}
-
-
-def run_few_steps(steps: int, runs: Path) -> dict[str, Any]:
-    """The summary of pusht-beso alone, sampled in a few steps on the report seeds."""
-    folder, seed = runs / f"beso-{steps}-steps", load_config("search", [*PROTOCOL, "policies=[a,b]"]).report.seed
-    protocol = [
-        "env=pusht",
-        "policies=[pusht-beso]",
-        "episodes=200",
-        f"seed={seed}",
-        f"sampler.steps={steps}",
-        "video=0",
-    ]
-    if command(["evaluate", *protocol, f"run_dir={folder}"]) != 0:
-        raise SystemExit(1)
-    return read_json(folder / "summary.json") | {"folder": folder}
-
-
-def parents_of(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every policy's figures on the report seeds. A policy is a parent in several pairs, with the same result in each."""
-    found: dict[str, dict[str, Any]] = {}
-    for summary in summaries:
-        for parent in summary["parents"]:
-            figures = {key: parent[key] for key in MEASURED}
-            if found.setdefault(parent["name"], figures) != figures:
-                raise SystemExit(f"{parent['name']} differs between its pairs: {summary['folder']}")
-    return found
-
-
-def write_cards(parents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the measured figures into the cards."""
-    sampler = Sampling()
-    for name in POLICIES:
-        figures, path = parents[name], BUNDLED / name / CARD
-        card = json.loads(path.read_text())
-        card["measured"] = {"env": "pusht", "sampler": f"{sampler.method}, {sampler.steps} steps", **figures}
-        write_atomically(path, json.dumps(card, indent=1) + "\n")
 
 
 def denoising_errors(data: Path) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
@@ -93,7 +41,7 @@ def denoising_errors(data: Path) -> tuple[np.ndarray, dict[tuple[str, str], np.n
     """
     policies = [gpc.load_policy(name) for name in POLICIES]
     everyone = compose(policies, [1 / len(policies)] * len(policies))
-    observations, actions, ends = load_demonstrations(data, list(everyone.observations.shapes))
+    observations, actions, ends = load_pusht(data, list(everyone.observations.shapes))
     observed, acted = windows(ends, HELD_OUT, 16, 2)
     pick = torch.randperm(len(observed), generator=torch.Generator().manual_seed(0))[:512]
     batch = {key: value[observed[pick]] for key, value in observations.items()}
@@ -124,20 +72,6 @@ def least_error(a: np.ndarray, b: np.ndarray, correlation: np.ndarray) -> np.nda
     return np.sqrt(w**2 * g11 + 2 * w * (1 - w) * g12 + (1 - w) ** 2 * g22) / np.minimum(a, b)
 
 
-def percent(figures: Mapping[str, Any]) -> str:
-    low, high = figures["pc_success_ci95"]
-    return f"{figures['pc_success']:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def reward(figures: Mapping[str, Any]) -> str:
-    low, high = figures["avg_max_reward_ci95"]
-    return f"{figures['avg_max_reward']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def short(name: str) -> str:
-    return name.removeprefix("pusht-")
-
-
 def page(
     summaries: Sequence[Mapping[str, Any]], few: Mapping[int, Any], parents: Mapping[str, Any], data: Path, out: Path
 ) -> list[str]:
@@ -155,20 +89,21 @@ def page(
         "",
         "## The parents, on the report seeds",
         "",
-        "| policy | what it is | episodes | success % | score |",
-        "|---|---|---|---|---|",
+        *parents_table(parents, WHAT),
+        *_few_steps(few),
+        "",
+        "## Winner against best parent, on the report seeds",
+        "",
+        *winners(summaries),
+        *_errors(data),
+        "",
+        "## The curves",
+        "",
     ]
-    for name, figures in parents.items():
-        what = WHAT.get(name) or json.loads((BUNDLED / name / CARD).read_text())["summary"]
-        lines.append(f"| {name} | {what} | {figures['n_episodes']} | {percent(figures)} | {reward(figures)} |")
-    lines += _few_steps(few, out) + _winners(summaries) + _errors(data) + ["", "## The curves", ""]
-    for s in summaries:
-        where = s["folder"].relative_to(out.parent)
-        lines += [f"`{s['folder'].relative_to(ROOT)}`", "", f"![{' + '.join(s['policies'])}]({where}/curve.png)", ""]
-    return lines
+    return lines + curves(summaries, out)
 
 
-def _few_steps(few: Mapping[int, Mapping[str, Any]], out: Path) -> list[str]:
+def _few_steps(few: Mapping[int, Mapping[str, Any]]) -> list[str]:
     lines = [
         "",
         "pusht-beso in fewer steps, on the same seeds:",
@@ -180,43 +115,6 @@ def _few_steps(few: Mapping[int, Mapping[str, Any]], out: Path) -> list[str]:
         where = summary["folder"].relative_to(ROOT)
         lines.append(f"| {steps} | {percent(summary)} | {reward(summary)} | `{where}` |")
     return lines
-
-
-def _winners(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "",
-        "## Winner against best parent, on the report seeds",
-        "",
-        "| pair | winner | success % | best parent | success % | gain, points | p (McNemar) | score gain | p (paired t) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for s in summaries:
-        pair, mixture = " + ".join(map(short, s["policies"])), ", ".join(f"{w:g}" for w in s["winner"]["weights"])
-        best = next(parent for parent in s["parents"] if parent["name"] == s["best_parent"])
-        low, high = s["avg_max_reward_gain_ci95"]
-        lines.append(
-            f"| {pair} | {mixture} | {percent(s['winner'])} | {short(best['name'])} | {percent(best)} "
-            f"| {s['pc_success_gain']:+.1f} | {s['p_value']:.2g} | {s['avg_max_reward_gain']:+.3f} [{low:+.3f}, {high:+.3f}] "
-            f"| {s['p_value_score']:.2g} |"
-        )
-    gained = [s for s in summaries if s["p_value"] < 0.05 and s["pc_success_gain"] > 0]
-    strict = [s for s in gained if s["p_value"] < 0.05 / len(summaries)]
-    optimism = [_looked(s) - s["winner"]["pc_success"] for s in summaries]
-    low, high = mean_interval(optimism)
-    return [
-        *lines,
-        "",
-        f"{len(gained)} of {len(summaries)} winners beat their best parent on success with p < 0.05; {len(strict)} with",
-        f"p < 0.05 / {len(summaries)}, which allows for {len(summaries)} tests. On its search seeds the best of a curve looked",
-        f"{np.mean(optimism):+.1f} points [{low:+.1f}, {high:+.1f}] better than on fresh ones.",
-        "",
-        *(f"- {' + '.join(map(short, s['policies']))}: {s['verdict']}" for s in summaries),
-    ]
-
-
-def _looked(summary: Mapping[str, Any]) -> float:
-    winner = summary["winner"]["weights"]
-    return next(float(c["pc_success"]) for c in summary["candidates"] if c["weights"] == winner)
 
 
 def _errors(data: Path) -> list[str]:
@@ -265,11 +163,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/pusht.md")
     args = parser.parse_args()
     out = args.out.resolve()
+    runs, report = out.parent / "runs", load_config("search", [*PROTOCOL, "policies=[a,b]"]).report
     pairs = [*combinations(POLICIES, 2), *((name, "pusht-flow") for name in OUTSIDE)]
-    summaries = [run_pair(a, b, out.parent / "runs") for a, b in pairs]
-    few = {steps: run_few_steps(steps, out.parent / "runs") for steps in FEW_STEPS}
+    summaries = [
+        run("search", runs / f"{short(a)}-{short(b)}", [OUTSIDE.get(name, name) for name in (a, b)], *PROTOCOL)
+        for a, b in pairs
+    ]
+    alone = ["env=pusht", f"episodes={report.episodes}", f"seed={report.seed}"]
+    few = {
+        steps: run("evaluate", runs / f"beso-{steps}-steps", ["pusht-beso"], *alone, f"sampler.steps={steps}")
+        for steps in FEW_STEPS
+    }
     parents = parents_of(summaries)
-    write_cards(parents)
+    write_cards(parents, "pusht")
     write_atomically(out, "\n".join(page(summaries, few, parents, args.data, out)) + "\n")
 
 

@@ -1,6 +1,7 @@
-"""Train a bundled PushT policy on the 206 human demonstrations: `python scripts/train.py pusht-diffusion --data FOLDER`.
+"""Train a bundled policy: `python scripts/train.py pusht-diffusion --data FOLDER` (the recipes are in scripts/recipes.py).
 
-FOLDER holds `pusht_v7_206ep_lowdim.npz` and, for the image policy, `pusht_cchi_v7_replay.zarr.zip` (Chi et al. 2023, MIT).
+FOLDER holds the demonstrations: for PushT `pusht_v7_206ep_lowdim.npz` and, for the image policy, `pusht_cchi_v7_replay.zarr.zip`
+(Chi et al. 2023, MIT); for the robosuite tasks `lift.hdf5`, `can.hdf5`, `square.hdf5` as scripts/collect.py writes them.
 Interrupt it at will: the same command goes on from the last checkpoint and ends with the same weights.
 
 Every family is one weighted regression in the one coordinate, `weight(sigma) |denoised(x0 + sigma noise) - x0|^2`; what
@@ -20,70 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from recipes import RECIPES
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gpc.denoise import NetworkDenoiser
-from gpc.envs.pusht import keypoints
 from gpc.noise import Karras, LinearFlow, Schedule, VariancePreserving
-from gpc.policies.bundled import BUNDLED, CARD, WEIGHTS, BundledPolicy, build
-
-HELD_OUT = [5, 17, 29, 41, 53, 66, 78, 90, 102, 114, 127, 139, 151, 163, 175, 188]  # never trained on
-
-STATE = {"state": {"shape": [5], "offset": 256.0, "scale": 256.0, "angles": [4]}}
-POSITION = {"agent_pos": {"shape": [2], "offset": 256.0, "scale": 256.0}}
-KEYPOINTS = {"keypoints": {"shape": [16], "offset": 256.0, "scale": 256.0}, **POSITION}
-PIXELS = {"pixels": {"shape": [96, 96, 3], "image": True}, **POSITION}
-UNET = {"type": "unet", "widths": [88, 176], "label_scale": 1.0}
-TRANSFORMER = {"type": "transformer", "width": 160, "depth": 4, "heads": 5}
-
-
-def recipe(
-    summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, scale: float, bound: float
-) -> dict:
-    """A card without results."""
-    actions = {
-        "horizon": 16,
-        "names": ["x", "y"],
-        "scale": [scale] * 2,
-        "offset": [256.0] * 2,
-        "start": -1,
-        "bound": bound,
-    }
-    model = {"inputs": inputs, "n_obs_steps": 2, "network": network, "schedule": schedule, "prediction": prediction}
-    return {"summary": summary, "actions": actions, "model": model}
-
-
-DDPM = {"type": "squaredcos", "steps": 100}
-RECIPES = {
-    "pusht-diffusion": recipe("DDPM noise prediction, 1D U-Net, state", STATE, UNET, DDPM, "noise", 256.0, 1.0),
-    "pusht-flow": recipe(
-        "rectified-flow velocity, transformer, keypoints",
-        KEYPOINTS, TRANSFORMER | {"label_scale": 100.0}, {"type": "flow"}, "velocity", 256.0, 1.0,
-    ),
-    "pusht-beso": recipe(
-        "BESO-style: Karras-preconditioned score transformer, state",
-        STATE, TRANSFORMER | {"label_scale": 25.0}, {"type": "karras", "sigma_data": 1.0, "sigma_min": 0.005}, "edm", 100.0, 2.56,
-    ),
-    "pusht-image": recipe("DDPM noise prediction, 1D U-Net, 96x96 RGB", PIXELS, UNET, DDPM, "noise", 256.0, 1.0),
-}  # fmt: skip
-
-
-def load_demonstrations(folder: Path, keys: list[str]) -> tuple[dict[str, Tensor], Tensor, np.ndarray]:
-    """Observations by key (steps, *shape), actions (steps, 2), and the end index of each episode."""
-    data = np.load(folder / "pusht_v7_206ep_lowdim.npz")
-    state = data["state"].astype(np.float64)
-    found = {"state": state, "agent_pos": state[:, :2], "keypoints": keypoints(state[:, 2:])}
-    observations = {key: torch.from_numpy(found[key]).float() for key in keys if key in found}
-    if "pixels" in keys:
-        import zarr
-
-        store = zarr.storage.ZipStore(folder / "pusht_cchi_v7_replay.zarr.zip", mode="r")
-        images = zarr.open_group(store, mode="r")["data/img"]
-        blocks = [images[i : i + 1024].astype(np.uint8) for i in range(0, images.shape[0], 1024)]
-        observations["pixels"] = torch.from_numpy(np.concatenate(blocks))
-    return observations, torch.from_numpy(data["action"]).float(), data["episode_ends"]
+from gpc.policies.bundled import BUNDLED, CARD, WEIGHTS, build
 
 
 def windows(ends: np.ndarray, episodes: list[int], horizon: int, past: int, pad: int = 7) -> tuple[Tensor, Tensor]:
@@ -136,15 +81,19 @@ class Trainer:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
-        self.args, self.policy = args, build(RECIPES[name] | {"name": name})
+        self.args, self.recipe = args, RECIPES[name]
+        demonstrations = self.recipe.task.load(args.data, list(self.recipe.model["inputs"]))
+        self.observations, self.actions, self.ends = demonstrations
+        self.held_out = list(self.recipe.task.held_out(len(self.ends)))
+        self.trained = [e for e in range(len(self.ends)) if e not in self.held_out]
+        rows = torch.cat([torch.arange(self.ends[e - 1] if e else 0, self.ends[e]) for e in self.trained])
+        self.card = self.recipe.card(name, {key: value[rows] for key, value in self.observations.items()})
+        self.policy = build(self.card)
         self.module = self.policy.module
         self.average = copy.deepcopy(self.module).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=args.lr, weight_decay=1e-4, betas=(0.9, 0.95))
         self.generator = torch.Generator().manual_seed(args.seed)
         self.step, self.seconds, self.losses = 0, 0.0, []
-        self.observations, self.actions, self.ends = load_demonstrations(
-            args.data, list(self.policy.observations.shapes)
-        )
         self.path = args.out / name / "checkpoint.pt"
 
     def batches(self, episodes: list[int]) -> tuple[Tensor, Tensor]:
@@ -157,8 +106,9 @@ class Trainer:
         """Weighted denoising loss of one batch of windows."""
         policy = self.policy
         observation = {key: value[observed] for key, value in self.observations.items()}
-        if "pixels" in observation and augment:
-            observation["pixels"] = shift_images(observation["pixels"], generator)
+        for key, value in observation.items():
+            if value.dtype == torch.uint8 and augment:
+                observation[key] = shift_images(value, generator)
         x0 = policy.actions.encode(self.actions[acted]).double()
         sigma = draw_sigma(policy.schedule, len(x0), generator)
         x = x0 + sigma[:, None, None] * torch.randn(x0.shape, generator=generator, dtype=torch.float64)
@@ -195,7 +145,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         """Loss of the averaged weights on the held-out episodes, always with the same noise."""
-        observed, acted = self.batches(HELD_OUT)
+        observed, acted = self.batches(self.held_out)
         generator = torch.Generator().manual_seed(0)
         parts = zip(observed.split(512), acted.split(512), strict=True)
         total = sum(float(self.loss(self.average, o, a, generator, augment=False)) * len(o) for o, a in parts)
@@ -233,19 +183,19 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in self.average.state_dict().items()}, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
-        (folder / CARD).write_text(json.dumps(card(self.policy, self), indent=1) + "\n")
+        (folder / CARD).write_text(json.dumps(card(self), indent=1) + "\n")
 
 
-def card(policy: BundledPolicy, trainer: Trainer) -> dict[str, Any]:
+def card(trainer: Trainer) -> dict[str, Any]:
     """What a user should know of the weights."""
     args = trainer.args
     return {
-        "name": policy.name,
-        **RECIPES[policy.name],
+        **trainer.card,
         "license": "MIT",
         "training": {
-            "data": "PushT, 206 human demonstrations (Chi et al. 2023, pusht_cchi_v7_replay, MIT)",
-            "held_out_episodes": HELD_OUT,
+            "data": trainer.recipe.task.data,
+            "episodes": len(trainer.ends),
+            "held_out_episodes": trainer.held_out,
             "steps": trainer.step,
             "batch": args.batch,
             "seed": args.seed,
@@ -273,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     trainer = Trainer(args.name, args)
     trainer.resume()
-    observed, acted = trainer.batches([e for e in range(len(trainer.ends)) if e not in HELD_OUT])
+    observed, acted = trainer.batches(trainer.trained)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

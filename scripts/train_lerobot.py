@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from train import HELD_OUT, load_demonstrations
+from recipes import HELD_OUT, load_pusht
 
 from gpc.envs.pusht import INSTRUCTION
 
@@ -33,7 +33,7 @@ def convert(data: Path, root: Path) -> None:
     """Write the demonstrations to `root` as a LeRobotDataset of low-dimensional observations."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    observations, actions, ends = load_demonstrations(data, ["agent_pos", "keypoints"])
+    observations, actions, ends = load_pusht(data, ["agent_pos", "keypoints"])
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     dataset = LeRobotDataset.create("gpc/pusht", fps=10, features=FEATURES, root=part, use_videos=False)

@@ -106,7 +106,7 @@ def test_signed_weights_are_evaluated_as_guidance(tiny, parents, tmp_path):
     assert {row.weights for row in rows} == {(1.5, -0.5)}
     assert json.loads((tmp_path / "summary.json").read_text())["weights"] == [1.5, -0.5]
     config = json.loads((tmp_path / "manifest.json").read_text())["config"]
-    assert (config["composer"], config["weights"]) == ("guidance", [1.5, -0.5])
+    assert config["weights"] == [1.5, -0.5]
     assert "[1.5, -0.5]" in (tmp_path / "report.html").read_text()
     again = gpc.evaluate(gpc.guide(parents, [1.5, -0.5]), episodes=3, overrides=common[:1])
     assert again.rows == tuple(rows)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import train
+from recipes import HELD_OUT
 from safetensors.torch import load_file
 
 from gpc.load import load_policy
@@ -55,7 +56,7 @@ def test_what_training_exports_is_a_policy_with_a_card(data, tmp_path):
     run(data, tmp_path)
     policy = load_policy(f"bundled:{tmp_path / 'pusht-beso'}")
     assert policy.card["training"]["steps"] == 4
-    assert policy.card["training"]["held_out_episodes"] == train.HELD_OUT
+    assert policy.card["training"]["held_out_episodes"] == HELD_OUT
     assert policy.card["license"] == "MIT"
 
 

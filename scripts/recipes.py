@@ -1,0 +1,173 @@
+"""What the bundled policies are trained on, and how each of them is built.
+
+Lift, Can and Square each have a third policy, `<task>-diffusion`, which robomimic trains: scripts/train_robomimic.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpc.demonstrations import read
+from gpc.envs.pusht import keypoints
+
+HELD_OUT = [5, 17, 29, 41, 53, 66, 78, 90, 102, 114, 127, 139, 151, 163, 175, 188]  # PushT's; never trained on
+
+
+class Demonstrations(NamedTuple):
+    """Observations by key (steps, *shape), actions (steps, dim), and the end index of each episode."""
+
+    observations: dict[str, Tensor]
+    actions: Tensor
+    ends: np.ndarray
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set: what cards say of it, how it is read from a folder, and which of so many episodes are held out."""
+
+    data: str
+    load: Callable[[Path, Sequence[str]], Demonstrations]
+    held_out: Callable[[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A policy to be trained: its card without results. Numbers whose offset is None are scaled to [-1, 1] of the data."""
+
+    task: Task
+    summary: str
+    actions: Mapping[str, Any]
+    model: Mapping[str, Any]
+
+    def card(self, name: str, observations: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The card, scaled to the observations that are trained on."""
+        inputs = {
+            key: spec | _range(observations[key]) if spec.get("offset", 0) is None else spec
+            for key, spec in self.model["inputs"].items()
+        }
+        return {
+            "name": name,
+            "summary": self.summary,
+            "actions": dict(self.actions),
+            "model": {**self.model, "inputs": inputs},
+        }
+
+
+def _range(values: Tensor) -> dict[str, list[float]]:
+    flat = values.flatten(0, -2)
+    low, high = flat.amin(0), flat.amax(0)
+    scale = ((high - low) / 2).clamp(min=1e-2)  # what hardly moves is not blown up
+    return {"offset": ((high + low) / 2).tolist(), "scale": scale.tolist()}
+
+
+def load_pusht(folder: Path, keys: Sequence[str]) -> Demonstrations:
+    """The human demonstrations, from `pusht_v7_206ep_lowdim.npz`; pixels from `pusht_cchi_v7_replay.zarr.zip`."""
+    data = np.load(folder / "pusht_v7_206ep_lowdim.npz")
+    state = data["state"].astype(np.float64)
+    found = {"state": state, "agent_pos": state[:, :2], "keypoints": keypoints(state[:, 2:])}
+    observations = {key: torch.from_numpy(found[key]).float() for key in keys if key in found}
+    if "pixels" in keys:
+        images = read(folder / "pusht_cchi_v7_replay.zarr.zip", ["img"]).observations["img"]
+        observations["pixels"] = torch.from_numpy(images.astype(np.uint8))
+    return Demonstrations(observations, torch.from_numpy(data["action"]).float(), data["episode_ends"])
+
+
+def load_collected(task: str, folder: Path, keys: Sequence[str]) -> Demonstrations:
+    """What scripts/collect.py wrote for a task."""
+    found = read(folder / f"{task}.hdf5", keys)
+    observations = {key: torch.from_numpy(value) for key, value in found.observations.items()}
+    numbers = {key: value if value.dtype == torch.uint8 else value.float() for key, value in observations.items()}
+    return Demonstrations(numbers, torch.from_numpy(found.actions).float(), found.episode_ends)
+
+
+PUSHT = Task(
+    "PushT, 206 human demonstrations (Chi et al. 2023, pusht_cchi_v7_replay, MIT)", load_pusht, lambda _: HELD_OUT
+)
+ROBOSUITE = {
+    task: Task(
+        f"robosuite {name}: the scripted, multi-modal expert of gpc.envs.experts, by scripts/collect.py",
+        partial(load_collected, task),
+        lambda episodes: range(9, episodes, 20),
+    )
+    for task, name in {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}.items()
+}
+
+DDPM, FLOW = {"type": "squaredcos", "steps": 100}, {"type": "flow"}
+UNET = {"type": "unet", "widths": [88, 176], "label_scale": 1.0}
+TRANSFORMER = {"type": "transformer", "width": 160, "depth": 4, "heads": 5}
+
+STATE = {"state": {"shape": [5], "offset": 256.0, "scale": 256.0, "angles": [4]}}
+POSITION = {"agent_pos": {"shape": [2], "offset": 256.0, "scale": 256.0}}
+KEYPOINTS = {"keypoints": {"shape": [16], "offset": 256.0, "scale": 256.0}, **POSITION}
+PIXELS = {"pixels": {"shape": [96, 96, 3], "image": True}, **POSITION}
+
+
+def _pusht(
+    summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, scale: float = 256.0, bound: float = 1.0
+) -> Recipe:
+    actions = {
+        "horizon": 16,
+        "names": ["x", "y"],
+        "scale": [scale] * 2,
+        "offset": [256.0] * 2,
+        "start": -1,
+        "bound": bound,
+    }
+    model = {"inputs": inputs, "n_obs_steps": 2, "network": network, "schedule": schedule, "prediction": prediction}
+    return Recipe(PUSHT, summary, actions, model)
+
+
+# One space of actions for every policy of a task: OSC_POSE, moves in [-1, 1], then the gripper.
+MOVES = {"horizon": 16, "scale": [1.0] * 7, "offset": [0.0] * 7, "start": -1, "bound": 1.0, "relative": True}
+ROBOT = {key: {"shape": [n], "offset": None} for key, n in
+         {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}.items()}  # fmt: skip
+CAMERAS = {f"{name}_image": {"shape": [84, 84, 3], "image": True} for name in ("agentview", "robot0_eye_in_hand")}
+POINTS = {"agentview_points": {"shape": [256, 3], "points": True, "offset": [0.0, 0.0, 1.0], "scale": [0.5, 0.5, 0.5]}}
+OBJECT = {"lift": 10, "can": 14, "square": 14}
+
+
+def _robosuite(task: str, summary: str, inputs: dict, network: dict, schedule: dict, prediction: str) -> Recipe:
+    model = {"inputs": inputs, "n_obs_steps": 2, "network": network, "schedule": schedule, "prediction": prediction}
+    return Recipe(ROBOSUITE[task], summary, MOVES, model)
+
+
+def _of_task(task: str) -> dict[str, Recipe]:
+    low = {"object": {"shape": [OBJECT[task]], "offset": None}, **ROBOT}
+    karras = {"type": "karras", "sigma_data": 0.5, "sigma_min": 0.0025}
+    return {
+        f"{task}-flow": _robosuite(
+            task, "rectified-flow velocity, transformer, state", low, TRANSFORMER | {"label_scale": 100.0}, FLOW, "velocity"
+        ),
+        f"{task}-beso": _robosuite(
+            task, "BESO-style: Karras-preconditioned score transformer, state",
+            low, TRANSFORMER | {"label_scale": 25.0}, karras, "edm",
+        ),
+        f"{task}-image": _robosuite(
+            task, "DDPM noise prediction, 1D U-Net, two 84x84 RGB cameras", CAMERAS | ROBOT, UNET, DDPM, "noise"
+        ),
+        f"{task}-points": _robosuite(
+            task, "DP3-style: DDPM, clean action, 1D U-Net, point cloud", POINTS | ROBOT, UNET, DDPM, "sample"
+        ),
+    }  # fmt: skip
+
+
+RECIPES = {
+    "pusht-diffusion": _pusht("DDPM noise prediction, 1D U-Net, state", STATE, UNET, DDPM, "noise"),
+    "pusht-flow": _pusht(
+        "rectified-flow velocity, transformer, keypoints", KEYPOINTS, TRANSFORMER | {"label_scale": 100.0}, FLOW, "velocity"
+    ),
+    "pusht-beso": _pusht(
+        "BESO-style: Karras-preconditioned score transformer, state",
+        STATE, TRANSFORMER | {"label_scale": 25.0}, {"type": "karras", "sigma_data": 1.0, "sigma_min": 0.005}, "edm", 100.0, 2.56,
+    ),
+    "pusht-image": _pusht("DDPM noise prediction, 1D U-Net, 96x96 RGB", PIXELS, UNET, DDPM, "noise"),
+    **_of_task("lift"), **_of_task("can"), **_of_task("square"),
+}  # fmt: skip
