@@ -37,25 +37,16 @@ except ImportError as error:
     raise InputError(f"robosuite's tasks need robosuite ({error}): pip install 'gpc[robosuite]'") from error
 os.environ["MUJOCO_GL"] = _given  # robosuite sets it to EGL, whether that works or not
 
-# What this file does itself, whatever a checkpoint's metadata say.
 FIXED = {
     "has_renderer": False,
     "has_offscreen_renderer": False,
     "use_camera_obs": False,
     "use_object_obs": True,
     "ignore_done": True,
-    "hard_reset": True,  # some models are drawn anew in every episode: the size of Lift's cube
 }
-IGNORED = (
-    "render",
-    "render_offscreen",
-    "use_image_obs",
-    "use_depth_obs",
-    "lang",
-    "camera_depths",
-    "camera_segmentations",
-)
-CAMERAS, SIZE = ("agentview", "robot0_eye_in_hand"), 84
+"""What this file does itself, whatever the settings say."""
+STEADY = ("PickPlaceCan", "NutAssemblySquare", "ToolHang")
+"""Tasks with one model for all episodes; the others (Lift draws the size of its cube) are built anew at every reset."""
 WORKSPACE = np.array([[-0.5, -0.6, 0.81], [0.6, 0.6, 1.6]])  # metres, above the tables, which are 0.8 high
 
 
@@ -63,18 +54,19 @@ class Robosuite(Environment):
     """A task of robosuite with the observations that robomimic knows, any of them at once.
 
     "object": the objects' poses, also relative to the hand, as one vector; "robot0_eef_pos" (3,), "robot0_eef_quat" (4,)
-    as x, y, z, w, "robot0_gripper_qpos" (2,), "robot0_joint_pos" (7,), ...: float64. For each camera
-    "CAMERA_image" (height, width, 3) uint8, right side up; "CAMERA_depth" (height, width, 1) float32, metres;
-    "CAMERA_points" (points, 3) float32, metres in the world frame: what is seen inside the workspace, thinned by farthest
-    point sampling (repeated if there is less). Only `observation_keys` are computed; nothing is drawn unless asked for.
+    as x, y, z, w, "robot0_gripper_qpos" (2,), "robot0_joint_pos" (7,), ...: float64. For each of the task's cameras
+    (agentview, robot0_eye_in_hand, ...) at `image_size` (height, width): "CAMERA_image" (height, width, 3) uint8, right side
+    up; "CAMERA_depth" (height, width, 1) float32, metres; "CAMERA_points" (points, 3) float32, metres in the world frame:
+    what is seen inside the workspace, thinned by farthest point sampling (repeated if there is less). Only
+    `observation_keys` are computed; nothing is drawn unless asked for.
 
     Actions: what the controller takes. By default OSC_POSE: for each arm (7,) in [-1, 1], translation by up to 0.05 m and
     rotation by up to 0.5 rad (axis-angle) in the world frame, then the gripper (-1 open, 1 closed). `absolute`: for each arm
     (10,), position in metres, rotation as the first two rows of its matrix (6D), the gripper.
 
     `settings` are robosuite's own arguments, as a robomimic checkpoint's `env_kwargs`; controllers of robosuite 1.4 are
-    converted. Reward: robosuite's. Success ends the episode, `max_steps` truncate it. An unknown task, key, camera or
-    setting is an `InputError`.
+    converted. Reward: robosuite's. Success ends the episode, `max_steps` truncate it. An unknown task, key or setting is an
+    `InputError`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's declaration)
@@ -85,6 +77,7 @@ class Robosuite(Environment):
         max_steps: int = 400,
         task: str = "Lift",
         absolute: bool = False,
+        image_size: Sequence[int] = (84, 84),
         points: int = 512,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -94,8 +87,9 @@ class Robosuite(Environment):
             raise InputError(f"{task}: max_steps={max_steps}, points={points}: give 1 or more")
         self.render_mode = "rgb_array"
         self.task, self.max_steps, self.absolute, self.points = task, max_steps, absolute, points
-        arguments, self._cameras = _arguments(task, settings or {}, absolute)
-        self._env = _make(task, arguments, self._cameras)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        arguments = _arguments(task, settings or {}, absolute)
+        self._env = _make(task, arguments)
         self._canvas: _Canvas | None = None
         self._steps = 0
         known = self._known()
@@ -103,16 +97,16 @@ class Robosuite(Environment):
         unknown = sorted(set(keys) - set(known))
         if unknown or not keys:
             raise InputError(f"{task} observations {unknown or '(none)'}: choose from {', '.join(known)}")
-        if observation_keys is not None and any(key.startswith(tuple(self._cameras)) for key in keys):
-            choose_gl()
+        if observation_keys is not None and self._looks(keys):
+            choose_gl()  # an error now, not in the first episode
+        self._keys = keys
         space: Any = spaces.Dict({key: known[key] for key in keys})
         self.observation_space = space
-        self.action_space = self._actions()
+        self.action_space = self._actions(arguments["controller_configs"])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start the episode that robosuite draws after `numpy.random.seed(seed)`."""
         super().reset(seed=seed)
-        self._canvas = None  # it belongs to the last episode's model
         with _drawing(int(self.np_random.integers(2**32)) if seed is None else seed):
             self._env.reset()
         self._steps = 0
@@ -134,18 +128,14 @@ class Robosuite(Environment):
 
     def observe(self) -> Frame:
         """The keys asked for, new arrays."""
-        wanted = set(self.observation_space)
-        frame: Frame = {}
-        for camera in self._cameras:
-            if wanted & {f"{camera}_{kind}" for kind in ("image", "depth", "points")}:
-                frame |= self._see(camera, f"{camera}_points" in wanted)
-        if wanted - set(frame):
-            frame |= self._feel()
-        return {key: frame[key] for key in self.observation_space}
+        frame = self._feel()
+        for camera in self._looks(self._keys):
+            frame |= self._see(camera, f"{camera}_points" in self._keys)
+        return {key: frame[key] for key in self._keys}
 
     def render(self) -> Array:
-        """What the first camera sees, (256, 256, 3) uint8."""
-        return self._draw(next(iter(self._cameras)), 256, 256)[0]
+        """What a camera in front of the robot sees, (256, 256, 3) uint8."""
+        return self._draw("agentview", 256, 256)[0]
 
     def close(self) -> None:
         """Free the simulation."""
@@ -154,17 +144,26 @@ class Robosuite(Environment):
 
     def _known(self) -> dict[str, spaces.Box]:
         """Every observation that there is, and its space."""
-        known = {key: spaces.Box(-np.inf, np.inf, value.shape, value.dtype.type) for key, value in self._feel().items()}
-        for camera, size in self._cameras.items():
-            known[f"{camera}_image"] = spaces.Box(0, 255, (*size, 3), np.uint8)
-            known[f"{camera}_depth"] = spaces.Box(0, np.inf, (*size, 1), np.float32)
+        known: dict[str, spaces.Box] = {
+            key: spaces.Box(-np.inf, np.inf, value.shape, value.dtype.type) for key, value in self._feel().items()
+        }
+        for camera in self._env.sim.model.camera_names:
+            known[f"{camera}_image"] = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
+            known[f"{camera}_depth"] = spaces.Box(0, np.inf, (*self.image_size, 1), np.float32)
             known[f"{camera}_points"] = spaces.Box(-np.inf, np.inf, (self.points, 3), np.float32)
         return known
 
-    def _actions(self) -> spaces.Box:
+    def _looks(self, keys: Sequence[str]) -> list[str]:
+        """The cameras that these observations need."""
+        kinds = ("image", "depth", "points")
+        return [c for c in self._env.sim.model.camera_names if any(f"{c}_{kind}" in keys for kind in kinds)]
+
+    def _actions(self, configs: Sequence[Mapping[str, Any]]) -> spaces.Box:
         low, high = self._env.action_spec
-        if self.absolute:
-            return spaces.Box(-np.inf, np.inf, (len(low) // 7 * 10,), np.float32)
+        parts = [part for config in configs for part in config["body_parts"].values()]
+        if any(part.get("input_type") == "absolute" for part in parts):
+            size = len(low) // 7 * 10 if self.absolute else len(low)
+            return spaces.Box(-np.inf, np.inf, (size,), np.float32)
         return spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
     def _success(self) -> bool:
@@ -175,11 +174,14 @@ class Robosuite(Environment):
         values = self._env._get_observations()
         robots = tuple(robot.robot_model.naming_prefix for robot in self._env.robots)
         names = [key for key in values if key.startswith(robots) and not key.endswith("proprio-state")]
-        return {"object": _numbers(values["object-state"]), **{key: _numbers(values[key]) for key in names}}
+        return {
+            "object": np.array(values["object-state"], np.float64),
+            **{key: np.array(values[key], np.float64) for key in names},
+        }
 
     def _see(self, camera: str, cloud: bool) -> Frame:
         """One look through a camera."""
-        image, depth = self._draw(camera, *self._cameras[camera])
+        image, depth = self._draw(camera, *self.image_size)
         frame = {f"{camera}_image": image, f"{camera}_depth": depth[..., None]}
         if cloud:
             index = self._env.sim.model.camera_name2id(camera)
@@ -190,13 +192,13 @@ class Robosuite(Environment):
         return frame
 
     def _draw(self, camera: str, height: int, width: int) -> tuple[Array, Array]:
-        if self._canvas is None:
+        if self._canvas is None or not self._canvas.take(self._env.sim):
             self._canvas = _Canvas(self._env.sim)
         return self._canvas.draw(camera, height, width)
 
 
 class _Canvas:
-    """An off-screen GL context for one simulation; drawing leaves the simulation as it is."""
+    """An off-screen GL context with the meshes and textures of a simulation; drawing leaves the simulation as it is."""
 
     def __init__(self, sim: Any) -> None:
         self._sim = sim
@@ -209,6 +211,15 @@ class _Canvas:
         self._context.vopt.geomgroup[0] = 0  # shapes for collisions
         finalize(self, self._context.gl_ctx.make_current)  # or it is another context's textures that are freed
 
+    def take(self, sim: Any) -> bool:
+        """Draw this simulation from now on, if it has the same meshes and textures: loading them takes half a second."""
+        if sim is not self._sim:
+            pairs = zip(_graphics(self._sim), _graphics(sim), strict=True)
+            if not all(np.array_equal(one, other) for one, other in pairs):
+                return False
+            self._sim, self._context.model, self._context.data = sim, sim.model, sim.data
+        return True
+
     def draw(self, camera: str, height: int, width: int) -> tuple[Array, Array]:
         """Picture (height, width, 3) uint8 and depth (height, width) float32 in metres, right side up."""
         self._context.gl_ctx.make_current()
@@ -218,6 +229,13 @@ class _Canvas:
         near, far = planes.znear * extent, planes.zfar * extent
         metres = near / (1.0 - depth * (1.0 - near / far))
         return image[::-1].copy(), metres[::-1].astype(np.float32)
+
+
+def _graphics(sim: Any) -> tuple[Array, ...]:
+    """What a GL context holds of a model; everything else is handed to it with each picture."""
+    m = sim.model
+    meshes = (m.mesh_vert, m.mesh_normal, m.mesh_texcoord, m.mesh_face, m.mesh_vertadr, m.mesh_faceadr)
+    return (*meshes, m.tex_data, m.tex_adr, m.tex_height, m.tex_width, m.hfield_data, m.skin_vert)
 
 
 def world_points(depth: Array, fovy: float, rotation: Array, position: Array) -> Array:
@@ -261,7 +279,7 @@ def axis_angle_actions(actions: Array) -> Array:
     second = second / np.linalg.norm(second, axis=-1, keepdims=True)
     matrix = np.stack([first, second, np.cross(first, second)], -2)
     vector = Rotation.from_matrix(matrix.reshape(-1, 3, 3)).as_rotvec().reshape(first.shape)
-    joined = np.concatenate([arms[..., :3], vector, arms[..., 9:]], -1)
+    joined: Array = np.concatenate([arms[..., :3], vector, arms[..., 9:]], -1)
     return joined.reshape(*actions.shape[:-1], -1)
 
 
@@ -276,15 +294,12 @@ def _drawing(seed: int) -> Iterator[None]:
         np.random.set_state(state)  # noqa: NPY002
 
 
-def _make(task: str, arguments: Mapping[str, Any], cameras: Mapping[str, tuple[int, int]]) -> Any:
+def _make(task: str, arguments: Mapping[str, Any]) -> Any:
     try:
         with _drawing(0):
             env = robosuite.make(task, **arguments)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise InputError(f"robosuite cannot make {task}: {' '.join(str(error).split())[:300]}") from None
-    for camera in cameras:
-        if camera not in env.sim.model.camera_names:
-            raise InputError(f"{task} has no camera {camera!r}{suggest(camera, list(env.sim.model.camera_names))}")
     for name in env.observation_names:
         if "joint_pos" in name or "eef_vel" in name:  # robomimic's choice
             env.modify_observable(name, "active", True)
@@ -294,26 +309,21 @@ def _make(task: str, arguments: Mapping[str, Any], cameras: Mapping[str, tuple[i
     return env
 
 
-def _arguments(
-    task: str, settings: Mapping[str, Any], absolute: bool
-) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-    """robosuite's arguments, and (height, width) of each camera."""
-    given = {key: deepcopy(value) for key, value in settings.items() if key not in IGNORED}
-    names = _listed(given.pop("camera_names", CAMERAS))
-    heights, widths = (_listed(given.pop(f"camera_{side}s", SIZE), len(names)) for side in ("height", "width"))
-    robots = _listed(given.pop("robots", ["Panda"] * (2 if task.startswith("TwoArm") else 1)))
+def _arguments(task: str, settings: Mapping[str, Any], absolute: bool) -> dict[str, Any]:
+    """robosuite's arguments."""
+    given = deepcopy(dict(settings))
+    robots = _listed(given.pop("robots", ["Panda"] * (2 if task.startswith("TwoArm") else 1)), 1)
     configs = _listed(given.pop("controller_configs", None), len(robots))
     if any(config is not None and controllers.is_part_controller_config(config) for config in configs):
         given.setdefault("lite_physics", False)  # robosuite 1.4 had no other
-    given["controller_configs"] = [_controller(c, robot, absolute) for c, robot in zip(configs, robots, strict=True)]
-    return {**given, "robots": robots, **FIXED}, dict(zip(names, zip(heights, widths, strict=True), strict=True))
+    own = {
+        "robots": robots,
+        "controller_configs": [_controller(*c, absolute) for c in zip(configs, robots, strict=True)],
+    }
+    return {"hard_reset": task not in STEADY, **given, **own, **FIXED}
 
 
-def _numbers(value: Any) -> Array:
-    return np.array(value, np.float64)
-
-
-def _listed(value: Any, count: int = 1) -> list[Any]:
+def _listed(value: Any, count: int) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value] * count
 
 
