@@ -1,0 +1,180 @@
+"""Demonstrations on disk: one reader for three layouts, writers for two of them.
+
+    robomimic's HDF5        data/demo_0/{obs/<key>, actions, rewards, dones}, mask/<name>  (Mandlekar et al. 2021)
+    a replay buffer         zarr, folder or .zip: data/<key>, data/action, meta/episode_ends  (Chi et al. 2023)
+    a LeRobotDataset        a local folder with meta/info.json, read by LeRobot itself
+
+Nothing is downloaded and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from gpc.env import Array
+from gpc.errors import InputError
+
+ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Episodes end to end: observations by key (steps, *shape), actions (steps, dim), and where each episode ends.
+
+    `episode_ends` (episodes,) counts steps: episode i is `[episode_ends[i - 1], episode_ends[i])`. `actions[t]` was taken
+    on seeing `observations[key][t]`. Raises InputError where lengths differ or the ends are not increasing.
+    """
+
+    observations: Mapping[str, Array]
+    actions: Array
+    episode_ends: Array
+
+    def __post_init__(self) -> None:
+        steps, ends = len(self.actions), self.episode_ends
+        if len(ends) == 0 or ends[-1] != steps or (np.diff(ends, prepend=0) <= 0).any():
+            raise InputError(f"demonstrations: episode_ends {_short(ends)} do not divide {steps} actions into episodes")
+        for key, value in self.observations.items():
+            if len(value) != steps:
+                raise InputError(f"demonstrations: {key!r} has {len(value)} steps, the actions have {steps}")
+
+    @property
+    def episodes(self) -> list[slice]:
+        """The steps of each episode."""
+        return [slice(int(a), int(b)) for a, b in zip([0, *self.episode_ends[:-1]], self.episode_ends, strict=True)]
+
+
+def read(path: str | Path, keys: Sequence[str] | None = None) -> Demonstrations:
+    """Demonstrations of any of the three layouts; only these observation keys, if given.
+
+    Raises InputError where the path holds none of them, is damaged or has no such key.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if (path / "meta/info.json").exists():
+        return _read_lerobot(path, keys)
+    if path.is_dir() or path.suffix == ".zip":
+        return _read_replay_buffer(path, keys)
+    return _read_robomimic(path, keys)
+
+
+def write_robomimic(
+    path: Path,
+    demonstrations: Demonstrations,
+    rewards: Array,
+    environment: Mapping[str, Any],
+    notes: Sequence[Mapping[str, Any]],
+    held_out: Sequence[int] = (),
+) -> None:
+    """Write robomimic's HDF5, whole or not at all.
+
+    `rewards` (steps,); `environment` is what robomimic's tools build the simulator from ("env_name", "type", "env_kwargs");
+    `notes` become attributes of each episode. `held_out` episodes are the filter key "valid", the others "train". There
+    are no "next_obs": set `train.hdf5_load_next_obs=false`, as robomimic's diffusion policy has it.
+    """
+    h5py = _h5py(path)
+    part = path.with_name(path.name + ".part")
+    with h5py.File(part, "w") as file:
+        data = file.create_group("data")
+        data.attrs["total"], data.attrs["env_args"] = len(demonstrations.actions), json.dumps(environment)
+        for i, (steps, note) in enumerate(zip(demonstrations.episodes, notes, strict=True)):
+            episode = data.create_group(f"demo_{i}")
+            episode.attrs.update({"num_samples": steps.stop - steps.start, **note})
+            episode["actions"], episode["rewards"] = demonstrations.actions[steps], rewards[steps]
+            episode["dones"] = np.arange(steps.start + 1, steps.stop + 1) == steps.stop
+            for key, value in demonstrations.observations.items():
+                episode.create_dataset(f"obs/{key}", data=value[steps], compression=_compression(value))
+        for name, held in {"train": False, "valid": True}.items():
+            file[f"mask/{name}"] = np.array([f"demo_{i}" for i in range(len(notes)) if (i in held_out) == held], "S")
+    part.replace(path)
+
+
+def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
+    """Write a zarr replay buffer (format 2, which Diffusion Policy reads) as a folder, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    root = zarr.open_group(part, mode="w", zarr_format=2)
+    data, meta = root.create_group("data"), root.create_group("meta")
+    for key, value in {**demonstrations.observations, ACTION: demonstrations.actions}.items():
+        rows = 64 if value.dtype == np.uint8 else 4096
+        data.create_array(key, data=value, chunks=(min(rows, len(value)), *value.shape[1:]))
+    meta.create_array("episode_ends", data=demonstrations.episode_ends)
+    shutil.rmtree(path, ignore_errors=True)
+    part.rename(path)
+
+
+def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:
+    h5py = _h5py(path)
+    try:
+        with h5py.File(path, "r") as file:
+            demos = sorted(file["data"].values(), key=lambda demo: int(demo.name.rpartition("_")[2]))
+            chosen = _choose(path, keys, list(demos[0]["obs"]))
+            observations = {key: np.concatenate([demo["obs"][key][:] for demo in demos]) for key in chosen}
+            actions = [demo["actions"][:] for demo in demos]
+    except (OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{path} is not robomimic's HDF5: {' '.join(str(error).split())}") from None
+    return Demonstrations(observations, np.concatenate(actions), np.cumsum([len(part) for part in actions]))
+
+
+def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstrations:
+    try:
+        store = zarr.storage.ZipStore(path, mode="r") if path.suffix == ".zip" else path
+        root: Any = zarr.open_group(store, mode="r")
+        known = [key for key, _ in root["data"].members() if key != ACTION]
+        chosen = _choose(path, keys, known)
+        observations = {key: root["data"][key][:] for key in chosen}
+        actions, ends = root["data"][ACTION][:], root["meta/episode_ends"][:]
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, zarr.errors.BaseZarrError) as error:
+        raise InputError(
+            f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {' '.join(str(error).split())}"
+        ) from None
+    return Demonstrations(observations, actions, ends)
+
+
+def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
+    try:
+        lerobot = import_module("lerobot.datasets.lerobot_dataset")
+    except ImportError as error:
+        raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
+    if not any(path.glob("data/**/*.parquet")):
+        raise InputError(f"{path} is a LeRobotDataset without its data/*.parquet; it is not downloaded")
+    dataset = lerobot.LeRobotDataset(f"local/{path.name}", root=path)
+    chosen = _choose(path, keys, [key for key in dataset.features if key.startswith("observation.")])
+    names = [*chosen, ACTION, "episode_index"]
+    rows = [{name: row[name].numpy() for name in names} for row in (dataset[i] for i in range(len(dataset)))]
+    columns = {name: np.stack([row[name] for row in rows]) for name in names}
+    for key in set(chosen) & set(dataset.meta.camera_keys):  # (3, height, width) in [0, 1]
+        columns[key] = np.round(255 * columns[key].transpose(0, 2, 3, 1)).astype(np.uint8)
+    ends = np.flatnonzero(np.diff(columns["episode_index"], append=-1)) + 1
+    return Demonstrations({key: columns[key] for key in chosen}, columns[ACTION], ends)
+
+
+def _h5py(path: Path) -> Any:
+    try:
+        return import_module("h5py")
+    except ImportError:
+        raise InputError(f"{path} needs h5py: pip install 'gpc[robosuite]'") from None
+
+
+def _choose(path: Path, keys: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    unknown = sorted(set(keys or ()) - set(known))
+    if unknown:
+        raise InputError(f"{path} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
+    return list(known if keys is None else keys)
+
+
+def _compression(value: Array) -> str | None:
+    return "gzip" if value.dtype == np.uint8 else None
+
+
+def _short(values: Array) -> str:
+    return np.array2string(np.asarray(values), threshold=6)
