@@ -136,7 +136,8 @@ class ChunkActor:
 
     def _sample(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         policy = self.policy.weighted(torch.from_numpy(weights))
-        spec = policy.actions
+        spec, steps = policy.actions, policy.observations.n_obs_steps
+        seen = {key: value[:, -steps:] for key, value in observation.items()}
         noise = keyed_noise(seeds, chunks, self.sampling.draws, spec)
-        chunk = spec.decode(sample_chunk(policy, observation_tensors(observation), noise, self.sampling))
+        chunk = spec.decode(sample_chunk(policy, observation_tensors(seen), noise, self.sampling))
         return chunk[:, -spec.start : -spec.start + self.n_action_steps].numpy()
