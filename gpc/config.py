@@ -29,7 +29,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("gpc.configs", version_base="1.3"):
-            config = compose(name, overrides=list(overrides))
+            opened = [re.sub(r"^(?=rename_map[=.])", "+", item) for item in overrides]  # its keys are the policies' own
+            config = compose(name, overrides=opened)
         missing = OmegaConf.missing_keys(config)
         if missing:
             raise InputError(f"{sorted(missing)[0]} is not set; give it on the command line, as in {_example(missing)}")

@@ -1,7 +1,7 @@
 """Samplers: generators over an explicit, descending grid of sigmas that ends in zero.
 
-All solve `dx/dsigma = (x - denoised) / sigma` (or its stochastic relative) and yield x after every step, so a caller may
-look at any level. x is (batch, horizon, action), float64, and starts as `sigmas[0] * noise`.
+All but `renoise` solve `dx/dsigma = (x - denoised) / sigma` (or its stochastic relative). They yield x after every step, so a
+caller may look at any level. x is (batch, horizon, action), float64, and starts as `sigmas[0] * noise`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,19 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
         yield x
 
 
-DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+def renoise(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """The denoised action, noised again by the noise that x started with: the loop of X-VLA (arXiv 2510.10274) in LeRobot.
+
+    No solver of the equation above: exact where denoised does not depend on x, it overshoots a spread-out distribution, and
+    the more the finer the grid. Use it for networks that were tuned to it, with their own few steps.
+    """
+    noise = x / sigmas[0]
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = denoiser(x, sigma) + after * noise
+        yield x
+
+
+DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
 METHODS = (*DETERMINISTIC, "ancestral")
 
 

@@ -7,16 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lerobot_checkpoints import save, save_smolvla, statistics
+from lerobot_checkpoints import as_lerobot, change, change_step, save, statistics
 from safetensors.torch import load_file, save_file
 
 import gpc
 from gpc.cli import main
 from gpc.control import ChunkActor, Sampling
 from gpc.denoise import Clamp
-from gpc.env import write_text
 from gpc.errors import InputError
-from gpc.noise import flow_sigmas
 from gpc.sample import ancestral, euler, last
 from gpc.testing import check_policy
 
@@ -54,12 +52,6 @@ def observe(policy, batch=3, seed=0):
     }
 
 
-def as_lerobot(observation, step):
-    """One time step as LeRobot's environments give it: images (batch, channels, height, width) in [0, 1]."""
-    now = {key: value[:, step] for key, value in observation.items()}
-    return {k: v.permute(0, 3, 1, 2).float() / 255 if v.dtype == torch.uint8 else v for k, v in now.items()}
-
-
 def sample(policy, observation, noise, levels, stochastic):
     """Our chunk (batch, horizon, action) on every `levels`-th trained level, from the noise that LeRobot starts with."""
     sigmas = torch.tensor([*policy.levels.trained[::levels][::-1], 0.0], dtype=torch.float64)
@@ -84,7 +76,9 @@ def test_the_chunk_is_that_of_lerobots_own_scheduler(tmp_path, monkeypatch, sche
     folder, theirs, pre, _ = save(tmp_path / "tiny", **options)
     policy = gpc.load_policy(f"lerobot:{folder}")
     observation = observe(policy)
-    batch = {k: torch.stack([pre(as_lerobot(observation, i))[k] for i in (0, 1)], 1) for k in KEYPOINTS}
+    batch = {
+        k: torch.stack([pre({n: v[:, i] for n, v in observation.items()})[k] for i in (0, 1)], 1) for k in KEYPOINTS
+    }
     noise = torch.randn(101, 3, 16, 2, generator=torch.Generator().manual_seed(1))
     draw(monkeypatch, noise[1:])
     with torch.no_grad():
@@ -104,8 +98,7 @@ def test_30_steps_from_raw_observations_to_actions_are_those_of_select_action(sa
     draw(monkeypatch, noise[:, 1:-1].flatten(0, 1))
     theirs.reset()
     wanted = [
-        post(theirs.select_action(pre(as_lerobot({k: v[:, None] for k, v in frame.items()}, 0)), noise[i // 8, 0]))
-        for i, frame in enumerate(frames[1:])
+        post(theirs.select_action(pre(as_lerobot(frame)), noise[i // 8, 0])) for i, frame in enumerate(frames[1:])
     ]
     ours = []
     for chunk, first in enumerate(range(0, 30, 8)):
@@ -114,97 +107,6 @@ def test_30_steps_from_raw_observations_to_actions_are_those_of_select_action(sa
         ours += list(actions[:, -policy.actions.start :][0, :8])
     span = policy.actions.scale[0]
     assert float((torch.stack(ours[:30]) - torch.cat(wanted)).abs().max()) < 1e-5 * span
-
-
-TASKS = ["push the T", "push the block onto the target"]
-
-
-@pytest.fixture(scope="module")
-def vla(tmp_path_factory):
-    return save_smolvla(tmp_path_factory.mktemp("runs") / "vla")
-
-
-def look(seed, batch=2):
-    rng = np.random.default_rng(seed)
-    frame = {"observation.state": torch.from_numpy(rng.uniform(0, 512, (batch, 2)).astype(np.float32))}
-    return frame | {"observation.image": torch.from_numpy(rng.integers(0, 256, (batch, 96, 96, 3), np.uint8))}
-
-
-def asked(frame):
-    """A frame with its instructions, as gpc's environments give it and as LeRobot's do."""
-    words = torch.from_numpy(np.stack([write_text(task) for task in TASKS]))
-    ours = {key: value[:, None] for key, value in (frame | {"task": words}).items()}
-    return ours, as_lerobot({key: value[:, None] for key, value in frame.items()}, 0) | {"task": TASKS}
-
-
-def test_30_steps_of_smolvla_are_those_of_select_action(vla):
-    folder, theirs, pre, post = vla
-    policy = gpc.load_policy(f"lerobot:{folder}")
-    noise = torch.randn(4, 2, 12, 2, generator=torch.Generator().manual_seed(1))
-    sigmas = flow_sigmas(10)
-    theirs.reset()
-    wanted, ours = [], []
-    for step in range(30):
-        mine, lerobots = asked(look(step))
-        wanted.append(post(theirs.select_action(pre(lerobots), noise=noise[step // 8])))
-        if step % 8 == 0:
-            x = last(euler(policy.condition(mine), sigmas[0] * noise[step // 8].double(), sigmas))
-            ours += policy.actions.decode(x)[:, :8].unbind(1)
-    span = policy.actions.scale[0]
-    assert float((torch.stack(ours[:30]) - torch.stack(wanted)).abs().max()) < 1e-5 * span
-
-
-def test_dimensions_that_the_robot_lacks_stay_on_their_path(tmp_path):
-    """A network that does not listen to them gives LeRobot's own chunk, whatever their noise."""
-    folder, theirs, pre, _ = save_smolvla(tmp_path / "vla", max_action_dim=8)
-    theirs.model.action_in_proj.weight.data[:, 2:] = 0
-    theirs.save_pretrained(folder)
-    policy = gpc.load_policy(f"lerobot:{folder}")
-    noise = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(1))
-    mine, lerobots = asked(look(0))
-    wanted = theirs.predict_action_chunk(pre(lerobots), noise=noise)
-    sigmas = flow_sigmas(10)
-    ours = last(euler(policy.condition(mine), sigmas[0] * noise[..., :2].double(), sigmas))
-    assert float((ours - wanted).abs().max()) < 1e-5
-    check_policy(policy, trained=False)
-
-
-def test_the_prefix_is_encoded_once_and_the_instruction_matters(vla, monkeypatch):
-    policy = gpc.load_policy(f"lerobot:{vla[0]}")
-    encode, calls = policy.model.model.embed_prefix, []
-    monkeypatch.setattr(policy.model.model, "embed_prefix", lambda *a, **k: calls.append(1) or encode(*a, **k))
-    mine, _ = asked(look(0))
-    x, sigma = torch.randn(2, 12, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    denoiser = policy.condition(mine)
-    out = [denoiser(x, sigma * s) for s in (2, 1, 0.5)][1]
-    assert len(calls) == 1
-    swapped = policy.condition(mine | {"task": mine["task"].flip(0)})(x, sigma)
-    assert (out - swapped).abs().min() > 0
-
-
-def test_smolvla_and_a_diffusion_policy_run_as_one(vla, tmp_path):
-    """They differ in horizon (12, 16), start, history, normaliser, input and family."""
-    keys = ("observation.state", "observation.environment_state")
-    folder = save(tmp_path / "ddpm", stats=statistics(keys, 0, 500))[0]
-    run = tmp_path / "run"
-    settings = ["weights=[0.5,0.5]", "env.max_steps=16", "episodes=2", "sampler.steps=3", "video=0", f"run_dir={run}"]
-    assert main(["evaluate", f"policies=[lerobot:{folder},lerobot:{vla[0]}]", *settings]) == 0
-    assert json.loads((run / "summary.json").read_text())["n_episodes"] == 2
-
-
-def test_actions_that_are_bent_after_sampling_are_refused(vla, tmp_path):
-    folder = shutil.copytree(vla[0], tmp_path / "vla")
-    change("config.json", adapt_to_pi_aloha=True)(folder)
-    with pytest.raises(InputError, match="adapt_to_pi_aloha bends the gripper's actions"):
-        gpc.load_policy(f"lerobot:{folder}")
-
-
-def test_a_language_model_that_is_not_here_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    folder = save_smolvla(tmp_path / "vla")[0]
-    shutil.rmtree(tmp_path / "vlm")
-    with pytest.raises(InputError, match=r"policy_preprocessor.json cannot be built: .*vlm"):
-        gpc.load_policy(f"lerobot:{folder}")
 
 
 def test_adapters_keep_the_contract(saved):
@@ -241,29 +143,6 @@ def test_the_fingerprint_knows_weights_and_normalisers(checkpoint, broken):
     assert gpc.load_policy(f"lerobot:{broken}").fingerprint != whole
 
 
-def change(file, **fields):
-    def do(folder):
-        path = folder / file
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return do
-
-
-def change_step(file, index, **fields):
-    def do(folder):
-        path = folder / file
-        content = json.loads(path.read_text())
-        content["steps"][index] |= fields
-        path.write_text(json.dumps(content))
-
-    return do
-
-
-def forget_statistic(folder):
-    state = next(folder.glob("policy_preprocessor*.safetensors"))
-    save_file({k: v for k, v in load_file(state).items() if not k.startswith("observation.state.")}, state)
-
-
 def cut(name):
     def do(folder):
         path = folder / name
@@ -273,32 +152,137 @@ def cut(name):
 
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
+MODES = {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"}
+
+
+def rename(**names):
+    """The checkpoint's own renaming; `own` and `env` stand for what it reads, `seen` for another name."""
+    full = {"own": "observation.state", "env": "observation.environment_state", "seen": "observation.seen"}
+    return change_step(PRE, 0, config={"rename_map": {full[old]: full[new] for old, new in names.items()}})
+
+
+def in_quantiles(folder):
+    """Actions by QUANTILES, as in pi0.5, of a data set whose statistics have none."""
+    change("config.json", normalization_mapping=MODES | {"ACTION": "QUANTILES"})(folder)
+    for file, index in ((PRE, 3), (POST, 0)):
+        steps = json.loads((folder / file).read_text())["steps"]
+        steps[index]["config"]["norm_map"]["ACTION"] = "QUANTILES"
+        change(file, steps=steps)(folder)
+    edit_statistics(POST, lambda key: "action.q" not in key)(folder)
+
+
+def edit_statistics(file, keep=lambda key: True, change=lambda key, value: value):
+    """Keep some of a normaliser's statistics, changed."""
+
+    def do(folder):
+        state = next(folder.glob(f"{file.removesuffix('.json')}*.safetensors"))
+        save_file({k: change(k, v) for k, v in load_file(state).items() if keep(k)}, state)
+
+    return do
+
+
+def no_state_file(folder):
+    steps = json.loads((folder / POST).read_text())["steps"]
+    del steps[0]["state_file"]
+    change(POST, steps=steps)(folder)
+
+
+def no_normaliser(folder):
+    steps = json.loads((folder / POST).read_text())["steps"]
+    change(POST, steps=[step for step in steps if step["registry_name"] != "unnormalizer_processor"])(folder)
+
+
 BREAKAGES = {
     "no score": (change("config.json", type="act"), "LeRobot act policy has no score to compose: it regresses"),
-    "unknown type": (change("config.json", type="sarm"), "type 'sarm' is not supported; gpc reads diffusion, smolvla"),
-    "a patched transformers": (change("config.json", type="pi05"), "needs a patched transformers"),
+    "a reward model": (change("config.json", type="sarm"), "judges progress and predicts no action"),
+    "groot": (change("config.json", type="groot"), "which gpc does not run, and needs peft and dm-tree"),
+    "unknown type": (change("config.json", type="walk"), "type 'walk' is not supported; gpc reads diffusion, smolvla"),
     "unknown field": (change("config.json", surprise=1), "surprise"),
+    "not JSON": (cut("config.json"), "is not valid JSON"),
+    "no actions": (change("config.json", output_features={}), "declares no action or no observation"),
     "a step of another package": (
         change_step(PRE, 0, registry_name=None, **{"class": "os.system"}),
         "asks for the step 'os.system'; known are device_processor",
     ),
+    "delta actions": (
+        change_step(POST, 1, registry_name="map_delta_action_to_robot_action", config={}),
+        "'map_delta_action_to_robot_action'; known after sampling are device_processor, unnormalizer_processor",
+    ),
     "a state file outside": (change_step(PRE, 3, state_file="../../secret.safetensors"), "which is not in"),
     "a state file elsewhere": (change_step(PRE, 3, state_file="/etc/hostname"), "which is not in"),
-    "a missing statistic": (forget_statistic, "normalises 'observation.state' by MIN_MAX without its min and max"),
-    "not JSON": (cut("config.json"), "is not valid JSON"),
-    "truncated weights": (cut("model.safetensors"), "it is cut short or of another network"),
-    "another network": (change("config.json", down_dims=[16, 64]), "it is cut short or of another network"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "a state file that is missing": (
+        lambda folder: next(folder.glob("policy_postprocessor*.safetensors")).unlink(),
+        "policy_postprocessor.json names the state file .*, which is not in",
+    ),
+    "no state file": (
+        no_state_file,
+        "policy_postprocessor.json normalises 'action' by MIN_MAX without its min and max",
+    ),
+    "a missing statistic": (
+        edit_statistics(PRE, lambda key: not key.startswith("observation.state.")),
+        "normalises 'observation.state' by MIN_MAX without its min and max",
+    ),
+    "a missing quantile": (
+        in_quantiles,
+        "normalises 'action' by QUANTILES without its q01 and q99; save the checkpoint",
+    ),
+    "statistics of another robot": (
+        edit_statistics(POST, change=lambda key, value: torch.cat([value, value]) if "action" in key else value),
+        r"the min of 'action' has shape \(4,\), config.json says \(2,\)",
+    ),
+    "no normaliser": (no_normaliser, "normalises 'action' by IDENTITY, config.json declares MIN_MAX"),
+    "another normaliser": (
+        change("config.json", normalization_mapping=MODES | {"STATE": "MEAN_STD"}),
+        "normalises 'observation.state' by MIN_MAX, config.json declares MEAN_STD",
+    ),
+    "undeclared actions": (
+        change("config.json", normalization_mapping={"STATE": "MIN_MAX", "ENV": "MIN_MAX"}),
+        "normalization_mapping does not say how ACTION is normalised",
+    ),
+    "renamed away": (
+        rename(own="seen"),
+        "renames 'observation.state' to 'observation.seen', and config.json reads 'observation.state', which nothing provides",
+    ),
     "no postprocessor": (lambda folder: (folder / POST).unlink(), "policy_postprocessor.json is missing"),
+    "no weights": (lambda folder: None, "model.safetensors is missing"),
 }
 
 
 @pytest.mark.parametrize(("spoil", "message"), BREAKAGES.values(), ids=BREAKAGES)
-def test_a_damaged_or_hostile_checkpoint_is_refused_in_one_line(broken, spoil, message):
+def test_a_damaged_or_hostile_checkpoint_is_refused_before_its_weights_are_read(broken, spoil, message):
+    (broken / "model.safetensors").unlink()
     spoil(broken)
     with pytest.raises(InputError, match=message) as caught:
         gpc.load_policy(f"lerobot:{broken}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [cut("model.safetensors"), change("config.json", down_dims=[16, 64])])
+def test_weights_that_are_cut_short_or_of_another_network_are_refused(broken, spoil):
+    spoil(broken)
+    with pytest.raises(InputError, match="it is cut short or of another network") as caught:
+        gpc.load_policy(f"lerobot:{broken}")
+    assert "\n" not in str(caught.value)
+
+
+def test_its_own_renaming_is_followed(broken):
+    rename(seen="own")(broken)
+    assert set(gpc.load_policy(f"lerobot:{broken}").observations.shapes) == {
+        "observation.seen",
+        "observation.environment_state",
+    }
+
+
+def test_a_camera_that_its_own_renaming_leaves_out_is_said_with_the_map_to_write(tmp_path, capsys):
+    folder = save(tmp_path / "cameras", keys=CAMERAS)[0]
+    (folder / "model.safetensors").unlink()
+    change_step(PRE, 0, config={"rename_map": {"observation.images.front": CAMERAS[1]}})(folder)
+    with pytest.raises(InputError, match=r"model\.safetensors is missing"):
+        gpc.load_policy(f"lerobot:{folder}")
+    said = capsys.readouterr().err
+    assert f"renames cameras, but none to '{CAMERAS[2]}'" in said
+    assert f"'rename_map={{{CAMERAS[2]}: ITS KEY}}'" in said
+    assert CAMERAS[1] not in said
 
 
 def test_a_search_composes_a_lerobot_checkpoint_with_one_of_gpc(checkpoint, tiny, tmp_path, capsys):

@@ -9,7 +9,7 @@ from models import Gaussian, RandomNetwork
 from gpc.denoise import Clamp, NetworkDenoiser
 from gpc.errors import InputError
 from gpc.noise import LinearFlow, VariancePreserving, flow_sigmas, karras_sigmas, trained_sigmas
-from gpc.sample import DETERMINISTIC, METHODS, ancestral, dpmpp_2m, euler, heun, last
+from gpc.sample import DETERMINISTIC, METHODS, ancestral, dpmpp_2m, euler, heun, last, renoise
 
 COSINE = VariancePreserving.squaredcos(100)
 SIGMAS = trained_sigmas(COSINE.levels)
@@ -127,6 +127,33 @@ def test_the_order_of_convergence_is_what_it_should_be(method, order):
     assert slopes == pytest.approx(-order, abs=0.1)
 
 
+def test_renoise_is_the_loop_of_x_vla_in_its_own_time():
+    """One noise, kept: x_t = t noise + (1 - t) of the last prediction."""
+    steps = 10
+    noise, action = start(), torch.zeros_like(start())
+    for i in range(steps, 0, -1):
+        t = torch.full((len(noise),), i / steps, dtype=torch.float64)
+        action = NETWORK(t[:, None, None] * noise + (1 - t[:, None, None]) * action, t)
+    grid = flow_sigmas(steps)
+    found = last(renoise(NetworkDenoiser(NETWORK, LinearFlow(), "sample", torch.float64), grid[0] * start(), grid))
+    assert (found - action).abs().max() <= 1e-8
+
+
+def test_renoise_is_exact_for_one_action_and_overshoots_a_spread_the_more_the_finer_the_grid():
+    """On a Gaussian the sample is mean + width * noise, where width' = std^2 / (std^2 + sigma^2) * width + sigma'."""
+    spreads = []
+    for steps in (5, 20, 80):
+        grid = flow_sigmas(steps)
+        width = grid[0]
+        for sigma, after in zip(grid[:-1], grid[1:], strict=True):
+            width = 0.25 / (0.25 + sigma**2) * width + after
+        sample = last(renoise(Gaussian(0.3, 0.5), grid[0] * start(), grid))
+        assert (sample - 0.3 - width * start()).abs().max() <= 1e-8
+        assert (last(renoise(Gaussian(0.3, 0.0), grid[0] * start(), grid)) - 0.3).abs().max() <= 1e-8
+        spreads.append(float(width))
+    assert spreads[0] < 0.5 < spreads[1] < spreads[2]
+
+
 def test_ancestral_samples_have_the_right_mean_and_spread():
     gaussian, n = Gaussian(0.3, 0.5), 20_000
     generator = torch.Generator().manual_seed(0)
@@ -167,5 +194,5 @@ def test_a_grid_of_one_level_is_refused():
 
 
 def test_the_methods_are_the_deterministic_ones_and_ancestral():
-    assert set(METHODS) == {"euler", "heun", "dpmpp_2m", "ancestral"}
-    assert {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m} == DETERMINISTIC
+    assert set(METHODS) == {"euler", "heun", "dpmpp_2m", "renoise", "ancestral"}
+    assert {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "renoise": renoise} == DETERMINISTIC

@@ -1,0 +1,203 @@
+"""LeRobot checkpoints (0.4.4) as policies: `lerobot:FOLDER`, or `lerobot:OWNER/NAME@COMMIT` on the hub.
+
+LeRobot keeps the network, its pre- and post-processors (normalisation, tokeniser, renaming) and its scheduler; gpc asks it
+for one thing, the network's answer at (x, t), and leaves sampling and composing to itself. `families` says how each policy
+type is asked, `processors` builds and checks its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class
+from lerobot.processor import PolicyProcessorPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import Tensor
+
+from gpc.denoise import Denoiser, NetworkDenoiser, frozen
+from gpc.env import TASK, TASK_BYTES, read_text
+from gpc.errors import InputError
+from gpc.noise import NoiseLevels, Schedule
+from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
+from gpc.policies.from_lerobot.processors import (
+    CONFIG,
+    POST,
+    PRE,
+    WEIGHTS,
+    affine,
+    load_processors,
+    observed,
+    raw_shapes,
+    read_json,
+)
+from gpc.policy import ActionSpec, Observation, ObservationSpec
+
+
+@dataclass(frozen=True)
+class LeRobotPolicy:
+    """A LeRobot policy behind the one coordinate."""
+
+    name: str
+    fingerprint: str
+    model: Any
+    preprocess: PolicyProcessorPipeline
+    family: Family
+    actions: ActionSpec
+    observations: ObservationSpec
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """How it was trained."""
+        return self.family.schedule(self.model)
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """Its trained range of sigma."""
+        return self.schedule.levels
+
+    @torch.inference_mode()
+    def condition(self, observation: Observation) -> Denoiser:
+        """Preprocess and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
+        self.observations.check(observation)
+        seen = {key: observation[key] for key in self.observations.shapes}
+        rows = {key: _as_lerobot(key, value.flatten(0, 1)) for key, value in seen.items()}
+        batch = self.preprocess(rows)
+        count, steps = next(iter(seen.values())).shape[:2]
+        keys = (*observed(self.model.config), *self.family.added)
+        network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
+        return NetworkDenoiser(frozen(network), self.schedule, self.family.prediction(self.model.config))
+
+
+def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:
+    """Images (rows, height, width, channels) uint8 -> (rows, channels, height, width) in [0, 1]; an instruction as text."""
+    if key == TASK:
+        return [read_text(row) for row in value.to(torch.uint8).cpu().numpy()]
+    return value.movedim(-1, -3).contiguous().float() / 255 if value.dtype == torch.uint8 else value
+
+
+def load(source: str) -> LeRobotPolicy:
+    """Load a checkpoint of `lerobot-train` (its `pretrained_model` folder), or one of the hub at a commit.
+
+    Everything that can be wrong is looked at before the weights are read. Raises InputError where a file is missing or
+    damaged, a processor step or statistic is missing or unknown, or the policy type has no score.
+    """
+    folder = find(source)
+    config = _read_config(folder)
+    family = FAMILIES[config.type]
+    pre, post = load_processors(folder, config, family.steps)
+    scale, offset = affine(folder, post, config.action_feature.shape[0])
+    actions = ActionSpec(
+        family.horizon(config), scale, offset, start=1 - config.n_obs_steps, bound=family.bound(config)
+    )
+    shapes = raw_shapes(folder, config, pre) | ({TASK: (TASK_BYTES,)} if family.language else {})
+    observations = ObservationSpec(shapes, config.n_obs_steps)
+    model = _load_model(folder, config)
+    return LeRobotPolicy(_name(folder), _fingerprint(folder), model, pre, family, actions, observations)
+
+
+def find(source: str) -> Path:
+    """The folder of a checkpoint, fetched from the hub where it is not a local one.
+
+    Raises InputError where there is no such folder and no pinned commit, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        inner = folder / "pretrained_model"
+        return inner if inner.is_dir() else folder
+    repo, _, revision = source.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or folder.exists():
+        raise InputError(f"no folder {source!r}; give the pretrained_model folder of a LeRobot checkpoint")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise InputError(
+            f"no folder {source!r}; for a checkpoint of the hub pin its commit, as in lerobot:{repo}@<40 hex digits>"
+        )
+    from huggingface_hub import snapshot_download
+
+    print(f"gpc: fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)", file=sys.stderr)
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{repo} cannot be fetched ({type(error).__name__}); offline, put its {CONFIG}, {WEIGHTS} and processor files "
+            f"into a folder and load lerobot:FOLDER"
+        ) from None
+
+
+def _read_config(folder: Path) -> Any:
+    """The configuration of a policy type that gpc reads, with settings that it can serve."""
+    kind = read_json(folder / CONFIG).get("type")
+    if kind in REFUSED:
+        raise InputError(f"{folder}: a LeRobot {kind} policy {REFUSED[kind]}")
+    if kind not in FAMILIES:
+        raise InputError(f"{folder}: LeRobot policy type {kind!r} is not supported; gpc reads {', '.join(FAMILIES)}")
+    import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its processor steps
+    try:
+        config = PreTrainedConfig.from_pretrained(folder)
+    except Exception as error:  # draccus raises what the field's parser raises
+        raise InputError(f"{folder / CONFIG}: {' '.join(str(error).split())}") from None
+    if not config.action_feature or not config.input_features:
+        raise InputError(f"{folder / CONFIG} declares no action or no observation")
+    refusal = FAMILIES[kind].refusal(config)
+    if refusal:
+        raise InputError(f"{folder}: {refusal}")
+    config.device = "cpu"
+    return config
+
+
+def _load_model(folder: Path, config: Any) -> Any:
+    # the file has all weights: nothing is fetched for them
+    given = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
+    for field in given.keys() & vars(config).keys():
+        setattr(config, field, given[field])
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder / WEIGHTS} is missing")
+    try:
+        model = get_policy_class(config.type)(config)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ) as error:  # transformers: no such folder or repository, no network
+        raise InputError(
+            f"{folder / CONFIG}: LeRobot cannot build this network ({' '.join(str(error).split())}); what it names must be a "
+            "folder or in the hub's cache"
+        ) from None
+    try:
+        load_model(model, folder / WEIGHTS, strict=True)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network"
+        ) from None
+    return model.eval().requires_grad_(False)
+
+
+def _name(folder: Path) -> str:
+    """The run's own name: the nearest folder whose name is not one that `lerobot-train` gives to all."""
+    common = re.compile(r"pretrained_model|checkpoints|last|\d+|snapshots|[0-9a-f]{40}")
+    path = folder.absolute()
+    return next((part for part in reversed(path.parts[1:]) if not common.fullmatch(part)), path.name)
+
+
+def _fingerprint(folder: Path) -> str:
+    """SHA-256 of the configuration, the processors (normalisers included) and the weights."""
+    digest = hashlib.sha256()
+    states = [
+        step["state_file"] for name in (PRE, POST) for step in read_json(folder / name)["steps"] if "state_file" in step
+    ]
+    for file in (CONFIG, PRE, POST, *sorted(states), WEIGHTS):
+        digest.update(file.encode())
+        with (folder / file).open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,208 @@
+"""How each policy type of LeRobot is asked: one observation bound, then its network's answer at any (x, t)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
+from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor
+
+from gpc.denoise import Network, Prediction
+from gpc.noise import LinearFlow, Schedule, VariancePreserving
+
+Batch = dict[str, Tensor]
+"""LeRobot's batch after its preprocessor: key -> (rows, n_obs_steps, ...)."""
+
+Encode = Callable[..., tuple[Any, Any]]
+"""LeRobot's backbone over a prefix: (.., the cache of its keys and values)."""
+
+
+class Family(NamedTuple):
+    """What a policy type of LeRobot says of itself: how it was trained, and how its network is asked."""
+
+    schedule: Callable[[Any], Schedule]
+    prediction: Callable[[Any], Prediction]
+    horizon: Callable[[Any], int]
+    bind: Callable[[Any, Batch], Network]
+    bound: Callable[[Any], float | None] = lambda config: None
+    steps: frozenset[str] = (
+        frozenset()
+    )  # of the preprocessor: without them the network would not see what it was trained on
+    added: tuple[str, ...] = ()  # keys that those steps make
+    refusal: Callable[[Any], str | None] = lambda config: None  # why a configuration cannot be served
+
+    @property
+    def language(self) -> bool:
+        """Whether it reads an instruction."""
+        return OBS_LANGUAGE_TOKENS in self.added
+
+
+def _diffusion_network(policy: Any, batch: Batch) -> Network:
+    cameras = list(policy.config.image_features)
+    if cameras:
+        batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
+    condition = policy.diffusion._prepare_global_conditioning(batch)
+    return lambda x, label: policy.diffusion.unet(x, label, global_cond=condition)
+
+
+def _now(batch: Batch) -> Batch:
+    """The newest step: vision-language-action policies see no history."""
+    return {key: value[:, -1] for key, value in batch.items()}
+
+
+def _unpadded(network: Network, config: Any, width: int) -> Network:
+    """A network of `width` action dimensions, asked about those of the robot.
+
+    Those that the robot lacks were trained on zeros, so they stay on their exact path, t times one fixed noise.
+    """
+    dim = config.action_feature.shape[0]
+    noise = torch.randn((1, config.chunk_size, width - dim), generator=torch.Generator().manual_seed(0))
+    return lambda x, t: network(torch.cat([x, t[:, None, None] * noise], dim=-1), t)[..., :dim]
+
+
+def _after_prefix(policy: Any, prefix: tuple[Tensor, Tensor, Tensor], encode: Encode, **state: Tensor) -> Network:
+    """The prefix (embedded, padding, attention) is encoded here, once, and attended to from its cache at every step."""
+    embedded, padding, attention = prefix
+    _, cache = encode(
+        attention_mask=make_att_2d_masks(padding, attention),
+        position_ids=torch.cumsum(padding, dim=1) - 1,
+        past_key_values=None,
+        inputs_embeds=[embedded, None],
+    )
+    step = partial(policy.model.denoise_step, prefix_pad_masks=padding, past_key_values=cache, **state)
+    return _unpadded(lambda x, t: step(x_t=x, timestep=t), policy.config, policy.config.max_action_dim)
+
+
+def _words(batch: Batch) -> tuple[Tensor, Tensor]:
+    return batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+
+
+def _smolvla_network(policy: Any, batch: Batch) -> Network:
+    now, model = _now(batch), policy.model
+    prefix = model.embed_prefix(*policy.prepare_images(now), *_words(now), state=policy.prepare_state(now))
+    encode = partial(model.vlm_with_expert.forward, use_cache=policy.config.use_cache, fill_kv_cache=True)
+    return _after_prefix(policy, prefix, encode)
+
+
+def _pi0_network(policy: Any, batch: Batch) -> Network:
+    """pi0's expert is told the state at every step; pi0.5 reads it in the instruction."""
+    now, backbone = _now(batch), policy.model.paligemma_with_expert
+    backbone.paligemma.language_model.config._attn_implementation = "eager"  # as LeRobot's sample_actions does
+
+    def encode(attention_mask: Tensor, **rest: Any) -> tuple[Any, Any]:
+        mask = policy.model._prepare_attention_masks_4d(attention_mask)
+        found: tuple[Any, Any] = backbone.forward(attention_mask=mask, use_cache=True, **rest)
+        return found
+
+    prefix = policy.model.embed_prefix(*policy._preprocess_images(now), *_words(now))
+    state = {"state": policy.prepare_state(now)} if policy.config.type == "pi0" else {}
+    return _after_prefix(policy, prefix, encode, **state)
+
+
+def _xvla_network(policy: Any, batch: Batch) -> Network:
+    """Denoised is what the robot receives: a gripper learned as a logit is a probability, its mean given x."""
+    model, dtype = policy.model, policy.model._get_target_dtype()
+    given = policy._build_model_inputs(_now(batch))
+    encoded = model.forward_vlm(given["input_ids"], given["image_input"].to(dtype), given["image_mask"])
+    proprio = given["proprio"].to(dtype)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        state, action = model.action_space.preprocess(proprio, x.to(dtype))
+        out = model.transformer(
+            domain_id=given["domain_id"], action_with_noise=action, proprio=state, t=t.to(dtype), **encoded
+        )
+        denoised: Tensor = model.action_space.postprocess(out)
+        return denoised
+
+    return _unpadded(network, policy.config, model.dim_action)
+
+
+def _bends_grippers(config: Any) -> str | None:
+    if config.adapt_to_pi_aloha:
+        return "adapt_to_pi_aloha bends the gripper's actions; that is no scale and offset to compose"
+    return None
+
+
+def _needs_patched_transformers(config: Any) -> str | None:
+    """LeRobot makes this check when the network is built; here it comes before the weights are read."""
+    try:
+        check: Any = import_module("transformers.models.siglip.check")
+    except ImportError:
+        check = None
+    if check is None or not check.check_whether_transformers_replace_is_installed_correctly():
+        return (
+            f"a LeRobot {config.type} policy needs a patched transformers (LeRobot's extra 'pi'); on the stock one its cache "
+            "grows at every step and the velocity of pi05 ignores t, so gpc does not read it"
+        )
+    return None
+
+
+def _action_space(config: Any) -> str | None:
+    """X-VLA's action spaces: those whose loss and output agree, so that the network's answer is E[x0 | x]."""
+    from lerobot.policies.xvla.action_hub import ACTION_REGISTRY, build_action_space
+
+    mode, dim = config.action_mode.lower(), config.action_feature.shape[0]
+    if mode == "so101_bimanual":
+        return (
+            "action_mode 'so101_bimanual' fits its grippers by squared error and then bends them by a sigmoid: what it "
+            "predicts is not what it executes, so there is no denoised action to compose"
+        )
+    served = sorted(ACTION_REGISTRY.keys() - {"so101_bimanual"})
+    if mode not in served:
+        return f"action_mode {config.action_mode!r} is unknown; gpc reads {', '.join(served)}"
+    space = build_action_space(mode, **({"real_dim": dim, "max_dim": config.max_action_dim} if mode == "auto" else {}))
+    known = space.postprocess(torch.zeros(1, 1, space.dim_action)).shape[-1]
+    if known != dim:
+        return f"action_mode {mode!r} makes actions of {known} dimensions, output_features declares {dim}"
+    return None
+
+
+TOKENS = (OBS_LANGUAGE_TOKENS, OBS_LANGUAGE_ATTENTION_MASK)
+PI0 = Family(
+    schedule=lambda policy: LinearFlow(t_min=0.001),
+    prediction=lambda config: "velocity",
+    horizon=lambda config: config.chunk_size,
+    bind=_pi0_network,
+    steps=frozenset({"tokenizer_processor"}),
+    added=TOKENS,
+    refusal=_needs_patched_transformers,
+)
+FAMILIES = {
+    "diffusion": Family(
+        schedule=lambda policy: VariancePreserving(tuple(policy.diffusion.noise_scheduler.betas.tolist())),
+        prediction=lambda config: "noise" if config.prediction_type == "epsilon" else "sample",
+        horizon=lambda config: config.horizon,
+        bind=_diffusion_network,
+        bound=lambda config: config.clip_sample_range if config.clip_sample else None,
+    ),
+    "smolvla": PI0._replace(bind=_smolvla_network, refusal=_bends_grippers),
+    "pi0": PI0,
+    "pi05": PI0._replace(steps=PI0.steps | {"pi05_prepare_state_tokenizer_processor_step"}),
+    "xvla": PI0._replace(
+        schedule=lambda policy: LinearFlow(t_min=0.001),
+        prediction=lambda config: "sample",
+        bind=_xvla_network,
+        steps=frozenset({"tokenizer_processor", "xvla_add_domain_id"}),
+        added=(OBS_LANGUAGE_TOKENS, "domain_id"),
+        refusal=_action_space,
+    ),
+}
+REFUSED = {
+    "act": "has no score to compose: it regresses one action chunk (L1 loss)",
+    "vqbet": "has no score to compose: it chooses codes of a vector-quantised action",
+    "pi0_fast": "has no score to compose: it writes actions as text tokens",
+    "tdmpc": "has no score to compose: it plans with a learned value",
+    "sac": "has no score to compose: its actor is one Gaussian, not a denoiser",
+    "reward_classifier": "has no score to compose: it judges images and predicts no action",
+    "sarm": "has no score to compose: it judges progress and predicts no action",
+    "groot": (
+        "is not supported: it builds its vision-language model from code and files that it fetches from the hub "
+        "(trust_remote_code), which gpc does not run, and needs peft and dm-tree"
+    ),
+    "wall_x": "is not supported: it needs peft, torchdiffeq, qwen_vl_utils and another transformers (LeRobot's extra 'wallx')",
+}

@@ -1,0 +1,208 @@
+"""LeRobot's pre- and post-processors: built from their files after these are checked, and read as specs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
+from lerobot.processor import (
+    NormalizerProcessorStep,
+    PolicyProcessorPipeline,
+    RenameObservationsProcessorStep,
+    UnnormalizerProcessorStep,
+)
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+from lerobot.utils.constants import ACTION, OBS_IMAGES
+from safetensors import SafetensorError
+
+from gpc.errors import InputError
+
+PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+# A processor file may name any class of any module; LeRobot would import it. Only LeRobot's own, known steps are built, and
+# after sampling only those that leave an action a scale and an offset away.
+STEPS = {
+    PRE: frozenset(
+        {
+            "device_processor",
+            "normalizer_processor",
+            "pi0_new_line_processor",
+            "pi05_prepare_state_tokenizer_processor_step",
+            "rename_observations_processor",
+            "smolvla_new_line_processor",
+            "to_batch_processor",
+            "tokenizer_processor",
+            "xvla_add_domain_id",
+            "xvla_image_to_float",
+            "xvla_imagenet_normalize",
+        }
+    ),
+    POST: frozenset({"device_processor", "unnormalizer_processor"}),
+}
+STATISTICS = {
+    "IDENTITY": (),
+    "MEAN_STD": ("mean", "std"),
+    "MIN_MAX": ("min", "max"),
+    "QUANTILES": ("q01", "q99"),
+    "QUANTILE10": ("q10", "q90"),
+}
+EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; raises InputError where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; a LeRobot checkpoint has {CONFIG}, {WEIGHTS}, {PRE} and {POST}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return content
+
+
+def observed(config: Any) -> dict[str, PolicyFeature]:
+    """What the network reads of the world: its input features without the cameras that LeRobot fills in as empty."""
+    return {key: feature for key, feature in config.input_features.items() if not key.startswith(EMPTY_CAMERA)}
+
+
+def load_processors(
+    folder: Path, config: Any, needed: frozenset[str]
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """The pre- and the postprocessor of a checkpoint; `needed` names steps that the first must have.
+
+    Raises InputError where a step is unknown or lacking, its file is not in the folder, or what it normalises is not what
+    the configuration declares.
+    """
+    pre, post = (_load(folder, name) for name in (PRE, POST))
+    lacking = sorted(needed - {step["registry_name"] for step in read_json(folder / PRE)["steps"]})
+    if lacking:
+        raise InputError(
+            f"{folder / PRE} has no step {lacking[0]!r}, which a LeRobot {config.type} policy cannot do without"
+        )
+    _check_normalisation(folder / PRE, config, observed(config), pre)
+    _check_normalisation(folder / POST, config, config.output_features, post)
+    return pre, post
+
+
+def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
+    path = folder / name
+    steps = read_json(path).get("steps", [])
+    for step in steps:
+        known = step.get("registry_name")
+        if known not in STEPS[name]:
+            where = " after sampling" if name == POST else ""
+            raise InputError(
+                f"{path} asks for the step {known or step.get('class')!r}; known{where} are {', '.join(sorted(STEPS[name]))}"
+            )
+        file = step.get("state_file")
+        if file and (Path(file).name != file or not (folder / file).is_file()):
+            raise InputError(f"{path} names the state file {file!r}, which is not in {folder}")
+    on_cpu = {"device_processor": {"device": "cpu"}}
+    overrides = on_cpu if any(step["registry_name"] == "device_processor" for step in steps) else {}
+    ends = {"to_transition": policy_action_to_transition, "to_output": transition_to_policy_action}
+    try:
+        return PolicyProcessorPipeline.from_pretrained(
+            folder, name, overrides=overrides, local_files_only=True, **(ends if name == POST else {})
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise InputError(f"{path} cannot be built: {' '.join(str(error).split())}") from None
+
+
+def _check_normalisation(
+    path: Path, config: Any, features: Mapping[str, PolicyFeature], pipeline: PolicyProcessorPipeline
+) -> None:
+    """LeRobot passes a feature that is not listed, or has no statistics, through as it is; here that is an error."""
+    normalisers = [
+        step for step in pipeline.steps if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep)
+    ]
+    if FeatureType.ACTION.value not in config.normalization_mapping:
+        raise InputError(f"{path.parent / CONFIG}: normalization_mapping does not say how ACTION is normalised")
+    for key, feature in features.items():
+        declared = config.normalization_mapping.get(feature.type.value, NormalizationMode.IDENTITY).name
+        done = [(_mode(step, key, feature), step._tensor_stats.get(key, {})) for step in normalisers]
+        modes = [mode for mode, _ in done if mode != "IDENTITY"] or ["IDENTITY"]
+        if modes != [declared]:
+            raise InputError(f"{path} normalises {key!r} by {' and '.join(modes)}, {CONFIG} declares {declared}")
+        for mode, statistics in done:
+            _check_statistics(path, key, feature, mode, statistics)
+
+
+def _mode(step: Any, key: str, feature: PolicyFeature) -> str:
+    chosen = step.normalize_observation_keys
+    skipped = key not in step.features or (chosen is not None and key != ACTION and key not in chosen)
+    mode = NormalizationMode.IDENTITY if skipped else step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
+    return str(mode.name)
+
+
+def _check_statistics(
+    path: Path, key: str, feature: PolicyFeature, mode: str, statistics: Mapping[str, torch.Tensor]
+) -> None:
+    missing = [name for name in STATISTICS[mode] if name not in statistics]
+    if missing:
+        raise InputError(
+            f"{path} normalises {key!r} by {mode} without its {' and '.join(missing)}; save the checkpoint again with the "
+            "statistics of its dataset"
+        )
+    for name in STATISTICS[mode]:
+        found = tuple(statistics[name].shape)
+        if feature.type is not FeatureType.VISUAL and found != tuple(feature.shape):
+            raise InputError(f"{path}: the {name} of {key!r} has shape {found}, {CONFIG} says {tuple(feature.shape)}")
+
+
+def affine(folder: Path, post: PolicyProcessorPipeline, dim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and offset of `action = scale * x + offset`, read off the postprocessor itself."""
+    rows = torch.tensor([0.0, 1.0, -2.0])[:, None].expand(3, dim)
+    zero, one, minus = (post(row[None].clone())[0].double() for row in rows)
+    scale = one - zero
+    if zero.shape != (dim,) or not torch.allclose(
+        minus, zero - 2 * scale, rtol=1e-4, atol=1e-4 * float(scale.abs().max())
+    ):
+        raise InputError(f"{folder / POST} is not a scale and an offset per dimension; gpc composes only those")
+    return tuple(scale.tolist()), tuple(zero.tolist())
+
+
+def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[str, tuple[int, ...]]:
+    """What the environment must offer: keys before the preprocessor's renaming, images as (height, width, channels).
+
+    Raises InputError where the renaming takes a key away that the network reads; says so where it provides some cameras
+    and not others (LeRobot would silently go without them).
+    """
+    features, source = observed(config), _renames(folder, config, pre)
+    cameras = [key for key, feature in features.items() if feature.type is FeatureType.VISUAL]
+    alone = [key for key in cameras if key not in source]
+    if len(alone) < len(cameras):
+        for key in alone:
+            print(
+                f"gpc: {folder / PRE} renames cameras, but none to {key!r}; an environment must offer it, or "
+                f"'rename_map={{{key}: ITS KEY}}'; if it was trained without, take it out of input_features in {CONFIG}",
+                file=sys.stderr,
+            )
+    shapes = {}
+    for key, feature in features.items():
+        shape = tuple(feature.shape)
+        shapes[source.get(key, key)] = (*shape[1:], shape[0]) if feature.type is FeatureType.VISUAL else shape
+    return shapes
+
+
+def _renames(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[str, str]:
+    """The network's name of an observation: what the preprocessor makes it of."""
+    maps = [step.rename_map for step in pre.steps if isinstance(step, RenameObservationsProcessorStep)]
+    if len(maps) > 1:
+        raise InputError(f"{folder / PRE} renames {len(maps)} times; write one rename_observations_processor")
+    source = {new: old for found in maps for old, new in found.items()}
+    for key in observed(config):
+        if key in source.values() and key not in source:
+            to = next(new for new, old in source.items() if old == key)
+            raise InputError(
+                f"{folder / PRE} renames {key!r} to {to!r}, and {CONFIG} reads {key!r}, which nothing provides then; "
+                "name its source in rename_map there"
+            )
+    return source

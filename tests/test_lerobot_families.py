@@ -1,0 +1,317 @@
+"""LeRobot's vision-language-action policies, saved by LeRobot itself with random weights: its own chunks and actions."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot_checkpoints import (
+    as_lerobot,
+    change,
+    change_step,
+    save,
+    save_pi,
+    save_smolvla,
+    save_xvla,
+    shrink_gemma,
+    stand_in_for_patched_transformers,
+    statistics,
+    tiny_vlm,
+)
+
+import gpc
+from gpc.cli import main
+from gpc.env import write_text
+from gpc.errors import InputError
+from gpc.noise import flow_sigmas
+from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
+from gpc.sample import Sampler, euler, last, renoise
+from gpc.testing import check_policy
+
+TASKS = ["push the T", "push the block onto the target"]
+
+
+class Case(NamedTuple):
+    save: Callable
+    sampler: Sampler = euler
+    encoder: str = "embed_prefix"
+
+
+CASES = {
+    "smolvla": Case(save_smolvla),
+    "xvla": Case(save_xvla, renoise, "forward_vlm"),
+    "xvla with grippers": Case(partial(save_xvla, dim=20, action_mode="ee6d"), renoise, "forward_vlm"),
+    "pi0": Case(partial(save_pi, kind="pi0")),
+    "pi05": Case(partial(save_pi, kind="pi05")),
+}
+
+
+class Saved(NamedTuple):
+    case: Case
+    folder: Path
+    theirs: Any
+    pre: Callable
+    post: Callable
+    policy: Any
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """LeRobot saves a case's checkpoint; what pi0 needs for that is in force until the module ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in_for_patched_transformers(patch)
+        shrink_gemma(patch, tiny_vlm(tmp_path_factory.mktemp("tokenizer") / "vlm"))
+        yield lambda name, folder, **options: CASES[name].save(folder, **options)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def vla(request, build, tmp_path_factory):
+    folder, *theirs = build(request.param, tmp_path_factory.mktemp("runs") / "vla")
+    return Saved(CASES[request.param], folder, *theirs, gpc.load_policy(f"lerobot:{folder}"))
+
+
+def look(policy, seed, batch=2):
+    """An observation with instructions, as gpc's environments give it and as LeRobot's do."""
+    rng, frame = np.random.default_rng(seed), {}
+    for key, shape in policy.observations.shapes.items():
+        image = len(shape) == 3
+        frame[key] = rng.integers(0, 256, (batch, *shape), np.uint8) if image else rng.uniform(0, 512, (batch, *shape))
+    frame = {k: torch.from_numpy(v if v.dtype == np.uint8 else v.astype(np.float32)) for k, v in frame.items()}
+    frame["task"] = torch.from_numpy(np.stack([write_text(task) for task in TASKS]))
+    lerobots = as_lerobot({key: value for key, value in frame.items() if key != "task"}) | {"task": TASKS}
+    return {key: value[:, None] for key, value in frame.items()}, lerobots
+
+
+def sample(policy, sampler, observation, noise):
+    """Our chunk in LeRobot's ten steps."""
+    sigmas = flow_sigmas(10)
+    return last(sampler(policy.condition(observation), sigmas[0] * noise.double(), sigmas))
+
+
+def drawn(seed, *shape):
+    """The noise that LeRobot draws first after this seed."""
+    torch.manual_seed(seed)
+    return torch.randn(shape)
+
+
+def test_the_chunk_is_that_of_predict_action_chunk(vla):
+    mine, lerobots = look(vla.policy, 0)
+    noise = drawn(5, 2, 12, vla.policy.actions.dim)
+    torch.manual_seed(5)
+    wanted = vla.theirs.predict_action_chunk(vla.pre(lerobots))
+    apart = [
+        float((sample(vla.policy, vla.case.sampler, mine, start) - wanted).abs().max())
+        for start in (noise, 0.99 * noise, noise.flip(0))
+    ]
+    assert apart[0] < 1e-5
+    assert min(apart[1:]) > 1e-4
+
+
+def test_30_steps_are_those_of_select_action(vla):
+    vla.theirs.reset()
+    wanted, ours, spec = [], [], vla.policy.actions
+    for step in range(30):
+        mine, lerobots = look(vla.policy, step)
+        torch.manual_seed(step // 8)
+        wanted.append(vla.post(vla.theirs.select_action(vla.pre(lerobots))))
+        if step % 8 == 0:
+            x = sample(vla.policy, vla.case.sampler, mine, drawn(step // 8, 2, 12, spec.dim))
+            ours += spec.decode(x)[:, :8].unbind(1)
+    assert float((torch.stack(ours[:30]) - torch.stack(wanted)).abs().max()) < 1e-5 * max(spec.scale)
+
+
+def test_all_that_is_seen_is_encoded_once_and_matters(vla, monkeypatch):
+    encode, calls = getattr(vla.policy.model.model, vla.case.encoder), []
+    monkeypatch.setattr(vla.policy.model.model, vla.case.encoder, lambda *a, **k: calls.append(1) or encode(*a, **k))
+    mine, _ = look(vla.policy, 0)
+    x, sigma = torch.randn(2, 12, vla.policy.actions.dim, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    denoiser = vla.policy.condition(mine)
+    out = [denoiser(x, sigma * s) for s in (2, 1, 0.5)][1]
+    assert len(calls) == 1
+    for key in mine:
+        swapped = vla.policy.condition(mine | {key: mine[key].flip(0)})(x, sigma)
+        assert (out - swapped).abs().max() > 0, key
+
+
+def test_families_keep_the_contract(vla):
+    check_policy(vla.policy, trained=False)
+
+
+def deafen(theirs):
+    """Make a network of 8 action dimensions deaf to the last 6."""
+    if theirs.config.type == "xvla":
+        encoder = theirs.model.transformer.action_encoder
+        encoder.fc.weight.data.view(-1, encoder.input_size, encoder.output_size)[:, 2:8] = 0
+    else:
+        theirs.model.action_in_proj.weight.data[:, 2:] = 0
+
+
+@pytest.mark.parametrize("name", ["smolvla", "xvla", "pi0"])
+def test_dimensions_that_the_robot_lacks_stay_on_their_path(build, tmp_path, name):
+    """A network that does not listen to them gives LeRobot's own chunk, whatever their noise."""
+    folder, theirs, pre, _ = build(name, tmp_path / "vla", max_action_dim=8)
+    deafen(theirs)
+    theirs.save_pretrained(folder)
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    mine, lerobots = look(policy, 0)
+    noise = drawn(5, 2, 12, 8)
+    torch.manual_seed(5)
+    wanted = theirs.predict_action_chunk(pre(lerobots))
+    ours = sample(policy, CASES[name].sampler, mine, noise[..., :2])
+    assert ours.shape == (2, 12, 2)
+    assert float((ours - wanted).abs().max()) < 1e-5
+    check_policy(policy, trained=False)
+
+
+def test_a_gripper_is_a_probability_that_does_not_see_its_own_noise(tmp_path):
+    policy = gpc.load_policy(f"lerobot:{save_xvla(tmp_path / 'vla', dim=14, action_mode='joint')[0]}")
+    grippers, sigma = [6, 13], torch.tensor(1.0, dtype=torch.float64)
+    x = 10 * torch.randn(2, 12, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[..., grippers] += 1
+    denoiser = policy.condition(look(policy, 0)[0])
+    out = denoiser(x, sigma)
+    assert ((out[..., grippers] > 0) & (out[..., grippers] < 1)).all()
+    assert torch.equal(denoiser(other, sigma), out)
+
+
+def test_x_vla_in_half_precision_is_lerobots_within_its_rounding(tmp_path):
+    folder, theirs, pre, _ = save_xvla(tmp_path / "vla", dtype="bfloat16")
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    mine, lerobots = look(policy, 0)
+    torch.manual_seed(5)
+    noise = torch.randn(2, 12, 2, dtype=torch.bfloat16)
+    torch.manual_seed(5)
+    wanted = theirs.predict_action_chunk(pre(lerobots))
+    assert float((sample(policy, renoise, mine, noise) - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", ["smolvla", "xvla", "pi0"])
+def test_cameras_that_lerobot_fills_in_as_empty_are_not_asked_of_the_environment(build, tmp_path, name):
+    folder, theirs, pre, _ = build(name, tmp_path / "vla", empty_cameras=1)
+    assert "observation.images.empty_camera_0" in json.loads((folder / "config.json").read_text())["input_features"]
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    assert not any("empty" in key for key in policy.observations.shapes)
+    theirs = type(theirs).from_pretrained(folder)  # X-VLA pads one more view when it is loaded
+    mine, lerobots = look(policy, 0)
+    noise = drawn(5, 2, 12, 2)
+    torch.manual_seed(5)
+    wanted = theirs.predict_action_chunk(pre(lerobots))
+    assert float((sample(policy, CASES[name].sampler, mine, noise) - wanted).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+@pytest.mark.parametrize(
+    "installed", [None, SimpleNamespace(check_whether_transformers_replace_is_installed_correctly=bool)]
+)
+def test_without_the_patched_transformers_pi_is_refused_before_its_weights_are_read(
+    build, tmp_path, monkeypatch, kind, installed
+):
+    folder = build(kind, tmp_path / "vla")[0]
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setitem(sys.modules, "transformers.models.siglip.check", installed)
+    with pytest.raises(InputError, match=f"a LeRobot {kind} policy needs a patched transformers"):
+        gpc.load_policy(f"lerobot:{folder}")
+
+
+def test_every_policy_type_of_lerobot_is_read_or_refused_with_its_reason():
+    ours = {"gpc"}  # as_lerobot registers it
+    assert PreTrainedConfig.get_known_choices().keys() - ours == FAMILIES.keys() | REFUSED.keys()
+    assert not FAMILIES.keys() & REFUSED.keys()
+
+
+POST = "policy_postprocessor.json"
+BREAKAGES = {
+    "bent grippers": (
+        "smolvla",
+        change("config.json", adapt_to_pi_aloha=True),
+        "adapt_to_pi_aloha bends the gripper's",
+    ),
+    "no tokens": (
+        "smolvla",
+        change_step("policy_preprocessor.json", 3, registry_name="to_batch_processor", config={}),
+        "has no step 'tokenizer_processor', which a LeRobot smolvla policy cannot do without",
+    ),
+    "sigmoid after squared error": (
+        "xvla",
+        change("config.json", action_mode="so101_bimanual"),
+        "fits its grippers by squared error and then bends them",
+    ),
+    "an unknown action space": (
+        "xvla",
+        change("config.json", action_mode="walk"),
+        "'walk' is unknown; gpc reads agibot",
+    ),
+    "another action space": (
+        "xvla",
+        change("config.json", action_mode="ee6d"),
+        "'ee6d' makes actions of 20 dimensions, output_features declares 2",
+    ),
+    "converted rotations": (
+        "xvla",
+        change_step(POST, 1, registry_name="xvla_rotation_6d_to_axis_angle", config={}),
+        "the step 'xvla_rotation_6d_to_axis_angle'; known after sampling are device_processor, unnormalizer_processor",
+    ),
+    "no domain": (
+        "xvla",
+        change_step("policy_preprocessor.json", 5, registry_name="to_batch_processor", config={}),
+        "has no step 'xvla_add_domain_id', which a LeRobot xvla policy cannot do without",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {
+        "smolvla": save_smolvla(tmp_path_factory.mktemp("smolvla") / "vla")[0],
+        "xvla": save_xvla(tmp_path_factory.mktemp("xvla") / "vla")[0],
+    }
+
+
+@pytest.mark.parametrize(("name", "spoil", "message"), BREAKAGES.values(), ids=BREAKAGES)
+def test_what_cannot_be_served_is_refused_before_the_weights_are_read(folders, tmp_path, name, spoil, message):
+    folder = shutil.copytree(folders[name], tmp_path / "broken")
+    (folder / "model.safetensors").unlink()
+    spoil(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        gpc.load_policy(f"lerobot:{folder}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_that_is_not_here_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = save_smolvla(tmp_path / "vla")[0]
+    shutil.rmtree(tmp_path / "vlm")
+    with pytest.raises(InputError, match=r"policy_preprocessor.json cannot be built: .*vlm"):
+        gpc.load_policy(f"lerobot:{folder}")
+
+
+CAMERA = "rename_map={observation.state: agent_pos, observation.image: pixels, observation.images.top: pixels}"
+SMALL = ["weights=[0.5,0.5]", "env.max_steps=8", "episodes=2", "sampler.steps=2", "video=0", CAMERA]
+
+
+def test_smolvla_and_a_diffusion_policy_run_as_one(folders, tmp_path):
+    """They differ in horizon (12, 16), start, history, normaliser, camera, input and family."""
+    keys = ("observation.state", "observation.images.top")
+    folder = save(tmp_path / "ddpm", keys=keys, stats=statistics(keys, 0, 500), crop_shape=(84, 84))[0]
+    members, run = f"policies=[lerobot:{folder},lerobot:{folders['smolvla']}]", tmp_path / "run"
+    assert main(["evaluate", members, *SMALL, f"run_dir={run}"]) == 0
+    assert json.loads((run / "summary.json").read_text())["n_episodes"] == 2
+
+
+def test_smolvla_and_a_policy_of_other_normalisers_are_refused_naming_both(folders, tmp_path, capsys):
+    stats = statistics(("observation.state", "observation.images.top"))
+    stats["action"] |= {"max": torch.tensor([512.0, 256.0])}
+    folder = save(tmp_path / "ddpm", keys=("observation.state", "observation.images.top"), stats=stats)[0]
+    assert main(["evaluate", f"policies=[lerobot:{folder},lerobot:{folders['smolvla']}]", *SMALL]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ddpm and vla normalise their actions with ratios that differ per dimension" in said
+    assert "action[1] = 128 x + 128 against action[0] = 256 x + 256, action[1] = 256 x + 256" in said
