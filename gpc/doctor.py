@@ -28,7 +28,7 @@ PACKAGES = (
     ("gym-pusht", "env=pusht", "pip install 'gpc[pusht]'"),
     ("pymunk", "env=pusht", "pip install 'gpc[pusht]'"),
     ("lerobot", "lerobot:FOLDER", "pip install 'gpc[lerobot]'"),
-    ("praxis-robomimic", "robomimic:FILE", "pip install 'gpc[robomimic]'"),
+    ("praxis-robomimic", "robomimic:FILE, diffusion_policy:FILE", "pip install 'gpc[robomimic]'"),
     ("matplotlib", "the weight curve", "pip install 'gpc[report]'"),
     ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
     ("mujoco", "MuJoCo environments", "pip install mujoco"),

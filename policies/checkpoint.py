@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gpc.errors import InputError
 
@@ -23,6 +24,9 @@ SAFE_TORCH = (2, 10)  # weights_only was broken by two advisories before (CVE-20
 
 class Inert:
     """What stands for a listed class: its arguments and state, and nothing that acts."""
+
+    args: Any
+    state: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
         made = super().__new__(cls)
@@ -37,7 +41,7 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
     """The dictionary that a torch checkpoint (zip, or the older format) holds; `stand_ins` are dotted class names.
 
     Raises InputError, naming the class, where the file asks for anything but tensors, containers and `stand_ins`; where it
-    is missing, cut short, compressed (torch never compresses: a zip bomb), or no dictionary.
+    is missing, cut short, compressed (torch never compresses: a zip bomb), or no dictionary; where a tensor is not dense.
     """
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TORCH:
@@ -49,7 +53,7 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise InputError(f"{path} holds compressed parts ({packed[0]}); torch writes none, this may be a zip bomb")
-    allowed = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in stand_ins]
+    allowed: list[Any] = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in stand_ins]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -67,6 +71,8 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
         raise InputError(f"{path} is not loaded: {_reason(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not the dictionary of a checkpoint")
+    if not all(map(_dense, _tensors(content))):
+        raise InputError(f"{path} holds a sparse, nested or quantised tensor; gpc reads dense ones only")
     return content
 
 
@@ -74,6 +80,30 @@ def fingerprint(path: Path) -> str:
     """SHA-256 of a checkpoint file, weights and normalisers."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Torch builds the other kinds without comparing their sizes and indices with the memory that the file fills."""
+    return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    left = [content]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        match node:
+            case Tensor():
+                yield node
+            case dict():
+                left += node.values()
+            case list() | tuple() | set():
+                left += node
+            case Inert():
+                left += [node.args, node.state]
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Hostile and damaged files: each is refused in one line, nothing of it runs, and no load falls back to a less safe one."""
 
 import ast
+import collections
 import functools
 import io
 import operator
@@ -15,6 +16,8 @@ from pathlib import Path
 import dill
 import pytest
 import torch
+from torch._tensor import _rebuild_from_type_v2
+from torch._utils import _rebuild_tensor_v2 as rebuild
 
 import gpc
 from gpc.errors import InputError
@@ -39,6 +42,14 @@ class State:
 
     def __reduce__(self):
         return torch.nn.Parameter, (torch.zeros(1),), {"x": Call(os.system, TOUCH)}
+
+
+QUANTISED = torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.quint8)
+
+
+def beyond(offset, size, tensor=torch.zeros(2), build=rebuild, more=()):  # noqa: B008
+    """A tensor that reaches beyond the two numbers that the file gives it."""
+    return Call(build, tensor._typed_storage(), offset, (size,), (1,), *more, False, collections.OrderedDict())
 
 
 def zipped(content, path):
@@ -86,19 +97,47 @@ PAYLOADS = {
     "state of an allowed class": State(),
     "a namespace": Call(types.SimpleNamespace),
     "a nested pickle": Call(pickle.loads, pickle.dumps(Call(os.system, TOUCH))),
+    # Aimed at torch's weights-only unpickler: functions that it calls or has called, and tensors that it builds.
+    "a pickle in a storage": Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.system, TOUCH))),
+    "a function for a subclass": Call(_rebuild_from_type_v2, os.system, torch.Tensor, (TOUCH,), {}),
+    "backward hooks": Call(rebuild, torch.zeros(2)._typed_storage(), 0, (2,), (1,), False, Call(os.system, TOUCH)),
+    "a tensor beyond its memory": beyond(0, 10**6),
+    "a tensor before its memory": beyond(-5, 2),
+    "a quantised tensor beyond its memory": beyond(
+        0, 10**6, QUANTISED, torch._utils._rebuild_qtensor, [(torch.per_tensor_affine, 1.0, 0)]
+    ),
+    "a sparse tensor beyond its memory": Call(
+        torch._utils._rebuild_sparse_tensor,
+        torch.sparse_coo,
+        (torch.tensor([[10**9]]), torch.ones(1), (2,), False),
+    ),
+    "a nested tensor beyond its memory": Call(
+        torch._utils._rebuild_nested_tensor,
+        torch.ones(4),
+        torch.tensor([[10**9]]),
+        torch.tensor([[1]]),
+        torch.tensor([0]),
+    ),
+}
+LOADERS = {
+    "robomimic": lambda payload: {"model": {"nets": torch.zeros(2)}, "config": "{}", "algo_name": payload},
+    "diffusion_policy": lambda payload: {"cfg": {"policy": {}}, "state_dicts": {"model": {"weight": payload}}},
 }
 
 
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("write", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-def test_a_hostile_pickle_is_refused_and_never_runs(tmp_path, monkeypatch, payload, write):
+def test_a_hostile_pickle_is_refused_and_never_runs(tmp_path, monkeypatch, payload, write, loader):
+    """Nor does anything fall back to pickle itself, the unpickler that would run it."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "hostile.pth"
-    write({"model": {"nets": torch.zeros(2)}, "config": "{}", "algo_name": payload}, path)
-    with pytest.raises(InputError) as caught:
-        gpc.load_policy(f"robomimic:{path}")
+    write(LOADERS[loader](payload), path)
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, None)
+    with pytest.raises(InputError, match=r"hostile\.pth (is not loaded|holds a sparse, nested or quantised)") as caught:
+        gpc.load_policy(f"{loader}:{path}")
     assert "\n" not in str(caught.value)
-    assert "hostile.pth" in str(caught.value)
     assert os.listdir(tmp_path) == ["hostile.pth"]
 
 
@@ -173,14 +212,17 @@ SOURCES = [path for folder in ("gpc", "policies", "envs", "scripts") for path in
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_else_in_the_source_unpickles(path):
+def test_nothing_else_in_the_source_unpickles_or_evaluates(path):
     unsafe = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
+    builtin = {"eval", "exec", "compile", "__import__"}
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names} & unsafe
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in unsafe:
             found |= {alias.name for alias in node.names} - {"UnpicklingError"}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found |= {node.func.id} & builtin
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
             safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             allowed = any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)

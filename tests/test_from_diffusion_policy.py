@@ -1,161 +1,258 @@
-"""Checkpoints in the layout of Diffusion Policy, written with dill, read without running any of it."""
+"""Checkpoints in the layout of Diffusion Policy and DP3, written with dill: the repositories' own chunks, and refusals."""
 
 import copy
+import functools
 import os
 
-import dill
 import pytest
-import robomimic.models.diffusion_policy_nets as networks
 import torch
-from diffusers import DDPMScheduler
+from diffusion_policy_checkpoints import DDPM, POLICIES, noise, observe, payload, recorded, save, weights
 from omegaconf import OmegaConf
 from test_checkpoint import TOUCH, Call
-from test_from_lerobot import draw, sample
+from test_from_lerobot import sample
 
 import gpc
 from gpc.errors import InputError
-from gpc.policies.from_diffusion_policy import KIND
 from gpc.testing import check_policy
 
-CONFIG = {
-    "_target_": "diffusion_policy.workspace.train_diffusion_unet_lowdim_workspace.TrainDiffusionUnetLowdimWorkspace",
-    "horizon": 16,
-    "n_obs_steps": 2,
-    "obs_as_global_cond": True,
-    "task": {"obs_dim": 5},
-    "policy": {
-        "_target_": KIND,
-        "model": {
-            "input_dim": "${eval: ${task.action_dim}}",
-            "global_cond_dim": "${eval: ${task.obs_dim}*${n_obs_steps}}",
-            "diffusion_step_embed_dim": 16,
-            "down_dims": [16, 32],
-            "kernel_size": 5,
-            "n_groups": 8,
-            "cond_predict_scale": True,
-        },
-        "noise_scheduler": {
-            "_target_": "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
-            "num_train_timesteps": 100,
-            "beta_start": 0.0001,
-            "beta_end": 0.02,
-            "beta_schedule": "squaredcos_cap_v2",
-            "clip_sample": True,
-            "prediction_type": "epsilon",
-        },
-        "horizon": "${horizon}",
-        "n_obs_steps": "${n_obs_steps}",
-        "n_action_steps": "${eval:'${n_action_steps}+${n_latency_steps}'}",
-        "obs_as_global_cond": "${obs_as_global_cond}",
-        "pred_action_steps_only": False,
-        "oa_step_convention": True,
-    },
-}
-
 
 @pytest.fixture(scope="module")
-def network():
-    torch.manual_seed(0)
-    return networks.ConditionalUnet1D(2, 10, diffusion_step_embed_dim=16, down_dims=[16, 32]).eval()
+def load(tmp_path_factory):
+    """The policy of a case, from a file that is written once."""
+    folder = tmp_path_factory.mktemp("diffusion-policy")
+    return functools.cache(lambda case: gpc.load_policy(f"diffusion_policy:{save(payload(case), folder / case)}"))
 
 
-@pytest.fixture(scope="module")
-def payload(network):
-    weights = {f"model.{key}": value for key, value in network.state_dict().items()}
-    for key, size in (("obs", 5), ("action", 2)):
-        for part, value in (("scale", 1 / 200), ("offset", -1.0), ("input_stats.min", 0.0)):
-            weights[f"normalizer.params_dict.{key}.{part}"] = torch.full((size,), value)
-    weights["mask_generator._dummy_variable"] = torch.zeros(0)
-    raw = {key: value + 1 for key, value in weights.items()}
-    return {
-        "cfg": OmegaConf.create(CONFIG),
-        "state_dicts": {"model": raw, "ema_model": weights, "optimizer": {"state": {}}},
-        "pickles": {"global_step": dill.dumps(100), "epoch": dill.dumps(3)},
-    }
+@pytest.mark.parametrize("case", POLICIES)
+def test_the_chunk_is_that_of_the_repositorys_own_predict_action(load, case):
+    policy = load(case)
+    stochastic = POLICIES[case]["noise_scheduler"] is DDPM
+    ours = policy.actions.decode(sample(policy, observe(case), noise(), 5, stochastic))
+    assert float((ours - recorded()[case]["chunk"]).abs().max()) < 1e-5
 
 
-def save(payload, path):
-    torch.save(payload, path, pickle_module=dill)
-    return path
+@pytest.mark.parametrize("case", POLICIES)
+def test_the_adapter_keeps_the_contract(load, case):
+    check_policy(load(case), trained=False)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(payload, tmp_path_factory):
-    return save(payload, tmp_path_factory.mktemp("diffusion-policy") / "epoch=0100-test_mean_score=0.9.ckpt")
+@pytest.mark.parametrize("case", POLICIES)
+def test_the_averaged_weights_come_back_bit_for_bit(load, case):
+    policy, stored = load(case), weights(case)
+    for prefix, part in (("obs_encoder.", policy.encoder), ("model.", policy.network)):
+        found = part.state_dict()
+        own = [key for key in stored if key.startswith(prefix) and not key.endswith("_dummy_variable")]
+        assert sorted(found) == sorted(key.removeprefix(prefix) for key in own)
+        assert all(torch.equal(found[key.removeprefix(prefix)], stored[key]) for key in own)
 
 
-def test_the_averaged_weights_and_normalisers_come_back_bit_for_bit(checkpoint, network):
-    policy = gpc.load_policy(f"diffusion_policy:{checkpoint}")
-    found = policy.network.state_dict()
-    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
-    assert policy.actions.scale == pytest.approx((200, 200))
-    assert policy.actions.offset == pytest.approx((200, 200))
-    assert (policy.actions.start, policy.actions.horizon, policy.actions.bound) == (-1, 16, 1.0)
-    assert (dict(policy.observations.shapes), policy.observations.n_obs_steps) == ({"obs": (5,)}, 2)
-    check_policy(policy, trained=False)
+def test_every_observation_matters(load):
+    """Of the parity test's inputs none is lost, whatever its place."""
+    for case in POLICIES:
+        seen, policy = observe(case), load(case)
+        whole = policy.condition(seen)(noise()[0].double(), torch.tensor(1.0, dtype=torch.float64))
+        for key, value in seen.items():
+            changed = seen | {key: value.roll(1, 0)}
+            assert not torch.allclose(policy.condition(changed)(noise()[0].double(), torch.tensor(1.0)), whole), (
+                case,
+                key,
+            )
 
 
-def test_the_chunk_is_that_of_its_own_scheduler(checkpoint, network, monkeypatch):
-    policy = gpc.load_policy(f"diffusion_policy:{checkpoint}")
-    observation = {"obs": 400 * torch.rand(3, 2, 5, generator=torch.Generator().manual_seed(0))}
-    noise = torch.randn(101, 3, 16, 2, generator=torch.Generator().manual_seed(1))
-    draw(monkeypatch, noise[1:])
-    scheduler = DDPMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=True)
-    scheduler.set_timesteps(100)
-    x = noise[0]
-    for t in scheduler.timesteps:
-        with torch.no_grad():
-            out = network(x, t, global_cond=(observation["obs"] / 200 - 1).flatten(1))
-        x = scheduler.step(out, t, x).prev_sample
-    assert float((sample(policy, observation, noise, 1, True) - x).abs().max()) < 1e-5
+@pytest.mark.parametrize("case", ["unet, camera", "transformer, camera", "dp3"])
+def test_an_observation_is_encoded_once_for_a_chunk(load, case):
+    policy, calls = load(case), []
+    hook = policy.encoder.register_forward_hook(lambda *_: calls.append(1))
+    sample(policy, observe(case), noise(), 5, False)
+    hook.remove()
+    assert len(calls) == 1
 
 
-def configured(key, value):
-    def do(payload):
-        config = copy.deepcopy(payload["cfg"])
-        OmegaConf.update(config, key, value)
-        return payload | {"cfg": config}
+def test_what_the_policy_says_of_itself(load):
+    policy, stored = load("unet"), weights("unet")
+    scale, offset = (stored[f"normalizer.params_dict.action.{part}"] for part in ("scale", "offset"))
+    torch.testing.assert_close(policy.actions.encode(torch.ones(2)), scale + offset)
+    spec = policy.actions
+    assert (spec.horizon, spec.dim, spec.start, spec.bound, spec.relative) == (8, 2, -1, 1.0, False)
+    assert load("dp3").actions.bound is None
+    shapes = {case: dict(load(case).observations.shapes) for case in ("unet", "unet, camera", "dp3")}
+    assert shapes["unet"] == {"obs": (5,)}
+    assert shapes["unet, camera"] == {"pose": (3,), "image": (41, 53, 3), "agent_pos": (2,)}
+    assert shapes["dp3"] == {"point_cloud": (20, 6), "agent_pos": (4,)}
+
+
+def configured(*changes):
+    def do(content):
+        cfg = copy.deepcopy(content["cfg"])
+        for key, value in changes:
+            OmegaConf.update(cfg, key, value, force_add=True)
+        return content | {"cfg": cfg}
 
     return do
 
 
-def weights(change):
+@pytest.mark.parametrize(
+    ("key", "value", "relative", "said"),
+    [
+        ("task.abs_action", False, True, ""),
+        ("task.abs_action", None, None, "does not say whether its actions are moves (delta) or absolute targets"),
+        ("task.dataset.delta_action", True, True, ""),
+    ],
+)
+def test_moves_and_targets_are_told_apart(tmp_path, capsys, key, value, relative, said):
+    content = configured(("task.abs_action", None), (key, value))(payload("unet"))
+    assert gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}").actions.relative is relative
+    assert (said in capsys.readouterr().err) if said else (capsys.readouterr().err == "")
+
+
+def test_a_chunk_may_begin_one_step_earlier(tmp_path):
+    content = configured(("policy.oa_step_convention", False))(payload("unet"))
+    assert gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}").actions.start == -2
+
+
+def state(change):
     return lambda p: p | {"state_dicts": {"ema_model": change(p["state_dicts"]["ema_model"])}}
 
 
 def without(part):
-    return lambda state: {key: value for key, value in state.items() if part not in key}
+    return state(lambda tensors: {key: value for key, value in tensors.items() if part not in key})
 
 
-BREAKAGES = {
-    "another policy": (configured("policy._target_", "x.HybridImage"), "is a x.HybridImage; gpc reads"),
-    "conditioned otherwise": (configured("obs_as_global_cond", False), "has policy.obs_as_global_cond=False"),
-    "another prediction": (configured("policy.noise_scheduler.prediction_type", "v"), "has prediction_type='v'"),
-    "a setting that is code": (
-        configured("policy.horizon", "${eval:'8+8'}"),
-        "cfg.horizon cannot be read: Unsupported",
+def refer_to_itself(content):
+    cfg = copy.deepcopy(content["cfg"])
+    cfg._content["policy"] = cfg
+    return content | {"cfg": cfg}
+
+
+IMAGE = "normalizer.params_dict.image.{}"
+REFUSED = {
+    "another policy": ("unet", configured(("policy._target_", "x.HybridImage")), "is a x.HybridImage; gpc reads Diff"),
+    "an image policy": (
+        "unet",
+        configured(("policy._target_", "diffusion_policy.policy.diffusion_unet_image_policy.DiffusionUnetImagePolicy")),
+        "DiffusionUnetImagePolicy; gpc reads DiffusionUnetLowdimPolicy, .*HybridImagePolicy.*, DP3, SimpleDP3",
     ),
-    "no horizon": (configured("policy.horizon", None), "has no 'horizon'"),
-    "no weights": (lambda p: p | {"state_dicts": {}}, "holds no weights"),
-    "no configuration": (lambda p: {"state_dicts": {}}, "it has no 'cfg'"),
-    "a configuration that is none": (lambda p: p | {"cfg": 3}, "its cfg is no OmegaConf configuration"),
-    "no normaliser": (weights(without("params_dict.action")), "has no normaliser of 'action'"),
-    "another network": (configured("policy.model.down_dims", [16, 64]), "do not fit the network it describes"),
-    "a network of less": (weights(without("final_conv")), "do not fit the network it describes"),
-    "a payload": (lambda p: p | {"pickles": Call(os.system, TOUCH)}, "asks for posix.system"),
+    "conditioned otherwise": ("unet", configured(("obs_as_global_cond", False)), "has policy.obs_as_global_cond=False"),
+    "inpainted": ("causal transformer", configured(("obs_as_cond", False)), "has policy.obs_as_cond=False"),
+    "an encoder only": (
+        "causal transformer",
+        configured(("policy.model.time_as_cond", False)),
+        "has policy.model.time_as_cond=False; gpc reads this policy with True only",
+    ),
+    "a chunk of executed steps": (
+        "causal transformer",
+        configured(("policy.pred_action_steps_only", True)),
+        "has policy.pred_action_steps_only=True",
+    ),
+    "cross attention": (
+        "dp3",
+        configured(("policy.condition_type", "cross_attention_film")),
+        "has policy.condition_type=cross_attention_film; gpc reads this policy with film only",
+    ),
+    "no projection": (
+        "dp3",
+        configured(("policy.pointcloud_encoder_cfg.use_projection", False)),
+        "pointcloud_encoder_cfg.use_projection=False",
+    ),
+    "an imagined robot": (
+        "dp3",
+        configured(("task.shape_meta.obs.imagin_robot", {"shape": [96, 7]})),
+        "points of an imagined robot",
+    ),
+    "points without colours": (
+        "dp3, colours",
+        state(lambda s: s | {f"normalizer.params_dict.point_cloud.{p}": torch.ones(3) for p in ("scale", "offset")}),
+        "its points have 3 numbers, the network reads 6",
+    ),
+    "two hands": ("dp3", configured(("task.shape_meta.action.shape", [2, 7])), r"actions have shape \(2, 7\)"),
+    "an unknown observation": (
+        "dp3",
+        configured(("task.shape_meta.obs.agent_pos.type", "scan")),
+        r"observation 'agent_pos' is a scan of shape \(4,\)",
+    ),
+    "another prediction": (
+        "unet",
+        configured(("policy.noise_scheduler.prediction_type", "v_prediction")),
+        "has prediction_type='v_prediction'; gpc reads epsilon, sample",
+    ),
+    "another schedule": (
+        "unet",
+        configured(("policy.noise_scheduler.beta_schedule", "wild")),
+        "do not fit the network it describes: NotImplementedError: wild",
+    ),
+    "a setting that is code": (
+        "unet",
+        configured(("policy.horizon", "${eval:'8+8'}")),
+        "its configuration says .*8.8.* which is code",
+    ),
+    "a setting of the environment": ("unet", configured(("policy.horizon", "${oc.env:HOME}")), "which is code"),
+    "a reference to nothing": ("unet", configured(("policy.horizon", "${horizn}")), "has no 'policy.horizon'"),
+    "a reference to itself": (
+        "unet",
+        configured(("horizon", "${horizon}")),
+        "'horizon' in its configuration refers to",
+    ),
+    "a configuration in itself": ("unet", refer_to_itself, "has no 'policy._target_'"),
+    "no horizon": ("unet", configured(("policy.horizon", None)), "has no 'policy.horizon'"),
+    "a horizon in words": ("unet", configured(("policy.horizon", "long")), "do not fit the network it describes: Type"),
+    "no weights": ("unet", lambda p: p | {"state_dicts": {}}, "holds no weights"),
+    "weights that are none": ("unet", lambda p: p | {"state_dicts": [1]}, "holds no weights"),
+    "no configuration": ("unet", lambda p: {"state_dicts": {}}, "it has no 'cfg'"),
+    "a configuration that is none": ("unet", lambda p: p | {"cfg": 3}, "has no 'policy._target_'"),
+    "no normaliser": ("unet", without("params_dict.action"), "has no normaliser of 'action'"),
+    "no normaliser of a camera": ("unet, camera", without("params_dict.image.offset"), "has no normaliser of 'image'"),
+    "a camera normalised by its columns": (
+        "unet, camera",
+        state(lambda s: s | {IMAGE.format(p): torch.ones(3) for p in ("scale", "offset")}),
+        "the normaliser of 'image' has 3 numbers for 1 dimensions",
+    ),
+    "a normaliser of another robot": (
+        "unet",
+        configured(("action_dim", 7)),
+        "the normaliser of 'action' has 2 numbers for 7 dimensions",
+    ),
+    "another network": (
+        "unet",
+        configured(("policy.model.down_dims", [16, 64])),
+        "do not fit the network it describes",
+    ),
+    "a network beyond memory": (
+        "unet",
+        configured(("policy.model.down_dims", [16, 2**24])),
+        "do not fit the network it describes: RuntimeError: Error.* in loading state_dict",
+    ),
+    "a network of less": ("unet", without("final_conv"), "do not fit the network it describes"),
+    "a mask that is missing": ("causal transformer", without("memory_mask"), "do not fit the network it describes"),
+    "a payload": ("unet", lambda p: p | {"pickles": Call(os.system, TOUCH)}, "asks for posix.system"),
     "a payload in the configuration": (
+        "unet",
         lambda p: p | {"cfg": {"policy": Call(eval, f"__import__('os').system('{TOUCH}')")}},
         "asks for eval",
     ),
-    "a lambda": (lambda p: p | {"f": lambda: os.system(TOUCH)}, "asks for dill._dill._create_"),
+    "a lambda": ("unet", lambda p: p | {"f": lambda: os.system(TOUCH)}, "asks for dill._dill._create_"),
 }
 
 
-@pytest.mark.parametrize(("spoil", "message"), BREAKAGES.values(), ids=BREAKAGES)
-def test_what_does_not_fit_or_is_hostile_is_refused_in_one_line(payload, tmp_path, monkeypatch, spoil, message):
+@pytest.mark.parametrize(("case", "spoil", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_or_is_hostile_is_refused_in_one_line(tmp_path, monkeypatch, case, spoil, message):
     monkeypatch.chdir(tmp_path)
-    path = save(spoil(payload), tmp_path / "x.ckpt")
+    path = save(spoil(payload(case)), tmp_path / "x.ckpt")
     with pytest.raises(InputError, match=message) as caught:
         gpc.load_policy(f"diffusion_policy:{path}")
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["x.ckpt"]
+
+
+def test_no_resolver_of_this_process_runs(tmp_path, monkeypatch):
+    """The repositories' own scripts register Python's eval; a program that did so would run what a file says."""
+    monkeypatch.chdir(tmp_path)
+    OmegaConf.register_new_resolver("eval", eval)
+    try:
+        content = configured(("policy.horizon", f'${{eval:\'__import__("os").system("{TOUCH}")\'}}'))(payload("unet"))
+        with pytest.raises(InputError, match="which is code"):
+            gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+        assert os.listdir(tmp_path) == ["x.ckpt"]
+        assert OmegaConf.select(content["cfg"], "policy.horizon") == 0
+        assert sorted(os.listdir(tmp_path)) == ["pwned", "x.ckpt"]  # OmegaConf itself would
+    finally:
+        OmegaConf.clear_resolver("eval")

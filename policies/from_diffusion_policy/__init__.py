@@ -1,0 +1,333 @@
+"""Checkpoints of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137) and DP3 (Ze et al. 2024, arXiv 2403.03954) as policies:
+`diffusion_policy:PATH.ckpt`.
+
+Such a file is a dill pickle with the training's whole configuration. Here nothing of it is executed: OmegaConf's classes come as
+inert stand-ins, from which the settings are read as data; `networks` has what is rebuilt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
+from gpc.errors import InputError
+from gpc.noise import NoiseLevels, VariancePreserving
+from gpc.policies.checkpoint import fingerprint, read
+from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
+from gpc.policies.settings import Settings
+from gpc.policy import ActionSpec, Observation, ObservationSpec
+
+STAND_INS = (
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+    "omegaconf.nodes.StringNode",
+    "omegaconf.nodes.IntegerNode",
+    "omegaconf.nodes.FloatNode",
+    "omegaconf.nodes.BooleanNode",
+    "collections.defaultdict",
+    "typing.Any",
+    "dill._dill._load_type",
+    "__builtin__.dict",
+    "__builtin__.list",
+    "__builtin__.object",
+    "builtins.dict",
+    "builtins.list",
+    "builtins.object",
+)
+PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "sample": "sample"}
+SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+UNET = ("diffusion_step_embed_dim", "down_dims", "kernel_size", "n_groups")
+TRANSFORMER = ("n_layer", "n_head", "n_emb", "n_cond_layers", "causal_attn")
+CLOUD_KEYS = ("point_cloud", "agent_pos")
+SCALE, OFFSET = "normalizer.params_dict.{}.scale", "normalizer.params_dict.{}.offset"
+DUMMY = "_dummy_variable"  # an empty parameter by which the repository finds a module's device
+MOVES = {  # the settings that say what actions are, and their value where actions are moves
+    "task.abs_action": False,
+    "task.dataset.abs_action": False,
+    "task.env_runner.abs_action": False,
+    "task.dataset.delta_action": True,
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A policy class: its network, the section with that network's settings, and the settings that are served with one value.
+
+    Where the configuration is silent on one of those, it is the class's own value or the only one that the weights fit.
+    `aligned`: step n_obs_steps - 1 of the chunk is now, where the configuration does not say otherwise. `clouds`: it sees points.
+    """
+
+    network: Callable[..., nn.Module]
+    section: str
+    only: Mapping[str, Any] = field(default_factory=dict)
+    aligned: bool = True
+    clouds: bool = False
+
+
+CLOUDS = Kind(
+    unet,
+    "policy",
+    {
+        "obs_as_global_cond": True,
+        "condition_type": "film",
+        "use_down_condition": True,
+        "use_mid_condition": True,
+        "use_up_condition": True,
+        "pointnet_type": "pointnet",
+        "pointcloud_encoder_cfg.use_projection": True,
+    },
+    clouds=True,
+)
+POLICY = "diffusion_policy.policy."
+KINDS = {
+    f"{POLICY}diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy": Kind(
+        unet,
+        "policy.model",
+        {"obs_as_global_cond": True, "model.cond_predict_scale": True, "pred_action_steps_only": False},
+        aligned=False,
+    ),
+    f"{POLICY}diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy": Kind(
+        Transformer, "policy.model", {"obs_as_cond": True, "model.time_as_cond": True, "pred_action_steps_only": False}
+    ),
+    f"{POLICY}diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy": Kind(
+        unet, "policy", {"obs_as_global_cond": True, "cond_predict_scale": True}
+    ),
+    f"{POLICY}diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy": Kind(
+        Transformer, "policy", {"obs_as_cond": True, "time_as_cond": True, "pred_action_steps_only": False}
+    ),
+    "diffusion_policy_3d.policy.dp3.DP3": CLOUDS,
+    "diffusion_policy_3d.policy.simple_dp3.SimpleDP3": replace(CLOUDS, network=simple_unet),
+}
+
+
+@dataclass(frozen=True)
+class DiffusionPolicy:
+    """A policy of Diffusion Policy or DP3 behind the one coordinate.
+
+    It reads "obs" (low-dimensional), the keys of its `shape_meta` (images), or "point_cloud" and "agent_pos" (DP3).
+    """
+
+    name: str
+    fingerprint: str
+    encoder: nn.Module
+    network: nn.Module
+    schedule: VariancePreserving
+    prediction: Prediction
+    actions: ActionSpec
+    observations: ObservationSpec
+    normalisers: Mapping[str, tuple[Tensor, Tensor]]  # key -> scale, offset of `x * scale + offset`
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """Its trained levels."""
+        return self.schedule.levels
+
+    @torch.inference_mode()
+    def condition(self, observation: Observation) -> Denoiser:
+        """Normalise and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
+        self.observations.check(observation)
+        rows = {key: self._normalise(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
+        condition = self.encoder(rows).unflatten(0, (-1, self.observations.n_obs_steps))
+        if not isinstance(self.network, Transformer):
+            condition = condition.flatten(1)
+        network = frozen(lambda x, step: self.network(x, step, condition))
+        return NetworkDenoiser(network, self.schedule, self.prediction)
+
+    def _normalise(self, key: str, value: Tensor) -> Tensor:
+        """Images to [0, 1] and channels first, then the checkpoint's scale and offset."""
+        scale, offset = self.normalisers[key]
+        image = value.dtype == torch.uint8
+        value = (value.float() / 255).movedim(-1, -3).contiguous() if image else value.float()
+        return value * scale + offset
+
+
+def load(source: str) -> DiffusionPolicy:
+    """Load a `.ckpt`, with its averaged (EMA) weights where it has them.
+
+    Raises InputError where the file is missing, damaged or asks for a class beyond OmegaConf's; is of another policy class or
+    of settings that are not served; or lacks weights or a normaliser.
+    """
+    path = Path(source).expanduser()
+    content = read(path, STAND_INS)
+    missing = [key for key in ("cfg", "state_dicts") if key not in content]
+    if missing:
+        raise InputError(f"{path} is no checkpoint of Diffusion Policy: it has no {missing[0]!r}")
+    settings = Settings(path, content["cfg"])
+    kind = _kind(settings)
+    state = _weights(path, content["state_dicts"])
+    try:
+        return _build(kind, settings, state)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: its weights do not fit the network it describes: {type(error).__name__}: {reason}"
+        ) from None
+
+
+def _kind(settings: Settings) -> Kind:
+    """The policy class, after every setting that is served with one value only is known to have it."""
+    name = settings.get("policy._target_")
+    if name not in KINDS:
+        known = ", ".join(kind.rpartition(".")[2] for kind in KINDS)
+        raise InputError(f"{settings.path} is a {name}; gpc reads {known}")
+    kind = KINDS[name]
+    for key, wanted in kind.only.items():
+        found = settings.find(f"policy.{key}", wanted)
+        if found != wanted:
+            raise InputError(f"{settings.path} has policy.{key}={found}; gpc reads this policy with {wanted} only")
+    prediction = settings.get("policy.noise_scheduler.prediction_type")
+    if prediction not in PREDICTIONS:
+        raise InputError(f"{settings.path} has prediction_type={prediction!r}; gpc reads {', '.join(PREDICTIONS)}")
+    return kind
+
+
+def _weights(path: Path, states: Any) -> dict[str, Tensor]:
+    states = states if isinstance(states, dict) else {}
+    state = states.get("ema_model") or states.get("model")
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds no weights (state_dicts: {', '.join(map(str, states)) or 'none'})")
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> DiffusionPolicy:
+    steps = settings.get("policy.n_obs_steps")
+    shapes, dim = _shapes(kind, settings, state)
+    sizes = {key: 1 if len(shape) == 3 else shape[-1] for key, shape in shapes.items()}  # images have one scale for all
+    normalisers = {key: _normaliser(settings.path, state, key, size) for key, size in sizes.items()}
+    actions = _actions(kind, settings, *_normaliser(settings.path, state, "action", dim))
+    scheduler: Any = DDPMScheduler(**{key: settings.get(f"policy.noise_scheduler.{key}") for key in SCHEDULE})
+    with torch.device("meta"):  # nothing is allocated for settings that the weights do not fit
+        parts = _networks(kind, settings, shapes, actions)
+    own = {k: v for k, v in state.items() if k.startswith(("model.", "obs_encoder.")) and not k.endswith(DUMMY)}
+    parts.load_state_dict(own, assign=True)
+    parts.eval().requires_grad_(False)
+    return DiffusionPolicy(
+        name=settings.path.stem,
+        fingerprint=fingerprint(settings.path),
+        encoder=parts["obs_encoder"],
+        network=parts["model"],
+        schedule=VariancePreserving(tuple(scheduler.betas.tolist())),
+        prediction=PREDICTIONS[settings.get("policy.noise_scheduler.prediction_type")],
+        actions=actions,
+        observations=ObservationSpec(shapes, steps),
+        normalisers=normalisers,
+    )
+
+
+def _shapes(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], int]:
+    """What the environment must offer, images as (height, width, channels), and the number of action dimensions."""
+    meta = settings.find("policy.shape_meta", None)
+    if meta is None:
+        return {"obs": (settings.get("policy.obs_dim"),)}, settings.get("policy.action_dim")
+    if kind.clouds and "imagin_robot" in meta["obs"]:
+        raise InputError(
+            f"{settings.path} sees points of an imagined robot ('imagin_robot'); gpc reads the camera's only"
+        )
+    keys = CLOUD_KEYS if kind.clouds else meta["obs"]
+    shapes = {key: _shape(settings.path, key, meta["obs"][key], state) for key in keys}
+    action = meta["action"]["shape"]
+    if len(action) != 1:
+        raise InputError(f"{settings.path}: its actions have shape {tuple(action)}; gpc reads one vector")
+    return shapes, action[0]
+
+
+def _shape(path: Path, key: str, meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    shape = tuple(meta["shape"])
+    match meta.get("type", "low_dim"), len(shape):
+        case "rgb", 3:
+            return (*shape[1:], shape[0])
+        case "low_dim", 1:
+            return shape
+        case "point_cloud", 2:  # the environments of DP3 add colours that its configurations leave unsaid
+            scale = state.get(SCALE.format(key))
+            return shape if scale is None or scale.numel() == 1 else (shape[0], scale.numel())
+        case other, _:
+            raise InputError(f"{path}: observation {key!r} is a {other} of shape {shape}, which gpc does not read")
+
+
+def _normaliser(path: Path, state: Mapping[str, Tensor], key: str, size: int) -> tuple[Tensor, Tensor]:
+    """Scale and offset (size,) of the checkpoint's `x * scale + offset`, which may be one number for all."""
+    names = [part.format(key) for part in (SCALE, OFFSET)]
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise InputError(f"{path} has no normaliser of {key!r} ({missing[0]} is missing)")
+    scale, offset = (state[name].float().flatten() for name in names)
+    if len(scale) != len(offset) or len(scale) not in (1, size):
+        raise InputError(f"{path}: the normaliser of {key!r} has {len(scale)} numbers for {size} dimensions")
+    return scale.expand(size), offset.expand(size)
+
+
+def _actions(kind: Kind, settings: Settings, scale: Tensor, offset: Tensor) -> ActionSpec:
+    aligned = settings.find("policy.oa_step_convention", kind.aligned)
+    clip = settings.get("policy.noise_scheduler.clip_sample")
+    return ActionSpec(
+        settings.get("policy.horizon"),
+        tuple((1 / scale.double()).tolist()),
+        tuple((-offset.double() / scale.double()).tolist()),
+        start=(1 if aligned else 0) - settings.get("policy.n_obs_steps"),
+        bound=float(settings.find("policy.noise_scheduler.clip_sample_range", 1.0)) if clip else None,
+        relative=_relative(settings),
+    )
+
+
+def _relative(settings: Settings) -> bool | None:
+    """Whether actions are moves (delta) or targets; said where the checkpoint does not declare it."""
+    for key, moves in MOVES.items():
+        found = settings.find(key, None)
+        if isinstance(found, bool):
+            return found == moves
+    print(
+        f"gpc: {settings.path} does not say whether its actions are moves (delta) or absolute targets ({', '.join(MOVES)}); gpc "
+        "cannot refuse a composition of both",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _networks(
+    kind: Kind, settings: Settings, shapes: Mapping[str, tuple[int, ...]], actions: ActionSpec
+) -> nn.ModuleDict:
+    """Encoder and network under the names of their weights."""
+    encoder = _cloud_encoder(settings, shapes) if kind.clouds else _encoder(settings, shapes)
+    steps = settings.get("policy.n_obs_steps")
+    if kind.network is Transformer:
+        sizes = {key: settings.get(f"{kind.section}.{key}") for key in TRANSFORMER}
+        network: nn.Module = Transformer(actions.dim, encoder.features, actions.horizon, steps, **sizes)
+    else:
+        sizes = {key: settings.get(f"{kind.section}.{key}") for key in UNET}
+        network = kind.network(actions.dim, encoder.features * steps, **sizes)
+    return nn.ModuleDict({"obs_encoder": encoder, "model": network})
+
+
+def _encoder(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> ObservationEncoder:
+    crop = settings.find("policy.crop_shape", [76, 76])
+    return ObservationEncoder(shapes, crop, bool(settings.find("policy.obs_encoder_group_norm", False)))
+
+
+def _cloud_encoder(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> CloudEncoder:
+    cloud = "policy.pointcloud_encoder_cfg"
+    colour, channels = settings.find("policy.use_pc_color", False), shapes["point_cloud"][-1]
+    if channels != 6 and (colour or channels != 3):
+        raise InputError(f"{settings.path}: its points have {channels} numbers, the network reads {6 if colour else 3}")
+    norm = settings.find(f"{cloud}.final_norm", "none")
+    if norm not in ("none", "layernorm"):
+        raise InputError(f"{settings.path} has {cloud}.final_norm={norm!r}; gpc reads none, layernorm")
+    return CloudEncoder(
+        shapes["agent_pos"][0],
+        settings.get(f"{cloud}.out_channels"),
+        colour=bool(colour),
+        layer_norm=bool(settings.find(f"{cloud}.use_layernorm", False)),
+        final_norm=norm == "layernorm",
+    )
