@@ -11,6 +11,7 @@ import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot_checkpoints import save as save_checkpoint
+from lerobot_checkpoints import save_smolvla
 
 import gpc
 from gpc.errors import InputError
@@ -103,6 +104,23 @@ def test_a_chunk_goes_on_from_what_the_robot_is_doing(policy):
     assert apart[7] < (free[:, 7] - left_over[:, 7]).abs().mean()
     policy.reset()
     torch.testing.assert_close(policy.predict_action_chunk(observe(0), noise, 0, left_over, 0), free)
+
+
+def test_a_member_that_reads_instructions_is_told_lerobots_task(tmp_path):
+    vla = save_smolvla(tmp_path / "vla")[0]
+    save(tmp_path / "composed", [f"lerobot:{vla}"], [1.0])
+    policy = get_policy_class("gpc").from_pretrained(tmp_path / "composed")
+    pre, _ = make_pre_post_processors(policy.config, pretrained_path=tmp_path / "composed")
+    noise = torch.randn(1, 2, 12, 2, generator=torch.Generator().manual_seed(1))
+    seen = {"observation.state": observe(0)["observation.state"], "observation.image": torch.rand(2, 3, 96, 96)}
+
+    def act(*tasks):
+        policy.reset()
+        return policy.select_action(pre(seen | {"task": list(tasks)}), noise=noise)
+
+    first, second = act("push the T", "push the T"), act("push the T", "pull the T")
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
 
 
 @pytest.mark.parametrize(

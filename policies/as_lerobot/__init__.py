@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
@@ -31,6 +32,7 @@ from torch import Tensor
 from gpc.composition import ComposedPolicy, compose
 from gpc.control import Sampling, sample_chunk
 from gpc.denoise import Decided, Denoiser
+from gpc.env import TASK, write_text
 from gpc.errors import InputError
 from gpc.load import load_policy
 from gpc.policy import Policy, rename
@@ -139,7 +141,7 @@ class GpcPolicy(PreTrainedPolicy):
         missing = sorted(set(spec.shapes) - set(batch))
         if missing:
             raise InputError(f"the robot or environment offers no {missing[0]!r}; add it to rename_map of config.json")
-        now = {key: _from_lerobot(batch[key].cpu(), len(shape) == 3) for key, shape in spec.shapes.items()}
+        now = {key: _from_lerobot(batch[key], len(shape) == 3) for key, shape in spec.shapes.items()}
         self._seen.extend([now] * (1 if self._seen else spec.n_obs_steps))
 
     def _chunk(self, noise: Tensor | None, wrap: Callable[[Denoiser], Denoiser] | None = None) -> Tensor:
@@ -162,8 +164,13 @@ class GpcPolicy(PreTrainedPolicy):
         return lambda denoiser: Decided(denoiser, chunk, weight)
 
 
-def _from_lerobot(value: Tensor, image: bool) -> Tensor:
-    """Images (batch, channels, height, width) in [0, 1] -> (batch, height, width, channels) uint8; numbers as they are."""
+def _from_lerobot(value: Tensor | list[str], image: bool) -> Tensor:
+    """Images (batch, channels, height, width) in [0, 1] -> (batch, height, width, channels) uint8; instructions as gpc's
+    environments give them; numbers as they are.
+    """
+    if isinstance(value, list):
+        return torch.from_numpy(np.stack([write_text(text) for text in value]))
+    value = value.cpu()
     return (value * 255).round().to(torch.uint8).movedim(-3, -1) if image and value.is_floating_point() else value
 
 
@@ -219,7 +226,7 @@ def save(
         raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")
     config = GpcConfig(
         n_obs_steps=policy.observations.n_obs_steps,
-        input_features={key: _feature(key, shape) for key, shape in policy.observations.shapes.items()},
+        input_features={k: _feature(k, shape) for k, shape in policy.observations.shapes.items() if k != TASK},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (spec.dim,))},
         device="cpu",
         push_to_hub=False,

@@ -136,8 +136,8 @@ def _needs_patched_transformers(config: Any) -> str | None:
         check = None
     if check is None or not check.check_whether_transformers_replace_is_installed_correctly():
         return (
-            f"a LeRobot {config.type} policy needs a patched transformers (LeRobot's extra 'pi'); on the stock one its cache "
-            "grows at every step and the velocity of pi05 ignores t, so gpc does not read it"
+            f"a LeRobot {config.type} policy needs a patched transformers (its branch fix/lerobot_openpi); on the stock one the "
+            "cache grows at every step and the velocity of pi05 ignores t, so gpc does not read it"
         )
     return None
 
@@ -184,7 +184,6 @@ FAMILIES = {
     "pi0": PI0,
     "pi05": PI0._replace(steps=PI0.steps | {"pi05_prepare_state_tokenizer_processor_step"}),
     "xvla": PI0._replace(
-        schedule=lambda policy: LinearFlow(t_min=0.001),
         prediction=lambda config: "sample",
         bind=_xvla_network,
         steps=frozenset({"tokenizer_processor", "xvla_add_domain_id"}),
