@@ -28,7 +28,7 @@ HELP = """\
   gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
   gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
 
-A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt.
+A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt, beso:FOLDER.
 The same command after an interruption goes on where it stopped.
 `gpc search -h` and `gpc evaluate -h` list every key with its default.
 """

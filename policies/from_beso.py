@@ -1,0 +1,276 @@
+"""Trainings of BESO (Reuss et al. 2023, arXiv 2304.02532) as policies: `beso:DIR`, and `beso_unconditional:DIR` without its goal.
+
+DIR holds `.hydra/config.yaml`, `model_state_dict.pth` (the averaged weights) and, where the training scaled its data,
+`scaler.json`: BESO computes that from its data set and stores it nowhere. The transformer sees the last `window_size` states and
+predicts an action for each. Training noises them alike, so all are sampled here; the newest is to be executed. What BESO's own
+rollouts do otherwise is in docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+from torch.nn import functional as F
+from yaml import YAMLError
+
+from gpc.denoise import Denoiser, NetworkDenoiser, frozen
+from gpc.errors import InputError
+from gpc.noise import Karras, NoiseLevels
+from gpc.policies.checkpoint import fingerprint, read
+from gpc.policies.settings import Settings
+from gpc.policy import ActionSpec, Observation, ObservationSpec
+
+Number = TypeVar("Number", int, float)
+CONFIG, WEIGHTS, SCALER = ".hydra/config.yaml", "model_state_dict.pth", "scaler.json"
+INNER = "agents.model.inner_model"
+SERVED = {
+    "agents._target_": "beso.agents.diffusion_agents.beso_agent.BesoAgent",
+    "agents.pred_last_action_only": False,
+    "agents.input_encoder._target_": "beso.agents.input_encoders.obs_encoder.NoEncoder",
+    "agents.model._target_": "beso.agents.diffusion_agents.k_diffusion.score_wrappers.GCDenoiser",
+    f"{INNER}._target_": "beso.agents.diffusion_agents.k_diffusion.score_gpts.DiffusionGPT",
+}
+TINY = 1e-12  # BESO adds it to every standard deviation
+HIDDEN = {
+    10: [2, 5, 6, 7, 8, 9]
+}  # what BESO sets to zero in goals of so many numbers: block pushing's, but for positions
+CLIP = 1.1  # times the range of the data, to which BESO clips what it executes
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) -> same."""
+        q, k, v = (
+            part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """A transformer block, normalised before each half."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) -> same."""
+        x = x + self.attn(self.ln1(x))
+        out: Tensor = x + self.mlp(self.ln2(x))
+        return out
+
+
+class ScoreTransformer(nn.Module):
+    """BESO's network under its own parameter names: tokens noise, goals, state 1, action 1, state 2, action 2, ..."""
+
+    def __init__(
+        self, state: int, action: int, width: int, layers: int, heads: int, goals: int, window: int, linear_output: bool
+    ) -> None:
+        super().__init__()
+        self.goals = goals
+        self.tok_emb = nn.Linear(state, width)
+        self.pos_emb = nn.Parameter(torch.zeros(1, goals + window + 1, width))  # the last is never used
+        self.sigma_emb = nn.Linear(1, width)
+        self.action_emb = nn.Linear(action, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
+        self.ln_f = nn.LayerNorm(width)
+        hidden = nn.Sequential(nn.Linear(width, 100), nn.SiLU(), nn.Linear(100, action))
+        self.action_pred = nn.Linear(width, action) if linear_output else hidden
+
+    def embed(self, goals: Tensor, states: Tensor) -> Tensor:
+        """The tokens that no action has a part in: (batch, goals + window, width), from scaled goals and states."""
+        out: Tensor = self.tok_emb(torch.cat([goals, states], 1)) + self.pos_emb[:, :-1]
+        return out
+
+    def forward(self, x: Tensor, label: Tensor, tokens: Tensor) -> Tensor:
+        """Scaled actions (batch, window, action), log(sigma) / 4 (batch,) and `embed`'s tokens -> like x."""
+        actions = self.action_emb(x) + self.pos_emb[:, self.goals : -1]
+        pairs = torch.stack([tokens[:, self.goals :], actions], 2).flatten(1, 2)
+        sequence = torch.cat([self.sigma_emb(label[:, None, None]), tokens[:, : self.goals], pairs], 1)
+        out: Tensor = self.action_pred(self.ln_f(self.blocks(sequence))[:, self.goals + 2 :: 2])
+        return out
+
+
+@dataclass(frozen=True)
+class BesoPolicy:
+    """A BESO network behind the one coordinate: "state" (state,) and, where it is conditional, "goal" (goals, state)."""
+
+    name: str
+    fingerprint: str
+    network: ScoreTransformer
+    schedule: Karras
+    levels: NoiseLevels
+    actions: ActionSpec
+    observations: ObservationSpec
+    mean: Tensor  # (state,)
+    std: Tensor
+
+    @torch.inference_mode()
+    def condition(self, observation: Observation) -> Denoiser:
+        """Scale and embed the states and the newest goal once."""
+        self.observations.check(observation)
+        states = self._scaled(observation["state"])
+        goals = states.new_zeros(len(states), self.network.goals, states.shape[-1])
+        if "goal" in self.observations.shapes:
+            goals = self._scaled(observation["goal"][:, -1])
+            goals[..., HIDDEN.get(goals.shape[-1], [])] = 0
+        tokens = self.network.embed(goals, states)
+        return NetworkDenoiser(frozen(lambda x, label: self.network(x, label, tokens)), self.schedule, "edm")
+
+    def _scaled(self, value: Tensor) -> Tensor:
+        return (value.float() - self.mean) / self.std
+
+
+def load(source: str) -> BesoPolicy:
+    """Load a training's folder, with the goal where the network has one.
+
+    Raises InputError where a file is missing or damaged, or a setting is not served; weights are read last.
+    """
+    folder = Path(source).expanduser()
+    settings = _settings(folder / CONFIG)
+    return _policy(folder, settings, conditional=bool(settings.get(f"{INNER}.goal_conditioned")))
+
+
+def load_unconditional(source: str) -> BesoPolicy:
+    """Load the same network with its goals at zero, the other half of classifier-free guidance (arXiv 2207.12598).
+
+    Raises InputError also where no goal was dropped in training.
+    """
+    folder = Path(source).expanduser()
+    settings = _settings(folder / CONFIG)
+    for key in ("goal_conditioned", "goal_drop"):
+        if not settings.get(f"{INNER}.{key}"):
+            raise InputError(
+                f"{folder} has {INNER}.{key}={settings.get(f'{INNER}.{key}')}: it was never trained without its goal; take "
+                "beso:DIR, or a training with cond_mask_prob above 0"
+            )
+    return _policy(folder, settings, conditional=False)
+
+
+def _settings(path: Path) -> Settings:
+    """The training's settings, as data: nothing that they name is imported or called."""
+    try:
+        settings = Settings(path, OmegaConf.to_container(OmegaConf.load(path)))
+    except FileNotFoundError:
+        raise InputError(
+            f"no file {str(path)!r}; beso:DIR takes the folder of a training, with {CONFIG} in it"
+        ) from None
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    for key, value in SERVED.items():
+        found = settings.get(key)
+        if found != value:
+            raise InputError(f"{path} has {key}={found}; gpc reads {value}")
+    return settings
+
+
+def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
+    state, action, window = (
+        _positive(settings, f"{INNER}.{key}") for key in ("state_dim", "action_dim", "obs_seq_len")
+    )
+    if settings.get("agents.window_size") != window:
+        raise InputError(f"{settings.path} has agents.window_size other than {INNER}.obs_seq_len={window}")
+    goals = _positive(settings, f"{INNER}.goal_seq_len") if settings.get(f"{INNER}.goal_conditioned") else 0
+    scaler = _scaler(folder / SCALER, settings, state, action)
+    schedule = Karras(
+        sigma_data=_positive(settings, "agents.model.sigma_data", float),
+        sigma_min=_positive(settings, "agents.sigma_min", float),
+        sigma_max=_positive(settings, "agents.sigma_max", float),
+    )
+    shapes: dict[str, tuple[int, ...]] = {"state": (state,)} | ({"goal": (goals, state)} if conditional else {})
+    files = [path for path in (folder / CONFIG, folder / SCALER, folder / WEIGHTS) if path.is_file()]
+    suffix = "" if conditional or not goals else "-unconditional"
+    return BesoPolicy(
+        name=folder.resolve().name + suffix,
+        network=_network(folder / WEIGHTS, settings, state, action, goals, window),
+        fingerprint=" ".join(map(fingerprint, files)) + suffix,
+        schedule=schedule,
+        levels=schedule.levels,
+        actions=ActionSpec(window, scaler.scale, scaler.offset, start=1 - window, bound=scaler.bound),
+        observations=ObservationSpec(shapes, window),
+        mean=scaler.mean,
+        std=scaler.std,
+    )
+
+
+def _positive(settings: Settings, key: str, kind: type[Number] = int) -> Number:
+    value = settings.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0:
+        raise InputError(f"{settings.path} has {key}={value!r}; it must be a number above 0 ({kind.__name__})")
+    return kind(value)
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """`(state - mean) / std` for states and goals; `scale`, `offset` and `bound` of the actions."""
+
+    mean: Tensor
+    std: Tensor
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    bound: float | None = None
+
+
+def _scaler(path: Path, settings: Settings, state: int, action: int) -> Scaler:
+    """BESO's `Scaler` (mean and standard deviation) or `MinMaxScaler` (actions to [-1, 1]), or nothing scaled."""
+    if not settings.get("workspaces.scale_data"):
+        return Scaler(torch.zeros(state), torch.ones(state), (1.0,) * action, (0.0,) * action)
+    ends = settings.find("workspaces.use_minmax_scaler", False)
+    first, second = ("min", "max") if ends else ("mean", "std")
+    found = _statistics(path, {"state": {"mean": state, "std": state}, "action": {first: action, second: action}})
+    a, b = (torch.tensor(found["action"][name], dtype=torch.float64) for name in (first, second))
+    scale, offset = ((b - a) / 2, (a + b) / 2) if ends else (b + TINY, a)
+    mean, std = (torch.tensor(found["state"][name]) for name in ("mean", "std"))
+    return Scaler(mean, std + TINY, tuple(scale.tolist()), tuple(offset.tolist()), CLIP if ends else None)
+
+
+def _statistics(path: Path, form: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, list[float]]]:
+    """The file of that form: `form[part][name]` is how many numbers there are."""
+    shown = json.dumps({part: {k: f"{n} numbers" for k, n in names.items()} for part, names in form.items()})
+    try:
+        found: dict[str, dict[str, list[float]]] = json.loads(path.read_text())
+        for part, names in form.items():
+            for name, count in names.items():
+                values = torch.tensor(found[part][name], dtype=torch.float64)
+                if values.shape != (count,) or not bool(values.isfinite().all()):
+                    raise ValueError(f"{part}.{name} is not {count} numbers")
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing; BESO keeps its scaler nowhere, so write what it computed from the data set: {shown}"
+        ) from None
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{path} is not of the form {shown}: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def _network(path: Path, settings: Settings, state: int, action: int, goals: int, window: int) -> ScoreTransformer:
+    width, layers, heads = (_positive(settings, f"{INNER}.{key}") for key in ("embed_dim", "n_layers", "n_heads"))
+    if width % heads:
+        raise InputError(f"{settings.path} has {INNER}.embed_dim={width}, which {heads} heads do not divide")
+    linear = bool(settings.find(f"{INNER}.linear_output", False))
+    network = ScoreTransformer(state, action, width, layers, heads, goals, window, linear)
+    weights = {k.removeprefix("inner_model."): v for k, v in read(path).items() if not k.endswith(".attn.mask")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: its weights do not fit the network of {settings.path}: {reason}") from None
+    return network.eval().requires_grad_(False)
