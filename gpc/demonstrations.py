@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -133,7 +134,15 @@ def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstration
         chosen = _choose(path, keys, known)
         observations = {key: root["data"][key][:] for key in chosen}
         actions, ends = root["data"][ACTION][:], root["meta/episode_ends"][:]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, zarr.errors.BaseZarrError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zarr.errors.BaseZarrError,
+    ) as error:
         raise InputError(
             f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {' '.join(str(error).split())}"
         ) from None

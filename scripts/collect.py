@@ -30,6 +30,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from gpc.demonstrations import Demonstrations, write_replay_buffer, write_robomimic
 from gpc.envs import experts
+from gpc.errors import GpcError, InputError
 from gpc.record import read_json, write_atomically
 from gpc.stats import wilson
 
@@ -73,6 +74,7 @@ def play(task: str, keys: tuple[str, ...], folder: Path, seed: int) -> Path:
     part = path.with_suffix(".part")
     with part.open("wb") as file:
         np.savez_compressed(file, note=json.dumps(note), actions=episode.actions, rewards=episode.rewards, **arrays)
+        file.flush()
         os.fsync(file.fileno())
     part.replace(path)
     return path
@@ -115,7 +117,7 @@ def check_folder(folder: Path, config: dict[str, Any]) -> None:
     path = folder / "manifest.json"
     if path.exists() and (before := read_json(path)) != config:
         key = next(key for key in config if config[key] != before[key])
-        raise SystemExit(f"{folder} was begun with {key}={before[key]}, now it is {config[key]}; use another --out")
+        raise InputError(f"{folder} was begun with {key}={before[key]}, now it is {config[key]}; use another --out")
     write_atomically(path, json.dumps(config, indent=1) + "\n")
 
 
@@ -171,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--observations", nargs="+", default=[], help="further keys, as agentview_image")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args(argv)
+    if args.episodes < 1 or args.workers < 1:
+        parser.error(f"--episodes {args.episodes}, --workers {args.workers}: give 1 or more")
     args.observations = [*LOW_DIM, *args.observations]
     folder = args.out / f"{args.task}.episodes"
     config = {
@@ -179,10 +183,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "expert": hashlib.sha256(Path(experts.__file__).read_bytes()).hexdigest(),
         "versions": {name: version(name) for name in ("robosuite", "mujoco", "numpy")},
     }
-    check_folder(folder, config)
-    files, notes = collect(args, folder)
-    write(args, files, notes)
-    write_atomically(args.out / f"{args.task}.json", json.dumps(report(args, notes, config), indent=1) + "\n")
+    try:
+        check_folder(folder, config)
+        files, notes = collect(args, folder)
+        write(args, files, notes)
+        write_atomically(args.out / f"{args.task}.json", json.dumps(report(args, notes, config), indent=1) + "\n")
+    except GpcError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
