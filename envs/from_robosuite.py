@@ -300,9 +300,6 @@ def _make(task: str, arguments: Mapping[str, Any]) -> Any:
             env = robosuite.make(task, **arguments)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         raise InputError(f"robosuite cannot make {task}: {' '.join(str(error).split())[:300]}") from None
-    for name in env.observation_names:
-        if "joint_pos" in name or "eef_vel" in name:  # robomimic's choice
-            env.modify_observable(name, "active", True)
     update = env._update_observables  # robosuite calls it 25 times in a step, and reads its sensors in the last
     env._update_observables = lambda force=False: update(force) if force else None
     env._update_observables(force=True)

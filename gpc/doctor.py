@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.table import Table
+
+from gpc import gl
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,16 @@ PACKAGES = (
     ("matplotlib", "the weight curve", "pip install 'gpc[report]'"),
     ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
     ("mujoco", "MuJoCo environments", "pip install mujoco"),
+    ("robosuite", "env=lift, env=can, ...", "pip install 'gpc[robosuite]'"),
+    ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "pip install 'gpc[gymnasium]'"),
 )
-GL_PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current(); context.free()"
-GL_PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
 
 
 def findings() -> list[Finding]:
     """Everything that was looked at, in order."""
     found = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
     found += [_package(*row) for row in PACKAGES]
-    found += [_gl(backend) for backend in GL_PACKAGES]
+    found += [_gl(backend) for backend in gl.PACKAGES]
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     return [*found, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
 
@@ -64,15 +65,9 @@ def _package(name: str, needed_for: str, mend: str) -> Finding:
 def _gl(backend: str) -> Finding:
     """Whether off-screen rendering works with this backend, tried in a process of its own."""
     what, needed_for = f"MUJOCO_GL={backend}", "camera images from MuJoCo"
-    probe = subprocess.run(
-        [sys.executable, "-c", GL_PROBE],
-        env=os.environ | {"MUJOCO_GL": backend},
-        capture_output=True,
-        timeout=60,
-        text=True,
-    )
-    if probe.returncode == 0:
+    error = gl.probe(backend)
+    if not error:
         return Finding(what, "works", needed_for)
-    if "No module named 'mujoco'" in probe.stderr:
+    if "No module named 'mujoco'" in error:
         return Finding(what, "not tried: no mujoco", needed_for, "pip install mujoco")
-    return Finding(what, "does not work", needed_for, f"apt-get install {GL_PACKAGES[backend]}")
+    return Finding(what, "does not work", needed_for, f"apt-get install {gl.PACKAGES[backend]}")

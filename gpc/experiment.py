@@ -22,7 +22,7 @@ from gpc.control import ChunkActor
 from gpc.env import Array, Environment
 from gpc.errors import InputError
 from gpc.load import load_policy, suggest
-from gpc.policy import Policy, rename
+from gpc.policy import Policy, rename, simulator_of
 from gpc.record import Row, RunFolder, read_json, read_rows
 from gpc.report import print_summary, video, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
@@ -97,6 +97,8 @@ class Experiment:
         if twice:
             raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
         spec: EnvSpec = build(config.env)
+        if spec.target == "policy":
+            spec = simulator_of(policies, spec)
         if not spec.target.startswith("gpc.envs."):
             raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
         observations = self.policy.observations
@@ -146,6 +148,8 @@ class Experiment:
         except ImportError as error:
             raise InputError(f"{spec.target} needs a package that is missing ({error}); run gpc doctor") from None
         offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
+        if self.config.video:
+            _check_picture(env, self.config.video)
         env.close()
         if env.action_space.shape != (self.policy.actions.dim,):
             raise InputError(
@@ -227,9 +231,8 @@ def run(config: DictConfig, kind: str, console: Console) -> Path:
     if not policies:
         raise InputError("policies=[] is empty; name at least one")
     experiment = Experiment(config, policies, console)
-    folder = Path(
-        config.run_dir or f"runs/{kind}-{config.env.target.partition(':')[2].lower()}-{'+'.join(experiment.names)}"
-    )
+    name = experiment.env.name.lower().replace("/", "-")
+    folder = Path(config.run_dir or f"runs/{kind}-{name}-{'+'.join(experiment.names)}")
     _RUN[kind](experiment, folder)
     print_summary(folder, console)
     if config.video:
@@ -332,6 +335,15 @@ def _not_offered(
     fits = [name for name, found in offered.items() if found == shape]
     hint = f"; if {fits[0]!r} is it, add 'rename_map={{{own}: {fits[0]}}}'" if fits else ""
     return f"{target} offers " + ", ".join(f"{name} {found}" for name, found in offered.items()) + hint
+
+
+def _check_picture(env: Environment, count: int) -> None:
+    """Draw one now: a machine that cannot shall say so before the episodes."""
+    try:
+        env.reset(seed=0)
+        env.render()
+    except InputError as error:
+        raise InputError(f"video={count}: {error}; or choose video=0") from None
 
 
 def _one_hot(index: int, count: int) -> Weights:

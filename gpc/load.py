@@ -10,10 +10,12 @@ import json
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.resources import files
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gpc.errors import InputError
-from gpc.policy import Policy
+
+if TYPE_CHECKING:  # simulator processes look names up, too, and never load torch
+    from gpc.policy import Policy
 
 GROUP = "gpc.policies"
 
@@ -34,7 +36,7 @@ def load_policy(source: str) -> Policy:
         load = found[loader].load()
     except ImportError as error:
         raise InputError(f"loader {loader!r} needs a package that is missing ({error}); run gpc doctor") from None
-    return cast(Policy, load(path))
+    return cast("Policy", load(path))
 
 
 def suggest(word: str, known: list[str]) -> str:

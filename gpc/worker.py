@@ -37,6 +37,11 @@ class EnvSpec:
     n_obs_steps: int = 1
     options: Mapping[str, Any] | None = None
 
+    @property
+    def name(self) -> str:
+        """What reports call it: the task, of a class that has several."""
+        return str((self.options or {}).get("task", self.target.partition(":")[2]))
+
     def make(self) -> Environment:
         """Build one environment."""
         module, _, name = self.target.partition(":")

@@ -28,6 +28,7 @@ from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
 from gpc.policies.checkpoint import fingerprint, read
 from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.worker import EnvSpec
 
 with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
     import robomimic.models.base_nets as base_nets
@@ -35,9 +36,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its 
     import robomimic.utils.file_utils as file_utils
 
 
+ROBOSUITE = 1  # robomimic's number of it
+NOT_PHYSICS = ("has_", "use_", "camera_", "render", "ignore_done", "hard_reset", "lang")  # of a simulator's arguments
+
+
 @dataclass(frozen=True)
 class RobomimicPolicy:
-    """A robomimic diffusion policy behind the one coordinate; `env_metadata` names the simulator it was trained for."""
+    """A robomimic diffusion policy behind the one coordinate, with the simulator it was trained for."""
 
     name: str
     fingerprint: str
@@ -46,7 +51,7 @@ class RobomimicPolicy:
     actions: ActionSpec
     observations: ObservationSpec
     normalisers: Mapping[str, tuple[Tensor, Tensor]]
-    env_metadata: Mapping[str, Any]
+    simulator: EnvSpec | None
 
     @property
     def levels(self) -> NoiseLevels:
@@ -110,7 +115,7 @@ def load(source: str) -> RobomimicPolicy:
         actions=actions,
         observations=ObservationSpec(shapes, algo.algo_config.horizon.observation_horizon),
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
-        env_metadata=content["env_metadata"],
+        simulator=_simulator(config, content["env_metadata"], shapes),
     )
 
 
@@ -141,6 +146,28 @@ def _size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "diffusion_step_embed_dim": embedding,
         "kernel_size": widths[0][2],
     }
+
+
+def _simulator(
+    config: Mapping[str, Any], metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> EnvSpec | None:
+    """The robosuite task of the demonstrations, with its own physics and controllers; None for another simulator."""
+    if metadata.get("type") != ROBOSUITE or "env_name" not in metadata:
+        return None
+    settings = {key: v for key, v in metadata.get("env_kwargs", {}).items() if not key.startswith(NOT_PHYSICS)}
+    options = {"task": metadata["env_name"], "absolute": bool(_rotations(config["train"])), "settings": settings}
+    sizes = [shape[:2] for shape in shapes.values() if len(shape) == 3]
+    return EnvSpec(
+        "gpc.envs.from_robosuite:Robosuite",
+        n_action_steps=config["algo"]["horizon"]["action_horizon"],
+        max_steps=config["experiment"]["rollout"]["horizon"],
+        options=options | ({"image_size": sizes[0]} if sizes else {}),
+    )
+
+
+def _rotations(train: Mapping[str, Any]) -> list[str]:
+    """The parts of an action that are predicted as the first two rows of a rotation matrix."""
+    return [key for key in train["action_keys"] if train["action_config"].get(key, {}).get("format") == "rot_6d"]
 
 
 def _compare_simulator(path: Path, metadata: Mapping[str, Any]) -> None:
@@ -191,15 +218,17 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
     scale, offset = [1.0] * content["shape_metadata"]["ac_dim"], [0.0] * content["shape_metadata"]["ac_dim"]
     if statistics:
         keys = train["action_keys"]
-        turned = [key for key in keys if train["action_config"].get(key, {}).get("format") == "rot_6d"]
-        if turned:
-            raise InputError(
-                f"{path}: {turned[0]} is predicted as rot_6d and converted after sampling; that is no scale and offset, gpc "
-                "composes only policies that share one action space"
-            )
         lost = [key for key in keys if key not in statistics]
         if lost:
             raise InputError(f"{path} has no normalisation statistic of {lost[0]!r}")
+        for key in _rotations(train):
+            sizes = [_row(statistics[part]["scale"]).numel() for part in keys]
+            euler = train["action_config"][key].get("convert_at_runtime") == "rot_euler"
+            if sizes != [3, 6, 1] or key != keys[1] or key.endswith("rel_rot_6d") or euler:
+                raise InputError(
+                    f"{path}: {key} is predicted as rot_6d; gpc takes absolute position, rot_6d and gripper in this order, "
+                    "converted to axis-angle, and nothing else"
+                )
         scale = [s for key in keys for s in _row(statistics[key]["scale"]).flatten().tolist()]
         offset = [o for key in keys for o in _row(statistics[key]["offset"]).flatten().tolist()]
     solver = config["algo"]["ddpm" if config["algo"]["ddpm"]["enabled"] else "ddim"]
@@ -211,15 +240,16 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
         tuple(offset),
         start=1 - horizon["observation_horizon"],
         bound=1.0 if solver["clip_sample"] else None,
-        relative=_relative(path, content["env_metadata"]),
+        relative=False if _rotations(train) else _relative(path, content["env_metadata"]),
     )
 
 
 def _relative(path: Path, metadata: Mapping[str, Any]) -> bool | None:
     """Whether the simulator's controller takes moves (delta) or targets; said where the checkpoint does not declare it."""
-    found = {node[key] in (True, "delta") for node, key in _walk(metadata) if key in ("control_delta", "input_type")}
-    if len(found) == 1:
-        return found.pop()
+    for name in ("input_type", "control_delta"):  # robosuite 1.5 reads the first, 1.4 the second
+        found = {node[key] in (True, "delta") for node, key in _walk(metadata) if key == name}
+        if len(found) == 1:
+            return found.pop()
     print(
         f"gpc: {path} does not say whether its actions are moves (delta) or absolute targets (control_delta or input_type of its "
         "controller); gpc cannot refuse a composition of both",

@@ -10,18 +10,22 @@ import robomimic.utils.train_utils as train_utils
 import torch
 from robomimic.algo import algo_factory
 from robomimic.config import config_factory
+from scipy.spatial.transform import Rotation
 from test_from_lerobot import draw, sample
 
 import gpc
+from gpc.envs.from_robosuite import axis_angle_actions
 from gpc.errors import InputError
 from gpc.policies.from_robomimic import unet
 from gpc.testing import check_policy
+from gpc.worker import EnvSpec
 
 LOW, IMAGE = {"robot0_eef_pos": (3,), "object": (10,)}, {"agentview_image": (3, 84, 84)}
 CONTROLLER = {"controller_configs": {"body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta"}}}}
 ENV = {"env_name": "Lift", "type": 1, "env_kwargs": {"has_renderer": False, **CONTROLLER}, "env_version": "1.5.1"}
 
 
+TURNED = {"action_dict/abs_pos": (3,), "action_dict/abs_rot_6d": (6,), "action_dict/gripper": (1,)}
 SMALL = {"down_dims": [16, 32], "diffusion_step_embed_dim": 16}
 
 
@@ -33,9 +37,11 @@ def statistics(shapes, seed):
     }
 
 
-def save(path, *, image=False, solver="ddpm", **algo):
+def save(path, *, image=False, turned=False, solver="ddpm", metadata=ENV):
     torch.manual_seed(0)
     config = config_factory("diffusion_policy")
+    parts = TURNED if turned else {"actions": (7,)}
+    dim = sum(size for (size,) in parts.values())
     shapes = LOW | (IMAGE if image else {})
     with config.unlocked():
         config.observation.modalities.obs.low_dim = list(LOW)
@@ -44,8 +50,9 @@ def save(path, *, image=False, solver="ddpm", **algo):
         config.observation.encoder.rgb.obs_randomizer_class = "CropRandomizer"
         config.observation.encoder.rgb.obs_randomizer_kwargs = {"crop_height": 76, "crop_width": 76, "num_crops": 1}
         config.train.hdf5_normalize_obs = not image
-        config.train.action_keys = ["actions"]
-        config.train.action_config = {"actions": {"normalization": "min_max"}}
+        config.train.action_keys = list(parts)
+        formats = {key: {"format": "rot_6d"} if key.endswith("rot_6d") else {} for key in parts}
+        config.train.action_config = {key: {"normalization": "min_max"} | formats[key] for key in parts}
         config.algo.optim_params.policy.num_train_batches = config.algo.optim_params.policy.num_epochs = 1
         config.algo.ddpm.enabled, config.algo.ddim.enabled = solver == "ddpm", solver == "ddim"
         config.algo.ddpm.num_inference_timesteps = 10
@@ -53,17 +60,17 @@ def save(path, *, image=False, solver="ddpm", **algo):
         config.algo.ddim.num_inference_timesteps = 100
     obs_utils.initialize_obs_utils_with_config(config)
     with unet(**SMALL):
-        model = algo_factory("diffusion_policy", config, shapes, 7, torch.device("cpu"))
+        model = algo_factory("diffusion_policy", config, shapes, dim, torch.device("cpu"))
     for average in model.ema_nets.parameters():  # so that EMA weights are told from the trained ones
         average.data += 0.01
     train_utils.save_model(
         model,
         config,
-        ENV,
-        {"ac_dim": 7, "all_shapes": shapes, "all_obs_keys": list(shapes), "use_images": image},
+        metadata,
+        {"ac_dim": dim, "all_shapes": shapes, "all_obs_keys": list(shapes), "use_images": image},
         str(path),
         obs_normalization_stats=None if image else statistics(LOW, 1),
-        action_normalization_stats=statistics({"actions": (7,)}, 2),
+        action_normalization_stats=statistics(parts, 2),
     )
     return path
 
@@ -74,16 +81,18 @@ def observe(seed, image):
     return frame | ({"agentview_image": rng.integers(0, 256, (84, 84, 3), np.uint8)} if image else {})
 
 
-@pytest.mark.parametrize("image", [False, True], ids=["state", "camera"])
-def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(tmp_path, monkeypatch, image):
-    path = save(tmp_path / "tiny.pth", image=image)
+@pytest.mark.parametrize(
+    ("image", "turned"), [(False, False), (True, False), (False, True)], ids=["state", "camera", "6D rotations"]
+)
+def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(tmp_path, monkeypatch, image, turned):
+    path = save(tmp_path / "tiny.pth", image=image, turned=turned)
     with unet(**SMALL):
         theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
     theirs.policy.ema_nets.eval()  # robomimic leaves the average in training mode, where crops are random
     policy = gpc.load_policy(f"robomimic:{path}")
     frames = [observe(seed, image) for seed in range(30)]
     frames.insert(0, frames[0])
-    noise = torch.randn(4, 11, 1, 16, 7, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(4, 11, 1, 16, policy.actions.dim, generator=torch.Generator().manual_seed(1))
     starts = iter(noise[:, 0])
     monkeypatch.setattr("robomimic.algo.diffusion_policy.torch.randn", lambda *_, **__: next(starts))
     draw(monkeypatch, noise[:, 1:-1].flatten(0, 1))
@@ -95,7 +104,13 @@ def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(t
     for chunk, first in enumerate(range(0, 30, 8)):
         seen = {key: torch.from_numpy(value)[None] for key, value in stacks[first].items()}
         ours += list(policy.actions.decode(sample(policy, seen, noise[chunk], 10, True))[0, 1:9])
-    assert float((torch.stack(ours[:30]) - torch.from_numpy(wanted)).abs().max()) < 1e-5
+    done = torch.stack(ours[:30]).numpy()
+    if turned:  # robomimic turns them after sampling, here the simulator does
+        assert (policy.actions.dim, policy.actions.relative, policy.simulator.options["absolute"]) == (10, False, True)
+        done = axis_angle_actions(done)
+        for actions in (done, wanted):  # a turn by more than pi is the other way round
+            actions[:, 3:6] = Rotation.from_rotvec(actions[:, 3:6]).as_rotvec()
+    assert np.abs(done - wanted).max() < 1e-5
 
 
 def test_the_chunk_is_that_of_ddim(tmp_path, monkeypatch):
@@ -118,7 +133,9 @@ def test_the_chunk_is_that_of_ddim(tmp_path, monkeypatch):
 def test_the_adapter_keeps_the_contract_and_hands_the_simulator_on(tmp_path):
     policy = gpc.load_policy(f"robomimic:{save(tmp_path / 'tiny.pth', image=True)}")
     check_policy(policy, trained=False)
-    assert policy.env_metadata == ENV
+    controllers = {"controller_configs": ENV["env_kwargs"]["controller_configs"]}
+    options = {"task": "Lift", "absolute": False, "settings": controllers, "image_size": (84, 84)}
+    assert policy.simulator == EnvSpec("gpc.envs.from_robosuite:Robosuite", 8, 400, options=options)
     assert policy.observations.shapes["agentview_image"] == (84, 84, 3)
     assert (policy.name, policy.actions.dim, policy.actions.start, policy.actions.bound) == ("tiny", 7, -1, 1.0)
 

@@ -1,0 +1,53 @@
+"""Which simulator several policies were trained for."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from gpc.errors import InputError
+from gpc.policy import simulator_of
+from gpc.worker import EnvSpec
+
+ASKED = EnvSpec("policy", 0, 0)
+
+
+@dataclass
+class Trained:
+    name: str
+    simulator: EnvSpec | None
+
+
+def trained(name, task="Lift", n_action_steps=8, max_steps=400, **options):
+    settings = {"control_freq": options.pop("control_freq", 20)}
+    options = {"task": task, "settings": settings} | options
+    return Trained(name, EnvSpec("gpc.envs.from_robosuite:Robosuite", n_action_steps, max_steps, options=options))
+
+
+def test_one_policy_has_its_own_and_what_is_asked_goes_first():
+    a = trained("a")
+    assert simulator_of([a], ASKED) == a.simulator
+    found = simulator_of([a], EnvSpec("policy", 4, 50))
+    assert (found.n_action_steps, found.max_steps, found.options) == (4, 50, a.simulator.options)
+
+
+def test_several_share_what_they_agree_on():
+    found = simulator_of([trained("a"), trained("b", n_action_steps=4, max_steps=500, image_size=(84, 84))], ASKED)
+    assert (found.n_action_steps, found.max_steps, found.options["image_size"]) == (4, 500, (84, 84))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (trained("b", "Stack"), "a was trained for Lift, b for Stack"),
+        (
+            trained("b", control_freq=10),
+            r"a was trained for Lift with options.settings.control_freq=20, b for Lift with .*control_freq=10",
+        ),
+        (Trained("b", None), "b does not say which simulator"),
+        (object.__new__(type("Plain", (), {"name": "b"})), "b does not say which simulator"),
+    ],
+    ids=["task", "setting", "unknown simulator", "not told"],
+)
+def test_different_ones_are_refused_naming_both(other, message):
+    with pytest.raises(InputError, match=message):
+        simulator_of([trained("a"), other], ASKED)
