@@ -262,7 +262,8 @@ class Expert:
         return _reachable((scene.hand_yaw + turns)[x < REACH])
 
     def _move(self, scene: Scene) -> Array:
-        speed, way = SPEEDS[self.modes.speed], self._target(scene) - scene.hand
+        speed = SPEEDS[self.modes.speed]
+        way: Array = self._target(scene) - scene.hand
         calm = min(1.0, float(np.linalg.norm(way)) / METRES)  # a steady hand near the target
         way = way + (self._bend(way) if self._phase.bent else _funnel(way))
         upright = Rotation.from_euler("ZX", [scene.hand_yaw + self._turn(scene), np.pi])

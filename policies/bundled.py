@@ -104,7 +104,8 @@ def build(card: Mapping[str, Any]) -> BundledPolicy:
     Raises InputError where a field of the card is missing or unknown.
     """
     try:
-        actions = ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in card["actions"].items()})
+        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["actions"].items()}
+        actions = ActionSpec(**said)
         model = card["model"]
         shapes = {key: tuple(spec["shape"]) for key, spec in model["inputs"].items()}
         return BundledPolicy(

@@ -2,7 +2,8 @@
 
 `data/diffusion-policy.npz` holds what those repositories themselves say of each case: the names and shapes of the policy's state,
 in its order; the buffers that no formula gives (masks, keypoint grids); and the chunk that the policy's own `predict_action`
-returned as "action_pred", its weights, observations and draws being those below (`data/make_diffusion_policy.py`).
+returned as "action_pred", its weights, observations and draws being those below. (Diffusion Policy
+at commit 5ba07ac with robomimic 0.2.0, 3D-Diffusion-Policy at 47385d9; policies, normalisers and samplers used as they are.)
 """
 
 import functools

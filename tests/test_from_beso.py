@@ -1,4 +1,4 @@
-"""BESO's trainings: its own denoised actions and chunks (tests/data/make_beso.py), and what is refused."""
+"""BESO's trainings: its own denoised actions and chunks (tests/data/beso.json), and what is refused."""
 
 import json
 import os
