@@ -178,7 +178,7 @@ class Expert:
         self._task, self._rng = TASKS[task], np.random.default_rng(seed)
         self.modes = Modes(*(str(self._rng.choice(list(c))) for c in (SIDES, ARCS, self._task.grasps, SPEEDS)))
         self._grasp = self._task.grasps[self.modes.grasp]
-        self._noise = np.zeros(6)
+        self._noise: Array = np.zeros(6)
         self.tries = 0
 
     def act(self, frame: Frame) -> Array:
@@ -262,8 +262,7 @@ class Expert:
         return _reachable((scene.hand_yaw + turns)[x < REACH])
 
     def _move(self, scene: Scene) -> Array:
-        speed = SPEEDS[self.modes.speed]
-        way: Array = self._target(scene) - scene.hand
+        speed, way = SPEEDS[self.modes.speed], self._target(scene) - scene.hand
         calm = min(1.0, float(np.linalg.norm(way)) / METRES)  # a steady hand near the target
         way = way + (self._bend(way) if self._phase.bent else _funnel(way))
         upright = Rotation.from_euler("ZX", [scene.hand_yaw + self._turn(scene), np.pi])
