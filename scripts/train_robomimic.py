@@ -58,6 +58,7 @@ def export(checkpoint: Path, folder: Path, args: argparse.Namespace) -> None:
         "name": folder.name,
         "summary": "robomimic's diffusion policy: DDPM noise prediction, 1D U-Net, low-dimensional observations",
         "checkpoint": f"robomimic:{folder.name}.pth",
+        "model": {"inputs": {key: {"shape": shape} for key, shape in content["shape_metadata"]["all_shapes"].items()}},
         "license": "MIT",
         "training": {
             "data": f"{args.task}.hdf5 of scripts/collect.py, its filter key 'train'",
