@@ -228,7 +228,7 @@ class Encoder(nn.Module):
 
     `inputs` names the observation keys and what each is: `{"shape": [5], "offset": 256, "scale": 256, "angles": [4]}`
     for numbers (offset and scale as one number for all, or one each; `angles` index entries in radians that become cos, sin),
-    `{"shape": [96, 96, 3], "image": true}` for a camera, or `{"shape": [256, 3], "points": true, "offset": 0, "scale": 1}` for a
+    `{"shape": [96, 96, 3], "image": true}` for a camera, or `{"shape": [512, 3], "points": true, "offset": 0, "scale": 1}` for a
     point cloud.
     """
 

@@ -130,7 +130,7 @@ MOVES = {"horizon": 16, "scale": [1.0] * 7, "offset": [0.0] * 7, "start": -1, "b
 ROBOT = {key: {"shape": [n], "offset": None} for key, n in
          {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}.items()}  # fmt: skip
 CAMERAS = {f"{name}_image": {"shape": [84, 84, 3], "image": True} for name in ("agentview", "robot0_eye_in_hand")}
-POINTS = {"agentview_points": {"shape": [256, 3], "points": True, "offset": [0.0, 0.0, 1.0], "scale": [0.5, 0.5, 0.5]}}
+POINTS = {"agentview_points": {"shape": [512, 3], "points": True, "offset": [0.0, 0.0, 1.0], "scale": [0.5, 0.5, 0.5]}}
 OBJECT = {"lift": 10, "can": 14, "square": 14}
 
 
