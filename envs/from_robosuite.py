@@ -26,7 +26,7 @@ from gpc.gl import choose_gl
 from gpc.load import suggest
 
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)  # it greets with a page
-_given = os.environ.get("MUJOCO_GL", "")
+_given = os.environ.get("MUJOCO_GL")
 try:
     import robosuite
     from robosuite.controllers.composite import composite_controller_factory as controllers
@@ -35,7 +35,8 @@ try:
     from robosuite.utils import binding_utils
 except ImportError as error:
     raise InputError(f"robosuite's tasks need robosuite ({error}): pip install 'gpc[robosuite]'") from error
-os.environ["MUJOCO_GL"] = _given  # robosuite sets it to EGL, whether that works or not
+if not _given:  # robosuite sets it to EGL, whether that works or not
+    os.environ.pop("MUJOCO_GL", None)
 
 FIXED = {
     "has_renderer": False,

@@ -20,6 +20,8 @@ from gpc.load import suggest
 # Hydra imports and calls whatever `_target_` names; nothing but these is ever handed to it.
 ALLOWED = frozenset({"gpc.worker.EnvSpec", "gpc.rollout.Engine", "gpc.control.Sampling", "gpc.weight_search.Grid"})
 
+OPEN = r"rename_map|env\.options\.settings"  # their keys are the policies' and the simulator's own
+
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration `name` ("evaluate", "search") with overrides as on the command line.
@@ -29,7 +31,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("gpc.configs", version_base="1.3"):
-            opened = [re.sub(r"^(?=rename_map[=.])", "+", item) for item in overrides]  # its keys are the policies' own
+            opened = [re.sub(rf"^(?=({OPEN})[=.])", "+", item) for item in overrides]
             config = compose(name, overrides=opened)
         missing = OmegaConf.missing_keys(config)
         if missing:

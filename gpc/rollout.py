@@ -155,6 +155,7 @@ class _Run:
     health: Health
     attempts: Counter[Job] = field(default_factory=Counter)
     workers: list[_Worker] = field(default_factory=list)
+    spare_starts: int = 0  # how often a simulator may still break while starting: not before one has worked
 
     def start(self) -> None:
         lanes = min(self.engine.lanes, len(self.jobs))
@@ -182,6 +183,7 @@ class _Run:
         except RunError as error:
             self._replace(worker, str(error))
             return
+        self.spare_starts = self.engine.retries
         waiting = []
         for report in reports:
             flight = worker.flights[report.lane]
@@ -239,7 +241,9 @@ class _Run:
         worker.close()
         where = f"{self.env.target}: {cause}"
         if not worker.started:
-            raise RunError(f"the simulator {where} (while starting; gpc doctor says what is missing)")
+            if not self.spare_starts:
+                raise RunError(f"the simulator {where} (while starting; gpc doctor says what is missing)")
+            self.spare_starts -= 1
         self.health.breakdowns.append(where)
         self.attempts.update(lost)
         tired = [job for job in lost if self.attempts[job] > self.engine.retries]

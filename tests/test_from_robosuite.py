@@ -13,6 +13,7 @@ import robomimic.utils.file_utils as file_utils
 import robomimic.utils.obs_utils as obs_utils
 import robomimic.utils.torch_utils as torch_utils
 import torch
+from saboteur import Saboteur
 from scipy.spatial.transform import Rotation
 from test_from_robomimic import save
 
@@ -21,6 +22,7 @@ import gpc.gl
 from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin, world_points
 from gpc.errors import InputError, RunError
 from gpc.record import RunFolder, read_json
+from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
 from gpc.testing import check_env
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
@@ -244,6 +246,28 @@ def test_evaluate_builds_the_simulator_of_a_checkpoint_and_robomimic_agrees_with
         assert trajectory["reward"].tolist() == rewards
         for key in ("object", "robot0_eef_pos"):
             np.testing.assert_allclose(trajectory[key], [frame[key][-1] for frame in frames[::8]], atol=1e-6)
+
+
+def wander(observation, weights, seeds, chunks):
+    pairs = zip(seeds, chunks, strict=True)
+    return np.stack([np.random.default_rng([s, c]).uniform(-1, 1, (8, 7)) for s, c in pairs])
+
+
+def lift_table(blows, episodes=6):
+    """The episode table of Lift while so many simulators are killed and stopped, and what was said of these."""
+    spec = EnvSpec("gpc.envs.from_robosuite:Robosuite", 8, 24, ("object",))
+    health, engine = Health(), Engine(lanes=4, workers=2, timeout=20.0, retries=20)
+    jobs = [Job(0, (1.0,), seed) for seed in range(episodes)]
+    table = sorted(rollout(jobs, Saboteur(wander, blows), spec, engine, health), key=lambda e: e.job)
+    rows = [(e.job, e.success, e.score, e.steps, {k: v.tobytes() for k, v in e.trajectory.items()}) for e in table]
+    return rows, health.breakdowns
+
+
+def test_killed_and_stopped_simulators_change_no_episode_of_lift() -> None:
+    """With twenty of them, on 40 episodes, it is docs/environments.md's measurement."""
+    disturbed, causes = lift_table(blows=2)
+    assert len(causes) >= 2
+    assert disturbed == lift_table(blows=0)[0]
 
 
 LIGHT = """

@@ -3,6 +3,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from saboteur import Saboteur
 
 from gpc.errors import RunError
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
@@ -54,6 +55,16 @@ def test_a_broken_worker_is_replaced_and_its_episodes_run_again(undisturbed, tmp
     assert table(spec=spec, health=health, lanes=6, timeout=5.0) == undisturbed
     assert len(health.breakdowns) == 1
     assert cause in health.breakdowns[0]
+
+
+def test_twenty_simulators_killed_or_stopped_change_nothing(undisturbed):
+    health = Health()
+    actor = Saboteur(homing, 20)
+    assert table(actor=actor, health=health, lanes=8, workers=4, timeout=4.0, retries=20) == undisturbed
+    assert len(actor.struck) == 20
+    causes = "\n".join(health.breakdowns)
+    assert causes.count("exit code -9") == 10
+    assert causes.count("did not answer within 4 s") >= 10  # more where a machine is too slow to start one in time
 
 
 def test_a_simulator_that_always_breaks_is_given_up_with_its_seed():

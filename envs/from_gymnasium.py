@@ -1,0 +1,135 @@
+"""Any registered gymnasium environment by its id: MuJoCo's own, Fetch, Adroit and Franka Kitchen, and what else is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from gpc.env import Array, Environment, Frame
+from gpc.errors import InputError, RunError
+from gpc.gl import choose_gl
+from gpc.load import suggest
+
+ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # what these ids begin with
+
+
+class Gymnasium(Environment):
+    """A gymnasium environment with arrays among its observations and one vector of numbers as its action.
+
+    `task` is its id ("FetchPush-v4"; "module:id" imports the module that registers it), `settings` its own arguments.
+    Observations: those of a dictionary under their keys, nested ones joined by a dot ("desired_goal.kettle"); anything else
+    as "state", or "pixels" where it is a picture. Pictures are (height, width, 3) uint8. Only `observation_keys` are kept.
+    Actions, rewards and ends are the environment's own; `max_steps` truncate it.
+    Success: `info["is_success"]`, else `info["success"]`, else that `info["tasks_to_complete"]` is empty (Franka Kitchen).
+    Where the environment says none of these it never is; compare scores.
+
+    Raises InputError where the id or a key is unknown, or the action is not one Box of a single dimension.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's declaration)
+
+    def __init__(
+        self,
+        observation_keys: Sequence[str] | None = None,
+        max_steps: int = 300,
+        task: str = "FetchReach-v4",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if max_steps < 1:
+            raise InputError(f"{task}: max_steps={max_steps}, give 1 or more")
+        self.render_mode = "rgb_array"
+        self.task = task
+        self._env = _make(task, max_steps, settings or {})
+        action: Any = self._env.action_space
+        if not isinstance(action, spaces.Box) or len(action.shape) != 1:
+            self._env.close()
+            raise InputError(
+                f"{task} takes actions from {action}; gpc composes vectors of continuous actions, a Box of (dim,)"
+            )
+        self.action_space = action
+        known = {
+            key: _unbounded(box) for key, box in _leaves(self._env.observation_space) if isinstance(box, spaces.Box)
+        }
+        self._keys = tuple(known if observation_keys is None else observation_keys)
+        unknown = sorted(set(self._keys) - set(known))
+        if unknown or not self._keys:
+            self._env.close()
+            raise InputError(f"{task} observations {unknown or '(none)'}: choose from {', '.join(known)}")
+        space: Any = spaces.Dict({key: known[key] for key in self._keys})
+        self.observation_space = space
+        self._frame: Frame = {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
+        """Start the environment's episode of `seed`."""
+        super().reset(seed=seed)
+        observation, info = self._env.reset(seed=seed, options=options)
+        self._frame = dict(_leaves(observation))
+        return self.observe(), {**info, "is_success": _success(info)}
+
+    def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Carry out one action; not finite or of another shape: `RunError`."""
+        action = np.asarray(action, self.action_space.dtype)
+        wanted = self.action_space.shape
+        if action.shape != wanted or not np.isfinite(action).all():
+            raise RunError(
+                f"{self.task}: action {action.tolist()} is not {wanted} finite numbers: look at the policy's output"
+            )
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        self._frame = dict(_leaves(observation))
+        return float(reward), bool(terminated), bool(truncated), {**info, "is_success": _success(info)}
+
+    def observe(self) -> Frame:
+        """The keys asked for, new arrays."""
+        return {key: np.array(self._frame[key]) for key in self._keys}
+
+    def render(self) -> Array:
+        """The environment's own picture, (height, width, 3) uint8."""
+        if "mujoco" in sys.modules:
+            choose_gl()
+        return np.asarray(self._env.render())
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+
+def _make(task: str, max_steps: int, settings: Mapping[str, Any]) -> Any:
+    module, _, name = task.rpartition(":")
+    try:
+        if module:
+            import_module(module)
+        elif name not in gymnasium.registry and name.startswith(ROBOTICS):
+            gymnasium.register_envs(import_module("gymnasium_robotics"))
+        if name not in gymnasium.registry:
+            raise InputError(f"gymnasium knows no environment {name!r}{suggest(name, list(gymnasium.registry))}")
+        given = {"render_mode": "rgb_array", "disable_env_checker": True, **settings}
+        return gymnasium.make(name, max_episode_steps=max_steps, **given)
+    except (ImportError, gymnasium.error.Error, TypeError, ValueError) as error:
+        raise InputError(f"gymnasium cannot make {task}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, space or value) of everything in an observation or its space."""
+    if isinstance(node, Mapping | spaces.Dict):
+        for key, item in node.items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif path:
+        yield path, node
+    else:
+        yield ("pixels" if node.dtype == np.uint8 and len(node.shape) == 3 else "state"), node
+
+
+def _unbounded(box: spaces.Box) -> spaces.Box:
+    """Pictures as they are; numbers without bounds, which few environments keep."""
+    return box if box.dtype == np.uint8 else spaces.Box(-np.inf, np.inf, box.shape, box.dtype.type)
+
+
+def _success(info: Mapping[str, Any]) -> bool:
+    left = info.get("tasks_to_complete")
+    return bool(info.get("is_success", info.get("success", left is not None and not left)))
