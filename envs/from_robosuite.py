@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 from gymnasium import spaces
@@ -91,7 +90,7 @@ class Robosuite(Environment):
         self.image_size = (int(image_size[0]), int(image_size[1]))
         arguments = _arguments(task, settings or {}, absolute)
         self._env = _make(task, arguments)
-        self._canvas: _Canvas | None = None
+        self._canvas: tuple[Any, _Canvas] | None = None
         self._steps = 0
         known = self._known()
         keys = tuple(known if observation_keys is None else observation_keys)
@@ -193,16 +192,17 @@ class Robosuite(Environment):
         return frame
 
     def _draw(self, camera: str, height: int, width: int) -> tuple[Array, Array]:
-        if self._canvas is None or not self._canvas.take(self._env.sim):
-            self._canvas = _Canvas(self._env.sim)
-        return self._canvas.draw(camera, height, width)
+        if self._canvas is None or self._canvas[0] is not self._env.sim:
+            self._canvas = self._env.sim, _canvas_for(self._env.sim)
+        sim, canvas = self._canvas
+        return canvas.draw(sim, camera, height, width)
 
 
 class _Canvas:
-    """An off-screen GL context with the meshes and textures of a simulation; drawing leaves the simulation as it is."""
+    """An off-screen GL context with the meshes and textures of a model; drawing leaves a simulation as it is."""
 
     def __init__(self, sim: Any) -> None:
-        self._sim = sim
+        self._graphics = _graphics(sim)
         binding_utils._MUJOCO_GL = choose_gl()  # robosuite reads it once, when it is imported
         # robosuite would move the simulation forward here, and the episode would depend on when it is first looked at
         still = SimpleNamespace(
@@ -210,26 +210,33 @@ class _Canvas:
         )
         self._context = binding_utils.MjRenderContextOffscreen(still, device_id=-1)
         self._context.vopt.geomgroup[0] = 0  # shapes for collisions
-        finalize(self, self._context.gl_ctx.make_current)  # or it is another context's textures that are freed
 
-    def take(self, sim: Any) -> bool:
-        """Draw this simulation from now on, if it has the same meshes and textures: loading them takes half a second."""
-        if sim is not self._sim:
-            pairs = zip(_graphics(self._sim), _graphics(sim), strict=True)
-            if not all(np.array_equal(one, other) for one, other in pairs):
-                return False
-            self._sim, self._context.model, self._context.data = sim, sim.model, sim.data
-        return True
+    def fits(self, sim: Any) -> bool:
+        """Whether a simulation has these meshes and textures."""
+        return all(np.array_equal(*pair) for pair in zip(self._graphics, _graphics(sim), strict=True))
 
-    def draw(self, camera: str, height: int, width: int) -> tuple[Array, Array]:
+    def draw(self, sim: Any, camera: str, height: int, width: int) -> tuple[Array, Array]:
         """Picture (height, width, 3) uint8 and depth (height, width) float32 in metres, right side up."""
-        self._context.gl_ctx.make_current()
-        self._context.render(width, height, self._sim.model.camera_name2id(camera))
+        self._context.gl_ctx.make_current()  # robosuite does not, and two contexts return each other's pictures
+        self._context.model, self._context.data = sim.model, sim.data
+        self._context.render(width, height, sim.model.camera_name2id(camera))
         image, depth = self._context.read_pixels(width, height, depth=True)
-        extent, planes = self._sim.model.stat.extent, self._sim.model.vis.map
+        extent, planes = sim.model.stat.extent, sim.model.vis.map
         near, far = planes.znear * extent, planes.zfar * extent
         metres = near / (1.0 - depth * (1.0 - near / far))
         return image[::-1].copy(), metres[::-1].astype(np.float32)
+
+
+_CANVASES: list[_Canvas] = []
+"""Those of this process. All its lanes and episodes of a task share one: it takes half a second and 170 MB."""
+
+
+def _canvas_for(sim: Any) -> _Canvas:
+    for canvas in _CANVASES:
+        if canvas.fits(sim):
+            return canvas
+    _CANVASES.append(_Canvas(sim))
+    return _CANVASES[-1]
 
 
 def _graphics(sim: Any) -> tuple[Array, ...]:
