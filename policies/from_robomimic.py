@@ -96,7 +96,7 @@ def load(source: str) -> RobomimicPolicy:
     _compare_simulator(path, content["env_metadata"])
     actions = _action_spec(path, config, content)
     try:
-        size = _size_of(content["model"]["nets"])
+        size = size_of(content["model"]["nets"])
         with contextlib.redirect_stdout(io.StringIO()), unet(**size):
             rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
     except (RuntimeError, KeyError, IndexError, AssertionError, ValueError, TypeError) as error:
@@ -135,7 +135,7 @@ def unet(down_dims: Sequence[int], diffusion_step_embed_dim: int, kernel_size: i
         networks.ConditionalUnet1D = whole
 
 
-def _size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The U-Net's size as its stored weights have it, as arguments of `unet`; KeyError where they are another network's."""
     prefix = "policy.noise_pred_net."
     first = re.compile(re.escape(prefix) + r"down_modules\.\d+\.0\.blocks\.0\.block\.0\.weight")
