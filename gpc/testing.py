@@ -154,8 +154,12 @@ def _differing(one: Frame, other: Frame) -> list[str]:
     return [key for key in one if key not in other or not np.array_equal(one[key], other[key])]
 
 
-def check_policy(policy: Policy, *, trained: bool = True, seed: int = 0) -> None:
-    """Check that `policy` keeps the contract of `gpc.policy.Policy`, on random observations.
+def check_policy(
+    policy: Policy, *, trained: bool = True, seed: int = 0, observation: dict[str, Tensor] | None = None
+) -> None:
+    """Check that `policy` keeps the contract of `gpc.policy.Policy`, on a batch of 4 observations, random ones by default.
+
+    Give real ones, key -> (4, n_obs_steps, *shape), where random numbers are far from anything that the policy has seen.
 
     Checked: specs; shape, dtype and finiteness of `denoised` over the trained range of sigma; that the same call gives the
     same answer and changes nothing that it was given; that rows do not see each other; and, for weights that are
@@ -165,7 +169,7 @@ def check_policy(policy: Policy, *, trained: bool = True, seed: int = 0) -> None
     try:
         _check_specs(policy)
         generator = torch.Generator().manual_seed(seed)
-        observation = {
+        observation = observation or {
             key: _random_observation((4, policy.observations.n_obs_steps, *shape), generator)
             for key, shape in policy.observations.shapes.items()
         }

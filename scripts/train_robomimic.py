@@ -52,6 +52,9 @@ def export(checkpoint: Path, folder: Path, args: argparse.Namespace) -> None:
     content = read(checkpoint)
     average = content["model"]["ema"]
     content["model"] = {"nets": average, "ema": average}  # one storage: the file holds them once
+    config = json.loads(content["config"])
+    config["train"] |= {"data": [{"path": f"{args.task}.hdf5"}], "output_dir": "."}  # not where it was trained
+    content["config"] = json.dumps(config)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(content, folder / f"{folder.name}.pth")
     card = {

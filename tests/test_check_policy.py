@@ -3,15 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from models import FixedPolicy, Gaussian, RandomNetwork
 from test_denoise import COSINE, ideal
 
 import gpc
+from gpc.config import build, load_config
 from gpc.denoise import NetworkDenoiser
 from gpc.load import bundled_cards
 from gpc.noise import LinearFlow, NoiseLevels
+from gpc.policy import observation_tensors
 from gpc.testing import check_policy
 
 GOOD = FixedPolicy(Gaussian())
@@ -19,7 +22,19 @@ GOOD = FixedPolicy(Gaussian())
 
 @pytest.mark.parametrize("name", bundled_cards())
 def test_the_bundled_policies_keep_the_contract(name):
-    check_policy(gpc.load_policy(name))
+    policy = gpc.load_policy(name)
+    check_policy(policy, observation=seen(name.partition("-")[0], policy))
+
+
+def seen(env, policy):
+    """What the policy sees at the beginning of four episodes."""
+    spec = policy.observations
+    simulator = replace(
+        build(load_config("evaluate", [f"env={env}", "policies=[a]"]).env), observation_keys=tuple(spec.shapes)
+    )
+    frames = [simulator.make().reset(seed=seed)[0] for seed in range(4)]
+    stacked = {key: np.stack([[frame[key]] * spec.n_obs_steps for frame in frames]) for key in spec.shapes}
+    return observation_tensors(stacked)
 
 
 def test_compositions_and_untrained_networks_keep_it_too(parents):
