@@ -13,7 +13,7 @@ from gymnasium import spaces
 
 from gpc.env import Array, Environment, Frame
 from gpc.errors import InputError, RunError
-from gpc.gl import choose_gl
+from gpc.gl import choose_gl, undecided
 from gpc.load import suggest
 
 ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # what these ids begin with
@@ -109,7 +109,8 @@ def _make(task: str, max_steps: int, settings: Mapping[str, Any]) -> Any:
         if name not in gymnasium.registry:
             raise InputError(f"gymnasium knows no environment {name!r}{suggest(name, list(gymnasium.registry))}")
         given = {"render_mode": "rgb_array", "disable_env_checker": True, **settings}
-        return gymnasium.make(name, max_episode_steps=max_steps, **given)
+        with undecided():
+            return gymnasium.make(name, max_episode_steps=max_steps, **given)
     except (ImportError, gymnasium.error.Error, TypeError, ValueError) as error:
         raise InputError(f"gymnasium cannot make {task}: {' '.join(str(error).split())[:300]}") from None
 

@@ -8,7 +8,6 @@ arXiv:2009.12293; Mandlekar et al. 2021, What Matters in Learning from Offline H
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,21 +20,19 @@ from scipy.spatial.transform import Rotation
 
 from gpc.env import Array, Environment, Frame
 from gpc.errors import InputError, RunError
-from gpc.gl import choose_gl
+from gpc.gl import choose_gl, undecided
 from gpc.load import suggest
 
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)  # it greets with a page
-_given = os.environ.get("MUJOCO_GL")
 try:
-    import robosuite
-    from robosuite.controllers.composite import composite_controller_factory as controllers
-    from robosuite.environments.base import REGISTERED_ENVS
-    from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
-    from robosuite.utils import binding_utils
+    with undecided():
+        import robosuite
+        from robosuite.controllers.composite import composite_controller_factory as controllers
+        from robosuite.environments.base import REGISTERED_ENVS
+        from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
+        from robosuite.utils import binding_utils
 except ImportError as error:
     raise InputError(f"robosuite's tasks need robosuite ({error}): pip install 'gpc[robosuite]'") from error
-if not _given:  # robosuite sets it to EGL, whether that works or not
-    os.environ.pop("MUJOCO_GL", None)
 
 FIXED = {
     "has_renderer": False,

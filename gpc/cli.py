@@ -27,6 +27,7 @@ HELP = """\
   gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
   gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
   gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
+  gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt, beso:FOLDER.
 The same command after an interruption goes on where it stopped.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
 from gpc.errors import InputError
 
@@ -26,16 +29,30 @@ def probe(backend: str) -> str:
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
+@contextmanager
+def undecided() -> Iterator[None]:
+    """Without MUJOCO_GL inside: MuJoCo loads what it names when imported, and robosuite sets it, whether that works or not."""
+    given = os.environ.pop("MUJOCO_GL", None)
+    try:
+        yield
+    finally:
+        os.environ.pop("MUJOCO_GL", None)
+        if given:
+            os.environ["MUJOCO_GL"] = given
+
+
+@cache
 def choose_gl() -> str:
     """The value of MUJOCO_GL: as given, else the first backend that works, which it is set to from then on.
 
-    Raises InputError naming the packages where none does.
+    Raises InputError naming the package where what is given, or each, does not work.
     """
     given = os.environ.get("MUJOCO_GL")
-    if given:
-        return given
-    for backend in PACKAGES:
+    for backend in [given] if given else PACKAGES:
         if not probe(backend):
             os.environ["MUJOCO_GL"] = backend
             return backend
+    if given:
+        package = PACKAGES.get(given, "its library")
+        raise InputError(f"MUJOCO_GL={given} does not work here: apt-get install {package}, or leave it unset")
     raise InputError(f"MuJoCo can draw no picture here: apt-get install one of {', '.join(PACKAGES.values())}")
