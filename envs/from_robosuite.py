@@ -8,6 +8,7 @@ arXiv:2009.12293; Mandlekar et al. 2021, What Matters in Learning from Offline H
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -85,8 +86,7 @@ class Robosuite(Environment):
         self.render_mode = "rgb_array"
         self.task, self.max_steps, self.absolute, self.points = task, max_steps, absolute, points
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        arguments = _arguments(task, settings or {}, absolute)
-        self._env = _make(task, arguments)
+        self._env, configs = _make(task, settings or {}, absolute)
         self._canvas: tuple[Any, _Canvas] | None = None
         self._steps = 0
         known = self._known()
@@ -99,7 +99,7 @@ class Robosuite(Environment):
         self._keys = keys
         space: Any = spaces.Dict({key: known[key] for key in keys})
         self.observation_space = space
-        self.action_space = self._actions(arguments["controller_configs"])
+        self.action_space = self._actions(configs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start the episode that robosuite draws after `numpy.random.seed(seed)`."""
@@ -157,6 +157,10 @@ class Robosuite(Environment):
 
     def _actions(self, configs: Sequence[Mapping[str, Any]]) -> spaces.Box:
         low, high = self._env.action_spec
+        if self.absolute and len(low) != 7 * len(self._env.robots):
+            raise InputError(
+                f"{self.task}: absolute actions are for arms with OSC_POSE and a gripper, (7,) each, not {low.shape}"
+            )
         parts = [part for config in configs for part in config["body_parts"].values()]
         if any(part.get("input_type") == "absolute" for part in parts):
             size = len(low) // 7 * 10 if self.absolute else len(low)
@@ -290,17 +294,21 @@ def axis_angle_actions(actions: Array) -> Array:
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    """robosuite draws from numpy's global generator: seeded inside, as it was outside."""
-    state = np.random.get_state()  # noqa: NPY002
+    """robosuite draws from the global generators: seeded inside, as they were outside."""
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
     try:
         yield
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])
 
 
-def _make(task: str, arguments: Mapping[str, Any]) -> Any:
+def _make(task: str, settings: Mapping[str, Any], absolute: bool) -> tuple[Any, list[dict[str, Any]]]:
+    """robosuite's environment and the controllers of its robots."""
     try:
+        arguments = _arguments(task, settings, absolute)
         with _drawing(0):
             env = robosuite.make(task, **arguments)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
@@ -308,7 +316,7 @@ def _make(task: str, arguments: Mapping[str, Any]) -> Any:
     update = env._update_observables  # robosuite calls it 25 times in a step, and reads its sensors in the last
     env._update_observables = lambda force=False: update(force) if force else None
     env._update_observables(force=True)
-    return env
+    return env, arguments["controller_configs"]
 
 
 def _arguments(task: str, settings: Mapping[str, Any], absolute: bool) -> dict[str, Any]:

@@ -337,6 +337,10 @@ def test_bad_input_is_named() -> None:
         Robosuite(("object", "agentveiw_image"))
     with pytest.raises(InputError, match=r"cannot make Lift.*table_size"):
         Robosuite(settings={"table_size": 1})
+    with pytest.raises(InputError, match=r"cannot make Lift.*body_parts"):
+        Robosuite(settings={"controller_configs": {"type": "BASIC"}})
+    with pytest.raises(InputError, match=r"Wipe: absolute actions are for arms with OSC_POSE and a gripper.*\(6,\)"):
+        Robosuite(task="Wipe", absolute=True)
     with pytest.raises(InputError, match="max_steps=0"):
         Robosuite(max_steps=0)
     env = Robosuite(("object",))
