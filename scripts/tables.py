@@ -103,12 +103,13 @@ def winners(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     strict = [s for s in gained if s["p_value"] < 0.05 / len(summaries)]
     optimism = [_looked(s) - s["winner"]["pc_success"] for s in summaries]
     low, high = mean_interval(optimism)
+    interval = f" [{low:+.1f}, {high:+.1f}]" if len(optimism) > 1 else ""
     return [
         *lines,
         "",
         f"{len(gained)} of {len(summaries)} winners beat their best parent on success with p < 0.05; {len(strict)} with",
         f"p < 0.05 / {len(summaries)}, which allows for {len(summaries)} tests. On its search seeds the best of a curve looked",
-        f"{np.mean(optimism):+.1f} points [{low:+.1f}, {high:+.1f}] better than on fresh ones.",
+        f"{np.mean(optimism):+.1f} points{interval} better than on fresh ones.",
         "",
         *(f"- {' + '.join(map(short, s['policies']))}: {s['verdict']}" for s in summaries),
     ]

@@ -125,7 +125,9 @@ def test_every_example_of_the_help_and_the_readme_is_a_valid_configuration(capsy
     main(["-h"])
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     lines = [line.strip() for line in (capsys.readouterr().out + readme).splitlines()]
-    examples = [shlex.split(line)[1:] for line in lines if line.startswith(("gpc search env", "gpc evaluate "))]
+    examples = [
+        shlex.split(line, comments=True)[1:] for line in lines if line.startswith(("gpc search env", "gpc evaluate "))
+    ]
     examples = [
         (kind, overrides) for kind, *overrides in examples if "KEY" not in overrides[0] and "-h" not in overrides[0]
     ]
