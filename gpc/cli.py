@@ -29,7 +29,8 @@ HELP = """\
   gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
-A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt, beso:FOLDER.
+A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
+beso:FOLDER and, without its goal, beso_unconditional:FOLDER. Signed weights, as for guidance, need composer=guidance.
 The same command after an interruption goes on where it stopped.
 `gpc search -h` and `gpc evaluate -h` list every key with its default.
 """

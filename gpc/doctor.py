@@ -32,7 +32,7 @@ PACKAGES = (
     ("praxis-robomimic", "robomimic:FILE, diffusion_policy:FILE", "pip install 'gpc[robomimic]'"),
     ("matplotlib", "the weight curve", "pip install 'gpc[report]'"),
     ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
-    ("mujoco", "MuJoCo environments", "pip install mujoco"),
+    ("mujoco", "MuJoCo environments", "pip install 'gpc[robosuite]'"),
     ("robosuite", "env=lift, env=can, ...", "pip install 'gpc[robosuite]'"),
     ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "pip install 'gpc[gymnasium]'"),
 )
@@ -69,5 +69,5 @@ def _gl(backend: str) -> Finding:
     if not error:
         return Finding(what, "works", needed_for)
     if "No module named 'mujoco'" in error:
-        return Finding(what, "not tried: no mujoco", needed_for, "pip install mujoco")
+        return Finding(what, "not tried: no mujoco", needed_for, "pip install 'gpc[robosuite]'")
     return Finding(what, "does not work", needed_for, f"apt-get install {gl.PACKAGES[backend]}")

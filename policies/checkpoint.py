@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import struct
+import sys
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from gpc.errors import InputError
 
+MALFORMED = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
+"""What reading a file that is not of its format may raise."""
 SAFE_TORCH = (2, 10)  # weights_only was broken by two advisories before (CVE-2025-32434, and 2.6 to 2.9)
 
 
@@ -48,32 +52,40 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
         raise InputError(f"torch {torch.__version__} reads pickles unsafely; install torch>=2.10")
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise InputError(f"{path} holds compressed parts ({packed[0]}); torch writes none, this may be a zip bomb")
     allowed: list[Any] = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in stand_ins]
     try:
+        _refuse_compressed(path)
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
+    except (*MALFORMED, UnpicklingError, EOFError, OSError, struct.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is not loaded: {_reason(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not the dictionary of a checkpoint")
     if not all(map(_dense, _tensors(content))):
         raise InputError(f"{path} holds a sparse, nested or quantised tensor; gpc reads dense ones only")
     return content
+
+
+def _refuse_compressed(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise InputError(f"{path} holds compressed parts ({packed[0]}); torch writes none, this may be a zip bomb")
+
+
+def representation(path: Path, declared: Iterable[bool], where: str) -> bool | None:
+    """Whether actions are moves (delta) or targets, by what a checkpoint declares; said where that is nothing, or both."""
+    found = set(declared)
+    if len(found) == 1:
+        return found.pop()
+    print(
+        f"gpc: {path} does not say whether its actions are moves (delta) or absolute targets ({where}); gpc cannot refuse a "
+        "composition of both",
+        file=sys.stderr,
+    )
+    return None
 
 
 def fingerprint(path: Path) -> str:

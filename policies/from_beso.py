@@ -24,7 +24,7 @@ from yaml import YAMLError
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError
 from gpc.noise import Karras, NoiseLevels
-from gpc.policies.checkpoint import fingerprint, read
+from gpc.policies.checkpoint import fingerprint, read, representation
 from gpc.policies.settings import Settings
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
@@ -204,7 +204,14 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
         fingerprint=" ".join(map(fingerprint, files)) + suffix,
         schedule=schedule,
         levels=schedule.levels,
-        actions=ActionSpec(window, scaler.scale, scaler.offset, start=1 - window, bound=scaler.bound),
+        actions=ActionSpec(
+            window,
+            scaler.scale,
+            scaler.offset,
+            start=1 - window,
+            bound=scaler.bound,
+            relative=representation(folder, (), "BESO's configurations do not"),
+        ),
         observations=ObservationSpec(shapes, window),
         mean=scaler.mean,
         std=scaler.std,

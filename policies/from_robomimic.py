@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
-from gpc.policies.checkpoint import fingerprint, read
+from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 from gpc.worker import EnvSpec
 
@@ -92,17 +92,19 @@ def load(source: str) -> RobomimicPolicy:
         raise InputError(
             f"{path} was trained with {content['algo_name']!r}, which has no score to compose; gpc reads diffusion_policy"
         )
+    try:
+        return _build(path, content)
+    except MALFORMED as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{path} does not fit the network it describes ({reason})") from None
+
+
+def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     config = _check_config(path, content)
     _compare_simulator(path, content["env_metadata"])
     actions = _action_spec(path, config, content)
-    try:
-        size = size_of(content["model"]["nets"])
-        with contextlib.redirect_stdout(io.StringIO()), unet(**size):
-            rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
-    except (RuntimeError, KeyError, IndexError, AssertionError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} does not fit the network it describes: {' '.join(str(error).split())[:200]}"
-        ) from None
+    with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
+        rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
     algo = rollout.policy
     nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
     shapes = {key: _raw_shape(key, tuple(shape), config) for key, shape in algo.obs_shapes.items()}
@@ -189,10 +191,11 @@ def _row(value: Any) -> Tensor:
 
 def _walk(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Every (dictionary, key) of a configuration."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield node, key
-            yield from _walk(value)
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield node, key
+        yield from _walk(value)
+    for value in node if isinstance(node, list) else ():
+        yield from _walk(value)
 
 
 def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             found = getattr(base_nets, str(node[key]), None)
             if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__name__ == node[key]):
                 raise InputError(f"{path}: {key} {node[key]!r} is not a network of robomimic")
-        if key == "pretrained" and node[key] is True:
+        if key == "pretrained":
             node[key] = False  # the checkpoint holds the weights; nothing is downloaded
     content["config"] = json.dumps(config)
     return config
@@ -246,16 +249,9 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
 
 def _relative(path: Path, metadata: Mapping[str, Any]) -> bool | None:
     """Whether the simulator's controller takes moves (delta) or targets; said where the checkpoint does not declare it."""
-    for name in ("input_type", "control_delta"):  # robosuite 1.5 reads the first, 1.4 the second
-        found = {node[key] in (True, "delta") for node, key in _walk(metadata) if key == name}
-        if len(found) == 1:
-            return found.pop()
-    print(
-        f"gpc: {path} does not say whether its actions are moves (delta) or absolute targets (control_delta or input_type of its "
-        "controller); gpc cannot refuse a composition of both",
-        file=sys.stderr,
-    )
-    return None
+    names = ("input_type", "control_delta")  # robosuite 1.5 reads the first, 1.4 the second
+    found = [[node[key] in (True, "delta") for node, key in _walk(metadata) if key == name] for name in names]
+    return representation(path, found[0] or found[1], f"{' or '.join(names)} of its controller")
 
 
 def _raw_shape(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[int, ...]:

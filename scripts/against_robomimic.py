@@ -32,6 +32,7 @@ SAMPLER = ["sampler.method=ancestral", "sampler.steps=100", "sampler.sigma_max=1
 def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[bool]]:
     """(seconds, successes) of robomimic's `rollout`, one episode after the other."""
     content = read(checkpoint)
+    content["env_metadata"].pop("lang", None)  # robomimic would fetch a language model to embed it
     with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
         policy, _ = file_utils.policy_from_checkpoint(ckpt_dict=content, device=torch.device("cpu"))
         env, _ = file_utils.env_from_checkpoint(ckpt_dict=content)

@@ -9,24 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from gpc.demonstrations import read
+from gpc.demonstrations import Demonstrations, read
 from gpc.envs.pusht import keypoints
 
 HELD_OUT = [5, 17, 29, 41, 53, 66, 78, 90, 102, 114, 127, 139, 151, 163, 175, 188]  # PushT's; never trained on
-
-
-class Demonstrations(NamedTuple):
-    """Observations by key (steps, *shape), actions (steps, dim), and the end index of each episode."""
-
-    observations: dict[str, Tensor]
-    actions: Tensor
-    ends: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -73,19 +64,16 @@ def load_pusht(folder: Path, keys: Sequence[str]) -> Demonstrations:
     data = np.load(folder / "pusht_v7_206ep_lowdim.npz")
     state = data["state"].astype(np.float64)
     found = {"state": state, "agent_pos": state[:, :2], "keypoints": keypoints(state[:, 2:])}
-    observations = {key: torch.from_numpy(found[key]).float() for key in keys if key in found}
+    observations = {key: found[key] for key in keys if key in found}
     if "pixels" in keys:
         images = read(folder / "pusht_cchi_v7_replay.zarr.zip", ["img"]).observations["img"]
-        observations["pixels"] = torch.from_numpy(images.astype(np.uint8))
-    return Demonstrations(observations, torch.from_numpy(data["action"]).float(), data["episode_ends"])
+        observations["pixels"] = images.astype(np.uint8)
+    return Demonstrations(observations, data["action"], data["episode_ends"])
 
 
 def load_collected(task: str, folder: Path, keys: Sequence[str]) -> Demonstrations:
     """What scripts/collect.py wrote for a task."""
-    found = read(folder / f"{task}.hdf5", keys)
-    observations = {key: torch.from_numpy(value) for key, value in found.observations.items()}
-    numbers = {key: value if value.dtype == torch.uint8 else value.float() for key, value in observations.items()}
-    return Demonstrations(numbers, torch.from_numpy(found.actions).float(), found.episode_ends)
+    return read(folder / f"{task}.hdf5", keys)
 
 
 PUSHT = Task(

@@ -24,6 +24,7 @@ from train import windows
 import gpc
 from gpc.composition import compose
 from gpc.config import load_config
+from gpc.policy import observation_tensors
 from gpc.record import write_atomically
 
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
@@ -41,8 +42,9 @@ def denoising_errors(data: Path) -> tuple[np.ndarray, dict[tuple[str, str], np.n
     """
     policies = [gpc.load_policy(name) for name in POLICIES]
     everyone = compose(policies, [1 / len(policies)] * len(policies))
-    observations, actions, ends = load_pusht(data, list(everyone.observations.shapes))
-    observed, acted = windows(ends, HELD_OUT, 16, 2)
+    found = load_pusht(data, list(everyone.observations.shapes))
+    observations, actions = observation_tensors(found.observations), torch.from_numpy(found.actions).float()
+    observed, acted = windows(found.episode_ends, HELD_OUT, 16, 2)
     pick = torch.randperm(len(observed), generator=torch.Generator().manual_seed(0))[:512]
     batch = {key: value[observed[pick]] for key, value in observations.items()}
     clean = everyone.actions.encode(actions[acted[pick]].double())

@@ -29,6 +29,7 @@ from torch import Tensor
 from gpc.denoise import NetworkDenoiser
 from gpc.noise import Karras, LinearFlow, Schedule, VariancePreserving
 from gpc.policies.bundled import BUNDLED, CARD, WEIGHTS, build
+from gpc.policy import observation_tensors
 
 
 def windows(ends: np.ndarray, episodes: list[int], horizon: int, past: int, pad: int = 7) -> tuple[Tensor, Tensor]:
@@ -82,8 +83,9 @@ class Trainer:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args, self.recipe = args, RECIPES[name]
-        demonstrations = self.recipe.task.load(args.data, list(self.recipe.model["inputs"]))
-        self.observations, self.actions, self.ends = demonstrations
+        found = self.recipe.task.load(args.data, list(self.recipe.model["inputs"]))
+        self.observations, self.ends = observation_tensors(found.observations), found.episode_ends
+        self.actions = torch.from_numpy(found.actions).float()
         self.held_out = list(self.recipe.task.held_out(len(self.ends)))
         self.trained = [e for e in range(len(self.ends)) if e not in self.held_out]
         rows = torch.cat([torch.arange(self.ends[e - 1] if e else 0, self.ends[e]) for e in self.trained])

@@ -33,7 +33,8 @@ def convert(data: Path, root: Path) -> None:
     """Write the demonstrations to `root` as a LeRobotDataset of low-dimensional observations."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    observations, actions, ends = load_pusht(data, ["agent_pos", "keypoints"])
+    found = load_pusht(data, ["agent_pos", "keypoints"])
+    ends = found.episode_ends
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     dataset = LeRobotDataset.create("gpc/pusht", fps=10, features=FEATURES, root=part, use_videos=False)
@@ -43,9 +44,9 @@ def convert(data: Path, root: Path) -> None:
         for i in range(begin, end):
             dataset.add_frame(
                 {
-                    "observation.state": observations["agent_pos"][i].numpy(),
-                    "observation.environment_state": observations["keypoints"][i].numpy(),
-                    "action": actions[i].numpy().astype(np.float32),
+                    "observation.state": found.observations["agent_pos"][i].astype(np.float32),
+                    "observation.environment_state": found.observations["keypoints"][i].astype(np.float32),
+                    "action": found.actions[i].astype(np.float32),
                     "task": INSTRUCTION,
                 }
             )

@@ -1,7 +1,8 @@
 """Train a small diffusion policy by robomimic's own trainer: `python scripts/train_robomimic.py lift --data FOLDER`.
 
 FOLDER holds `lift.hdf5`, as scripts/collect.py writes it. Interrupt it at will: the same command goes on from robomimic's last
-checkpoint. The finished policy is robomimic's checkpoint with the averaged weights only, as `robomimic:FILE` reads it.
+checkpoint (which robomimic unpickles: keep --out your own). The finished policy is robomimic's checkpoint with the averaged
+weights only, as `robomimic:FILE` reads it.
 """
 
 from __future__ import annotations

@@ -161,6 +161,22 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-800])
 
 
+def cut_in_the_middle(path):
+    torch.save({"x": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:400] + whole[1200:])
+
+
+def old_and_truncated(path):
+    """Cut at each of its first thousand bytes: whatever is raised is one line."""
+    torch.save({"x": torch.zeros(10)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for end in range(1, min(len(whole), 1000) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(InputError):
+            read(path)
+
+
 def bomb(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)
@@ -169,6 +185,8 @@ def bomb(path):
 DAMAGED = {
     "a list": (lambda path: torch.save([1], path), "holds a list, not the dictionary"),
     "truncated": (truncated, "is damaged or holds more"),
+    "cut in the middle": (cut_in_the_middle, "is damaged or holds more"),
+    "old and truncated": (old_and_truncated, "is damaged or holds more"),
     "empty": (lambda path: path.write_bytes(b""), "is damaged or holds more"),
     "text": (lambda path: path.write_text("hello"), "is damaged or holds more"),
     "a zip bomb": (bomb, "compressed parts .* zip bomb"),

@@ -68,17 +68,20 @@ def draw(monkeypatch, noise):
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(draws))
 
 
+@pytest.mark.parametrize("keys", [KEYPOINTS, CAMERAS], ids=["keypoints", "two cameras"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize("scheduler", ["DDPM", "DDIM"])
-def test_the_chunk_is_that_of_lerobots_own_scheduler(tmp_path, monkeypatch, scheduler, prediction):
+def test_the_chunk_is_that_of_lerobots_own_scheduler(tmp_path, monkeypatch, scheduler, prediction, keys):
     """DDIM without `clip_sample`: its clipping is not that of a clipped model (docs/design.md, section 1)."""
     options = {"noise_scheduler_type": scheduler, "prediction_type": prediction, "clip_sample": scheduler == "DDPM"}
-    folder, theirs, pre, _ = save(tmp_path / "tiny", **options)
+    cropped = {"crop_shape": (84, 84)} if keys is CAMERAS else {}
+    folder, theirs, pre, _ = save(tmp_path / "tiny", keys=keys, **options, **cropped)
     policy = gpc.load_policy(f"lerobot:{folder}")
     observation = observe(policy)
-    batch = {
-        k: torch.stack([pre({n: v[:, i] for n, v in observation.items()})[k] for i in (0, 1)], 1) for k in KEYPOINTS
-    }
+    frames = [pre(as_lerobot({key: value[:, i] for key, value in observation.items()})) for i in (0, 1)]
+    batch = {key: torch.stack([frame[key] for frame in frames], 1) for key in keys}
+    if keys is CAMERAS:
+        batch["observation.images"] = torch.stack([batch[key] for key in CAMERAS[1:]], 2)
     noise = torch.randn(101, 3, 16, 2, generator=torch.Generator().manual_seed(1))
     draw(monkeypatch, noise[1:])
     with torch.no_grad():

@@ -75,6 +75,29 @@ def save(path, *, image=False, turned=False, solver="ddpm", metadata=ENV):
     return path
 
 
+def test_an_observation_is_encoded_once_for_a_chunk(tmp_path):
+    policy = gpc.load_policy(f"robomimic:{save(tmp_path / 'tiny.pth')}")
+    seen = []
+    policy.nets["obs_encoder"].register_forward_hook(lambda *_: seen.append(1))
+    denoiser = policy.condition({k: torch.zeros(3, 2, *shape) for k, shape in policy.observations.shapes.items()})
+    for sigma in policy.levels.trained[::20]:
+        denoiser(torch.zeros(3, 16, 7, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64))
+    assert len(seen) == 1
+
+
+def test_no_network_is_downloaded_whatever_the_configuration_says(tmp_path, monkeypatch):
+    def fetched(*_, **__):
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetched)
+    content = torch.load(save(tmp_path / "tiny.pth", image=True), weights_only=True)
+    spoiled = configured(
+        lambda c: c["observation"]["encoder"]["rgb"]["core_kwargs"]["backbone_kwargs"].update(pretrained=1)
+    )
+    torch.save(spoiled(content), tmp_path / "x.pth")
+    gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+
+
 def observe(seed, image):
     rng = np.random.default_rng(seed)
     frame = {key: rng.normal(size=shape).astype(np.float32) for key, shape in LOW.items()}
@@ -181,6 +204,10 @@ BREAKAGES = {
     "configuration that is no JSON": (lambda c: c | {"config": "{"}, "is not valid JSON"),
     "rotations converted after sampling": (configured(rot_6d), "predicted as rot_6d"),
     "a network that is Python": (configured(evil_backbone), "is not a network of robomimic"),
+    "configuration of nothing": (lambda c: c | {"config": "{}"}, "does not fit .*KeyError"),
+    "configuration that is a list": (lambda c: c | {"config": "[]"}, "does not fit .*AttributeError"),
+    "no simulator": (lambda c: c | {"env_metadata": None}, "does not fit .*AttributeError"),
+    "no shapes": (lambda c: c | {"shape_metadata": None}, "does not fit .*TypeError"),
     "a missing statistic": (
         lambda c: c | {"action_normalization_stats": {"other": 1}},
         "no normalisation statistic of 'actions'",

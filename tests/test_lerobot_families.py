@@ -286,12 +286,26 @@ def test_what_cannot_be_served_is_refused_before_the_weights_are_read(folders, t
     assert "\n" not in str(caught.value)
 
 
-def test_a_language_model_that_is_not_here_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    folder = save_smolvla(tmp_path / "vla")[0]
-    shutil.rmtree(tmp_path / "vlm")
-    with pytest.raises(InputError, match=r"policy_preprocessor.json cannot be built: .*vlm"):
+@pytest.mark.parametrize("name", ["vlm", "someone/vlm"], ids=["a folder", "a name of the hub"])
+def test_a_language_model_that_is_not_here_is_named_and_not_fetched(folders, tmp_path, monkeypatch, name):
+    def fetched(*_, **__):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", fetched)
+    folder = shutil.copytree(folders["smolvla"], tmp_path / "vla")
+    path = folder / "policy_preprocessor.json"
+    processors = json.loads(path.read_text())
+    for step in processors["steps"]:
+        if step["registry_name"] == "tokenizer_processor":
+            step["config"]["tokenizer_name"] = name
+    path.write_text(json.dumps(processors))
+    with pytest.raises(InputError, match=rf"policy_preprocessor.json cannot be built: .*{name}"):
         gpc.load_policy(f"lerobot:{folder}")
+
+
+def test_a_chunk_begins_now_however_many_observations_are_kept(tmp_path):
+    folder = save_smolvla(tmp_path / "vla", n_obs_steps=2)[0]
+    assert gpc.load_policy(f"lerobot:{folder}").actions.start == 0
 
 
 CAMERA = "rename_map={observation.state: agent_pos, observation.image: pixels, observation.images.top: pixels}"

@@ -7,7 +7,6 @@ inert stand-ins, from which the settings are read as data; `networks` has what i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
-from gpc.policies.checkpoint import fingerprint, read
+from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
 from gpc.policies.settings import Settings
 from gpc.policy import ActionSpec, Observation, ObservationSpec
@@ -168,7 +167,7 @@ def load(source: str) -> DiffusionPolicy:
     state = _weights(path, content["state_dicts"])
     try:
         return _build(kind, settings, state)
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AssertionError, NotImplementedError) as error:
+    except MALFORMED as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: its weights do not fit the network it describes: {type(error).__name__}: {reason}"
@@ -177,7 +176,7 @@ def load(source: str) -> DiffusionPolicy:
 
 def _kind(settings: Settings) -> Kind:
     """The policy class, after every setting that is served with one value only is known to have it."""
-    name = settings.get("policy._target_")
+    name = str(settings.get("policy._target_"))
     if name not in KINDS:
         known = ", ".join(kind.rpartition(".")[2] for kind in KINDS)
         raise InputError(f"{settings.path} is a {name}; gpc reads {known}")
@@ -186,7 +185,7 @@ def _kind(settings: Settings) -> Kind:
         found = settings.find(f"policy.{key}", wanted)
         if found != wanted:
             raise InputError(f"{settings.path} has policy.{key}={found}; gpc reads this policy with {wanted} only")
-    prediction = settings.get("policy.noise_scheduler.prediction_type")
+    prediction = str(settings.get("policy.noise_scheduler.prediction_type"))
     if prediction not in PREDICTIONS:
         raise InputError(f"{settings.path} has prediction_type={prediction!r}; gpc reads {', '.join(PREDICTIONS)}")
     return kind
@@ -284,16 +283,9 @@ def _actions(kind: Kind, settings: Settings, scale: Tensor, offset: Tensor) -> A
 
 def _relative(settings: Settings) -> bool | None:
     """Whether actions are moves (delta) or targets; said where the checkpoint does not declare it."""
-    for key, moves in MOVES.items():
-        found = settings.find(key, None)
-        if isinstance(found, bool):
-            return found == moves
-    print(
-        f"gpc: {settings.path} does not say whether its actions are moves (delta) or absolute targets ({', '.join(MOVES)}); gpc "
-        "cannot refuse a composition of both",
-        file=sys.stderr,
-    )
-    return None
+    said = {key: settings.find(key, None) for key in MOVES}
+    declared = [said[key] == moves for key, moves in MOVES.items() if isinstance(said[key], bool)]
+    return representation(settings.path, declared[:1], ", ".join(MOVES))
 
 
 def _networks(

@@ -28,6 +28,7 @@ from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, Schedule
+from gpc.policies.checkpoint import representation
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
 from gpc.policies.from_lerobot.processors import (
     CONFIG,
@@ -37,6 +38,7 @@ from gpc.policies.from_lerobot.processors import (
     affine,
     load_processors,
     observed,
+    offline,
     raw_shapes,
     read_json,
 )
@@ -97,7 +99,12 @@ def load(source: str) -> LeRobotPolicy:
     pre, post = load_processors(folder, config, family.steps)
     scale, offset = affine(folder, post, config.action_feature.shape[0])
     actions = ActionSpec(
-        family.horizon(config), scale, offset, start=1 - config.n_obs_steps, bound=family.bound(config)
+        family.horizon(config),
+        scale,
+        offset,
+        start=config.action_delta_indices[0],
+        bound=family.bound(config),
+        relative=representation(folder, (), "LeRobot's configurations do not"),
     )
     shapes = raw_shapes(folder, config, pre) | ({TASK: (TASK_BYTES,)} if family.language else {})
     observations = ObservationSpec(shapes, config.n_obs_steps)
@@ -162,7 +169,8 @@ def _load_model(folder: Path, config: Any) -> Any:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder / WEIGHTS} is missing")
     try:
-        model = get_policy_class(config.type)(config)
+        with offline():
+            model = get_policy_class(config.type)(config)
     except (
         OSError,
         ValueError,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import reset_sessions  # type: ignore[attr-defined]
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.processor import (
     NormalizerProcessorStep,
@@ -92,6 +95,18 @@ def load_processors(
     return pre, post
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """While this is entered the hub is not asked: what a checkpoint names comes from folders or the hub's cache."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    reset_sessions()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+        reset_sessions()
+
+
 def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
     path = folder / name
     steps = read_json(path).get("steps", [])
@@ -109,9 +124,10 @@ def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
     overrides = on_cpu if any(step["registry_name"] == "device_processor" for step in steps) else {}
     ends = {"to_transition": policy_action_to_transition, "to_output": transition_to_policy_action}
     try:
-        return PolicyProcessorPipeline.from_pretrained(
-            folder, name, overrides=overrides, local_files_only=True, **(ends if name == POST else {})
-        )
+        with offline():
+            return PolicyProcessorPipeline.from_pretrained(
+                folder, name, overrides=overrides, local_files_only=True, **(ends if name == POST else {})
+            )
     except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         raise InputError(f"{path} cannot be built: {' '.join(str(error).split())}") from None
 
