@@ -1,6 +1,6 @@
 """A robomimic checkpoint in robomimic's own rollouts and in gpc, on the same seeds: `python scripts/against_robomimic.py`.
 
-Both draw the same initial states, run the checkpoint's own simulator and 100 DDPM steps for each chunk; the noise differs. Writes
+Both draw the same initial states and run the checkpoint's own simulator; the noise and the number of steps differ. Writes
 docs/results/against-robomimic.md. About 10 minutes on two cores.
 """
 
@@ -69,8 +69,10 @@ def main() -> None:
         "# The same checkpoint in robomimic and in gpc",
         "",
         "Written by `scripts/against_robomimic.py`: robomimic's own `rollout` (of `run_trained_agent`), one episode after another,",
-        f"and `gpc evaluate env=policy` with weight one, both with 100 DDPM steps, on seeds {seeds[0]} to {seeds[-1]}. The initial",
-        "states are the same, the noise is not. Success, %, with Wilson's 95 % interval; p: McNemar's exact test, paired by seed.",
+        f"and `gpc evaluate env=policy` with weight one, on seeds {seeds[0]} to {seeds[-1]}. robomimic takes 100 DDPM steps for",
+        "a chunk, gpc DDPM's steps on those of the trained levels that a Karras grid of 100 meets (39 here), so the speeds are of",
+        "different work. The initial states are the same, the noise is not. Success, %, with Wilson's 95 % interval; p: McNemar's",
+        "exact test.",
         "",
         "| checkpoint | robomimic | gpc | only robomimic / only gpc | p | episodes/minute, robomimic | gpc | ratio |",
         "|---|---|---|---|---|---|---|---|",

@@ -242,46 +242,82 @@ def growth(say: Callable[[str], None], unit: int) -> None:
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 
 
-def adapter_overhead(say: Callable[[str], None], repeats: int, batch: int = 64, steps: int = 8) -> None:
-    """LeRobot's own encoder and U-Net calls against the adapter's `condition` and `denoised`, in turns on one thread."""
+def adapters(say: Callable[[str], None], repeats: int, batch: int = 64, steps: int = 8) -> None:
+    """A library's own encoder and network calls against its adapter's `condition` and `denoised`, in turns on one thread."""
     torch.set_num_threads(1)
+    say(
+        f"\nAdapters, batch {batch}, one chunk of {steps} steps, medians of {repeats}, observations preprocessed by ours only:\n"
+    )
+    say("| checkpoint | the library's calls, ms | through the adapter, ms | overhead |\n|---|---|---|---|")
+    for name, ways in (("LeRobot: tests/data/lerobot-pusht", _lerobot), ("robomimic: lift-diffusion", _robomimic)):
+        bare, adapted = ways(batch, steps)
+        seconds: dict[Callable[[], None], list[float]] = {bare: [], adapted: []}
+        for way in [bare, adapted] * (repeats + 1):
+            begin = time.perf_counter()
+            way()
+            seconds[way].append(time.perf_counter() - begin)
+        own, through = (1000 * float(np.median(seconds[way][1:])) for way in (bare, adapted))
+        say(f"| {name} | {own:.1f} | {through:.1f} | {100 * (through / own - 1):+.1f} % |")
+
+
+def _lerobot(batch: int, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
     policy = gpc.load_policy(f"lerobot:{LEROBOT}")
     raw = {key: 512 * torch.rand(batch, 2, *shape) for key, shape in policy.observations.shapes.items()}
     rows = policy.preprocess({key: value.flatten(0, 1) for key, value in raw.items()})
     ready = {key: rows[key].unflatten(0, (batch, 2)) for key in raw}
-    diffusion, x = policy.model.diffusion, torch.randn(batch, 16, 2, dtype=torch.float64)
-    low, label, sigma = (
-        x.float(),
-        torch.full((batch,), 50),
-        torch.tensor(policy.levels.trained[50], dtype=torch.float64),
-    )
+    diffusion = policy.model.diffusion
 
     @torch.inference_mode()
     def bare() -> None:
         condition = diffusion._prepare_global_conditioning(ready)
         for _ in range(steps):
-            diffusion.unet(low, label, global_cond=condition)
+            diffusion.unet(torch.zeros(batch, 16, 2), torch.full((batch,), 50), global_cond=condition)
+
+    return bare, _through(policy, raw, batch, steps)
+
+
+def _robomimic(batch: int, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    policy = gpc.load_policy("lift-diffusion")
+    raw = {key: torch.rand(batch, 2, *shape) for key, shape in policy.observations.shapes.items()}
+    rows = {key: value.flatten(0, 1) for key, value in raw.items()}
+
+    @torch.inference_mode()
+    def bare() -> None:
+        condition = policy.nets["obs_encoder"](obs=rows).reshape(batch, -1)
+        for _ in range(steps):
+            policy.nets["noise_pred_net"](torch.zeros(batch, 16, 7), torch.full((batch,), 50), global_cond=condition)
+
+    return bare, _through(policy, raw, batch, steps)
+
+
+def _through(policy: Policy, raw: Observation, batch: int, steps: int) -> Callable[[], None]:
+    x = torch.zeros(batch, policy.actions.horizon, policy.actions.dim, dtype=torch.float64)
+    sigma = torch.tensor(policy.levels.trained[50], dtype=torch.float64)
 
     def adapted() -> None:
         denoiser = policy.condition(raw)
         for _ in range(steps):
             denoiser(x, sigma)
 
-    seconds: dict[Callable[[], None], list[float]] = {bare: [], adapted: []}
-    for way in [bare, adapted] * (repeats + 1):
-        begin = time.perf_counter()
-        way()
-        seconds[way].append(time.perf_counter() - begin)
-    own, ours_ = (1000 * float(np.median(seconds[way][1:])) for way in (bare, adapted))
+    return adapted
+
+
+def engine_speed(say: Callable[[str], None], quick: bool, watch: WorkerMemory) -> None:
+    """Rollouts on PushT: all but the adapters."""
+    slow, slow_random, many, unit = (1, 1, 6, 8) if quick else (8, 12, 192, 16)
+    say(f"The slow way uses {fastest_threads()} thread(s), the faster choice at batch 1; gpc one for each member.\n")
+    against_the_paper(say, slow, many)
+    two_random_networks(say, slow_random, 4 if quick else 100)
+    growth(say, unit)
+    engine, worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, watch.peak / 1024
     say(
-        f"\nLeRobot adapter, batch {batch}, one chunk of {steps} steps (the trained checkpoint of tests/data/lerobot-pusht, "
-        f"median of {repeats}): bare network calls {own:.1f} ms, through the adapter, observations preprocessed, {ours_:.1f} ms: "
-        f"{100 * (ours_ / own - 1):+.1f} %."
+        f"\nPeak memory of the whole run: {engine:.0f} MiB in the engine's process, {worker:.0f} MiB in the largest worker."
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapters", action="store_true", help="only what an adapter costs; a minute")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few episodes, meaningless ratios")
     parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
     args = parser.parse_args()
@@ -293,19 +329,12 @@ def main() -> None:
 
     watch = WorkerMemory(daemon=True)
     watch.start()
-    slow, slow_random, many, unit = (1, 1, 6, 8) if args.quick else (8, 12, 192, 16)
     say("# Speed\n")
     command = " ".join(["python", *sys.argv])
     say(f"`{command}` on {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}.\n")
-    say(f"The slow way uses {fastest_threads()} thread(s), the faster choice at batch 1; gpc one for each member.\n")
-    against_the_paper(say, slow, many)
-    two_random_networks(say, slow_random, 4 if args.quick else 100)
-    growth(say, unit)
-    adapter_overhead(say, 3 if args.quick else 50)
-    engine, worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, watch.peak / 1024
-    say(
-        f"\nPeak memory of the whole run: {engine:.0f} MiB in the engine's process, {worker:.0f} MiB in the largest worker."
-    )
+    if not args.adapters:
+        engine_speed(say, args.quick, watch)
+    adapters(say, 3 if args.quick else 50)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
 
