@@ -39,6 +39,11 @@ LOW_DIM = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
 MAX_STEPS = 300
 
 
+def held_out(episodes: int) -> range:
+    """The episodes that no policy is trained on."""
+    return range(9, episodes, 20)
+
+
 @cache
 def settings() -> dict[str, Any]:
     """robosuite's arguments for these data, which robomimic's tools find in the file again."""
@@ -135,8 +140,9 @@ def write(args: argparse.Namespace, files: Sequence[Path], notes: Sequence[dict[
         "env_kwargs": settings(),
     }
     kept = [note for note in notes if note["success"]]
-    held_out = range(9, len(kept), 20)
-    write_robomimic(args.out / f"{args.task}.hdf5", demonstrations, joined["rewards"], described, kept, held_out)
+    write_robomimic(
+        args.out / f"{args.task}.hdf5", demonstrations, joined["rewards"], described, kept, held_out(len(kept))
+    )
     write_replay_buffer(args.out / f"{args.task}.zarr", demonstrations)
 
 

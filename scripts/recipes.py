@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from collect import TASKS, held_out
 from torch import Tensor
 
 from gpc.demonstrations import Demonstrations, read
@@ -83,9 +84,9 @@ ROBOSUITE = {
     task: Task(
         f"robosuite {name}: the scripted, multi-modal expert of gpc.envs.experts, by scripts/collect.py",
         partial(load_collected, task),
-        lambda episodes: range(9, episodes, 20),
+        held_out,
     )
-    for task, name in {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}.items()
+    for task, name in TASKS.items()
 }
 
 DDPM, FLOW = {"type": "squaredcos", "steps": 100}, {"type": "flow"}

@@ -134,16 +134,12 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}; all by default")
     parser.add_argument("--page", action="store_true", help="run nothing: write the page from the finished pairs")
     args = parser.parse_args()
+    found = {}
     for task in TASKS:
-        for pair in pairs_of(task) if task in args.tasks and not args.page else ():
-            run("search", folder_of(pair), pair, f"env={task}", *PROTOCOL)
-    found = {
-        task: [
-            run("search", folder_of(pair), pair, f"env={task}", *PROTOCOL) for pair in pairs_of(task) if finished(pair)
-        ]
-        for task in TASKS
-    }
-    found = {task: summaries for task, summaries in found.items() if summaries}
+        asked = task in args.tasks and not args.page
+        pairs = [pair for pair in pairs_of(task) if asked or finished(pair)]
+        if pairs:
+            found[task] = [run("search", folder_of(pair), pair, f"env={task}", *PROTOCOL) for pair in pairs]
     for task, summaries in found.items():
         write_cards(parents_of(summaries), task)
     write_atomically(PAGE, "\n".join(page(found)) + "\n")
