@@ -14,23 +14,27 @@ from torch import Tensor
 from gpc.composition import ComposedPolicy
 from gpc.denoise import Clamp, Denoiser
 from gpc.errors import InputError
-from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas
+from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, last
 
 Array = npt.NDArray[Any]
+GRIDS = ("karras", "trained")
 ROWS = 16  # batches are padded to a multiple: a row's result is then bitwise the same whatever shares its batch
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a chunk is sampled: the method and a Karras grid of `steps` levels inside what the policy was trained for.
+    """How a chunk is sampled: the method and a grid of `steps` levels inside what the policy was trained for.
 
-    `sigma_max` and `sigma_min` are in the (first) policy's normalised units and are cut to its trained range.
+    "karras": the grid of Karras et al. 2022 between `sigma_max` and `sigma_min`, which are in the (first) policy's normalised
+    units and are cut to its trained range. "trained": of a discrete policy's own levels, evenly spaced, as DDPM and DDIM take
+    them; the other settings of the grid have no part in it.
     """
 
     method: str = "dpmpp_2m"
     steps: int = 8
+    grid: str = "karras"
     sigma_max: float = 40.0
     sigma_min: float = 0.01
     rho: float = 7.0
@@ -38,6 +42,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown sampler {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.grid not in GRIDS:
+            raise InputError(f"sampler.grid={self.grid!r}: choose one of {', '.join(GRIDS)}")
         if self.steps < 1:
             raise InputError(f"sampler.steps={self.steps}: at least one step is needed")
         if not 0 < self.sigma_min < self.sigma_max:
@@ -51,8 +57,10 @@ class Sampling:
     def sigmas(self, levels: NoiseLevels) -> Tensor:
         """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them.
 
-        Raises InputError where the sampler's range and the policy's do not meet.
+        Raises InputError where the sampler's range and the policy's do not meet, or where it has no such trained levels.
         """
+        if self.grid == "trained":
+            return trained_sigmas(levels, self.steps)
         low, high = max(self.sigma_min, levels.sigma_min), min(self.sigma_max, levels.sigma_max)
         if low >= high:
             raise InputError(

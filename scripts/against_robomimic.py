@@ -26,7 +26,7 @@ from gpc.record import write_atomically
 from gpc.stats import mcnemar, wilson
 
 CHECKPOINTS = ("lift", "can", "square")
-SAMPLER = ["sampler.method=ancestral", "sampler.steps=100", "sampler.sigma_max=1e4", "sampler.sigma_min=1e-4"]
+SAMPLER = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=100"]
 
 
 def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[bool]]:

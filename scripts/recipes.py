@@ -115,17 +115,20 @@ def _pusht(
 
 
 # One space of actions for every policy of a task: OSC_POSE, moves in [-1, 1], then the gripper.
-MOVES = {"horizon": 16, "scale": [1.0] * 7, "offset": [0.0] * 7, "start": -1, "bound": 1.0, "relative": True}
+MOVES = {"horizon": 16, "scale": [1.0] * 7, "offset": [0.0] * 7, "bound": 1.0, "relative": True}
 ROBOT = {key: {"shape": [n], "offset": None} for key, n in
          {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}.items()}  # fmt: skip
-CAMERAS = {f"{name}_image": {"shape": [84, 84, 3], "image": True} for name in ("agentview", "robot0_eye_in_hand")}
+CAMERA = {"agentview_image": {"shape": [84, 84, 3], "image": True}}
 POINTS = {"agentview_points": {"shape": [512, 3], "points": True, "offset": [0.0, 0.0, 1.0], "scale": [0.5, 0.5, 0.5]}}
 OBJECT = {"lift": 10, "can": 14, "square": 14}
 
 
-def _robosuite(task: str, summary: str, inputs: dict, network: dict, schedule: dict, prediction: str) -> Recipe:
-    model = {"inputs": inputs, "n_obs_steps": 2, "network": network, "schedule": schedule, "prediction": prediction}
-    return Recipe(ROBOSUITE[task], summary, MOVES, model)
+def _robosuite(
+    task: str, summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, n_obs_steps: int = 2
+) -> Recipe:
+    """Policies with a camera look once before they act: a picture costs as much as eight steps of the simulator."""
+    model = {"inputs": inputs, "n_obs_steps": n_obs_steps, "network": network, "schedule": schedule, "prediction": prediction}
+    return Recipe(ROBOSUITE[task], summary, MOVES | {"start": 1 - n_obs_steps}, model)
 
 
 def _of_task(task: str) -> dict[str, Recipe]:
@@ -140,10 +143,10 @@ def _of_task(task: str) -> dict[str, Recipe]:
             low, TRANSFORMER | {"label_scale": 25.0}, karras, "edm",
         ),
         f"{task}-image": _robosuite(
-            task, "DDPM noise prediction, 1D U-Net, two 84x84 RGB cameras", CAMERAS | ROBOT, UNET, DDPM, "noise"
+            task, "DDPM noise prediction, 1D U-Net, one 84x84 RGB camera", CAMERA | ROBOT, UNET, DDPM, "noise", 1
         ),
         f"{task}-points": _robosuite(
-            task, "DP3-style: DDPM, clean action, 1D U-Net, point cloud", POINTS | ROBOT, UNET, DDPM, "sample"
+            task, "DP3-style: DDPM, clean action, 1D U-Net, point cloud", POINTS | ROBOT, UNET, DDPM, "sample", 1
         ),
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ from models import ACTIONS, FixedPolicy, Gaussian
 from gpc.composition import compose
 from gpc.control import ChunkActor, Sampling, keyed_noise
 from gpc.errors import InputError
-from gpc.noise import NoiseLevels
+from gpc.noise import NoiseLevels, VariancePreserving
 
 
 def test_noise_depends_on_seed_and_chunk_alone():
@@ -88,3 +88,13 @@ def test_the_grid_stays_inside_what_the_policy_was_trained_for():
 def test_a_sampler_range_outside_the_trained_levels_is_refused(low, high):
     with pytest.raises(InputError):
         Sampling(steps=8, sigma_min=low, sigma_max=high).sigmas(NoiseLevels(0.1, 3.0))
+
+
+def test_the_trained_grid_is_ddpms_own():
+    levels = VariancePreserving.squaredcos(100).levels
+    assert Sampling(steps=100, grid="trained").sigmas(levels).tolist() == [*reversed(levels.trained), 0.0]
+    assert Sampling(steps=3, grid="trained").sigmas(levels).tolist() == [*(levels.trained[i] for i in (99, 50, 0)), 0.0]
+    with pytest.raises(InputError, match="no trained levels"):
+        Sampling(grid="trained").sigmas(NoiseLevels(0.01, 10))
+    with pytest.raises(InputError, match=r"sampler\.grid='even': choose one of karras, trained"):
+        Sampling(grid="even")
