@@ -20,6 +20,7 @@ from gpc.load import suggest
 # Hydra imports and calls whatever `_target_` names; nothing but these is ever handed to it.
 ALLOWED = frozenset({"gpc.worker.EnvSpec", "gpc.rollout.Engine", "gpc.control.Sampling", "gpc.weight_search.Grid"})
 
+NUMBERS = ("episodes", "block", "seed", "search.episodes", "search.seed", "report.episodes", "report.seed", "video")
 OPEN = r"rename_map|env\.options\.settings"  # their keys are the policies' and the simulator's own
 
 
@@ -40,6 +41,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, name)) from None
     _check_targets(config)
+    _check_numbers(config)
     return config
 
 
@@ -63,6 +65,15 @@ def options(group: str) -> list[str]:
     return sorted(
         p.name.removesuffix(".yaml") for p in files("gpc.configs").joinpath(group).iterdir() if ".yaml" in p.name
     )
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Counts and seeds must be whole numbers that make sense; InputError names the key."""
+    for key in NUMBERS:
+        value = OmegaConf.select(config, key, default=1)
+        low, high = (0, 2**31) if key.endswith("seed") else (key != "video", 10**6)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise InputError(f"{key}={value} must be a whole number, at least {low:d} and at most {high}")
 
 
 def _check_targets(node: DictConfig) -> None:

@@ -23,7 +23,7 @@ from gpc.env import Array, Environment
 from gpc.errors import InputError
 from gpc.load import load_policy, suggest
 from gpc.policy import Policy, rename, simulator_of
-from gpc.record import Row, RunFolder, read_json, read_rows
+from gpc.record import Row, RunFolder, read_json, read_rows, searched_seeds
 from gpc.report import print_summary, video, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
 from gpc.summary import by_candidate, summarize_evaluation, summarize_search
@@ -84,7 +84,10 @@ class Result:
 class Experiment:
     """One configuration applied to loaded policies: checks everything before anything runs."""
 
-    def __init__(self, config: DictConfig, policies: Sequence[Policy], console: Console) -> None:
+    def __init__(
+        self, config: DictConfig, policies: Sequence[Policy], console: Console, rivals: Sequence[Policy] = ()
+    ) -> None:
+        """`rivals` are policies of other experiments that meet the same environment."""
         self.config, self.console = config, console
         keys = OmegaConf.to_container(config.rename_map)
         renamed = [rename(policy, cast(dict[str, str], keys)) for policy in policies]
@@ -93,12 +96,14 @@ class Experiment:
             raise InputError(f"unknown composer {kind!r}{suggest(str(kind), list(COMPOSERS))}")
         self.compose = COMPOSERS[kind]
         self.policy = self.compose(renamed, [1 / len(policies)] * len(policies))
-        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
+        names = [policy.name for policy in (*policies, *others)]
+        twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
         spec: EnvSpec = build(config.env)
         if spec.target == "policy":
-            spec = simulator_of(policies, spec)
+            spec = simulator_of([*policies, *others], spec)
         if not spec.target.startswith("gpc.envs."):
             raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
         observations = self.policy.observations
@@ -115,20 +120,39 @@ class Experiment:
         """The policies' names."""
         return [policy.name for policy in self.policy.policies]
 
-    def open(self, path: Path, keys: Sequence[str]) -> RunFolder:
-        """The run folder of what determines results: these keys of the configuration and the policies' fingerprints."""
-        chosen = {key: OmegaConf.to_container(self.config, resolve=True)[key] for key in ("env", "sampler", *keys)}  # type: ignore[index,call-overload]
-        prints = {policy.name: policy.fingerprint for policy in self.policy.policies}
-        return RunFolder(path, {"policies": self.names, "fingerprints": prints, **chosen}, self.env.max_steps)
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The policies' fingerprints by name."""
+        return {policy.name: policy.fingerprint for policy in self.policy.policies}
 
-    def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job]) -> list[Row]:
-        """Run the jobs that the folder does not hold yet; returns the rows of all of them."""
+    def settings(self, keys: Sequence[str]) -> dict[str, Any]:
+        """What determines results: these keys of the configuration and the policies' fingerprints."""
+        chosen = {key: OmegaConf.to_container(self.config, resolve=True)[key] for key in ("env", "sampler", *keys)}  # type: ignore[index,call-overload]
+        return {"policies": self.names, "fingerprints": self.fingerprints, **chosen}
+
+    def open(self, path: Path, keys: Sequence[str]) -> RunFolder:
+        """The run folder of `settings(keys)`."""
+        return RunFolder(path, self.settings(keys), self.env.max_steps)
+
+    def warn_of_searched(self, runs: Path, seeds: range) -> None:
+        """Say which of these seeds have chosen the policies' weights already, in the searches of a folder of runs."""
+        for path, searched in searched_seeds(runs, self.fingerprints).items():
+            if searched.intersection(seeds):
+                self.console.print(
+                    f"note: {path} chose weights of these policies on seeds {min(searched)} to {max(searched)}, where the "
+                    "chosen ones look better than they are; a figure to report needs other seeds",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+    def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job], title: str = "") -> list[Row]:
+        """Run the jobs that the folder does not hold yet, under a progress bar; returns the rows of all of them."""
         todo = [job for job in jobs if (phase, job.candidate, job.seed) not in folder.rows]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
         try:
             with Progress(*COLUMNS, console=self.console, transient=True) as progress, ThreadPoolExecutor(1) as writer:
-                bar = progress.add_task(phase, total=len(jobs), completed=len(jobs) - len(todo))
+                bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
                 writing: deque[Future[None]] = deque()  # the disk's share of the time passes beside the networks
                 for episode in rollout(todo, self.actor, self.env, self.engine, self.health):
                     writing.append(writer.submit(folder.append, _row(phase, episode), episode.trajectory))
@@ -172,14 +196,7 @@ def evaluate(
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
     """
-    policies: Sequence[Policy] = (policy,)
-    weights: Weights = (1.0,)
-    kind = "convex"
-    if isinstance(policy, ComposedPolicy):
-        if not isinstance(policy.composer, Weighted) or policy.composer.weights.ndim != 1:
-            raise InputError("evaluate takes a composition with one weight for each policy")
-        policies, weights = policy.policies, tuple(policy.composer.weights.tolist())
-        kind = "guidance" if isinstance(policy.composer, Guidance) else kind
+    policies, weights, kind = taken_apart(policy)
     shown = [
         f"env={env}",
         f"episodes={episodes}",
@@ -189,6 +206,16 @@ def evaluate(
         *overrides,
     ]
     return _quietly("evaluate", policies, shown, run_dir)
+
+
+def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, str]:
+    """The members, weights and composer of a composition; a policy that is none is its own only member."""
+    if not isinstance(policy, ComposedPolicy):
+        return (policy,), (1.0,), "convex"
+    if not isinstance(policy.composer, Weighted) or policy.composer.weights.ndim != 1:
+        raise InputError("a composition to roll out has one weight for each policy")
+    kind = "guidance" if isinstance(policy.composer, Guidance) else "convex"
+    return policy.policies, tuple(policy.composer.weights.tolist()), kind
 
 
 def search(
@@ -213,32 +240,50 @@ def search(
 
 
 def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], run_dir: str | None) -> Result:
-    names = "policies=[" + ",".join(f'"{policy.name}"' for policy in policies) + "]"
     with tempfile.TemporaryDirectory() as scratch:
-        config = load_config(kind, [names, *overrides, f'run_dir="{run_dir or scratch}"'])
-        folder = Path(config.run_dir)
+        folder = Path(run_dir or f"{scratch}/run")
+        config = configured(kind, policies, overrides)
         experiment = Experiment(config, policies, Console(quiet=True))
         summary = _RUN[kind](experiment, folder)
         return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))), experiment.health)
 
 
+def configured(kind: str, policies: Sequence[Policy], overrides: Sequence[str]) -> DictConfig:
+    """The configuration of policies that are loaded already."""
+    names = ",".join(f'"{policy.name}"' for policy in policies)
+    return load_config(kind, [f"policies=[{names}]", *overrides])
+
+
 def run(config: DictConfig, kind: str, console: Console) -> Path:
     """A command of the command line: load, run, print, report. Returns the run folder."""
-    _check_numbers(config)
+    experiment = Experiment(config, loaded(config), console)
+    folder = folder_of(config, kind, experiment.env.name, experiment.names)
+    _RUN[kind](experiment, folder)
+    finish(experiment, folder)
+    return folder
+
+
+def loaded(config: DictConfig) -> list[Policy]:
+    """The policies that a configuration names; InputError where it names none."""
     if isinstance(config.policies, str):
         raise InputError(f"policies={config.policies} must be a list, as in 'policies=[{config.policies}]'")
     policies = [load_policy(source) for source in config.policies]
     if not policies:
         raise InputError("policies=[] is empty; name at least one")
-    experiment = Experiment(config, policies, console)
-    name = experiment.env.name.lower().replace("/", "-")
-    folder = Path(config.run_dir or f"runs/{kind}-{name}-{'+'.join(experiment.names)}")
-    _RUN[kind](experiment, folder)
-    print_summary(folder, console)
-    if config.video:
+    return policies
+
+
+def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> Path:
+    """The run folder that a configuration names, or the one that its environment and policies suggest."""
+    return Path(config.run_dir or f"runs/{kind}-{env.lower().replace('/', '-')}-{'+'.join(names)}")
+
+
+def finish(experiment: Experiment, folder: Path) -> None:
+    """What people read of a run that has its summary: the table in the terminal, the video, the page."""
+    print_summary(folder, experiment.console)
+    if experiment.config.video:
         record_video(experiment, folder)
     write_report(folder)
-    return folder
 
 
 def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
@@ -247,16 +292,23 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     given = [1.0] if config.weights is None and count == 1 else config.weights
     if given is None:
         raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
-    if not all(isinstance(w, int | float) for w in given):
-        raise InputError(f"weights=[{', '.join(map(str, given))}] must be numbers, as in 'weights=[0.4,0.6]'")
-    weights = tuple(float(w) for w in given)
+    weights = numbers(given)
     experiment.compose(experiment.policy.policies, weights)
-    jobs = [Job(0, weights, seed) for seed in range(config.seed, config.seed + config.episodes)]
+    seeds = range(config.seed, config.seed + config.episodes)
+    experiment.warn_of_searched(path.parent, seeds)
+    jobs = [Job(0, weights, seed) for seed in seeds]
     with experiment.open(path, ("weights", "episodes", "seed")) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
         summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)
     return summary
+
+
+def numbers(weights: Sequence[Any]) -> Weights:
+    """Weights as the configuration has them; InputError where one is no number."""
+    if not all(isinstance(w, int | float) for w in weights):
+        raise InputError(f"weights=[{', '.join(map(str, weights))}] must be numbers, as in 'weights=[0.4,0.6]'")
+    return tuple(float(w) for w in weights)
 
 
 def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
@@ -266,7 +318,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
     seeds = range(config.search.seed, config.search.seed + config.search.episodes)
     fresh = range(config.report.seed, config.report.seed + config.report.episodes)
-    if set(seeds) & set(fresh):
+    if seeds.start < fresh.stop and fresh.start < seeds.stop:
         raise InputError(
             f"search seeds {seeds} and report seeds {fresh} overlap; move report.seed, or use fewer episodes"
         )
@@ -290,7 +342,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
 def record_video(experiment: Experiment, path: Path) -> None:
     """Write `episodes.mp4`: the recorded actions of each candidate's first report seeds, done again side by side."""
     with RunFolder(path, read_json(path / "manifest.json")["config"], experiment.env.max_steps) as folder:
-        rows = folder.phase("report") or folder.phase("evaluate")
+        rows = folder.phase("report") or folder.phase("evaluate") or folder.phase("compare")
         summary = read_json(path / "summary.json")
         groups = list(by_candidate(rows).values())
         env = experiment.env.make()
@@ -314,6 +366,8 @@ def _film(env: Environment, folder: RunFolder, row: Row) -> list[Array]:
 
 
 def _title(row: Row, summary: Mapping[str, Any]) -> str:
+    if row.phase == "compare":
+        return str(summary["sides"][row.candidate]["name"])
     parents = {tuple(p["weights"]): p["name"] for p in summary.get("parents", [])}
     return str(parents.get(row.weights, "composed " + ", ".join(f"{w:g}" for w in row.weights)))
 
@@ -348,12 +402,3 @@ def _check_picture(env: Environment, count: int) -> None:
 
 def _one_hot(index: int, count: int) -> Weights:
     return tuple(float(i == index) for i in range(count))
-
-
-def _check_numbers(config: DictConfig) -> None:
-    """Counts and seeds must be whole numbers that make sense; InputError names the key."""
-    for key in ("episodes", "seed", "search.episodes", "search.seed", "report.episodes", "report.seed", "video"):
-        value = OmegaConf.select(config, key)
-        low = 1 if key.endswith("episodes") else 0
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-            raise InputError(f"{key}={value} must be a whole number, at least {low}")

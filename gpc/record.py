@@ -14,6 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import zarr
 
 from gpc.env import Array
-from gpc.errors import InputError, RunError
+from gpc.errors import GpcError, InputError, RunError
 
 PACKAGES = ("gpc", "torch", "numpy", "scipy", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
 Key = tuple[str, int, int]
@@ -188,6 +189,20 @@ def read_rows(path: Path, mend: bool = False) -> list[Row]:
                 f"{path}, line {number} is damaged; delete it and all lines after it, then run the same command again"
             ) from None
     return rows
+
+
+def searched_seeds(runs: Path, fingerprints: Mapping[str, str]) -> dict[Path, set[int]]:
+    """The seeds on which the searches in a folder of runs chose weights of these policies.
+
+    What is no readable search is passed over.
+    """
+    found = {}
+    for path in sorted(runs.glob("*/manifest.json")):
+        with suppress(GpcError, OSError, LookupError, TypeError):
+            if read_json(path)["config"]["fingerprints"] == fingerprints:
+                rows = read_rows(path.with_name("episodes.jsonl"))
+                found[path.parent] = {row.seed for row in rows if row.phase == "search"}
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,12 +1,14 @@
-"""Honest statistics: intervals for proportions and means, paired tests."""
+"""Honest statistics of a number of episodes fixed beforehand: intervals, paired tests, what they can tell apart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil, sqrt
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from scipy.optimize import brentq
 
 Interval = tuple[float, float]
 
@@ -42,3 +44,29 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
     if len(difference) < 2 or not difference.any():
         return 1.0
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
+
+
+def pairs_needed(difference: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """How many pairs McNemar's test needs to find a difference of success rates; fractions in (0, 1].
+
+    `discordant` is the share of pairs with one success only, at least `difference`. Connor 1987, Biometrics 43, p. 207, with
+    1 / difference more, as the exact test wants.
+    """
+    return ceil(_pairs(difference, discordant, alpha, power))
+
+
+def resolution(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest difference of success rates that McNemar's test finds in `n` pairs, `pairs_needed` turned round.
+
+    1 where `n` pairs find none at all.
+    """
+    if _pairs(1, discordant, alpha, power) >= n:
+        return 1.0
+    return float(brentq(lambda difference: _pairs(difference, discordant, alpha, power) - n, 1e-6, 1))
+
+
+def _pairs(difference: float, discordant: float, alpha: float, power: float) -> float:
+    share = max(discordant, difference)
+    under_null = float(stats.norm.isf(alpha / 2)) * sqrt(share)
+    beyond = float(stats.norm.ppf(power)) * sqrt(share - difference**2)
+    return ((under_null + beyond) / difference) ** 2 + 1 / difference
