@@ -19,6 +19,7 @@ from robomimic.utils import file_utils
 from tables import ROOT
 
 import gpc
+from gpc.gl import choose_gl
 from gpc.policies.bundled import BUNDLED
 from gpc.policies.checkpoint import read
 from gpc.policies.from_robomimic import size_of, unet
@@ -26,31 +27,32 @@ from gpc.record import write_atomically
 from gpc.stats import mcnemar, wilson
 
 CHECKPOINTS = ("lift", "can", "square")
-SAMPLER = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=100"]
+TRAINED_LEVELS = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=100"]
 
 
-def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[bool]]:
-    """(seconds, successes) of robomimic's `rollout`, one episode after the other."""
+def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[dict[str, float]]]:
+    """(seconds, robomimic's figures of each episode) of its `rollout`, one episode after the other."""
+    choose_gl()
     content = read(checkpoint)
     content["env_metadata"].pop("lang", None)  # robomimic would fetch a language model to embed it
     with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
         policy, _ = file_utils.policy_from_checkpoint(ckpt_dict=content, device=torch.device("cpu"))
         env, _ = file_utils.env_from_checkpoint(ckpt_dict=content)
         config, _ = file_utils.config_from_checkpoint(ckpt_dict=content)
-    begin, successes = time.perf_counter(), []
+    begin, episodes = time.perf_counter(), []
     for seed in seeds:
         np.random.seed(seed)  # noqa: NPY002 (robosuite draws from it)
         torch.manual_seed(seed)
         stats, _ = rollout(policy, env, config.experiment.rollout.horizon)
-        successes.append(bool(stats["Success_Rate"]))
-    return time.perf_counter() - begin, successes
+        episodes.append(stats)
+    return time.perf_counter() - begin, episodes
 
 
 def ours(checkpoint: Path, seeds: range) -> tuple[float, list[bool]]:
     """(seconds, successes) of `gpc.evaluate` in the simulator that the checkpoint names."""
     begin = time.perf_counter()
     policy = gpc.load_policy(f"robomimic:{checkpoint}")
-    result = gpc.evaluate(policy, "policy", episodes=len(seeds), overrides=[f"seed={seeds[0]}", *SAMPLER])
+    result = gpc.evaluate(policy, "policy", episodes=len(seeds), overrides=[f"seed={seeds[0]}", *TRAINED_LEVELS])
     return time.perf_counter() - begin, [row.success for row in sorted(result.rows, key=lambda row: row.seed)]
 
 
@@ -79,7 +81,8 @@ def main() -> None:
     ]
     for task in args.tasks:
         checkpoint = BUNDLED / f"{task}-diffusion" / f"{task}-diffusion.pth"
-        slow, a = theirs(checkpoint, seeds)
+        slow, episodes = theirs(checkpoint, seeds)
+        a = [bool(episode["Success_Rate"]) for episode in episodes]
         fast, b = ours(checkpoint, seeds)
         only = f"{sum(x and not y for x, y in zip(a, b, strict=True))} / {sum(y and not x for x, y in zip(a, b, strict=True))}"
         rates = [60 * len(seeds) / seconds for seconds in (slow, fast)]

@@ -242,9 +242,10 @@ def growth(say: Callable[[str], None], unit: int) -> None:
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 
 
-def adapters(say: Callable[[str], None], repeats: int, batch: int = 64, steps: int = 8) -> None:
+def adapters(say: Callable[[str], None], quick: bool, batch: int = 64, steps: int = 8) -> None:
     """A library's own encoder and network calls against its adapter's `condition` and `denoised`, in turns on one thread."""
     torch.set_num_threads(1)
+    repeats = 3 if quick else 50
     say(
         f"\nAdapters, batch {batch}, one chunk of {steps} steps, medians of {repeats}, observations preprocessed by ours only:\n"
     )
@@ -302,25 +303,33 @@ def _through(policy: Policy, raw: Observation, batch: int, steps: int) -> Callab
     return adapted
 
 
-def engine_speed(say: Callable[[str], None], quick: bool, watch: WorkerMemory) -> None:
-    """Rollouts on PushT: all but the adapters."""
+def pusht(say: Callable[[str], None], quick: bool) -> None:
+    """Rollouts on PushT."""
     slow, slow_random, many, unit = (1, 1, 6, 8) if quick else (8, 12, 192, 16)
     say(f"The slow way uses {fastest_threads()} thread(s), the faster choice at batch 1; gpc one for each member.\n")
     against_the_paper(say, slow, many)
     two_random_networks(say, slow_random, 4 if quick else 100)
     growth(say, unit)
-    engine, worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, watch.peak / 1024
-    say(
-        f"\nPeak memory of the whole run: {engine:.0f} MiB in the engine's process, {worker:.0f} MiB in the largest worker."
-    )
+
+
+def lift(say: Callable[[str], None], quick: bool) -> None:
+    """Rollouts on Lift, against robomimic's."""
+    from bench_lift import lift_speed
+
+    lift_speed(say, quick)
+
+
+PARTS = {"pusht": pusht, "adapters": adapters, "lift": lift}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapters", action="store_true", help="only what an adapter costs; a minute")
+    parser.add_argument("what", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few episodes, meaningless ratios")
     parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
     args = parser.parse_args()
+    if unknown := sorted({*args.what} - {*PARTS}):
+        parser.error(f"{unknown[0]}: choose from {', '.join(PARTS)}")
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -332,9 +341,12 @@ def main() -> None:
     say("# Speed\n")
     command = " ".join(["python", *sys.argv])
     say(f"`{command}` on {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}.\n")
-    if not args.adapters:
-        engine_speed(say, args.quick, watch)
-    adapters(say, 3 if args.quick else 50)
+    for part in args.what:
+        PARTS[part](say, args.quick)
+    engine, worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, watch.peak / 1024
+    say(
+        f"\nPeak memory of the whole run: {engine:.0f} MiB in the engine's process, {worker:.0f} MiB in the largest worker."
+    )
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
 

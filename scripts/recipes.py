@@ -127,7 +127,13 @@ def _robosuite(
     task: str, summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, n_obs_steps: int = 2
 ) -> Recipe:
     """Policies with a camera look once before they act: a picture costs as much as eight steps of the simulator."""
-    model = {"inputs": inputs, "n_obs_steps": n_obs_steps, "network": network, "schedule": schedule, "prediction": prediction}
+    model = {
+        "inputs": inputs,
+        "n_obs_steps": n_obs_steps,
+        "network": network,
+        "schedule": schedule,
+        "prediction": prediction,
+    }
     return Recipe(ROBOSUITE[task], summary, MOVES | {"start": 1 - n_obs_steps}, model)
 
 
