@@ -1,7 +1,7 @@
 """Compose pretrained robot policies at test time.
 
-`load_policy` and `compose` make policies; `evaluate` and `search` roll them out with honest statistics. Names are resolved
-on first use, so that a simulator process, which imports `gpc.env` only, never loads torch.
+`load_policy` and `compose` make policies; `evaluate`, `search` and `compare` roll them out with honest statistics. Names are
+resolved on first use, so that a simulator process, which imports `gpc.env` only, never loads torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpc.comparison import Comparison, compare
     from gpc.composition import ComposedPolicy, Convex, Guidance, compose, guide
     from gpc.denoise import NetworkDenoiser
     from gpc.experiment import Result, evaluate, search
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _HOME = {
+    "Comparison": "gpc.comparison",
     "ComposedPolicy": "gpc.composition",
     "Convex": "gpc.composition",
     "Guidance": "gpc.composition",
     "NetworkDenoiser": "gpc.denoise",
     "Result": "gpc.experiment",
+    "compare": "gpc.comparison",
     "compose": "gpc.composition",
     "evaluate": "gpc.experiment",
     "guide": "gpc.composition",
@@ -29,11 +32,13 @@ _HOME = {
     "search": "gpc.experiment",
 }
 __all__ = [
+    "Comparison",
     "ComposedPolicy",
     "Convex",
     "Guidance",
     "NetworkDenoiser",
     "Result",
+    "compare",
     "compose",
     "evaluate",
     "guide",

@@ -1,4 +1,4 @@
-"""The command line: `gpc evaluate`, `gpc search`, `gpc policies`, `gpc report`, `gpc doctor`."""
+"""The command line: `gpc search`, `gpc evaluate`, `gpc compare`, `gpc policies`, `gpc report`, `gpc doctor`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ HELP = """\
 [bold]Commands[/]
   gpc search    KEY=VALUE ...   find the weights on search seeds, compare winner and parents on report seeds
   gpc evaluate  KEY=VALUE ...   roll out one policy, or a composition under given weights
+  gpc compare   KEY=VALUE ...   two policies, or two weightings, on the same seeds until the better one is known
   gpc policies  \\[NAME]          the bundled policies, or the card of one
   gpc report    RUN             write RUN/report.html again and print the table
   gpc doctor                    what is installed, what is missing, and the command that mends it
@@ -26,13 +27,15 @@ HELP = """\
 [bold]Examples[/]
   gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
   gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
+  gpc compare env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' episodes=200 run_dir=runs/compare
+  gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
   gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
 beso:FOLDER and, without its goal, beso_unconditional:FOLDER. Signed weights, as for guidance, need composer=guidance.
 The same command after an interruption goes on where it stopped.
-`gpc search -h` and `gpc evaluate -h` list every key with its default.
+`gpc search -h`, `gpc evaluate -h` and `gpc compare -h` list every key with its default.
 """
 
 
@@ -69,6 +72,10 @@ def _search(console: Console, args: list[str]) -> None:
     _experiment(console, "search", args)
 
 
+def _compare(console: Console, args: list[str]) -> None:
+    _experiment(console, "compare", args)
+
+
 def _experiment(console: Console, name: str, args: list[str]) -> None:
     from gpc.config import describe, load_config
 
@@ -76,8 +83,9 @@ def _experiment(console: Console, name: str, args: list[str]) -> None:
         console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
         return
     config = load_config(name, args)
-    from gpc.experiment import run
+    from gpc import comparison, experiment
 
+    run = comparison.run if name == "compare" else experiment.run
     folder = run(config, name, console)
     console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
@@ -128,6 +136,7 @@ def _doctor(console: Console, args: list[str]) -> None:
 COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
     "search": _search,
     "evaluate": _evaluate,
+    "compare": _compare,
     "policies": _policies,
     "report": _report,
     "doctor": _doctor,

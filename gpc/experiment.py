@@ -130,9 +130,9 @@ class Experiment:
         chosen = {key: OmegaConf.to_container(self.config, resolve=True)[key] for key in ("env", "sampler", *keys)}  # type: ignore[index,call-overload]
         return {"policies": self.names, "fingerprints": self.fingerprints, **chosen}
 
-    def open(self, path: Path, keys: Sequence[str]) -> RunFolder:
-        """The run folder of `settings(keys)`."""
-        return RunFolder(path, self.settings(keys), self.env.max_steps)
+    def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
+        """The run folder of these `settings`."""
+        return RunFolder(path, settings, self.env.max_steps)
 
     def warn_of_searched(self, runs: Path, seeds: range) -> None:
         """Say which of these seeds have chosen the policies' weights already, in the searches of a folder of runs."""
@@ -297,7 +297,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     seeds = range(config.seed, config.seed + config.episodes)
     experiment.warn_of_searched(path.parent, seeds)
     jobs = [Job(0, weights, seed) for seed in seeds]
-    with experiment.open(path, ("weights", "episodes", "seed")) as folder:
+    with experiment.open(path, experiment.settings(("weights", "episodes", "seed"))) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
         summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)
@@ -324,7 +324,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         )
     settings = {k: v for k, v in config.search.items() if k not in ("episodes", "seed")}
     plan: Search = build(OmegaConf.create(settings), policies=count, seeds=list(seeds))
-    with experiment.open(path, ("search", "report")) as folder:
+    with experiment.open(path, experiment.settings(("search", "report"))) as folder:
         while asked := plan.ask():
             jobs = [Job(c, plan.candidates[c], seed) for c, seed in asked]
             rows = experiment.roll(folder, "search", jobs)

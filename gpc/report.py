@@ -28,6 +28,8 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
     """(name, phase, figures) of every line of the table, in order."""
     if summary["kind"] == "evaluation":
         return [(f"{' + '.join(summary['policies'])} {_mixture(summary['weights'])}", "evaluate", summary)]
+    if summary["kind"] == "comparison":
+        return [(side["name"], "compare", side) for side in summary["sides"]]
     curve = [(_mixture(figures["weights"]), "search", figures) for figures in summary["candidates"]]
     parents = [(parent["name"], "report", parent) for parent in summary["parents"]]
     return [*curve, *parents, (f"winner {_mixture(summary['winner']['weights'])}", "report", summary["winner"])]
@@ -126,11 +128,12 @@ def write_report(path: Path) -> Path:
     Raises InputError where the folder is not a finished run.
     """
     summary, manifest = read_json(path / "summary.json"), read_json(path / "manifest.json")
-    title = " + ".join(summary["policies"])
+    title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
     parts = [f"<!doctype html><meta charset=utf-8><title>gpc: {html.escape(title)}</title><style>{STYLE}</style>"]
     parts.append(f"<h1>{html.escape(title)}</h1>")
     if "verdict" in summary:
         parts.append(f"<p class=verdict>{html.escape(summary['verdict'])}</p>")
+    if summary["kind"] == "search":
         weight_curve(summary, path / "curve.png")
         parts.append(f'<img alt="success over weights" src="{_data_uri(path / "curve.png", "image/png")}">')
     head = "<tr><th>weights<th>seeds<th>episodes<th>success % (95 % interval)<th>score (95 % interval)</tr>"

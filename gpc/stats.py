@@ -29,13 +29,18 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return mean - half, mean + half
 
 
+def discordant(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[int, int]:
+    """In how many pairs only `a` succeeds, and in how many only `b`."""
+    first, second = np.asarray(a, bool), np.asarray(b, bool)
+    return int((first & ~second).sum()), int((~first & second).sum())
+
+
 def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Two-sided p-value of McNemar's exact test on paired successes: a binomial test of the pairs that differ."""
-    first, second = np.asarray(a, bool), np.asarray(b, bool)
-    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
-    if only_first + only_second == 0:
+    only_a, only_b = discordant(a, b)
+    if only_a + only_b == 0:
         return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
@@ -46,27 +51,27 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
-def pairs_needed(difference: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> int:
+def pairs_needed(difference: float, share: float, alpha: float = 0.05, power: float = 0.8) -> int:
     """How many pairs McNemar's test needs to find a difference of success rates; fractions in (0, 1].
 
-    `discordant` is the share of pairs with one success only, at least `difference`. Connor 1987, Biometrics 43, p. 207, with
+    `share` is that of the pairs with one success only, at least `difference`. Connor 1987, Biometrics 43, p. 207, with
     1 / difference more, as the exact test wants.
     """
-    return ceil(_pairs(difference, discordant, alpha, power))
+    return ceil(_pairs(difference, share, alpha, power))
 
 
-def resolution(n: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float:
+def resolution(n: int, share: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest difference of success rates that McNemar's test finds in `n` pairs, `pairs_needed` turned round.
 
     1 where `n` pairs find none at all.
     """
-    if _pairs(1, discordant, alpha, power) >= n:
+    if _pairs(1, share, alpha, power) >= n:
         return 1.0
-    return float(brentq(lambda difference: _pairs(difference, discordant, alpha, power) - n, 1e-6, 1))
+    return float(brentq(lambda difference: _pairs(difference, share, alpha, power) - n, 1e-6, 1))
 
 
-def _pairs(difference: float, discordant: float, alpha: float, power: float) -> float:
-    share = max(discordant, difference)
+def _pairs(difference: float, share: float, alpha: float, power: float) -> float:
+    share = max(share, difference)
     under_null = float(stats.norm.isf(alpha / 2)) * sqrt(share)
     beyond = float(stats.norm.ppf(power)) * sqrt(share - difference**2)
     return ((under_null + beyond) / difference) ** 2 + 1 / difference
