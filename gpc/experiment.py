@@ -6,7 +6,7 @@ import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from gpc.env import Array, Environment
 from gpc.errors import InputError
 from gpc.load import load_policy, suggest
 from gpc.policy import Policy, rename, simulator_of
-from gpc.record import Row, RunFolder, read_json, read_rows, searched_seeds
+from gpc.record import Row, RunFolder, read_json, read_rows, read_trajectory, searched_seeds
 from gpc.report import print_summary, video, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
 from gpc.summary import by_candidate, summarize_evaluation, summarize_search
@@ -111,6 +111,8 @@ class Experiment:
         self.engine: Engine = build(config.engine)
         self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
         self._check_environment(spec)
+        self.resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        self.resolved["env"] = {"_target_": "gpc.worker.EnvSpec", **asdict(spec)}
         for note in filter(None, (member.note for member in self.policy.members)):
             console.print(f"note: {note}", highlight=False, soft_wrap=True)
         self.health = Health()
@@ -132,7 +134,7 @@ class Experiment:
 
     def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
         """The run folder of these `settings`."""
-        return RunFolder(path, settings, self.env.max_steps)
+        return RunFolder(path, settings, self.env.max_steps, self.resolved)
 
     def warn_of_searched(self, runs: Path, seeds: range) -> None:
         """Say which of these seeds have chosen the policies' weights already, in the searches of a folder of runs."""
@@ -341,25 +343,25 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
 
 def record_video(experiment: Experiment, path: Path) -> None:
     """Write `episodes.mp4`: the recorded actions of each candidate's first report seeds, done again side by side."""
-    with RunFolder(path, read_json(path / "manifest.json")["config"], experiment.env.max_steps) as folder:
-        rows = folder.phase("report") or folder.phase("evaluate") or folder.phase("compare")
-        summary = read_json(path / "summary.json")
-        groups = list(by_candidate(rows).values())
-        env = experiment.env.make()
-        panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
-        for i in range(min(experiment.config.video, len(groups[0]))):
-            films = [_film(env, folder, group[i]) for group in groups]
-            longest = max(map(len, films))
-            for (_, frames), film in zip(panels, films, strict=True):
-                frames += film + [film[-1]] * (longest - len(film))
-        env.close()
+    rows, summary = read_rows(path / "episodes.jsonl"), read_json(path / "summary.json")
+    place = {row: i for i, row in enumerate(rows)}
+    groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
+    env = experiment.env.make()
+    panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
+    for i in range(min(experiment.config.video, len(groups[0]))):
+        films = [film(env, row.seed, read_trajectory(path, place[row])["action"]) for row in (g[i] for g in groups)]
+        longest = max(map(len, films))
+        for (_, frames), shown in zip(panels, films, strict=True):
+            frames += shown + [shown[-1]] * (longest - len(shown))
+    env.close()
     video(path / "episodes.mp4", panels)
 
 
-def _film(env: Environment, folder: RunFolder, row: Row) -> list[Array]:
-    env.reset(seed=row.seed)
+def film(env: Environment, seed: int, actions: Array) -> list[Array]:
+    """What a camera sees of these actions (steps, action) after a reset with this seed."""
+    env.reset(seed=seed)
     frames = []
-    for action in folder.trajectory(row)["action"]:
+    for action in actions:
         env.advance(action)
         frames.append(cast(Array, env.render()))
     return frames

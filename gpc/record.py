@@ -1,9 +1,9 @@
 """The run folder: everything an experiment knows, written so that it can be killed at any time.
 
-`manifest.json` says what the run is, `episodes.jsonl` holds one row for each finished (phase, candidate, seed), and
-`trajectories.zarr` what happened in them: "action" and "reward" at every step, and the numeric observations at every
-decision, each an array (episodes, length, ...) whose i-th entry belongs to the i-th line of `episodes.jsonl`, filled up with
-NaN. A row is acknowledged when it is on disk; the trajectory is written before it.
+`manifest.json` says what the run is and, under "resolved", how to run it again; `episodes.jsonl` holds one row for each
+finished (phase, candidate, seed), and `trajectories.zarr` what happened in them: "action" and "reward" at every step, and the
+numeric observations at every decision, each an array (episodes, length, ...) whose i-th entry belongs to the i-th line of
+`episodes.jsonl`, filled up with NaN. A row is acknowledged when it is on disk; the trajectory is written before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import zarr
 from gpc.env import Array
 from gpc.errors import GpcError, InputError, RunError
 
-PACKAGES = ("gpc", "torch", "numpy", "scipy", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
+PACKAGES = ("gpc", "torch", "numpy", "scipy", "optuna", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
 Key = tuple[str, int, int]
 ROOM = 256  # episodes for which a trajectory array makes room at a time
 
@@ -52,11 +52,14 @@ class Row:
 class RunFolder:
     """One experiment on disk; open it with the configuration that determines its results, and an episode's longest length.
 
-    Opening a folder again resumes it. Raises InputError where the folder belongs to another configuration (the first
-    difference is named) or another process writes in it, RunError where its rows are damaged.
+    `resolved` is the whole configuration, kept for `gpc replay`. Opening a folder again resumes it. Raises InputError where
+    the folder belongs to another configuration (the first difference is named) or another process writes in it, RunError
+    where its rows are damaged.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], length: int) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], length: int, resolved: Mapping[str, Any] | None = None
+    ) -> None:
         self.path, self.length = path, length
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ class RunFolder:
             raise InputError(
                 f"{path} is in use by another gpc process; wait for it or choose another run_dir"
             ) from None
-        self._check_manifest(json.loads(json.dumps(config)))
+        self._check_manifest(json.loads(json.dumps(config)), resolved)
         self.rows: dict[Key, Row] = {row.key: row for row in read_rows(path / "episodes.jsonl", mend=True)}
         self._file: IO[bytes] = (path / "episodes.jsonl").open("ab")
         self._group = zarr.open_group(path / "trajectories.zarr", mode="a")
@@ -106,12 +109,6 @@ class RunFolder:
         """The finished rows of a phase, ordered by candidate and seed."""
         return sorted(row for row in self.rows.values() if row.phase == name)
 
-    def trajectory(self, row: Row) -> dict[str, Array]:
-        """What was recorded of an episode, without the filling."""
-        index = list(self.rows).index(row.key)
-        found = {name: np.asarray(array[index]) for name, array in self._arrays.items()}
-        return {name: value[~np.isnan(value.reshape(len(value), -1)).all(1)] for name, value in found.items()}
-
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replace a JSON file of the folder, whole or not at all."""
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
@@ -130,17 +127,16 @@ class RunFolder:
             filled[: len(value)] = value
             array[index] = filled
 
-    def _check_manifest(self, config: dict[str, Any]) -> None:
+    def _check_manifest(self, config: dict[str, Any], resolved: Mapping[str, Any] | None) -> None:
         path = self.path / "manifest.json"
         if not path.exists():
             if (self.path / "episodes.jsonl").exists():
                 raise InputError(f"{self.path} has episodes but no manifest.json; choose another run_dir")
-            manifest = {"schema_version": 1, "config": config, "versions": versions()}
+            manifest = {"schema_version": 1, "config": config, "versions": versions(), "resolved": resolved}
             self.write_json("manifest.json", manifest)
             return
         before = read_json(path)["config"]
-        if before != config:
-            key, old, new = next(_differences(before, config))
+        for key, old, new in _differences(before, config):
             raise InputError(
                 f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )
@@ -203,6 +199,21 @@ def searched_seeds(runs: Path, fingerprints: Mapping[str, str]) -> dict[Path, se
                 rows = read_rows(path.with_name("episodes.jsonl"))
                 found[path.parent] = {row.seed for row in rows if row.phase == "search"}
     return found
+
+
+def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
+    """What was recorded of a run folder's episode, without the filling; `episode` is its line in episodes.jsonl, from 0.
+
+    Raises InputError where it is missing or damaged.
+    """
+    try:
+        arrays = dict(zarr.open_group(path / "trajectories.zarr", mode="r").arrays())
+        found = {name: np.asarray(array[episode]) for name, array in arrays.items()}
+    except (OSError, ValueError, IndexError, RuntimeError) as error:
+        raise InputError(f"{path / 'trajectories.zarr'} has no episode {episode} that can be read: {error}") from None
+    if "action" not in found:
+        raise InputError(f"{path} has episodes.jsonl but no actions; copy its trajectories.zarr, too")
+    return {name: value[~np.isnan(value.reshape(len(value), -1)).all(1)] for name, value in found.items()}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ import gpc
 import gpc.gl
 from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin, world_points
 from gpc.errors import InputError, RunError
-from gpc.record import RunFolder, read_json
+from gpc.record import read_rows, read_trajectory
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
 from gpc.testing import check_env
 
@@ -236,10 +236,9 @@ def test_evaluate_builds_the_simulator_of_a_checkpoint_and_robomimic_agrees_with
     few = ["env.max_steps=20", "engine.workers=1", "sampler.steps=2"]
     result = gpc.evaluate(policy, "policy", episodes=2, overrides=few, run_dir=str(tmp_path / "run"))
     theirs, _ = file_utils.env_from_checkpoint(ckpt_path=str(tmp_path / "tiny.pth"))
-    config = read_json(tmp_path / "run" / "manifest.json")["config"]
-    with RunFolder(tmp_path / "run", config, 20) as folder:
-        trajectories = [folder.trajectory(row) for row in result.rows]
-    for row, trajectory in zip(result.rows, trajectories, strict=True):
+    for i, row in enumerate(read_rows(tmp_path / "run" / "episodes.jsonl")):
+        assert row in result.rows
+        trajectory = read_trajectory(tmp_path / "run", i)
         np.random.seed(row.seed)  # noqa: NPY002
         frames, rewards = [theirs.reset()], []
         for action in trajectory["action"]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpc.errors import InputError, RunError
-from gpc.record import Row, RunFolder, read_rows
+from gpc.record import Row, RunFolder, read_rows, read_trajectory
 
 CONFIG = {"policies": ["a"], "sampler": {"steps": 8}}
 STEPS = {"action": np.arange(8, dtype=np.float32).reshape(4, 2)}
@@ -25,7 +25,9 @@ def test_rows_and_trajectories_come_back(tmp_path):
             folder.append(row(seed), STEPS)
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         assert folder.phase("search") == [row(1), row(2), row(3)]
-        np.testing.assert_array_equal(folder.trajectory(row(2))["action"], STEPS["action"])
+    np.testing.assert_array_equal(read_trajectory(tmp_path, 2)["action"], STEPS["action"])
+    with pytest.raises(InputError, match="no episode 900 that can be read"):
+        read_trajectory(tmp_path, 900)
 
 
 def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path):
