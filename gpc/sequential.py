@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import logsumexp
 
@@ -24,13 +25,15 @@ BETS = (np.arange(128) + 0.5) / 128
 LOG_SHARES = np.log((1 - BETS**2) / (1 - BETS**2).sum())
 
 
-def log_wealth(values: Sequence[float], counts: Sequence[int], low: float, mean: float) -> float:
+def log_wealth(values: Sequence[float], counts: npt.ArrayLike, low: float, mean: float) -> npt.NDArray[np.float64]:
     """Log of the wealth of who bet that the mean of `values`, seen `counts` times and none below `low`, exceeds `mean`.
 
-    It falls as `mean` rises, and it is a supermartingale wherever the true mean is at most `mean`.
+    counts (..., values) -> (...). The wealth falls as `mean` rises; it is a supermartingale where the true mean is at most
+    `mean`.
     """
-    gains = np.log1p(BETS[:, None] * (np.asarray(values, np.float64) - mean) / (mean - low))
-    return float(logsumexp(LOG_SHARES + gains @ np.asarray(counts, np.float64)))
+    gains = np.log1p(BETS * (np.asarray(values, np.float64)[:, None] - mean) / (mean - low))
+    found: npt.NDArray[np.float64] = logsumexp(LOG_SHARES + np.asarray(counts, np.float64) @ gains, axis=-1)
+    return found
 
 
 def lower_bound(values: Sequence[float], counts: Sequence[int], low: float, alpha: float) -> float:
@@ -64,5 +67,5 @@ def anytime_p(only_a: int, only_b: int) -> float:
 
     The side with more of them is then the better one: the chance of ever naming the worse one is at most half of alpha.
     """
-    best = max(log_wealth((-1, 1), counts, -1, 0) for counts in ((only_b, only_a), (only_a, only_b)))
+    best = log_wealth((-1, 1), [(only_b, only_a), (only_a, only_b)], -1, 0).max()
     return float(min(1.0, 2 * np.exp(-best)))

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import stats
 
-from gpc.stats import mcnemar, mean_interval, paired_t, wilson
+from gpc.stats import mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
 
 
 def test_wilson_against_its_formula():
@@ -37,3 +38,27 @@ def test_paired_t_of_equal_scores_is_one_and_of_a_clear_gain_small():
     scores = np.random.default_rng(2).uniform(size=40)
     assert paired_t(scores, scores) == paired_t([1.0], [0.5]) == 1.0
     assert paired_t(scores + 0.1 + 0.01 * np.arange(40) / 40, scores) < 1e-10
+
+
+def power_of_mcnemar(n, difference, share):
+    """Exact: over the number of pairs that differ, and the winner's share of them."""
+    share = max(share, difference)
+    k = np.arange(n + 1)
+    most = stats.binom.ppf(0.025, k, 0.5) - 1  # the loser's largest count that is significant
+    win = (share + difference) / (2 * share)
+    found = stats.binom.cdf(most, k, win) + stats.binom.cdf(most, k, 1 - win)
+    return float(stats.binom.pmf(k, n, share) @ found)
+
+
+@pytest.mark.parametrize("n", [20, 50, 200, 1000])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5])
+def test_what_n_pairs_resolve_is_found_with_the_stated_power(n, share):
+    difference = resolution(n, share)
+    assert 0.78 < power_of_mcnemar(n, difference, share) < 0.88
+    assert power_of_mcnemar(n, difference / 2, share) < 0.5
+    assert pairs_needed(difference, share) in (n, n + 1)
+
+
+def test_telling_70_from_65_takes_about_a_thousand_pairs():
+    assert 900 < pairs_needed(0.05, 0.3) < 1050
+    assert resolution(4, 0.5) == 1.0  # nothing at all
