@@ -236,7 +236,7 @@ class ComposedPolicy:
         kept = [k for k in range(len(self.policies)) if bool((weights[..., k] != 0).any())]
         return ComposedPolicy(tuple(self.policies[k] for k in kept), replace(self.composer, weights=weights[..., kept]))
 
-    def condition(self, observation: Observation) -> Denoiser:
+    def condition(self, observation: Observation) -> ComposedDenoiser:
         """Each member encodes the observation steps that it reads."""
         self.observations.check(observation)
         denoisers = []

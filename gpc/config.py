@@ -18,9 +18,23 @@ from gpc.errors import InputError
 from gpc.load import suggest
 
 # Hydra imports and calls whatever `_target_` names; nothing but these is ever handed to it.
-ALLOWED = frozenset({"gpc.worker.EnvSpec", "gpc.rollout.Engine", "gpc.control.Sampling", "gpc.weight_search.Grid"})
+ALLOWED = frozenset(
+    {
+        "gpc.worker.EnvSpec",
+        "gpc.rollout.Engine",
+        "gpc.control.Sampling",
+        "gpc.weight_search.Grid",
+        "gpc.weight_search.Racing",
+        "gpc.weight_search.Random",
+        "gpc.weight_search.Demos",
+        "gpc.bayesian_search.Bayesian",
+    }
+)
 
-NUMBERS = ("episodes", "block", "seed", "search.episodes", "search.seed", "report.episodes", "report.seed", "video")
+NUMBERS = (
+    *("episodes", "block", "seed", "video"),
+    *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
+)
 OPEN = r"rename_map|env\.options\.settings"  # their keys are the policies' and the simulator's own
 
 
@@ -52,12 +66,9 @@ def build(config: DictConfig, **extra: Any) -> Any:
     """
     _check_targets(config)
     try:
-        return instantiate(config, **extra, _convert_="all")
-    except HydraException as error:
-        cause = error.__cause__
-        if isinstance(cause, InputError):
-            raise cause from None
-        raise InputError(_one_line(cause or error, config._target_)) from None
+        return instantiate(config, _partial_=True, _convert_="all")(**extra)
+    except (HydraException, TypeError) as error:
+        raise InputError(_one_line(error.__cause__ or error, config._target_)) from None
 
 
 def options(group: str) -> list[str]:

@@ -9,6 +9,7 @@ Nothing is downloaded and nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -24,6 +25,7 @@ import zarr
 from gpc.env import Array
 from gpc.errors import InputError
 
+PAD = 7  # Diffusion Policy's: a chunk of 16 of which 8 are executed
 ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions
 
 
@@ -51,6 +53,34 @@ class Demonstrations:
     def episodes(self) -> list[slice]:
         """The steps of each episode."""
         return [slice(int(a), int(b)) for a, b in zip([0, *self.episode_ends[:-1]], self.episode_ends, strict=True)]
+
+    def select(self, episodes: Sequence[int]) -> Demonstrations:
+        """Some of the episodes."""
+        chosen = [self.episodes[i] for i in episodes]
+        rows = np.concatenate([np.arange(steps.start, steps.stop) for steps in chosen])
+        ends = np.cumsum([steps.stop - steps.start for steps in chosen])
+        return Demonstrations({key: value[rows] for key, value in self.observations.items()}, self.actions[rows], ends)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything, for run manifests."""
+        digest = hashlib.sha256()
+        for value in (self.episode_ends, self.actions, *(self.observations[key] for key in sorted(self.observations))):
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
+    def windows(self, n_obs_steps: int, start: int, horizon: int) -> tuple[Array, Array]:
+        """The steps of the observations (n, n_obs_steps) and actions (n, horizon) that belong to every decision.
+
+        Chunks begin `start` steps from the newest observation (`ActionSpec.start`) and run at most `PAD` steps past the end of
+        an episode; the steps at its edges are repeated.
+        """
+        observed, acted = [], []
+        for steps in self.episodes:
+            for now in range(steps.start, max(steps.start, steps.stop - 1 + PAD - start - horizon + 1) + 1):
+                observed.append(np.arange(now - n_obs_steps + 1, now + 1).clip(steps.start, steps.stop - 1))
+                acted.append(np.arange(now + start, now + start + horizon).clip(steps.start, steps.stop - 1))
+        return np.stack(observed), np.stack(acted)
 
 
 def read(path: str | Path, keys: Sequence[str] | None = None) -> Demonstrations:
@@ -100,7 +130,7 @@ def write_robomimic(
 
 
 def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
-    """Write a zarr replay buffer (format 2, which Diffusion Policy reads) as a folder, whole or not at all."""
+    """Write a zarr replay buffer (format 2, which Diffusion Policy reads) as a folder or .zip, whole or not at all."""
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     root = zarr.open_group(part, mode="w", zarr_format=2)
@@ -109,8 +139,13 @@ def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
         rows = 64 if value.dtype == np.uint8 else 4096
         data.create_array(key, data=value, chunks=(min(rows, len(value)), *value.shape[1:]))
     meta.create_array("episode_ends", data=demonstrations.episode_ends)
-    shutil.rmtree(path, ignore_errors=True)
-    part.rename(path)
+    if path.suffix == ".zip":
+        packed = Path(shutil.make_archive(str(part), "zip", part))
+        shutil.rmtree(part)
+        part = packed
+    elif path.exists():
+        shutil.rmtree(path)
+    part.replace(path)
 
 
 def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:

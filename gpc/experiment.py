@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gpc.composition import ComposedPolicy, Guidance, Weighted, compose, guide
 from gpc.config import build, load_config
 from gpc.control import ChunkActor
+from gpc.demonstrations import read
+from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Array, Environment
 from gpc.errors import InputError
 from gpc.load import load_policy, suggest
@@ -27,7 +29,7 @@ from gpc.record import Row, RunFolder, read_json, read_rows, read_trajectory, se
 from gpc.report import print_summary, video, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
 from gpc.summary import by_candidate, summarize_evaluation, summarize_search
-from gpc.weight_search import Outcome, Search, Weights
+from gpc.weight_search import Outcome, Search, Weights, one_hot
 
 COLUMNS = (
     TextColumn("{task.description}"),
@@ -149,7 +151,7 @@ class Experiment:
 
     def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job], title: str = "") -> list[Row]:
         """Run the jobs that the folder does not hold yet, under a progress bar; returns the rows of all of them."""
-        todo = [job for job in jobs if (phase, job.candidate, job.seed) not in folder.rows]
+        todo = [job for job in jobs if not _done(folder, phase, job)]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
         try:
@@ -224,20 +226,22 @@ def search(
     policies: Sequence[Policy],
     env: str = "pusht",
     *,
-    method: str = "grid",
-    episodes: int = 20,
+    method: str = "racing",
+    budget: int | None = None,
+    episodes: int | None = None,
+    demonstrations: str | None = None,
     report_episodes: int = 50,
     overrides: Sequence[str] = (),
     run_dir: str | None = None,
 ) -> Result:
-    """Find the weights on search seeds, then compare winner and parents on report seeds; see `evaluate`."""
-    shown = [
-        f"env={env}",
-        f"search={method}",
-        f"search.episodes={episodes}",
-        f"report.episodes={report_episodes}",
-        "video=0",
-    ]
+    """Find the weights on search seeds, then compare winner and parents on report seeds; see `evaluate`.
+
+    `budget` counts the episodes of the whole search, `episodes` those of each candidate; `gpc search -h` says which methods have
+    which. `demonstrations` is a file of held-out ones, for method "demos" or as the start of the others.
+    """
+    asked = {"budget": budget, "episodes": episodes, "demonstrations": demonstrations and f'"{demonstrations}"'}
+    shown = [f"env={env}", f"search={method}", f"report.episodes={report_episodes}", "video=0"]
+    shown += [f"search.{key}={value}" for key, value in asked.items() if value is not None]
     return _quietly("search", policies, [*shown, *overrides], run_dir)
 
 
@@ -318,27 +322,41 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     config, count = experiment.config, len(experiment.names)
     if count < 2:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
-    seeds = range(config.search.seed, config.search.seed + config.search.episodes)
+    prior = _denoising_error(experiment)
+    settings = {key: value for key, value in config.search.items() if key != "demonstrations"}
+    plan: Search = build(OmegaConf.create(settings), policies=count, prior=prior)
     fresh = range(config.report.seed, config.report.seed + config.report.episodes)
-    if seeds.start < fresh.stop and fresh.start < seeds.stop:
+    if plan.seeds.start < fresh.stop and fresh.start < plan.seeds.stop:
         raise InputError(
-            f"search seeds {seeds} and report seeds {fresh} overlap; move report.seed, or use fewer episodes"
+            f"search seeds {plan.seeds} and report seeds {fresh} overlap; move report.seed, or use fewer episodes"
         )
-    settings = {k: v for k, v in config.search.items() if k not in ("episodes", "seed")}
-    plan: Search = build(OmegaConf.create(settings), policies=count, seeds=list(seeds))
-    with experiment.open(path, experiment.settings(("search", "report"))) as folder:
+    known = {"demonstrations": prior.fingerprint} if prior else {}
+    with experiment.open(path, experiment.settings(("search", "report")) | known) as folder:
         while asked := plan.ask():
             jobs = [Job(c, plan.candidates[c], seed) for c, seed in asked]
             rows = experiment.roll(folder, "search", jobs)
             plan.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
         winner = plan.best()
-        parents = {name: plan.candidates.index(_one_hot(i, count)) for i, name in enumerate(experiment.names)}
+        parents = {name: plan.candidates.index(one_hot(i, count)) for i, name in enumerate(experiment.names)}
         jobs = [Job(c, plan.candidates[c], seed) for c in dict.fromkeys([winner, *parents.values()]) for seed in fresh]
         experiment.roll(folder, "report", jobs)
         found = (folder.phase("search"), folder.phase("report"))
         summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.health.breakdowns))
+        if prior:
+            measured = {tuple(c["weights"]): c["pc_success"] for c in summary["candidates"]}
+            summary["denoising_error"] = prior.explain(experiment.names, plan.candidates, measured)
         folder.write_json("summary.json", summary)
     return summary
+
+
+def _denoising_error(experiment: Experiment) -> DenoisingError | None:
+    """What `search.demonstrations` says of the policies; None where there are none."""
+    path = experiment.config.search.demonstrations
+    if path is None:
+        return None
+    demonstrations = read(path, list(experiment.policy.observations.shapes))
+    with experiment.console.status("denoising the demonstrations"):
+        return measure(experiment.policy, experiment.actor.sampling, demonstrations)
 
 
 def record_video(experiment: Experiment, path: Path) -> None:
@@ -365,6 +383,16 @@ def film(env: Environment, seed: int, actions: Array) -> list[Array]:
         env.advance(action)
         frames.append(cast(Array, env.render()))
     return frames
+
+
+def _done(folder: RunFolder, phase: str, job: Job) -> bool:
+    row = folder.rows.get((phase, job.candidate, job.seed))
+    if row and row.weights != job.weights:
+        raise InputError(
+            f"{folder.path} holds candidate {job.candidate} with weights {list(row.weights)}, the search now proposes "
+            f"{list(job.weights)} (another version of Optuna or torch?); use another run_dir"
+        )
+    return row is not None
 
 
 def _title(row: Row, summary: Mapping[str, Any]) -> str:
@@ -400,7 +428,3 @@ def _check_picture(env: Environment, count: int) -> None:
         env.render()
     except InputError as error:
         raise InputError(f"video={count}: {error}; or choose video=0") from None
-
-
-def _one_hot(index: int, count: int) -> Weights:
-    return tuple(float(i == index) for i in range(count))

@@ -1,18 +1,26 @@
-"""What a person reads: the table in the terminal, the weight curve, the video and a self-contained report.html."""
+"""What a person reads: tables in the terminal, the video, a self-contained page of one run or of several."""
 
 from __future__ import annotations
 
 import base64
 import html
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from gpc.errors import InputError
+from gpc.error_curves import error_curves
+from gpc.figures import outcome_matrix, png, progress_plot, weight_plot
 from gpc.record import read_json
+from gpc.store import write_store
+from gpc.study import OUTCOMES, RANKED, Run, Standing, entries, leaderboard, outcomes, read_run, searched, tasks
+from gpc.summary import mixture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -22,24 +30,31 @@ td:first-child, th:first-child { text-align: left } .verdict { font-size: 1.15re
 img, video { max-width: 100% } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem }
 """
 MAX_VIDEO_BYTES = 8_000_000
+HEAD = ("weights", "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)")
+LEADERBOARD = (
+    "policy or mixture", "sampler", "successes", "success % (95 % interval)", "score",
+    "points more than the best parent (95 % interval)", "p", "p, best", "runs",
+)  # fmt: skip
+NEAR_BEST = (
+    "● cannot be told from the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the truly best "
+    "is among these but for a chance of 5 %. p: McNemar's exact test against the best parent, on shared seeds."
+)
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
     """(name, phase, figures) of every line of the table, in order."""
     if summary["kind"] == "evaluation":
-        return [(f"{' + '.join(summary['policies'])} {_mixture(summary['weights'])}", "evaluate", summary)]
+        return [(f"{' + '.join(summary['policies'])} {mixture(summary['weights'])}", "evaluate", summary)]
     if summary["kind"] == "comparison":
         return [(side["name"], "compare", side) for side in summary["sides"]]
-    curve = [(_mixture(figures["weights"]), "search", figures) for figures in summary["candidates"]]
+    curve = [(mixture(figures["weights"]), "search", figures) for figures in summary["candidates"]]
     parents = [(parent["name"], "report", parent) for parent in summary["parents"]]
-    return [*curve, *parents, (f"winner {_mixture(summary['winner']['weights'])}", "report", summary["winner"])]
+    return [*curve, *parents, (f"winner {mixture(summary['winner']['weights'])}", "report", summary["winner"])]
 
 
 def table(summary: Mapping[str, Any]) -> Table:
     """The summary as a table for the terminal."""
-    shown = Table(
-        Column("weights", no_wrap=True), "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)"
-    )
+    shown = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:])
     before = ""
     for name, phase, figures in rows_of(summary):
         if before and phase != before:
@@ -55,52 +70,13 @@ def print_summary(path: Path, console: Console) -> None:
     console.print(table(summary))
     if "verdict" in summary:
         console.print(summary["verdict"], highlight=False)
+    if "denoising_error" in summary:
+        console.print(summary["denoising_error"]["verdict"], highlight=False)
     if summary["infrastructure_errors"]:
         count = summary["infrastructure_errors"]
         console.print(
             f"{count} simulator breakdowns; their episodes were run again and are not failures", highlight=False
         )
-
-
-def weight_curve(summary: Mapping[str, Any], path: Path) -> None:
-    """The success over the weights with its intervals, parents and winner marked, as a PNG.
-
-    Two policies give a curve over the first one's weight, more a bar for each candidate. The winner's and the parents'
-    results on report seeds stand beside the search's: the best of a curve looks better than it is.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("the weight curve needs matplotlib; pip install 'gpc[report]'") from None
-
-    candidates = summary["candidates"]
-    two = len(summary["policies"]) == 2
-    xs = [c["weights"][0] for c in candidates] if two else list(range(len(candidates)))
-    figure = Figure(figsize=(8, 4.5), layout="constrained", dpi=150)
-    axes = figure.subplots()
-    low, high = ([c["pc_success_ci95"][i] for c in candidates] for i in (0, 1))
-    middle = [c["pc_success"] for c in candidates]
-    n = candidates[0]["n_episodes"]
-    axes.fill_between(xs, low, high, alpha=0.15, color="C0", label="95 % Wilson interval", linewidth=0)
-    axes.plot(xs, middle, "o-", color="C0", label=f"search seeds, {n} episodes each")
-    winner = summary["winner"]
-    report = [(p, "s", "C1", f"{p['name']} alone") for p in summary["parents"]]
-    for figures, marker, color, label in [*report, (winner, "*", "C2", f"winner {_mixture(winner['weights'])}")]:
-        x = xs[[c["weights"] for c in candidates].index(figures["weights"])]
-        y, (bottom, top) = figures["pc_success"], figures["pc_success_ci95"]
-        bars = [[max(0, y - bottom)], [max(0, top - y)]]
-        text = f"{label}, report seeds, {figures['n_episodes']} episodes"
-        size = 14 if marker == "*" else 7
-        axes.errorbar([x], [y], bars, fmt=marker, color=color, capsize=4, label=text, markersize=size, zorder=3)
-    axes.set(ylabel="success, %", ylim=(-2, 102))
-    if two:
-        a, b = summary["policies"]
-        axes.set(xlabel=f"weight of {a}   (the rest: {b})", xlim=(-0.03, 1.03))
-    else:
-        axes.set_xticks(xs, [_mixture(c["weights"]) for c in candidates], rotation=90, fontsize=6)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
-    figure.savefig(path)
 
 
 def video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20) -> None:
@@ -123,33 +99,138 @@ def video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20
 
 
 def write_report(path: Path) -> Path:
-    """Write `report.html` (and `curve.png` for a search) from a run folder's files; returns the page.
+    """Write `report.html` (and the figures of a search as PNG files) from a run folder's files; returns the page.
 
     Raises InputError where the folder is not a finished run.
     """
-    summary, manifest = read_json(path / "summary.json"), read_json(path / "manifest.json")
-    title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
-    parts = [f"<!doctype html><meta charset=utf-8><title>gpc: {html.escape(title)}</title><style>{STYLE}</style>"]
-    parts.append(f"<h1>{html.escape(title)}</h1>")
+    run = read_run(path)
+    summary, search = run.summary, run.summary["kind"] == "search"
+    parts = _opening((" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"]))
     if "verdict" in summary:
         parts.append(f"<p class=verdict>{html.escape(summary['verdict'])}</p>")
-    if summary["kind"] == "search":
-        weight_curve(summary, path / "curve.png")
-        parts.append(f'<img alt="success over weights" src="{_data_uri(path / "curve.png", "image/png")}">')
-    head = "<tr><th>weights<th>seeds<th>episodes<th>success % (95 % interval)<th>score (95 % interval)</tr>"
-    lines = [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    parts.append(f"<table>{head}{body}</table>")
+    if search:
+        parts.append(_picture("success over the weights", weight_plot(summary), path / "curve.png"))
+    if errors := summary.get("denoising_error"):
+        error_curves(errors, path / "errors.png")
+        parts.append(f"<h2>Denoising errors</h2><p>{html.escape(errors['verdict'])}</p>")
+        parts.append(
+            f'<img alt="errors over sigma" src="{_data_uri((path / "errors.png").read_bytes(), "image/png")}">'
+        )
+    parts.append(_table(HEAD, [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]))
+    if search:
+        parts += _seeds(run, path / "outcomes.png")
+        parts += _progress({path.name: run}, path / "progress.png")
     clip = path / "episodes.mp4"
     if clip.exists() and clip.stat().st_size < MAX_VIDEO_BYTES:
-        parts.append(f'<h2>Episodes</h2><video controls loop muted src="{_data_uri(clip, "video/mp4")}"></video>')
+        source = _data_uri(clip.read_bytes(), "video/mp4")
+        parts.append(f'<h2>Episodes</h2><video controls loop muted src="{source}"></video>')
     parts.append(
         f"<p>Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}.</p>"
     )
-    parts.append(f"<h2>Run</h2><pre>{html.escape(_pretty(manifest))}</pre>")
+    parts.append(f"<h2>Run</h2><pre>{html.escape(json.dumps(run.manifest, indent=1))}</pre>")
     page = path / "report.html"
     page.write_text("\n".join(parts))
     return page
+
+
+def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console) -> None:
+    """Several runs on one page, a leaderboard for each task first, and in one store; the leaderboards are printed, too."""
+    runs = [read_run(path) for path in dict.fromkeys(paths)]
+    write_store(runs, store)
+    parts = _opening(f"A study of {len(runs)} runs")
+    for task, group in tasks(runs).items():
+        board = leaderboard(entries(group))
+        left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
+        notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
+        lines = [_standing(standing) for standing in board]
+        shown = Table(Column(LEADERBOARD[0], overflow="fold"), *LEADERBOARD[1:], title=task)
+        for line in lines:
+            shown.add_row(*line)
+        console.print(shown)
+        console.print(*notes, highlight=False)
+        parts += [f"<h2>{html.escape(task)}</h2>", _table(LEADERBOARD, lines), f"<p>{html.escape(' '.join(notes))}</p>"]
+        parts += _progress({str(run.path): run for run in group if run.summary["kind"] == "search"})
+        for run in group:
+            parts.append(f"<h2>{html.escape(str(run.path))}</h2><p class=verdict>{html.escape(_said(run.summary))}</p>")
+            if run.summary["kind"] == "search":
+                parts += [_picture("success over the weights", weight_plot(run.summary)), *_seeds(run)]
+    page.write_text("\n".join(parts))
+
+
+def _standing(standing: Standing) -> list[str]:
+    entry, parent, (low, high) = standing.entry, standing.parent, standing.ci95
+    n, k, (sampler, _) = len(entry.rows), entry.successes, json.loads(entry.setting)
+    against, p_value = "", ""
+    if parent:
+        bottom, top = parent.ci95
+        against = f"{100 * parent.difference:+.1f} ({100 * bottom:+.1f} to {100 * top:+.1f}), {parent.other.name}, n = {parent.n}"
+        p_value = f"{parent.p_value:.3g}"
+    return [
+        f"{'● ' if standing.near_best else ''}{entry.name}",
+        f"{sampler['method']}, {sampler['steps']} steps",
+        f"{k}/{n}",
+        f"{100 * k / n:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+        f"{entry.score:.3f}",
+        against,
+        p_value,
+        f"{standing.p_best:.3g}",
+        ", ".join(path.name for path in entry.runs),
+    ]
+
+
+def _said(summary: Mapping[str, Any]) -> str:
+    """The verdict, or the figures of an evaluation."""
+    if "verdict" in summary:
+        return str(summary["verdict"])
+    ((name, phase, figures),) = rows_of(summary)
+    seeds, episodes, success, score = _cells(phase, figures)
+    return f"{name}: {success} % success, score {score}, {episodes} episodes on seeds {seeds}."
+
+
+def _seeds(run: Run, file: Path | None = None) -> list[str]:
+    """The matrix of outcomes, and how many report seeds came out in which way, with episodes to look at."""
+    parts = ["<h2>Seeds</h2>", _picture("outcome of every seed under every weights", outcome_matrix(run), file)]
+    found = outcomes(run, "report")
+    if not found:
+        return [*parts, "<p>The winner is a parent: there is no mixture whose outcomes could be counted.</p>"]
+    weights = tuple(run.summary["winner"]["weights"])
+    episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
+    lines = []
+    for kind in OUTCOMES:
+        seeds = [seed for seed, name in found.items() if name == kind]
+        lines.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
+    hint = f"gpc replay {run.path} --episode K --video FILE.mp4 shows one of them again."
+    return [
+        *parts,
+        _table(["report seeds", "count", "the mixture's episodes, K"], lines),
+        f"<p>{html.escape(hint)}</p>",
+    ]
+
+
+def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[str]:
+    """Nothing where no search ran an episode."""
+    known = {name: run for name, run in runs.items() if searched([run])}
+    return (
+        ["<h2>Progress</h2>", _picture("episodes spent against the best", progress_plot(known), file)] if known else []
+    )
+
+
+def _opening(title: str) -> list[str]:
+    name = html.escape(title)
+    return [f"<!doctype html><meta charset=utf-8><title>gpc: {name}</title><style>{STYLE}</style>", f"<h1>{name}</h1>"]
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _picture(alt: str, figure: Figure, file: Path | None = None) -> str:
+    content = png(figure)
+    if file:
+        file.write_bytes(content)
+    return f'<img alt="{alt}" src="{_data_uri(content, "image/png")}">'
 
 
 def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
@@ -163,15 +244,5 @@ def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _mixture(weights: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{w:g}" for w in weights) + "]"
-
-
-def _data_uri(path: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _pretty(manifest: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(manifest, indent=1)
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import zarr
 import gpc
 from gpc.cli import main
 from gpc.config import load_config
+from gpc.demonstrations import read, write_replay_buffer
 from gpc.record import read_rows
 
-SEARCH = ["env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
+SEARCH = ["search=grid", "env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
 
 
 def arguments(tiny, folder, *more):
@@ -80,6 +82,51 @@ def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
     assert main(arguments(tiny, tmp_path)) == 0
     assert table(tmp_path) == table(undisturbed)
     assert (tmp_path / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+
+
+HELD_OUT = Path(__file__).parent / "data/pusht-held-out.zarr.zip"
+SEARCHES = {
+    "racing": ["search.budget=40"],
+    "tpe": ["search.budget=40", "search.episodes=3"],
+    "demos": [],
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_any_search_that_lost_its_last_rows_comes_to_the_same_end(name, tiny, tmp_path):
+    small = [f"policies=[{','.join(tiny)}]", "env.max_steps=16", "report.episodes=4", "video=0"]
+    small += [f"search={name}", f"search.demonstrations={HELD_OUT}", *SEARCHES[name]]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["search", *small, f"run_dir={whole}"]) == 0
+    rows = table(whole)
+    assert sum(row.phase == "search" for row in rows) <= 40
+    shutil.copytree(whole, cut)
+    lines = (cut / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+    (cut / "episodes.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert main(["search", *small, f"run_dir={cut}"]) == 0
+    assert table(cut) == rows
+    assert (cut / "summary.json").read_text() == (whole / "summary.json").read_text()
+
+    summary = json.loads((whole / "summary.json").read_text())
+    errors = summary["denoising_error"]
+    assert sum(errors["weights"]) == pytest.approx(1)
+    assert [1.0, 0.0] in [p["weights"] for p in errors["predicted"]]
+    assert errors["n_measured"] == len(summary["candidates"])
+    if name == "demos":
+        assert summary["winner"]["weights"] == pytest.approx(errors["weights"], abs=0.01)
+    page = (whole / "report.html").read_text()
+    assert errors["verdict"].split("[")[0] in page
+    assert (whole / "errors.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_other_demonstrations_do_not_continue_a_run(tiny, tmp_path, capsys):
+    data = read(HELD_OUT)
+    for episodes in ([0, 1], [2, 3]):
+        write_replay_buffer(tmp_path / "some.zarr", data.select(episodes))
+        small = ["env.max_steps=16", "report.episodes=1", "video=0", f"search.demonstrations={tmp_path / 'some.zarr'}"]
+        code = main(["search", f"policies=[{','.join(tiny)}]", "search=demos", *small, f"run_dir={tmp_path / 'run'}"])
+    assert code == 2
+    assert "was begun with demonstrations=" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_run_again(undisturbed, tiny):

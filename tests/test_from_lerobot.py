@@ -296,6 +296,7 @@ def test_a_search_composes_a_lerobot_checkpoint_with_one_of_gpc(checkpoint, tiny
     run = tmp_path / "run"
     small = [
         "env.max_steps=16",
+        "search=grid",
         "search.episodes=2",
         "search.step=0.5",
         "report.episodes=2",

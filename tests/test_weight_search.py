@@ -1,7 +1,40 @@
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 
 from gpc.errors import InputError
-from gpc.weight_search import Grid, Outcome, simplex
+from gpc.weight_search import Demos, Grid, Outcome, Racing, Random, one_hot, rounded, simplex
+
+SEED = 100
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """A prior that knows the weight of the first policy that is best."""
+
+    peak: float
+
+    def predicted(self, weights):
+        return (weights[0] - self.peak) ** 2
+
+    def best(self):
+        return (self.peak, 1 - self.peak)
+
+
+def play(search, success, rounds=None):
+    """Run a search on `success` (candidate, seed) -> bool; returns every round that it asked for."""
+    asked = []
+    while (due := search.ask()) and len(asked) != rounds:
+        asked.append(due)
+        search.tell({(c, s): Outcome(success(c, s), 0.0) for c, s in due})
+    return asked
+
+
+def coin(candidate, seed):
+    """Paired outcomes: on one seed the better candidates succeed wherever a worse one does, nearly always."""
+    draw = np.random.default_rng([7, seed]).random() + 0.2 * np.random.default_rng([candidate, seed]).random()
+    return bool(draw < 0.4 + 0.05 * candidate)
 
 
 def test_the_simplex_has_the_papers_eleven_points_and_sixty_six_for_three():
@@ -18,17 +51,146 @@ def test_a_step_that_does_not_divide_one_is_refused(step):
         simplex(2, step)
 
 
+def test_rounding_finds_the_nearest_point_of_the_simplex():
+    points = simplex(3, 0.1)
+    for weights in np.random.default_rng(0).dirichlet(np.ones(3), 200):
+        found = rounded(weights, 0.1)
+        assert found in points
+        nearest = min(points, key=lambda p: np.linalg.norm(np.subtract(p, weights)))
+        assert np.linalg.norm(np.subtract(found, weights)) == pytest.approx(
+            np.linalg.norm(np.subtract(nearest, weights))
+        )
+    assert all(rounded(point, 0.1) == point for point in points)
+
+
 def test_the_grid_asks_everything_once_and_finds_the_best():
-    grid = Grid(2, range(4), 0.5)
+    grid = Grid(policies=2, step=0.5, seed=SEED, episodes=4)
     asked = grid.ask()
-    assert sorted(asked) == [(c, s) for c in range(3) for s in range(4)]
-    grid.tell({(c, s): Outcome(s < (1, 3, 3)[c], (0.2, 0.5, 0.6)[c]) for c, s in asked})
+    assert sorted(asked) == [(c, s) for c in range(3) for s in grid.seeds]
+    grid.tell({(c, s): Outcome(s - SEED < (1, 3, 3)[c], (0.2, 0.5, 0.6)[c]) for c, s in asked})
     assert grid.ask() == []
     assert grid.best() == 2  # as many successes as candidate 1, a higher score
 
 
 def test_after_an_interruption_only_the_rest_is_asked():
-    grid = Grid(2, range(4), 0.5)
-    grid.tell({(1, 2): Outcome(True, 1.0)})
-    assert (1, 2) not in grid.ask()
+    grid = Grid(policies=2, step=0.5, seed=SEED, episodes=4)
+    grid.tell({(1, SEED + 2): Outcome(True, 1.0)})
+    assert (1, SEED + 2) not in grid.ask()
     assert len(grid.ask()) == 11
+
+
+SEARCHES = {
+    "racing": lambda budget, prior=None: Racing(policies=2, step=0.1, seed=SEED, budget=budget, prior=prior),
+    "random": lambda budget, prior=None: Random(
+        policies=2, step=0.05, seed=SEED, budget=budget, episodes=5, prior=prior
+    ),
+}
+
+
+@pytest.mark.parametrize("prior", [None, Parabola(0.3)])
+@pytest.mark.parametrize("budget", [15, 40, 97, 440, 1000])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_budget_is_never_exceeded_and_survivors_share_their_seeds(name, budget, prior):
+    search = SEARCHES[name](budget, prior)
+    rounds = play(search, coin)
+    pairs = [pair for due in rounds for pair in due]
+    assert len(pairs) == len(set(pairs)) <= budget
+    if name == "racing" and budget > 50:
+        assert len(pairs) > 0.85 * budget
+    assert {seed for _, seed in pairs} <= set(search.seeds)
+    seen = {}
+    for due in rounds:
+        by_candidate = {c: [s for d, s in due if d == c] for c, _ in due}
+        assert len({tuple(seeds) for seeds in by_candidate.values()}) == 1
+        for c, seeds in by_candidate.items():
+            seen.setdefault(c, []).extend(seeds)
+    assert all(seeds == list(range(SEED, SEED + len(seeds))) for seeds in seen.values())
+    assert len(seen[search.best()]) == max(map(len, seen.values()))  # nobody wins on fewer episodes than a rival had
+
+
+def test_a_race_halves_the_field_every_round():
+    assert [len({c for c, _ in due}) for due in play(SEARCHES["racing"](440), coin)] == [11, 6, 3, 2]
+
+
+def test_a_lucky_start_does_not_win_the_race():
+    search = SEARCHES["racing"](440)
+    play(search, lambda c, s: s < SEED + 9 if c == 0 else s % 2 == 0)  # 9 of the first 9, then nothing
+    assert search.best() != 0
+
+
+def test_best_may_be_asked_at_any_time():
+    search = SEARCHES["racing"](440)
+    assert 0 <= search.best() < 11
+    play(search, lambda c, s: c == 4, rounds=1)
+    assert search.best() == 4
+
+
+def test_a_race_starts_with_the_half_that_demonstrations_predict_and_the_parents():
+    search = SEARCHES["racing"](440, Parabola(0.8))
+    assert search.candidates[search.best()] == (0.8, 0.2)
+    started = {search.candidates[c][0] for c, _ in search.ask()}
+    assert started == {1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0}
+
+
+def test_proposals_begin_with_the_parents_and_the_prior():
+    search = SEARCHES["random"](200, Parabola(0.7))
+    assert search.candidates == [one_hot(0, 2), one_hot(1, 2), (0.7, 0.3)]
+    play(search, coin)
+    assert len(search.candidates) == len(set(search.candidates)) == 20  # half of the budget, 5 episodes each
+    assert all(w in simplex(2, 0.05) for w in search.candidates)
+
+
+def test_proposals_end_where_all_is_known():
+    search = Random(policies=2, step=0.5, seed=SEED, budget=400, episodes=5)
+    play(search, coin)
+    assert sorted(search.candidates) == sorted(simplex(2, 0.5))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_that_is_told_its_rows_again_asks_the_same(name):
+    first = SEARCHES[name](300)
+    rounds = play(first, coin)
+    again = SEARCHES[name](300)
+    for due in rounds:
+        assert again.ask() == due
+        again.tell({pair: first.results[pair] for pair in due})
+    assert again.ask() == []
+    assert (again.best(), again.candidates) == (first.best(), first.candidates)
+
+
+def test_demos_runs_nothing_and_answers_with_the_prior():
+    search = Demos(policies=2, step=0.01, prior=Parabola(0.377))
+    assert search.ask() == []
+    assert search.candidates[search.best()] == (0.38, 0.62)
+    assert Demos(policies=2, step=0.01, prior=Parabola(1.0)).candidates == [(1.0, 0.0), (0.0, 1.0)]
+    with pytest.raises(InputError, match=r"search\.demonstrations=FILE"):
+        Demos(policies=2, step=0.01)
+
+
+def worlds(count, seeds, rng):
+    """Success (11, seeds) with its rate (11,): correlated between weights by seed, as measured rollouts are."""
+    weights = np.linspace(0, 1, 11)
+    shared = 0.5 * np.exp(-np.abs(weights[:, None] - weights) / 0.3) + 0.1 + 0.4 * np.eye(11)
+    root = np.linalg.cholesky(shared)
+    for _ in range(count):
+        peak, height, width = rng.uniform([0, -0.5, 0.5], [1, 0.8, 2])
+        latent = height - width * (weights - peak) ** 2
+        yield root @ rng.standard_normal((11, seeds)) < latent[:, None], latent
+
+
+def test_racing_regrets_less_than_the_grid_at_the_same_budget():
+    """Sequential halving on paired Bernoulli arms: 300 worlds, budgets of 10, 20 and 40 % of 11 x 100."""
+    from scipy.stats import norm
+
+    for budget in (110, 220, 440):
+        regret = {"grid": [], "racing": []}
+        for success, latent in worlds(300, 200, np.random.default_rng(budget)):
+            rate = norm.cdf(latent)
+            for name, search in (
+                ("grid", Grid(policies=2, step=0.1, episodes=budget // 11)),
+                ("racing", Racing(policies=2, step=0.1, budget=budget)),
+            ):
+                play(search, lambda c, s: bool(success[c, s]))  # noqa: B023
+                regret[name].append(rate.max() - rate[search.best()])
+        gain = np.array(regret["grid"]) - np.array(regret["racing"])
+        assert gain.mean() > 2 * gain.std() / np.sqrt(len(gain))
