@@ -122,9 +122,9 @@ def epsilon(curve: Mapping[int, Sequence[Row]], winner: int) -> float | None:
 
     The largest upper end of the paired differences to the winner. Whichever candidate is the best, only its comparisons with
     the others must hold, hence 1 / (candidates - 1) of the 5 % for each (Bonferroni); at any stopping time, so that a race
-    may drop candidates. None where one candidate only was tried.
+    may drop candidates. None where fewer than two candidates, or not the winner, met search seeds.
     """
-    if len(curve) < 2:
+    if len(curve) < 2 or winner not in curve:
         return None
     level = 1 - 2 * 0.05 / (len(curve) - 1)  # one-sided
     known = {row.seed: row.success for row in curve[winner]}
