@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from recipes import HELD_OUT, load_pusht
 from tables import ROOT, curves, parents_of, parents_table, percent, reward, run, short, winners, write_cards
-from train import windows
 
 import gpc
 from gpc.composition import compose
 from gpc.config import load_config
-from gpc.policy import observation_tensors
+from gpc.control import Sampling
+from gpc.denoising_error import DenoisingError, least, measure
 from gpc.record import write_atomically
 
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
@@ -32,46 +31,23 @@ OUTSIDE = {"lerobot-pusht": f"lerobot:{ROOT / 'tests/data/lerobot-pusht'}"}  # b
 WHAT = {"lerobot-pusht": "LeRobot's diffusion policy, trained here by `lerobot-train`; agent position and keypoints"}
 PROTOCOL = ["env=pusht", "search=grid", "search.episodes=50", "report.episodes=200"]
 FEW_STEPS = (3, 4, 5)
-SIGMAS = (0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def denoising_errors(data: Path) -> tuple[np.ndarray, dict[tuple[str, str], np.ndarray]]:
-    """On windows of the held-out episodes: RMS error (policy, sigma) in pixels, and each pair's correlation (sigma,).
-
-    The same noise for all; sigma in units of the normalised action (256 pixels).
-    """
+def denoising_errors(data: Path) -> DenoisingError:
+    """Of all bundled policies on windows of the held-out episodes."""
     policies = [gpc.load_policy(name) for name in POLICIES]
     everyone = compose(policies, [1 / len(policies)] * len(policies))
     found = load_pusht(data, list(everyone.observations.shapes))
-    observations, actions = observation_tensors(found.observations), torch.from_numpy(found.actions).float()
-    observed, acted = windows(found.episode_ends, HELD_OUT, 16, 2)
-    pick = torch.randperm(len(observed), generator=torch.Generator().manual_seed(0))[:512]
-    batch = {key: value[observed[pick]] for key, value in observations.items()}
-    clean = everyone.actions.encode(actions[acted[pick]].double())
-    noise = torch.randn(clean.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    rms, correlation = np.zeros((len(POLICIES), len(SIGMAS))), {}
-    errors = []
-    for member in everyone.members:
-        denoiser = member.policy.condition({key: batch[key] for key in member.policy.observations.shapes})
-        errors.append([])
-        for wanted in SIGMAS:
-            sigma = torch.tensor(everyone.levels.snap(wanted), dtype=torch.float64)
-            errors[-1].append((member.denoise(denoiser, clean + sigma * noise, sigma) - clean).flatten())
-    for i, own in enumerate(errors):
-        rms[i] = [256 * float(e.square().mean().sqrt()) for e in own]
-    for i, j in combinations(range(len(POLICIES)), 2):
-        pairs = zip(errors[i], errors[j], strict=True)
-        correlation[POLICIES[i], POLICIES[j]] = np.array(
-            [float((a * b).mean() / (a.norm() * b.norm()) * len(a)) for a, b in pairs]
-        )
-    return rms, correlation
+    return measure(everyone, Sampling(), found.select(HELD_OUT))
 
 
-def least_error(a: np.ndarray, b: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    """RMS error of the best convex mixture over the better parent's, from both errors and their correlation."""
-    g11, g22, g12 = a**2, b**2, correlation * a * b
-    w = np.clip((g22 - g12) / (g11 + g22 - 2 * g12), 0, 1)
-    return np.sqrt(w**2 * g11 + 2 * w * (1 - w) * g12 + (1 - w) ** 2 * g22) / np.minimum(a, b)
+def least_error(errors: DenoisingError, pair: Sequence[int]) -> np.ndarray:
+    """RMS error of the best convex mixture of two policies over the better one's, (levels,)."""
+    found = []
+    for gram in errors.gram[:, pair][:, :, pair]:
+        weights = np.array(least(gram))
+        found.append(np.sqrt(weights @ gram @ weights / gram.diagonal().min()))
+    return np.array(found)
 
 
 def page(
@@ -120,8 +96,9 @@ def _few_steps(few: Mapping[int, Mapping[str, Any]]) -> list[str]:
 
 
 def _errors(data: Path) -> list[str]:
-    rms, correlation = denoising_errors(data)
-    head = " | ".join(f"{s:g}" for s in SIGMAS)
+    errors = denoising_errors(data)
+    head = " | ".join(f"{s:.2g}" for s in errors.sigmas)
+    rule = f"|---|{'---|' * len(errors.sigmas)}"
     lines = [
         "",
         "## One-step denoising errors on the 16 held-out demonstrations",
@@ -132,31 +109,35 @@ def _errors(data: Path) -> list[str]:
         "errors are alike in size and little correlated.",
         "",
         f"| policy | {head} |",
-        f"|---|{'---|' * len(SIGMAS)}",
+        rule,
     ]
-    lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in own)} |" for name, own in zip(POLICIES, rms, strict=True)]
-    lines += ["", f"| correlation | {head} |", f"|---|{'---|' * len(SIGMAS)}"]
-    lines += [f"| {short(a)}, {short(b)} | {' | '.join(f'{v:.2f}' for v in c)} |" for (a, b), c in correlation.items()]
+    lines += [_line(name, 256 * np.sqrt(own)) for name, own in zip(POLICIES, errors.squares.T, strict=True)]
+    pairs = {f"{short(POLICIES[i])}, {short(POLICIES[j])}": [i, j] for i, j in combinations(range(len(POLICIES)), 2)}
+    lines += ["", f"| correlation | {head} |", rule]
+    lines += [_line(name, errors.correlation[:, i, j]) for name, (i, j) in pairs.items()]
     lines += [
         "",
         "What the best convex weight of each level could gain in one step (arXiv 2510.01068, proposition 1, from these errors):",
         "its RMS error divided by the better parent's. 1.00 is no gain.",
         "",
         f"| pair | {head} |",
-        f"|---|{'---|' * len(SIGMAS)}",
+        rule,
     ]
-    gains: list[float] = []
-    for (a, b), c in correlation.items():
-        least = least_error(rms[POLICIES.index(a)], rms[POLICIES.index(b)], c)
-        lines.append(f"| {short(a)}, {short(b)} | {' | '.join(f'{v:.2f}' for v in least)} |")
-        gains += [100 * (1 - float(v)) for v, sigma in zip(least, SIGMAS, strict=True) if 0.05 <= sigma <= 1]
+    room = {name: least_error(errors, pair) for name, pair in pairs.items()}
+    lines += [_line(name, own) for name, own in room.items()]
+    decided = (errors.sigmas >= 0.05) & (errors.sigmas <= 1)
+    gains = 100 * (1 - np.concatenate([own[decided] for own in room.values()]))
     return [
         *lines,
         "",
-        f"Where a chunk is decided (sigma 0.05 to 1) the best mixture lowers the one-step error by {min(gains):.0f} to",
-        f"{max(gains):.0f} %, {np.median(gains):.0f} % in the median: the policies learned the same demonstrations and make",
+        f"Where a chunk is decided (sigma 0.05 to 1) the best mixture lowers the one-step error by {gains.min():.0f} to",
+        f"{gains.max():.0f} %, {np.median(gains):.0f} % in the median: the policies learned the same demonstrations and make",
         "much the same errors. An interval of 200 episodes is 14 points wide; a gain must be nearly as large to be shown.",
     ]
+
+
+def _line(name: str, values: np.ndarray) -> str:
+    return f"| {name} | {' | '.join(f'{value:.2f}' for value in values)} |"
 
 
 def main() -> None:
