@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpc.comparison import Comparison, compare
-    from gpc.composition import ComposedPolicy, Convex, Guidance, compose, guide
+    from gpc.composers import Convex, Guidance, PerDimension, Scheduled
+    from gpc.composition import ComposedPolicy, compose, guide, schedule, split
     from gpc.denoise import NetworkDenoiser
     from gpc.experiment import Result, evaluate, search
     from gpc.load import load_policy
@@ -20,16 +21,20 @@ __version__ = "0.1.0"
 _HOME = {
     "Comparison": "gpc.comparison",
     "ComposedPolicy": "gpc.composition",
-    "Convex": "gpc.composition",
-    "Guidance": "gpc.composition",
+    "Convex": "gpc.composers",
+    "Guidance": "gpc.composers",
     "NetworkDenoiser": "gpc.denoise",
+    "PerDimension": "gpc.composers",
     "Result": "gpc.experiment",
+    "Scheduled": "gpc.composers",
     "compare": "gpc.comparison",
     "compose": "gpc.composition",
     "evaluate": "gpc.experiment",
     "guide": "gpc.composition",
     "load_policy": "gpc.load",
+    "schedule": "gpc.composition",
     "search": "gpc.experiment",
+    "split": "gpc.composition",
 }
 __all__ = [
     "Comparison",
@@ -37,13 +42,17 @@ __all__ = [
     "Convex",
     "Guidance",
     "NetworkDenoiser",
+    "PerDimension",
     "Result",
+    "Scheduled",
     "compare",
     "compose",
     "evaluate",
     "guide",
     "load_policy",
+    "schedule",
     "search",
+    "split",
 ]
 
 

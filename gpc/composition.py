@@ -8,129 +8,22 @@ union of all chunks.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from gpc.align import Aligned, align, join_observations
+from gpc.composers import Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
 from gpc.denoise import Denoiser, Finite
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
 
 THREADED_BATCH = 16  # from this batch on a thread for each member pays (measured: two networks cost 1.07x of one at 64)
-ROUNDING = 1e-9  # weights that sum to one but for rounding leave nothing of x, so that one-hot weights are the parent bit for bit
-
-
-class Composer(Protocol):
-    """Combines the members' denoised actions at one (x, sigma)."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
-        """Combine.
-
-        x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k is not needed; opinion
-        (K, horizon): 1 where member k's chunk has this step and was trained at this sigma.
-        """
-
-    def needs(self, opinion: Tensor) -> list[bool]:
-        """Which members have any influence, given their opinions (K, horizon); the others are not evaluated."""
-
-
-@dataclass(frozen=True)
-class Weighted(ABC):
-    """`x + sum_i w_i (denoised_i - x)`, what `Convex` and `Guidance` share; weights (K,) or (batch, K).
-
-    Raises InputError where the weights are not what the composer takes.
-    """
-
-    weights: Tensor
-    wanted: ClassVar[str]  # what they must be, in words
-
-    def __post_init__(self) -> None:
-        weights = torch.as_tensor(self.weights, dtype=torch.float64)
-        object.__setattr__(self, "weights", weights)
-        if weights.ndim not in (1, 2) or weights.shape[-1] < 1:
-            raise InputError(
-                f"weights have shape {tuple(weights.shape)}; give (K,) or (batch, K), for at least one policy"
-            )
-        rows = weights.reshape(-1, weights.shape[-1])
-        for row in rows[~self._fits(rows)][:1]:
-            shown = ", ".join(f"{w:g}" for w in row.tolist())
-            raise InputError(f"weights [{shown}] sum to {row.sum():g}; {self.wanted}")
-
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
-        """See `Composer`."""
-        weights = self._effective(opinion)
-        rest = 1 - weights.sum(0)
-        out = torch.where(rest.abs() < ROUNDING, 0, rest).unsqueeze(-1) * x
-        for weight, member in zip(weights.unsqueeze(-1), denoised, strict=True):
-            if member is not None:
-                out = out + weight * member
-        return out
-
-    def needs(self, opinion: Tensor) -> list[bool]:
-        """See `Composer`."""
-        return [bool(own.any()) for own in self._effective(opinion)]
-
-    def _effective(self, opinion: Tensor) -> Tensor:
-        """The weights that act, (K, rows, horizon)."""
-        return self._act(self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None], opinion[:, None, :])
-
-    @abstractmethod
-    def _fits(self, weights: Tensor) -> Tensor:
-        """Which rows of weights (rows, K) the composer takes."""
-
-    @abstractmethod
-    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        """Weights (K, rows, 1) and opinion (K, 1, horizon) -> the weights that act, (K, rows, horizon)."""
-
-
-@dataclass(frozen=True)
-class Convex(Weighted):
-    """`sum_i w_i denoised_i` with w >= 0, sum w = 1 (arXiv 2510.01068); weights (K,) or (batch, K).
-
-    Where members have no opinion, the weights of the others are renormalised; if none of those has weight, they share.
-    """
-
-    wanted = "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide, or composer=guidance"
-
-    def _fits(self, weights: Tensor) -> Tensor:
-        return (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() < 1e-6)
-
-    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        return _shares(weights, opinion)
-
-
-@dataclass(frozen=True)
-class Guidance(Weighted):
-    """`x + sum_i w_i (denoised_i - x)` with signed weights; weights (K,) or (batch, K).
-
-    Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6) is (1 + g, -g) on a conditional and an unconditional
-    policy, auto-guidance (Karras et al. 2024, arXiv 2406.02507) the same on a policy and a worse one. Where a member with
-    weight has no opinion nothing is guided: the members with positive weight are mixed, as by `Convex`.
-    """
-
-    wanted = "guidance weights are finite and sum to more than 0"
-
-    def _fits(self, weights: Tensor) -> Tensor:
-        return weights.isfinite().all(-1) & (weights.sum(-1) > 0)
-
-    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        whole = ((weights == 0) | (opinion > 0)).all(0)
-        return torch.where(whole, weights, _shares(weights.clamp(min=0), opinion))
-
-
-def _shares(weights: Tensor, opinion: Tensor) -> Tensor:
-    """Weights >= 0 where members have an opinion, ones where none of those has weight, made to sum to one."""
-    own = weights * opinion
-    own = torch.where(own.sum(0) > 0, own, opinion)
-    return own / own.sum(0)
 
 
 @lru_cache(maxsize=8)
@@ -146,7 +39,7 @@ class ComposedDenoiser:
     denoisers: Sequence[Denoiser]
     composer: Composer
     horizon: int
-    plans: dict[tuple[bool, ...], tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
+    plans: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; sigma is one level for the whole batch."""
@@ -160,17 +53,17 @@ class ComposedDenoiser:
         return self.composer(x, sigma, [next(results) if on else None for on in needed], opinion)
 
     def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
-        """Who has an opinion on which step at this level (K, horizon), and who is needed; kept for the levels that follow."""
-        covered = tuple(m.levels.covers(level) for m in self.members)
-        if covered not in self.plans:
+        """Who has an opinion on which step at this level (K, horizon), and who is needed; kept, as some solvers call twice."""
+        if level not in self.plans:
+            covered = [m.levels.covers(level) for m in self.members]
             opinion = torch.stack([m.chunk(self.horizon) * on for m, on in zip(self.members, covered, strict=True)])
             if not bool(opinion.any(0).all()):
                 trained = "; ".join(
                     f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
                 )
                 raise InputError(f"sigma={level:.4g} is outside what every policy was trained for ({trained})")
-            self.plans[covered] = opinion, self.composer.needs(opinion)
-        return self.plans[covered]
+            self.plans[level] = opinion, self.composer.needs(opinion, level)
+        return self.plans[level]
 
 
 @dataclass(frozen=True)
@@ -184,10 +77,11 @@ class ComposedPolicy:
     composer: Composer
 
     def __post_init__(self) -> None:
-        if isinstance(self.composer, Weighted) and self.composer.weights.shape[-1] != len(self.policies):
-            raise InputError(
-                f"{self.composer.weights.shape[-1]} weights for {len(self.policies)} policies; give one each"
-            )
+        if isinstance(self.composer, Weightable):
+            count, parts = self.composer.weights.shape[-1], self.composer.parts
+            if count != parts * len(self.policies):
+                each = "one each" if parts == 1 else f"one each for each of the {parts} parts"
+                raise InputError(f"{count} weights for {len(self.policies)} policies; give {each}")
         _ = self.members, self.observations, self.levels
 
     @cached_property
@@ -222,19 +116,22 @@ class ComposedPolicy:
     def levels(self) -> NoiseLevels:
         """The range in which all members with a say were trained; the discrete members' levels."""
         opinion = torch.stack([m.chunk(self.actions.horizon) for m in self.members])
-        needed = self.composer.needs(opinion)
+        needed = self.composer.needs(opinion, None)
         return merge_levels([m.levels for m, on in zip(self.members, needed, strict=True) if on])
 
     def weighted(self, weights: Tensor) -> ComposedPolicy:
-        """The policies with any weight, under other weights of the same composer, (K,) or (batch, K).
+        """The policies with any weight, under other weights of the same composer, (parts * K,) or (batch, parts * K).
 
         A policy without weight leaves altogether: one-hot weights are the parent itself, in its own coordinate, on its
         own levels. Raises InputError where the composer takes no weights.
         """
-        if not isinstance(self.composer, Weighted):
+        if not isinstance(self.composer, Weightable):
             raise InputError(f"{type(self.composer).__name__} takes no weights")
-        kept = [k for k in range(len(self.policies)) if bool((weights[..., k] != 0).any())]
-        return ComposedPolicy(tuple(self.policies[k] for k in kept), replace(self.composer, weights=weights[..., kept]))
+        rows = weights.reshape(*weights.shape[:-1], self.composer.parts, len(self.policies))
+        kept = (rows != 0).flatten(0, -2).any(0).nonzero().flatten().tolist()
+        return ComposedPolicy(
+            tuple(self.policies[k] for k in kept), self.composer.weighted(rows[..., kept].flatten(-2))
+        )
 
     def condition(self, observation: Observation) -> ComposedDenoiser:
         """Each member encodes the observation steps that it reads."""
@@ -253,6 +150,31 @@ def compose(policies: Sequence[Policy], weights: Sequence[float] | Tensor) -> Co
     `weights`: (K,) or (batch, K), >= 0, summing to 1. Raises InputError where weights or policies do not fit.
     """
     return ComposedPolicy(tuple(policies), Convex(torch.as_tensor(weights, dtype=torch.float64)))
+
+
+def schedule(policies: Sequence[Policy], weights: Sequence[float] | Tensor, edges: Sequence[float]) -> ComposedPolicy:
+    """A convex combination whose weights depend on the noise level, as a policy; see `Scheduled`.
+
+    `weights`: (parts * K,) or (batch, parts * K), a convex row for each stretch of sigma, the largest first. Raises InputError
+    where weights, edges or policies do not fit.
+    """
+    composer = Scheduled(torch.as_tensor(weights, dtype=torch.float64), tuple(map(float, edges)))
+    return ComposedPolicy(tuple(policies), composer)
+
+
+def split(
+    policies: Sequence[Policy], weights: Sequence[float] | Tensor, groups: Sequence[Sequence[int]]
+) -> ComposedPolicy:
+    """A convex combination whose weights depend on the action dimension, as a policy; see `PerDimension`.
+
+    `weights`: (parts * K,) or (batch, parts * K), a convex row for each group. Raises InputError where weights, groups or
+    policies do not fit.
+    """
+    composer = PerDimension(torch.as_tensor(weights, dtype=torch.float64), tuple(map(tuple, groups)))
+    named, dim = sum(map(len, groups)), policies[0].actions.dim
+    if named != dim:
+        raise InputError(f"groups={[list(group) for group in groups]} name {named} dimensions, actions have {dim}")
+    return ComposedPolicy(tuple(policies), composer)
 
 
 def guide(policies: Sequence[Policy], weights: Sequence[float] | Tensor) -> ComposedPolicy:

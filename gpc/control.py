@@ -34,10 +34,10 @@ class Sampling:
 
     method: str = "dpmpp_2m"
     steps: int = 8
-    grid: str = "karras"
     sigma_max: float = 40.0
     sigma_min: float = 0.01
     rho: float = 7.0
+    grid: str = "karras"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

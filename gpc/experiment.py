@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.composition import ComposedPolicy, Guidance, Weighted, compose, guide
+from gpc.composers import Guidance, Weighted
+from gpc.composition import ComposedPolicy, compose, guide
 from gpc.config import build, load_config
 from gpc.control import ChunkActor
 from gpc.demonstrations import read

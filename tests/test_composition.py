@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from test_denoise import ideal
 
 import gpc
 from gpc import composition
-from gpc.composition import ComposedDenoiser, ComposedPolicy, Convex, Guidance, compose, guide
+from gpc.composers import Convex, Guidance
+from gpc.composition import ComposedDenoiser, ComposedPolicy, compose, guide, schedule, split
 from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
 from gpc.denoise import NetworkDenoiser
 from gpc.errors import InputError, RunError
@@ -250,7 +252,7 @@ def test_a_composer_without_weights_says_so():
         def __call__(self, x, sigma, denoised, opinion):
             return sum(denoised) / len(denoised)
 
-        def needs(self, opinion):
+        def needs(self, opinion, sigma):
             return [True] * len(opinion)
 
     policy = ComposedPolicy((FixedPolicy(Gaussian()), FixedPolicy(Gaussian(2.0))), Mean())
@@ -366,3 +368,76 @@ def test_a_parent_in_a_search_is_the_parent_even_where_normalisers_differ(parent
     own = {key: frames[key] for key in members[parent].observations.shapes}
     alone = ChunkActor(compose([members[parent]], [1.0]), Sampling(), 8)(own, weights[:, :1] * 0 + 1, seeds, chunks)
     assert (found == alone).all()
+
+
+def observe(policy):
+    generator = torch.Generator().manual_seed(0)
+    spec = policy.observations
+    return {key: torch.rand(3, spec.n_obs_steps, *shape, generator=generator) for key, shape in spec.shapes.items()}
+
+
+def test_a_schedule_mixes_each_stretch_of_sigma_with_its_own_weights(parents):
+    policy = schedule(parents, [0.9, 0.1, 0.2, 0.8], edges=[1.0])
+    observation, x = observe(policy), torch.randn(3, 16, 2, dtype=torch.float64)
+    for sigma, weights in ((5.0, [0.9, 0.1]), (1.0001, [0.9, 0.1]), (1.0, [0.2, 0.8]), (0.1, [0.2, 0.8])):
+        level = torch.tensor(sigma, dtype=torch.float64)
+        mixed = compose(parents, weights).condition(observation)(x, level)
+        assert torch.equal(policy.condition(observation)(x, level), mixed)
+
+
+def test_a_member_is_not_asked_at_levels_where_the_schedule_gives_it_no_weight():
+    asked = []
+
+    def member(name):
+        def denoised(x, sigma):
+            asked.append(name)
+            return x
+
+        return FixedPolicy(denoised)
+
+    policy = schedule([member("coarse"), member("fine")], [1, 0, 0, 1], edges=[1.0])
+    denoiser = policy.condition(observe(policy))
+    for sigma in (3.0, 0.3):
+        denoiser(torch.zeros(3, 16, 2, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64))
+    assert asked == ["coarse", "fine"]
+
+
+def test_each_group_of_dimensions_has_its_own_weights(parents):
+    policy = split(parents, [0.9, 0.1, 0.2, 0.8], groups=[[1], [0]])
+    observation, x = observe(policy), torch.randn(3, 16, 2, dtype=torch.float64)
+    sigma = torch.tensor(0.7, dtype=torch.float64)
+    out = policy.condition(observation)(x, sigma)
+    for dim, weights in ((1, [0.9, 0.1]), (0, [0.2, 0.8])):
+        assert torch.equal(out[..., dim], compose(parents, weights).condition(observation)(x, sigma)[..., dim])
+
+
+@pytest.mark.parametrize("make", [partial(schedule, edges=[1.0]), partial(split, groups=[[0], [1]])])
+def test_equal_parts_are_the_plain_mixture_and_one_hot_parts_the_parent(parents, make):
+    policy = make(parents, [0.3, 0.7, 0.3, 0.7])
+    observation, x = observe(policy), torch.randn(3, 16, 2, dtype=torch.float64)
+    sigma = torch.tensor(0.7, dtype=torch.float64)
+    plain = compose(parents, [0.3, 0.7]).condition(observation)(x, sigma)
+    assert torch.equal(policy.condition(observation)(x, sigma), plain)
+    alone = policy.weighted(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert alone.policies == (parents[1],)
+    batch = torch.tensor([[0.3, 0.7, 0.3, 0.7], [1.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.0, 1.0]])
+    mixed = policy.weighted(batch).condition(observation)(x, sigma)
+    assert torch.allclose(mixed[:1], plain[:1], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "weights", "message"),
+    [
+        (partial(schedule, edges=[0.1, 1.0]), [1, 0] * 3, "the largest first"),
+        (partial(schedule, edges=[]), [1, 0], "one or more sigmas"),
+        (partial(schedule, edges=[1.0]), [1, 0, 1], "3 weights: 2 parts"),
+        (partial(schedule, edges=[1.0]), [1, 0, 0.2, 0.2], "sum to 0.4"),
+        (partial(schedule, edges=[1.0]), [1, 0, 0, 1, 0, 0], "6 weights for 2 policies; give one each for each of the 2 parts"),
+        (partial(split, groups=[[0], [0]]), [1, 0, 1, 0], "every action dimension once"),
+        (partial(split, groups=[[0, 1]]), [1, 0], "two or more"),
+        (partial(split, groups=[[0], [1], [2]]), [1, 0] * 3, "name 3 dimensions, actions have 2"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused(parents, make, weights, message):
+    with pytest.raises(InputError, match=message):
+        make(parents, weights)
