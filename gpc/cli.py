@@ -1,16 +1,18 @@
-"""The command line: `gpc search`, `gpc evaluate`, `gpc compare`, `gpc policies`, `gpc report`, `gpc doctor`."""
+"""The command line: `gpc search`, `gpc evaluate`, `gpc compare`, `gpc policies`, `gpc report`, `gpc replay`, `gpc doctor`."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from gpc.errors import GpcError, InputError
+from gpc.errors import GpcError, InputError, RunError
 from gpc.load import suggest
 
 HELP = """\
@@ -21,11 +23,13 @@ HELP = """\
   gpc evaluate  KEY=VALUE ...   roll out one policy, or a composition under given weights
   gpc compare   KEY=VALUE ...   two policies, or two weightings, on the same seeds until the better one is known
   gpc policies  \\[NAME]          the bundled policies, or the card of one
-  gpc report    RUN             write RUN/report.html again and print the table
+  gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html with a leaderboard and study.db here
+  gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc doctor                    what is installed, what is missing, and the command that mends it
 
 [bold]Examples[/]
   gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
+  gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=racing search.budget=440 run_dir=runs/race
   gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
   gpc compare env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' episodes=200 run_dir=runs/compare
   gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
@@ -115,14 +119,40 @@ def _policies(console: Console, args: list[str]) -> None:
 
 
 def _report(console: Console, args: list[str]) -> None:
-    from gpc.report import print_summary, write_report
+    from gpc.report import print_summary, write_report, write_study
 
-    if len(args) != 1:
-        raise InputError("gpc report takes one run folder, as in: gpc report runs/demo")
-    path = Path(args[0])
-    page = write_report(path)
-    print_summary(path, console)
+    paths = [Path(arg) for arg in args]
+    if not paths:
+        raise InputError("gpc report takes run folders, as in: gpc report runs/demo")
+    if len(paths) > 1:
+        page, store = Path("study.html"), Path("study.db")
+        write_study(paths, page, store, console)
+        console.print(f"every episode: {store}", highlight=False, soft_wrap=True)
+    else:
+        page = write_report(paths[0])
+        print_summary(paths[0], console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _replay(console: Console, args: list[str]) -> None:
+    parser = _Parser("gpc replay", description="Run one recorded episode again and say whether it came out the same.")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--episode", type=int, required=True, help="the line of episodes.jsonl, from 0")
+    parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
+    parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
+    given = parser.parse_args(args)
+    from gpc.replay import replay
+
+    found = replay(given.run, given.episode, given.policies, console, given.video)
+    console.print(*found.lines(), sep="\n", highlight=False, soft_wrap=True, markup=False)
+    if not found.same:
+        raise RunError(f"episode {given.episode} of {given.run} did not come out the same")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as everywhere."""
+        raise InputError(f"{self.prog}: {message}; {self.prog} -h says more")
 
 
 def _doctor(console: Console, args: list[str]) -> None:
@@ -139,6 +169,7 @@ COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
     "compare": _compare,
     "policies": _policies,
     "report": _report,
+    "replay": _replay,
     "doctor": _doctor,
 }
 

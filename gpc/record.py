@@ -156,11 +156,13 @@ def versions() -> dict[str, str]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a run folder; InputError where it is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object")
     return content
 
 

@@ -32,8 +32,8 @@ img, video { max-width: 100% } pre { background: #f6f6f6; padding: 1rem; overflo
 MAX_VIDEO_BYTES = 8_000_000
 HEAD = ("weights", "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)")
 LEADERBOARD = (
-    "policy or mixture", "sampler", "successes", "success % (95 % interval)", "score",
-    "points more than the best parent (95 % interval)", "p", "p, best", "runs",
+    "policy or mixture", "successes", "% (95 % interval)", "gain over best parent", "p", "p, best",  # also in the terminal
+    "best parent", "score", "sampler", "runs",
 )  # fmt: skip
 NEAR_BEST = (
     "● cannot be told from the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the truly best "
@@ -111,11 +111,8 @@ def write_report(path: Path) -> Path:
     if search:
         parts.append(_picture("success over the weights", weight_plot(summary), path / "curve.png"))
     if errors := summary.get("denoising_error"):
-        error_curves(errors, path / "errors.png")
         parts.append(f"<h2>Denoising errors</h2><p>{html.escape(errors['verdict'])}</p>")
-        parts.append(
-            f'<img alt="errors over sigma" src="{_data_uri((path / "errors.png").read_bytes(), "image/png")}">'
-        )
+        parts.append(_picture("errors over sigma", error_curves(errors), path / "errors.png"))
     parts.append(_table(HEAD, [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]))
     if search:
         parts += _seeds(run, path / "outcomes.png")
@@ -143,9 +140,9 @@ def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console
         left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
         notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
         lines = [_standing(standing) for standing in board]
-        shown = Table(Column(LEADERBOARD[0], overflow="fold"), *LEADERBOARD[1:], title=task)
+        shown = Table(*LEADERBOARD[:6], title=task)
         for line in lines:
-            shown.add_row(*line)
+            shown.add_row(*line[:6])
         console.print(shown)
         console.print(*notes, highlight=False)
         parts += [f"<h2>{html.escape(task)}</h2>", _table(LEADERBOARD, lines), f"<p>{html.escape(' '.join(notes))}</p>"]
@@ -160,20 +157,21 @@ def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console
 def _standing(standing: Standing) -> list[str]:
     entry, parent, (low, high) = standing.entry, standing.parent, standing.ci95
     n, k, (sampler, _) = len(entry.rows), entry.successes, json.loads(entry.setting)
-    against, p_value = "", ""
+    gain, p_value, other = "", "", ""
     if parent:
         bottom, top = parent.ci95
-        against = f"{100 * parent.difference:+.1f} ({100 * bottom:+.1f} to {100 * top:+.1f}), {parent.other.name}, n = {parent.n}"
-        p_value = f"{parent.p_value:.3g}"
+        gain = f"{100 * parent.difference:+.1f} ({100 * bottom:+.1f} to {100 * top:+.1f})"
+        p_value, other = f"{parent.p_value:.2g}", f"{parent.other.name}, {parent.n} shared seeds"
     return [
         f"{'● ' if standing.near_best else ''}{entry.name}",
-        f"{sampler['method']}, {sampler['steps']} steps",
         f"{k}/{n}",
         f"{100 * k / n:.1f} ({100 * low:.1f} to {100 * high:.1f})",
-        f"{entry.score:.3f}",
-        against,
+        gain,
         p_value,
-        f"{standing.p_best:.3g}",
+        f"{standing.p_best:.2g}",
+        other,
+        f"{entry.score:.3f}",
+        f"{sampler['method']}, {sampler['steps']} steps",
         ", ".join(path.name for path in entry.runs),
     ]
 

@@ -43,6 +43,27 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     return float(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
+def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> Interval:
+    """Interval of the difference of two success rates from paired successes; fractions in [-1, 1].
+
+    Newcombe 1998, Statistics in Medicine 17, p. 2635, method 10: Wilson's intervals of both rates, put together under the
+    correlation of the pairs.
+    """
+    first, second = np.asarray(a, bool), np.asarray(b, bool)
+    n, k, m = len(first), int(first.sum()), int(second.sum())
+    (low_a, high_a), (low_b, high_b) = wilson(k, n, level), wilson(m, n, level)
+    covariance = int((first & second).sum()) * int((~first & ~second).sum()) - np.multiply(*discordant(a, b))
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0)  # continuity
+    spread = sqrt(k * (n - k) * m * (n - m))
+    phi = float(covariance) / spread if spread else 0.0
+
+    def half(x: float, y: float) -> float:
+        return sqrt(max(0.0, x * x - 2 * phi * x * y + y * y))
+
+    return (k - m) / n - half(k / n - low_a, high_b - m / n), (k - m) / n + half(high_a - k / n, m / n - low_b)
+
+
 def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
     """Two-sided p-value of Student's paired t test on scores; 1 where every pair is equal or only one is given."""
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)

@@ -1,0 +1,142 @@
+"""`gpc replay`: one recorded episode again, from the run folder alone, and whether it came out the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from gpc.env import Array
+from gpc.errors import InputError
+from gpc.experiment import Experiment, film
+from gpc.load import load_policy
+from gpc.record import Row, read_json, read_rows, read_trajectory, versions
+from gpc.report import video
+from gpc.rollout import Episode, Job, rollout
+from gpc.study import acting
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded episode, and the same one run again; `changed` names the versions that differ, (recorded, installed)."""
+
+    row: Row
+    recorded: Mapping[str, Array]
+    again: Episode
+    n_action_steps: int
+    changed: Mapping[str, tuple[str, str]]
+
+    @property
+    def same(self) -> bool:
+        """Success, score, number of steps and every action, bit for bit."""
+        row, again = self.row, self.again
+        results = (row.success, row.score, row.steps) == (again.success, again.score, again.steps)
+        return results and self.parting("action") is None
+
+    def parting(self, key: str) -> int | None:
+        """The first step at which "action", "reward" or an observation differs; None where it never does.
+
+        The end counts where one of the two is longer. Observations are recorded once for each chunk of actions.
+        """
+        stride = 1 if key in ("action", "reward") else self.n_action_steps
+        ours, theirs = self.recorded[key], self.again.trajectory[key]
+        shared = min(len(ours), len(theirs))
+        differ = np.flatnonzero((ours[:shared] != theirs[:shared]).reshape(shared, -1).any(1))
+        if len(differ):
+            return int(differ[0]) * stride
+        return shared * stride if len(ours) != len(theirs) else None
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        row, again = self.row, self.again
+        told = [f"{row.phase} seed {row.seed}, weights {list(row.weights)}"]
+        shown = {
+            "success": (row.success, again.success),
+            "score": (row.score, again.score),
+            "steps": (row.steps, again.steps),
+        }
+        told += [
+            f"{name}: {a} recorded, {b} now" if a != b else f"{name}: {a}, the same" for name, (a, b) in shown.items()
+        ]
+        return told + ([f"actions: all {row.steps} the same, bit for bit"] if self.same else self._why())
+
+    def _why(self) -> list[str]:
+        """Where the two part, whose doing that is, and which versions differ."""
+        partings = {key: step for key in self.recorded if (step := self.parting(key)) is not None}
+        observed = [step for key, step in partings.items() if key not in ("action", "reward")]
+        acted = partings.get("action")
+        told = [f"{key}: part at step {step}" for key, step in partings.items()]
+        if acted is not None and acted < min(observed, default=acted + 1):
+            told.append("the policies answered the same observations with other actions")
+        elif observed:
+            told.append("the simulator showed something else first")
+        for name, (then, now) in self.changed.items():
+            told.append(f"{name}: {then} recorded, {now} installed")
+        return told if self.changed else [*told, "all versions that the run recorded are installed: another machine?"]
+
+
+def replay(path: Path, episode: int, sources: Sequence[str], console: Console, clip: Path | None = None) -> Replay:
+    """Run the episode in that line of episodes.jsonl again, counted from 0; write both to `clip` as a video.
+
+    `sources` say where the policies are now (none: where they were). Raises InputError where the run folder does not hold
+    enough, or a policy is another one than was recorded.
+    """
+    manifest, rows = read_json(path / "manifest.json"), read_rows(path / "episodes.jsonl")
+    if not 0 <= episode < len(rows):
+        raise InputError(f"{path} has the episodes 0 to {len(rows) - 1}, not {episode}")
+    row, recorded = rows[episode], read_trajectory(path, episode)
+    experiment = _experiment(path, manifest, row, sources, console, bool(clip))
+    torch.set_num_threads(1)  # as the engine's caller does: more would change the networks' rounding
+    job = Job(row.candidate, row.weights, row.seed)
+    (again,) = rollout([job], experiment.actor, experiment.env, experiment.engine)
+    if clip:
+        env = experiment.env.make()
+        played = {"recorded": recorded["action"], "now": again.trajectory["action"]}
+        video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
+        env.close()
+    return Replay(row, recorded, again, experiment.env.n_action_steps, _changed(manifest["versions"]))
+
+
+def _experiment(
+    path: Path, manifest: Mapping[str, Any], row: Row, sources: Sequence[str], console: Console, draws: bool
+) -> Experiment:
+    """What the row was run by; its policies must have the recorded fingerprints."""
+    resolved, config, names = manifest.get("resolved"), manifest["config"], acting(manifest, row)
+    if resolved is None:
+        raise InputError(
+            f"{path} does not hold the whole configuration, which runs of older versions did not; run it anew"
+        )
+    known = dict(
+        zip(config["policies"], resolved["policies"], strict=False)
+    )  # a comparison in Python knows one side's only
+    where = list(sources) or [known.get(name, name) for name in names]
+    if len(where) != len(names):
+        raise InputError(f"--policies names {len(where)}; the episode was run by {len(names)}: {', '.join(names)}")
+    side = config["sides"][row.candidate] if row.phase == "compare" else {}
+    own = {"policies": where, "video": int(draws), "engine": resolved["engine"] | {"lanes": 1, "workers": 1}}
+    own |= {"composer": side["composer"]} if side else {}
+    try:
+        policies = [load_policy(source) for source in where]
+    except InputError as error:
+        raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
+    experiment = Experiment(OmegaConf.create({**resolved, **own}), policies, console)
+    for name, policy in zip(names, experiment.policy.policies, strict=True):
+        if policy.fingerprint != config["fingerprints"][name]:
+            raise InputError(
+                f"{policy.name} is not the {name} that was recorded: its fingerprint is {policy.fingerprint[:12]}, not "
+                f"{config['fingerprints'][name][:12]}; say where that one is with --policies"
+            )
+    return experiment
+
+
+def _changed(recorded: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The packages whose version is another than then: (recorded, installed)."""
+    now = versions()
+    names = [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
+    return {name: (recorded.get(name, "none"), now.get(name, "none")) for name in names}

@@ -1,0 +1,80 @@
+"""Figures show what is in the run folder: also of races, with few episodes here and many there, and of no rollouts at all."""
+
+import numpy as np
+import pytest
+from made_up import random_search, write_search
+
+from gpc.figures import outcome_matrix, png, progress_plot, weight_plot
+from gpc.study import read_run
+from gpc.weight_search import one_hot
+
+A, B, MIX = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
+
+
+def race(path, policies, step=0.25):
+    return read_run(random_search(path, policies, lambda i: 20 if i in (1, 2) else 3, 10, step))
+
+
+def legend(axes):
+    return [text.get_text() for text in (axes.get_legend() or axes.figure.legends[0]).get_texts()]
+
+
+def test_a_curve_is_ordered_by_weight_and_its_points_are_as_large_as_their_episodes_are_many(tmp_path):
+    run = race(tmp_path / "run", ["a", "b"])
+    (axes,) = weight_plot(run.summary).axes
+    points = axes.collections[1]
+    np.testing.assert_allclose(points.get_offsets()[:, 0], [0, 0.25, 0.5, 0.75, 1])
+    rates = {c["weights"][0]: c["pc_success"] for c in run.summary["candidates"]}
+    np.testing.assert_allclose(points.get_offsets()[:, 1], [rates[x] for x in (0, 0.25, 0.5, 0.75, 1)])
+    assert points.get_sizes()[2] == pytest.approx(points.get_sizes()[0] * 20 / 3)
+    assert "search seeds, 3 to 20 episodes each" in legend(axes)
+    winner = next(text for text in legend(axes) if text.startswith("winner"))
+    assert winner.endswith("report seeds, 10 episodes")
+
+
+def test_three_policies_give_a_triangle(tmp_path):
+    run = race(tmp_path / "run", ["a", "b", "c"])
+    axes = weight_plot(run.summary).axes[0]
+    assert axes.name == "ternary"
+    search, *marks = axes.collections
+    np.testing.assert_allclose(search.get_array(), [c["pc_success"] for c in run.summary["candidates"]])
+    reported = [p["pc_success"] for p in (*run.summary["parents"], run.summary["winner"])]
+    assert [mark.get_array()[0] for mark in marks] == pytest.approx(reported)
+    assert len(np.unique(search.get_offsets(), axis=0)) == 15
+    assert "search seeds, 3 to 20 episodes each" in legend(axes)
+
+
+def test_four_policies_give_a_point_for_each_candidate(tmp_path):
+    run = race(tmp_path / "run", ["a", "b", "c", "d"], 0.5)
+    axes = weight_plot(run.summary).axes[0]
+    assert len(axes.collections[1].get_offsets()) == len(axes.get_xticks()) == 10
+
+
+@pytest.mark.parametrize("policies", [["a", "b"], ["a", "b", "c"]])
+def test_a_search_without_rollouts_shows_its_report_seeds(tmp_path, policies):
+    middle = tuple(1 / len(policies) for _ in policies)
+    parents = [one_hot(i, len(policies)) for i in range(len(policies))]
+    report = {w: {1: True, 2: False} for w in (middle, *parents)}
+    run = read_run(write_search(tmp_path / "run", policies, {}, report, middle))
+    assert png(weight_plot(run.summary)).startswith(b"\x89PNG")
+    assert [axes.get_title() for axes in outcome_matrix(run).axes] == ["report seeds"]
+
+
+def test_the_matrix_is_sorted_so_that_what_the_mixture_alone_wins_is_on_top(tmp_path):
+    report = {MIX: {1: 0, 2: 1, 3: 1}, A: {1: 0, 2: 1, 3: 0}, B: {1: 0, 2: 0, 3: 0}}
+    search = {MIX: {7: 1, 8: 0}, A: {7: 1, 8: 1}, B: {7: 0}}  # B did not meet seed 8
+    run = read_run(write_search(tmp_path / "run", ["a", "b"], search, report, MIX))
+    first, second = (np.asarray(axes.images[0].get_array()) for axes in outcome_matrix(run).axes)
+    lost, won, nothing = 1, 2, 0
+    np.testing.assert_array_equal(first, [[won, lost, lost], [won, won, lost], [lost, lost, lost]])  # seeds 3, 2, 1
+    np.testing.assert_array_equal(second, [[won, won, lost], [won, lost, nothing]])  # columns A, MIX, B
+
+
+def test_progress_ends_at_all_search_episodes_with_the_winners_report_rate(tmp_path):
+    runs = {name: race(tmp_path / name, ["a", "b"]) for name in ("one", "two")}
+    (axes,) = progress_plot(runs).axes
+    assert [line.get_xdata()[-1] for line in axes.lines if len(line.get_xdata()) > 1] == [49, 49]
+    stars = [line for line in axes.lines if line.get_marker() == "*"]
+    assert [(s.get_xdata()[0], s.get_ydata()[0]) for s in stars] == [
+        (49, run.summary["winner"]["pc_success"]) for run in runs.values()
+    ]

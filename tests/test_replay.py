@@ -1,0 +1,113 @@
+"""An episode again, from its run folder alone."""
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+
+import gpc
+from gpc.cli import main
+from gpc.record import read_rows
+
+SHORT = ["env.max_steps=16", "video=0", "sampler.steps=3"]
+
+
+@pytest.fixture(scope="module")
+def searched(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("searched")
+    plan = ["search=grid", "search.episodes=1", "search.step=0.5", "report.episodes=1"]
+    assert main(["search", f"policies=[{','.join(tiny)}]", *SHORT, *plan, f"run_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture
+def said(capsys):
+    def run(folder, episode, *more):
+        code = main(["replay", str(folder), "--episode", str(episode), *more])
+        captured = capsys.readouterr()
+        return code, " ".join((captured.out + captured.err).split())
+
+    return run
+
+
+def mixture(folder):
+    return next(i for i, row in enumerate(read_rows(folder / "episodes.jsonl")) if row.weights == (0.5, 0.5))
+
+
+def test_a_mixture_comes_out_the_same(searched, said):
+    code, text = said(searched, mixture(searched))
+    assert code == 0, text
+    assert "actions: all 16 the same, bit for bit" in text
+
+
+def test_an_episode_that_differs_says_where_and_in_which_versions(searched, said, tmp_path):
+    manifest = json.loads((searched / "manifest.json").read_text())
+    episode = mixture(searched)
+    array = zarr.open_group(searched / "trajectories.zarr", mode="a")["action"]
+    kept = np.asarray(array[episode])
+    changed = kept.copy()
+    changed[5, 1] = np.nextafter(changed[5, 1], np.float32(np.inf))  # one bit
+    array[episode] = changed
+    older = manifest | {"versions": manifest["versions"] | {"torch": "1.0"}}
+    (searched / "manifest.json").write_text(json.dumps(older))
+    try:
+        code, text = said(searched, episode, "--video", str(tmp_path / "both.mp4"))
+    finally:
+        array[episode] = kept
+        (searched / "manifest.json").write_text(json.dumps(manifest))
+    assert code == 1
+    assert "action: part at step 5" in text
+    assert "same observations with other actions" in text
+    assert f"torch: 1.0 recorded, {manifest['versions']['torch']} installed" in text
+    assert text.endswith("did not come out the same")
+    assert (tmp_path / "both.mp4").stat().st_size > 1000
+
+
+def test_where_the_observations_part_first_it_is_the_simulator(searched, said):
+    arrays = dict(zarr.open_group(searched / "trajectories.zarr", mode="a").arrays())
+    kept = {name: np.asarray(arrays[name][0]) for name in ("state", "action")}
+    for name, step in (("state", 1), ("action", 8)):
+        changed = kept[name].copy()
+        changed[step, 0] += 1
+        arrays[name][0] = changed
+    code, text = said(searched, 0)
+    for name, value in kept.items():
+        arrays[name][0] = value
+    assert code == 1
+    assert "state: part at step 8" in text
+    assert "the simulator showed something else first" in text
+
+
+def test_the_other_side_of_a_comparison_and_guidance_come_out_the_same(tiny, said, tmp_path):
+    policies = f"policies=[{','.join(tiny)}]"
+    assert main(["compare", policies, *SHORT, "episodes=1", f"run_dir={tmp_path / 'compare'}"]) == 0
+    assert said(tmp_path / "compare", 1)[0] == 0
+    guided = ["composer=guidance", "weights=[1.5,-0.5]", "episodes=1", f"run_dir={tmp_path / 'guidance'}"]
+    assert main(["evaluate", policies, *SHORT, *guided]) == 0
+    assert said(tmp_path / "guidance", 0)[0] == 0
+
+
+def test_policies_that_were_loaded_elsewhere_are_named_and_another_one_is_refused(tiny, parents, said, tmp_path):
+    gpc.evaluate(parents[0], episodes=1, overrides=SHORT, run_dir=str(tmp_path))
+    code, text = said(tmp_path, 0)
+    assert (code, "say where tiny-noise are now" in text) == (2, True)
+    assert said(tmp_path, 0, "--policies", tiny[0])[0] == 0
+    code, text = said(tmp_path, 0, "--policies", tiny[1])
+    assert (code, "tiny-flow is not the tiny-noise that was recorded" in text) == (2, True)
+    code, text = said(tmp_path, 0, "--policies", *tiny)
+    assert (code, "--policies names 2; the episode was run by 1" in text) == (2, True)
+
+
+def test_what_cannot_be_replayed_is_one_line(searched, said, tmp_path):
+    assert "episodes 0 to" in said(searched, 99)[1]
+    assert said("/nowhere", 0)[0] == said(searched, -1)[0] == said(searched, "x")[0] == 2
+    manifest = json.loads((searched / "manifest.json").read_text())
+    del manifest["resolved"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "episodes.jsonl").write_text((searched / "episodes.jsonl").read_text())
+    code, text = said(tmp_path, 0)
+    assert (code, "trajectories.zarr has no episode 0" in text) == (2, True)
+    (tmp_path / "trajectories.zarr").symlink_to(searched / "trajectories.zarr")
+    code, text = said(tmp_path, 0)
+    assert (code, "does not hold the whole configuration" in text) == (2, True)
