@@ -1,9 +1,10 @@
-"""What a person sees of a search: success over the weights, seeds by weights, progress. Each function draws one figure."""
+"""What a person sees of a run: weights, seeds by weights, progress, denoising errors. Each function draws one figure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,6 +158,28 @@ def progress_plot(runs: Mapping[str, Run]) -> Figure:
     axes.set(xlabel="search episodes spent", ylabel="success, %", ylim=(-2, 102))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="best")
+    return figure
+
+
+def error_plot(errors: Mapping[str, Any]) -> Figure:
+    """A summary's `denoising_error` over sigma: each policy's error, each pair's correlation, the best weights."""
+    sigmas, names = errors["sigmas"], list(errors["rms"])
+    figure = _figure(12, 4)
+    size, alike, weights = figure.subplots(1, 3)
+    for k, name in enumerate(names):
+        size.loglog(sigmas, errors["rms"][name], "o-", label=name)
+        weights.semilogx(sigmas, [level[k] for level in errors["weights_per_level"]], "o-", color=f"C{k}", label=name)
+        weights.axhline(errors["weights"][k], color=f"C{k}", linestyle=":", linewidth=1)
+    for n, (i, j) in enumerate(combinations(range(len(names)), 2), len(names)):
+        pair = [level[i][j] for level in errors["correlation"]]
+        alike.semilogx(sigmas, pair, "o-", color=f"C{n}", label=f"{names[i]}, {names[j]}")
+    size.set(title="one-step denoising error", ylabel="RMS, normalised actions")
+    alike.set(title="correlation of the errors", ylim=(min(-0.05, alike.get_ylim()[0]), 1.05))
+    weights.set(title="weights with the least error", ylabel="at a level; dotted: over all levels", ylim=(-0.05, 1.05))
+    for axes in (size, alike, weights):
+        axes.set_xlabel("sigma")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
     return figure
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich.console import Console
 from rich.table import Column, Table
 
-from gpc.error_curves import error_curves
-from gpc.figures import outcome_matrix, png, progress_plot, weight_plot
+from gpc.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
 from gpc.record import read_json
 from gpc.store import write_store
 from gpc.study import OUTCOMES, RANKED, Run, Standing, entries, leaderboard, outcomes, read_run, searched, tasks
@@ -112,7 +111,7 @@ def write_report(path: Path) -> Path:
         parts.append(_picture("success over the weights", weight_plot(summary), path / "curve.png"))
     if errors := summary.get("denoising_error"):
         parts.append(f"<h2>Denoising errors</h2><p>{html.escape(errors['verdict'])}</p>")
-        parts.append(_picture("errors over sigma", error_curves(errors), path / "errors.png"))
+        parts.append(_picture("errors over sigma", error_plot(errors), path / "errors.png"))
     parts.append(_table(HEAD, [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]))
     if search:
         parts += _seeds(run, path / "outcomes.png")
