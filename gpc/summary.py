@@ -158,11 +158,11 @@ def comparison_verdict(summary: Mapping[str, Any]) -> str:
             f"{first['name']} succeeds {how} often than {second['name']}: {rates} ({gain}), known after {n} pairs of episodes. "
             f"A test of a fixed size needs about {summary['fixed_episodes']} for such a difference (80 % power, 5 % level)."
         )
-    price = pairs_needed(SMALL_GAIN / 100, sum(summary["n_only_success"]) / n)
-    return (
-        f"{n} pairs of episodes do not tell {first['name']} and {second['name']} apart: {rates} ({gain}). "
-        f"{SMALL_GAIN:g} points would take a test of a fixed size about {price}; with more episodes the same command goes on."
-    )
+    told = f"{n} pairs of episodes do not tell {first['name']} and {second['name']} apart: {rates} ({gain})."
+    if share := sum(summary["n_only_success"]) / n:
+        price = pairs_needed(SMALL_GAIN / 100, share)
+        told += f" {SMALL_GAIN:g} points would take a test of a fixed size about {price}."
+    return f"{told} With more episodes the same command goes on."
 
 
 def _limits(summary: Mapping[str, Any]) -> list[str]:

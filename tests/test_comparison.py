@@ -21,6 +21,7 @@ from gpc.errors import InputError
 from gpc.record import Row, RunFolder, read_json, read_rows
 from gpc.rollout import Health
 from gpc.sequential import anytime_p
+from gpc.stats import pairs_needed
 
 SHORT = ["env.max_steps=48", "block=3", "episodes=7", "video=0"]
 
@@ -109,6 +110,8 @@ def test_equal_arms_run_to_the_end_and_are_not_told_apart(tmp_path):
     assert (summary["n_episodes"], summary["max_episodes"], len(rolled)) == (100, 100, 200)
     assert summary["better"] is None
     assert "100 pairs of episodes do not tell a and b apart" in summary["verdict"]
+    price = pairs_needed(0.05, sum(summary["n_only_success"]) / 100)
+    assert f"5 points would take a test of a fixed size about {price}. With more episodes" in summary["verdict"]
 
 
 @pytest.mark.parametrize("dies_after", [1, 20, 33, 60])

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 from calibration import always_covered, exact, fewest_wins, pairs, rejected
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from gpc.sequential import anytime_difference, anytime_p, anytime_proportion, log_wealth
 
@@ -35,7 +35,18 @@ def test_the_wealth_of_pairs_is_the_beta_binomial_mixture(wins, losses):
     assert log_wealth((-1, 1), (losses, wins), -1, 0) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.parametrize(("wins", "losses", "mean"), [(30, 20, 0.4), (5, 2, 0.1), (3, 40, 0.2)])
+def test_the_wealth_of_a_proportion_is_its_integral(wins, losses, mean):
+    def bet(u):
+        return 1.5 * (1 - u**2) * (1 + u * (1 - mean) / mean) ** wins * (1 - u) ** losses
+
+    assert log_wealth((0, 1), (losses, wins), 0, mean) == pytest.approx(np.log(integrate.quad(bet, 0, 1)[0]), abs=5e-3)
+
+
 def test_intervals_are_what_no_wealth_refutes():
+    ends = anytime_proportion(23, 30)
+    assert log_wealth((0, 1), (7, 23), 0, ends[0]) == pytest.approx(np.log(40), abs=1e-6)
+    assert log_wealth((-1, 0), (23, 7), -1, -ends[1]) == pytest.approx(np.log(40), abs=1e-6)
     values, counts = (-1, 0, 1), (30, 90, 55)
     low, high = anytime_difference(55, 30, 175)
     assert log_wealth(values, counts, -1, low) == pytest.approx(np.log(40), abs=1e-6)
