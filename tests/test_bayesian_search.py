@@ -46,7 +46,7 @@ def test_it_comes_near_the_best_of_a_smooth_function(sampler):
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_the_same_seed_and_results_give_the_same_proposals(sampler):
-    first, again, other = search(sampler, budget=180), search(sampler, budget=180), search(sampler, 1, budget=180)
+    first, again, other = search(sampler, budget=130), search(sampler, budget=130), search(sampler, 1, budget=130)
     rounds = play(first)
     for due in rounds:
         assert again.ask() == again.ask() == due
