@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -84,9 +84,9 @@ class Gymnasium(Environment):
         self._frame = dict(_leaves(observation))
         return float(reward), bool(terminated), bool(truncated), {**info, "is_success": _success(info)}
 
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         """The keys asked for, new arrays."""
-        return {key: np.array(self._frame[key]) for key in self._keys}
+        return {key: np.array(self._frame[key]) for key in (self._keys if keys is None else keys)}
 
     def render(self) -> Array:
         """The environment's own picture, (height, width, 3) uint8."""

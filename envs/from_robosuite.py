@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from types import SimpleNamespace
@@ -123,12 +123,13 @@ class Robosuite(Environment):
         success = self._success()
         return float(reward), success, self._steps >= self.max_steps, {"is_success": success}
 
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         """The keys asked for, new arrays."""
+        keys = self._keys if keys is None else keys
         frame = self._feel()
-        for camera in self._looks(self._keys):
-            frame |= self._see(camera, f"{camera}_points" in self._keys)
-        return {key: frame[key] for key in self._keys}
+        for camera in self._looks(keys):
+            frame |= self._see(camera, f"{camera}_points" in keys)
+        return {key: frame[key] for key in keys}
 
     def render(self) -> Array:
         """What a camera in front of the robot sees, (256, 256, 3) uint8."""
@@ -150,7 +151,7 @@ class Robosuite(Environment):
             known[f"{camera}_points"] = spaces.Box(-np.inf, np.inf, (self.points, 3), np.float32)
         return known
 
-    def _looks(self, keys: Sequence[str]) -> list[str]:
+    def _looks(self, keys: Collection[str]) -> list[str]:
         """The cameras that these observations need."""
         kinds = ("image", "depth", "points")
         return [c for c in self._env.sim.model.camera_names if any(f"{c}_{kind}" in keys for kind in kinds)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,9 +162,9 @@ class PushT(Environment):
         reward = min(covered / SUCCESS, 1.0)
         return reward, info["is_success"], self._steps >= self.max_steps, info
 
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         """The keys asked for, new arrays."""
-        return {key: read() for key, read in self._readers.items()}
+        return {key: self._readers[key]() for key in (self._readers if keys is None else keys)}
 
     def render(self) -> Array:
         """Picture of the table with a cross at the last action: (384, 384, 3) uint8."""

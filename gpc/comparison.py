@@ -93,8 +93,8 @@ def compare(
     parts = [taken_apart(policy) for policy in (a, b)]
     console, everyone = Console(quiet=True), [policy for members, _, _ in parts for policy in members]
     sides = []
-    for members, weights, kind in parts:
-        config = configured("compare", members, [f"composer={kind}", *shown])
+    for members, weights, composer in parts:
+        config = configured("compare", members, [*composer, *shown])
         sides.append(Side(Experiment(config, members, console, everyone), weights))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run_dir or f"{scratch}/run")

@@ -148,7 +148,7 @@ class Guidance(Weighted):
 class Parted(ABC):
     """Several convex combinations, each with its say in a part of the chunk's making; weights as `Weightable` has them.
 
-    Raises InputError where the weights do not divide into `parts` convex rows.
+    That the rows are convex is checked when they are first used, as `ComposedPolicy` does when it is built.
     """
 
     weights: Tensor
@@ -162,8 +162,6 @@ class Parted(ABC):
     def rows(self) -> tuple[Convex, ...]:
         """The combinations."""
         weights = torch.as_tensor(self.weights, dtype=torch.float64)
-        if weights.shape[-1] % self.parts:
-            raise InputError(f"{weights.shape[-1]} weights: {self.parts} parts need as many for each policy")
         return tuple(Convex(row) for row in weights.chunk(self.parts, -1))
 
     def weighted(self, weights: Tensor) -> Self:
@@ -184,7 +182,6 @@ class Scheduled(Parted):
     def __post_init__(self) -> None:
         if not self.edges or list(self.edges) != sorted(set(self.edges), reverse=True) or self.edges[-1] <= 0:
             raise InputError(f"edges={list(self.edges)}: give one or more sigmas > 0, the largest first")
-        _ = self.rows
 
     @property
     def parts(self) -> int:
@@ -217,7 +214,6 @@ class PerDimension(Parted):
         named = sorted(i for group in self.groups for i in group)
         if len(self.groups) < 2 or not all(self.groups) or named != list(range(len(named))):
             raise InputError(f"groups={[list(g) for g in self.groups]}: two or more, with every action dimension once")
-        _ = self.rows
 
     @property
     def parts(self) -> int:

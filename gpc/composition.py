@@ -23,6 +23,9 @@ from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
 
+Given = Sequence[float] | Tensor | None
+"""Weights as users give them."""
+
 THREADED_BATCH = 16  # from this batch on a thread for each member pays (measured: two networks cost 1.07x of one at 64)
 
 
@@ -144,43 +147,48 @@ class ComposedPolicy:
         return ComposedDenoiser(self.members, denoisers, self.composer, self.actions.horizon)
 
 
-def compose(policies: Sequence[Policy], weights: Sequence[float] | Tensor) -> ComposedPolicy:
+def compose(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
     """The convex combination of several policies' scores, as a policy.
 
-    `weights`: (K,) or (batch, K), >= 0, summing to 1. Raises InputError where weights or policies do not fit.
+    `weights`: (K,) or (batch, K), >= 0, summing to 1; by default equal. Raises InputError where weights or policies do not fit.
     """
-    return ComposedPolicy(tuple(policies), Convex(torch.as_tensor(weights, dtype=torch.float64)))
+    return ComposedPolicy(tuple(policies), Convex(_rows(weights, len(policies))))
 
 
-def schedule(policies: Sequence[Policy], weights: Sequence[float] | Tensor, edges: Sequence[float]) -> ComposedPolicy:
+def schedule(policies: Sequence[Policy], weights: Given = None, *, edges: Sequence[float]) -> ComposedPolicy:
     """A convex combination whose weights depend on the noise level, as a policy; see `Scheduled`.
 
     `weights`: (parts * K,) or (batch, parts * K), a convex row for each stretch of sigma, the largest first. Raises InputError
     where weights, edges or policies do not fit.
     """
-    composer = Scheduled(torch.as_tensor(weights, dtype=torch.float64), tuple(map(float, edges)))
-    return ComposedPolicy(tuple(policies), composer)
+    rows = _rows(weights, len(policies), len(edges) + 1)
+    return ComposedPolicy(tuple(policies), Scheduled(rows, tuple(map(float, edges))))
 
 
-def split(
-    policies: Sequence[Policy], weights: Sequence[float] | Tensor, groups: Sequence[Sequence[int]]
-) -> ComposedPolicy:
+def split(policies: Sequence[Policy], weights: Given = None, *, groups: Sequence[Sequence[int]]) -> ComposedPolicy:
     """A convex combination whose weights depend on the action dimension, as a policy; see `PerDimension`.
 
     `weights`: (parts * K,) or (batch, parts * K), a convex row for each group. Raises InputError where weights, groups or
     policies do not fit.
     """
-    composer = PerDimension(torch.as_tensor(weights, dtype=torch.float64), tuple(map(tuple, groups)))
+    composer = PerDimension(_rows(weights, len(policies), len(groups)), tuple(map(tuple, groups)))
     named, dim = sum(map(len, groups)), policies[0].actions.dim
     if named != dim:
         raise InputError(f"groups={[list(group) for group in groups]} name {named} dimensions, actions have {dim}")
     return ComposedPolicy(tuple(policies), composer)
 
 
-def guide(policies: Sequence[Policy], weights: Sequence[float] | Tensor) -> ComposedPolicy:
+def guide(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
     """Several policies' scores under signed weights, as a policy: (1 + g, -g) guides the first away from the second.
 
     `weights`: (K,) or (batch, K), summing to more than 0; see `Guidance`. Raises InputError where weights or policies do
     not fit.
     """
-    return ComposedPolicy(tuple(policies), Guidance(torch.as_tensor(weights, dtype=torch.float64)))
+    return ComposedPolicy(tuple(policies), Guidance(_rows(weights, len(policies))))
+
+
+def _rows(weights: Given, policies: int, parts: int = 1) -> Tensor:
+    """The weights as a tensor; equal ones where none are given."""
+    if weights is None:
+        weights = torch.full((policies * parts,), 1 / max(policies, 1), dtype=torch.float64)
+    return torch.as_tensor(weights, dtype=torch.float64)

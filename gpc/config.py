@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -22,7 +22,13 @@ ALLOWED = frozenset(
     {
         "gpc.worker.EnvSpec",
         "gpc.rollout.Engine",
+        "gpc.cluster.Local",
+        "gpc.cluster.Ray",
         "gpc.control.Sampling",
+        "gpc.composition.compose",
+        "gpc.composition.guide",
+        "gpc.composition.schedule",
+        "gpc.composition.split",
         "gpc.weight_search.Grid",
         "gpc.weight_search.Racing",
         "gpc.weight_search.Random",
@@ -59,14 +65,20 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
+def bind(config: DictConfig) -> Callable[..., Any]:
+    """What a config node's `_target_` names, with the node's arguments: call it with the others."""
+    _check_targets(config)
+    bound: Callable[..., Any] = instantiate(config, _partial_=True, _convert_="all")
+    return bound
+
+
 def build(config: DictConfig, **extra: Any) -> Any:
     """The object that a config node's `_target_` names; `extra` are further arguments of it.
 
     Raises InputError where the target is not on the allow-list or its arguments do not fit.
     """
-    _check_targets(config)
     try:
-        return instantiate(config, _partial_=True, _convert_="all")(**extra)
+        return bind(config)(**extra)
     except (HydraException, TypeError) as error:
         raise InputError(_one_line(error.__cause__ or error, config._target_)) from None
 
@@ -132,7 +144,7 @@ def describe(name: str) -> str:
     """Every key of a configuration with its default and comment, as the files have them, for `-h`."""
     root = files("gpc.configs")
     text = [root.joinpath(f"{name}.yaml").read_text()]
-    for group in ("env", "sampler", "engine", *(["search"] if name == "search" else [])):
+    for group in ("env", "composer", "sampler", "engine", "executor", *(["search"] if name == "search" else [])):
         names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
         text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
     # what Hydra reads, not the user

@@ -125,11 +125,11 @@ class ChunkActor:
             _ = self.sampling.sigmas(policy.levels)
 
     def __call__(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
-        """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action).
+        """observation[key] (batch, n_obs_steps, *shape), weights (batch, parts * K) -> (batch, n_action_steps, action).
 
         Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
-        weighted = weights != 0
+        weighted = (weights.reshape(len(weights), -1, len(self.policy.policies)) != 0).any(1)
         actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
         for support in np.unique(weighted, axis=0):
             rows = np.flatnonzero((weighted == support).all(1))

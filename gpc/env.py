@@ -7,6 +7,7 @@ costs more than the physics, so `advance` moves the world and `observe` looks at
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import gymnasium
@@ -46,8 +47,8 @@ class Environment(gymnasium.Env[Frame, Array]):
         """
 
     @abstractmethod
-    def observe(self) -> Frame:
-        """Look at the world as it is now: the keys of `observation_space`."""
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
+        """Look at the world as it is now: these keys of `observation_space`, all by default."""
 
     def step(self, action: Array) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
         """Move one control step and look (gymnasium's own signature)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,19 +16,20 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.composers import Guidance, Weighted
-from gpc.composition import ComposedPolicy, compose, guide
-from gpc.config import build, load_config
+from gpc.cluster import Executor
+from gpc.composers import Convex, Guidance, PerDimension, Scheduled, Weightable
+from gpc.composition import ComposedPolicy
+from gpc.config import bind, build, load_config
 from gpc.control import ChunkActor
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Array, Environment
 from gpc.errors import InputError
-from gpc.load import load_policy, suggest
+from gpc.load import load_policy
 from gpc.policy import Policy, rename, simulator_of
 from gpc.record import Row, RunFolder, read_json, read_rows, read_trajectory, searched_seeds
 from gpc.report import print_summary, video, write_report
-from gpc.rollout import Engine, EnvSpec, Episode, Health, Job, rollout
+from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
 from gpc.summary import by_candidate, summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights, one_hot
 
@@ -39,7 +40,6 @@ COLUMNS = (
     TimeElapsedColumn(),
     TimeRemainingColumn(),
 )
-COMPOSERS = {"convex": compose, "guidance": guide}
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,8 @@ class Experiment:
         self.config, self.console = config, console
         keys = OmegaConf.to_container(config.rename_map)
         renamed = [rename(policy, cast(dict[str, str], keys)) for policy in policies]
-        kind = OmegaConf.select(config, "composer", default="convex")  # a search has no other
-        if kind not in COMPOSERS:
-            raise InputError(f"unknown composer {kind!r}{suggest(str(kind), list(COMPOSERS))}")
-        self.compose = COMPOSERS[kind]
-        self.policy = self.compose(renamed, [1 / len(policies)] * len(policies))
+        self.compose: Callable[..., ComposedPolicy] = bind(config.composer)
+        self.policy = self.compose(renamed)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
         names = [policy.name for policy in (*policies, *others)]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -110,8 +107,10 @@ class Experiment:
         if not spec.target.startswith("gpc.envs."):
             raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
         observations = self.policy.observations
-        self.env = replace(spec, observation_keys=tuple(observations.shapes), n_obs_steps=observations.n_obs_steps)
+        keys, steps = tuple(observations.shapes), observations.n_obs_steps
+        self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
         self.engine: Engine = build(config.engine)
+        self.executor: Executor = build(config.executor)
         self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
         self._check_environment(spec)
         self.resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
@@ -124,6 +123,11 @@ class Experiment:
     def names(self) -> list[str]:
         """The policies' names."""
         return [policy.name for policy in self.policy.policies]
+
+    @property
+    def parts(self) -> int:
+        """How many rows of weights the composer takes."""
+        return cast(Weightable, self.policy.composer).parts
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -159,7 +163,7 @@ class Experiment:
             with Progress(*COLUMNS, console=self.console, transient=True) as progress, ThreadPoolExecutor(1) as writer:
                 bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
                 writing: deque[Future[None]] = deque()  # the disk's share of the time passes beside the networks
-                for episode in rollout(todo, self.actor, self.env, self.engine, self.health):
+                for episode in self.executor(todo, self.actor, self.env, self.engine, self.health):
                     writing.append(writer.submit(folder.append, _row(phase, episode), episode.trajectory))
                     while writing and writing[0].done():
                         writing.popleft().result()
@@ -169,6 +173,13 @@ class Experiment:
         finally:
             torch.set_num_threads(threads)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
+
+    def _history(self) -> dict[str, int]:
+        """How many of the last observations any policy reads of a key."""
+        history: dict[str, int] = {}
+        for spec in (policy.observations for policy in self.policy.policies):
+            history |= {key: max(spec.n_obs_steps, history.get(key, 0)) for key in spec.shapes}
+        return history
 
     def _check_environment(self, spec: EnvSpec) -> None:
         """Build the environment once, with all it has, so that what does not fit is said before anything runs."""
@@ -196,31 +207,34 @@ class Experiment:
 def evaluate(
     policy: Policy, env: str = "pusht", *, episodes: int = 50, overrides: Sequence[str] = (), run_dir: str | None = None
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `guide`).
+    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
     """
-    policies, weights, kind = taken_apart(policy)
-    shown = [
-        f"env={env}",
-        f"episodes={episodes}",
-        f"composer={kind}",
-        f"weights={list(weights)}",
-        "video=0",
-        *overrides,
-    ]
+    policies, weights, composer = taken_apart(policy)
+    shown = [f"env={env}", f"episodes={episodes}", *composer, f"weights={list(weights)}", "video=0", *overrides]
     return _quietly("evaluate", policies, shown, run_dir)
 
 
-def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, str]:
-    """The members, weights and composer of a composition; a policy that is none is its own only member."""
+def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
+    """The members, weights and composer (as keys) of a composition; a policy that is none is its own only member."""
     if not isinstance(policy, ComposedPolicy):
-        return (policy,), (1.0,), "convex"
-    if not isinstance(policy.composer, Weighted) or policy.composer.weights.ndim != 1:
-        raise InputError("a composition to roll out has one weight for each policy")
-    kind = "guidance" if isinstance(policy.composer, Guidance) else "convex"
-    return policy.policies, tuple(policy.composer.weights.tolist()), kind
+        return (policy,), (1.0,), ["composer=convex"]
+    match policy.composer:
+        case Convex(weights=weights):
+            keys = ["composer=convex"]
+        case Guidance(weights=weights):
+            keys = ["composer=guidance"]
+        case Scheduled(weights=weights, edges=edges):
+            keys = ["composer=scheduled", f"composer.edges={list(edges)}"]
+        case PerDimension(weights=weights, groups=groups):
+            keys = ["composer=per_dimension", f"composer.groups={[list(group) for group in groups]}"]
+        case other:
+            raise InputError(f"{type(other).__name__} is none of gpc's composers, which are what can be rolled out")
+    if weights.ndim != 1:
+        raise InputError("a composition to roll out has one weight for each policy, not one for each row of a batch")
+    return policy.policies, tuple(weights.tolist()), keys
 
 
 def search(
@@ -304,7 +318,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     seeds = range(config.seed, config.seed + config.episodes)
     experiment.warn_of_searched(path.parent, seeds)
     jobs = [Job(0, weights, seed) for seed in seeds]
-    with experiment.open(path, experiment.settings(("weights", "episodes", "seed"))) as folder:
+    with experiment.open(path, experiment.settings(("composer", "weights", "episodes", "seed"))) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
         summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
         folder.write_json("summary.json", summary)
@@ -323,22 +337,26 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     config, count = experiment.config, len(experiment.names)
     if count < 2:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
+    if isinstance(experiment.policy.composer, Guidance):
+        raise InputError("a search mixes with convex weights; choose composer=convex, scheduled or per_dimension")
     prior = _denoising_error(experiment)
     settings = {key: value for key, value in config.search.items() if key != "demonstrations"}
-    plan: Search = build(OmegaConf.create(settings), policies=count, prior=prior)
+    plan: Search = build(OmegaConf.create(settings), policies=count, parts=experiment.parts, prior=prior)
     fresh = range(config.report.seed, config.report.seed + config.report.episodes)
     if plan.seeds.start < fresh.stop and fresh.start < plan.seeds.stop:
         raise InputError(
             f"search seeds {plan.seeds} and report seeds {fresh} overlap; move report.seed, or use fewer episodes"
         )
     known = {"demonstrations": prior.fingerprint} if prior else {}
-    with experiment.open(path, experiment.settings(("search", "report")) | known) as folder:
+    with experiment.open(path, experiment.settings(("composer", "search", "report")) | known) as folder:
         while asked := plan.ask():
             jobs = [Job(c, plan.candidates[c], seed) for c, seed in asked]
             rows = experiment.roll(folder, "search", jobs)
             plan.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
         winner = plan.best()
-        parents = {name: plan.candidates.index(one_hot(i, count)) for i, name in enumerate(experiment.names)}
+        parents = {
+            name: plan.candidates.index(one_hot(i, count) * experiment.parts) for i, name in enumerate(experiment.names)
+        }
         jobs = [Job(c, plan.candidates[c], seed) for c in dict.fromkeys([winner, *parents.values()]) for seed in fresh]
         experiment.roll(folder, "report", jobs)
         found = (folder.phase("search"), folder.phase("report"))
@@ -355,6 +373,8 @@ def _denoising_error(experiment: Experiment) -> DenoisingError | None:
     path = experiment.config.search.demonstrations
     if path is None:
         return None
+    if experiment.parts > 1:
+        raise InputError("search.demonstrations speaks of one weight for each policy; choose composer=convex")
     demonstrations = read(path, list(experiment.policy.observations.shapes))
     with experiment.console.status("denoising the demonstrations"):
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)

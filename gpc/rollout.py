@@ -80,6 +80,12 @@ class Health:
     actor_seconds: float = 0.0
     waiting_seconds: float = 0.0
 
+    def add(self, other: Health) -> None:
+        """Count what happened in another engine, too."""
+        self.breakdowns += other.breakdowns
+        self.actor_seconds += other.actor_seconds
+        self.waiting_seconds += other.waiting_seconds
+
 
 def _numeric(observation: Frame) -> Frame:
     """Without images and text."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpc.errors import InputError
-from gpc.study import Run, acting
+from gpc.study import Run
 
 SCHEMA = """
 CREATE TABLE runs (
@@ -21,7 +21,7 @@ CREATE TABLE runs (
 );
 CREATE TABLE weights (
     run TEXT NOT NULL REFERENCES runs, candidate INTEGER NOT NULL, policy TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    weight REAL NOT NULL, PRIMARY KEY (run, candidate, policy)
+    weight REAL NOT NULL, parts TEXT NOT NULL, PRIMARY KEY (run, candidate, policy)
 ) WITHOUT ROWID;
 CREATE TABLE episodes (
     run TEXT NOT NULL REFERENCES runs, episode INTEGER NOT NULL, phase TEXT NOT NULL, candidate INTEGER NOT NULL,
@@ -51,10 +51,8 @@ def _add(database: sqlite3.Connection, run: Run) -> None:
     name, resolved = str(run.path), run.resolved
     texts = [json.dumps(content) for content in (resolved["env"], resolved["sampler"], run.manifest, run.summary)]
     database.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)", (name, run.summary["kind"], run.env.name, *texts))
-    prints = run.manifest["config"]["fingerprints"]
     for row in {row.candidate: row for row in run.rows}.values():
-        pairs = zip(acting(run.manifest, row), row.weights, strict=True)
-        lines = [(name, row.candidate, policy, prints[policy], weight) for policy, weight in pairs]
-        database.executemany("INSERT INTO weights VALUES (?, ?, ?, ?, ?)", lines)
+        lines = [(name, row.candidate, p, digest, sum(w) / len(w), json.dumps(w)) for p, digest, w in run.members(row)]
+        database.executemany("INSERT INTO weights VALUES (?, ?, ?, ?, ?, ?)", lines)
     episodes = [(name, i, r.phase, r.candidate, r.seed, r.success, r.score, r.steps) for i, r in enumerate(run.rows)]
     database.executemany("INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", episodes)

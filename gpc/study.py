@@ -33,8 +33,8 @@ OUTCOMES = (
     "lost by all",
 )
 
-Member = tuple[str, str, float]
-"""A policy's name, fingerprint and weight."""
+Member = tuple[str, str, tuple[float, ...]]
+"""A policy's name and fingerprint, and its weight in each part of the composer (`composers.Weightable`)."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Run:
         return json.dumps([self.resolved["sampler"], self.resolved["env"]["n_action_steps"]], sort_keys=True)
 
     def members(self, row: Row) -> tuple[Member, ...]:
-        """The policies that acted in an episode, in order."""
+        """The policies that may have acted in an episode, in order, those without weight too."""
         names, prints = acting(self.manifest, row), self.manifest["config"]["fingerprints"]
-        return tuple((n, prints[n], w) for n, w in zip(names, row.weights, strict=True) if w)
+        return tuple((name, prints[name], row.weights[k :: len(names)]) for k, name in enumerate(names))
 
     def under(self, phase: str, weights: Sequence[float]) -> dict[int, Row]:
         """A phase's rows under these weights, by seed."""
@@ -104,9 +104,13 @@ def read_run(path: Path) -> Run:
 
 @dataclass(frozen=True)
 class Entry:
-    """One policy or mixture in one setting: its ranked episodes by seed, from however many runs."""
+    """One policy or mixture in one setting: its ranked episodes by seed, from however many runs.
+
+    `members` are those with weight; a policy alone has weight 1, whatever the composer of its run.
+    """
 
     members: tuple[Member, ...]
+    composer: str
     setting: str
     runs: tuple[Path, ...]
     rows: Mapping[int, Row]
@@ -114,8 +118,9 @@ class Entry:
     @property
     def name(self) -> str:
         """The policy, or each policy with its weight."""
-        shown = [name if len(self.members) == 1 else f"{w:g} {name}" for name, _, w in self.members]
-        return " + ".join(shown)
+        if len(self.members) == 1:
+            return self.members[0][0]
+        return " + ".join(f"{w[0]:g} {name}" if len(w) == 1 else f"{mixture(w)} {name}" for name, _, w in self.members)
 
     @property
     def successes(self) -> int:
@@ -134,7 +139,7 @@ class Entry:
 
     def joined(self, other: Entry) -> Entry | None:
         """Both as one, where they are the same policies in the same setting and agree on every seed they share."""
-        same = (self.members, self.setting) == (other.members, other.setting)
+        same = (self.members, self.composer, self.setting) == (other.members, other.composer, other.setting)
         shared = self.rows.keys() & other.rows.keys()
         if not same or any(_result(self.rows[seed]) != _result(other.rows[seed]) for seed in shared):
             return None
@@ -197,7 +202,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
             if row.phase in RANKED and row.seed not in used:
                 groups.setdefault(run.members(row), {})[row.seed] = row
         for members, rows in groups.items():
-            new = Entry(members, run.setting, (run.path,), rows)
+            new = _entry(run, [member for member in members if any(member[2])], rows)
             for i, old in enumerate(found):
                 if both := old.joined(new):
                     found[i] = both
@@ -254,10 +259,10 @@ def outcome(won: bool, parents: Sequence[bool]) -> str:
 
 def outcomes(run: Run, phase: str) -> dict[int, str]:
     """The outcome of every seed that a search's winner and all parents have met; empty where the winner is a parent."""
-    weights = run.summary["winner"]["weights"]
-    if sum(w > 0 for w in weights) == 1:
+    both = [figures["weights"] for figures in (run.summary["winner"], *run.summary["parents"])]
+    if both[0] in both[1:]:
         return {}
-    mixed, *parents = (run.under(phase, f["weights"]) for f in (run.summary["winner"], *run.summary["parents"]))
+    mixed, *parents = (run.under(phase, weights) for weights in both)
     shared = [seed for seed in mixed if all(seed in rows for rows in parents)]
     return {seed: outcome(mixed[seed].success, [rows[seed].success for rows in parents]) for seed in shared}
 
@@ -278,6 +283,13 @@ def progress(rows: Sequence[Row]) -> Array:
         low[c] = low_end(*told[c])
         leaders.append(int(low.argmax()))
     return np.array([successes / episodes for successes, episodes in told])[leaders]
+
+
+def _entry(run: Run, members: Sequence[Member], rows: Mapping[int, Row]) -> Entry:
+    if len(members) > 1:
+        return Entry(tuple(members), json.dumps(run.resolved.get("composer")), run.setting, (run.path,), rows)
+    ((name, fingerprint, _),) = members
+    return Entry(((name, fingerprint, (1.0,)),), "", run.setting, (run.path,), rows)
 
 
 def _result(row: Row) -> tuple[bool, float, int]:

@@ -72,6 +72,13 @@ def _check_frame(env: Environment, frame: Frame, source: str) -> None:
         _require(space[key].contains(value), f'{source}["{key}"] is outside the bounds of observation_space')
 
 
+def _check_single_keys(env: Environment, frame: Frame) -> None:
+    for key, value in frame.items():
+        alone = env.observe([key])
+        _require(list(alone) == [key], f"observe([{key!r}]) returns the keys {sorted(alone)}")
+        _require(np.array_equal(alone[key], value), f"observe([{key!r}]) differs from observe()[{key!r}]")
+
+
 def _check_outcome(outcome: Outcome) -> None:
     _require(len(outcome) == 4, "advance() must return reward, terminated, truncated, info")
     reward, terminated, truncated, info = outcome
@@ -100,6 +107,7 @@ def _check_looking(env: Environment, seed: int, actions: Sequence[Array]) -> Non
         _require(not changed, f"observe() hands out its own buffer: {changed} changed when the world moved")
         changed = _differing(after, env.observe())
         _require(not changed, f"observe() twice in a row differs in {changed}")
+        _check_single_keys(env, after)
         if outcome[1] or outcome[2]:
             return
 

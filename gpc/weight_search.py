@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations, product
 from typing import Protocol
 
 import numpy as np
@@ -67,27 +67,33 @@ class Search(Protocol):
         """The candidate that looks best so far."""
 
 
-def simplex(policies: int, step: float = 0.1) -> list[Weights]:
+def simplex(policies: int, step: float = 0.1, parts: int = 1) -> list[Weights]:
     """All convex weights whose entries are multiples of `step`: 11 for two policies at 0.1, 66 for three.
 
-    The order is that of the first weight, from 1 down to 0.
+    The order is that of the first weight, from 1 down to 0. With several parts (`composers.Weightable`) every combination
+    of so many rows, one after another: 121 for two parts of two policies.
     """
-    parts = _parts(step)
+    rows = _simplex(policies, step)
+    return [tuple(chain.from_iterable(chosen)) for chosen in product(rows, repeat=parts)]
+
+
+def _simplex(policies: int, step: float) -> list[Weights]:
+    cuts = _cuts(step)
     grid = []
-    for bars in combinations(range(parts + policies - 1), policies - 1):
-        edges = (-1, *bars, parts + policies - 1)
-        grid.append(tuple((b - a - 1) / parts for a, b in zip(edges, edges[1:], strict=False)))
+    for bars in combinations(range(cuts + policies - 1), policies - 1):
+        edges = (-1, *bars, cuts + policies - 1)
+        grid.append(tuple((b - a - 1) / cuts for a, b in zip(edges, edges[1:], strict=False)))
     return sorted(grid, reverse=True)
 
 
 def rounded(weights: Iterable[float], step: float) -> Weights:
     """The point of `simplex(len(weights), step)` next to convex weights (largest remainder)."""
-    parts = _parts(step)
-    exact = np.array(list(weights)) * parts
+    cuts = _cuts(step)
+    exact = np.array(list(weights)) * cuts
     whole = np.floor(exact + 1e-9)
-    short = parts - int(whole.sum())
+    short = cuts - int(whole.sum())
     whole[np.argsort(whole - exact, kind="stable")[:short]] += 1
-    return tuple(float(w) / parts for w in whole)
+    return tuple(float(w) / cuts for w in whole)
 
 
 def one_hot(policy: int, policies: int) -> Weights:
@@ -95,19 +101,23 @@ def one_hot(policy: int, policies: int) -> Weights:
     return tuple(float(i == policy) for i in range(policies))
 
 
-def _parts(step: float) -> int:
-    parts = round(1 / step) if step > 0 else 0
-    if parts < 1 or abs(parts * step - 1) > 1e-9:
+def _cuts(step: float) -> int:
+    cuts = round(1 / step) if step > 0 else 0
+    if cuts < 1 or abs(cuts * step - 1) > 1e-9:
         raise InputError(f"search.step={step:g} does not divide 1; use 0.5, 0.25, 0.2, 0.1, 0.05 or 0.02")
-    return parts
+    return cuts
 
 
 @dataclass(kw_only=True)
 class Told:
-    """What all searches share: candidates, and the results by (candidate, seed). `prior` is for those that can use one."""
+    """What all searches share: candidates, and the results by (candidate, seed). `prior` is for those that can use one.
+
+    Candidates have `parts` rows of one weight for each policy, one row after another.
+    """
 
     policies: int
     step: float
+    parts: int = 1
     seed: int = 0
     prior: Prior | None = None
     candidates: list[Weights] = field(init=False)
@@ -116,7 +126,7 @@ class Told:
     @property
     def parents(self) -> list[Weights]:
         """Each policy alone."""
-        return [one_hot(i, self.policies) for i in range(self.policies)]
+        return [one_hot(i, self.policies) * self.parts for i in range(self.policies)]
 
     def tell(self, results: Mapping[Pair, Outcome]) -> None:
         """See `Search`."""
@@ -163,7 +173,7 @@ class Grid(Told):
     episodes: int
 
     def __post_init__(self) -> None:
-        self.candidates = simplex(self.policies, self.step)
+        self.candidates = simplex(self.policies, self.step, self.parts)
 
     @property
     def seeds(self) -> range:
@@ -189,7 +199,7 @@ class Racing(Told):
     budget: int
 
     def __post_init__(self) -> None:
-        self.candidates = simplex(self.policies, self.step)
+        self.candidates = simplex(self.policies, self.step, self.parts)
         if self.budget < len(self._starters()):
             raise InputError(
                 f"search.budget={self.budget} is less than one episode for each of {len(self._starters())} candidates; "
@@ -291,8 +301,9 @@ class Random(Proposing):
         self._generator = np.random.default_rng(self.seed)
 
     def propose(self) -> Weights:
-        """Dirichlet(1, ..., 1)."""
-        return rounded(self._generator.dirichlet(np.ones(self.policies)), self.step)
+        """Dirichlet(1, ..., 1), for each part."""
+        rows = self._generator.dirichlet(np.ones(self.policies), self.parts)
+        return tuple(chain.from_iterable(rounded(row, self.step) for row in rows))
 
 
 @dataclass(kw_only=True)

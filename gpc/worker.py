@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from gymnasium import spaces
 
 from gpc.env import Array, Environment, Frame
 
@@ -27,7 +28,7 @@ class EnvSpec:
 
     `target` is "module:class", called with `observation_keys` (not if None: all that it has), `max_steps` and `options`;
     a chunk's first `n_action_steps` actions are executed before the policy looks again at the last `n_obs_steps`
-    observations.
+    observations, or fewer of those keys that `history` names.
     """
 
     target: str
@@ -36,6 +37,7 @@ class EnvSpec:
     observation_keys: tuple[str, ...] | None = None
     n_obs_steps: int = 1
     options: Mapping[str, Any] | None = None
+    history: Mapping[str, int] | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +62,10 @@ class Order(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What happened: the newest observations (n_obs_steps, *shape) by key, a reward per executed action, the end."""
+    """What happened: the newest observations (n_obs_steps, *shape) by key, a reward per executed action, the end.
+
+    What is older than the key's `history` is filled with the newest; after the end nobody looks.
+    """
 
     lane: int
     observation: Frame
@@ -80,34 +85,41 @@ class Lane:
     """One environment and its last observations."""
 
     env: Environment
-    n_obs_steps: int
+    spec: EnvSpec
     frames: deque[Frame]
 
     @classmethod
     def of(cls, spec: EnvSpec) -> Lane:
         """A fresh lane."""
-        return cls(spec.make(), spec.n_obs_steps, deque(maxlen=spec.n_obs_steps))
+        return cls(spec.make(), spec, deque(maxlen=spec.n_obs_steps))
 
     def follow(self, order: Order) -> Report:
         """Carry out one order."""
         if order.seed is not None:
             frame, _ = self.env.reset(seed=order.seed)
-            self.frames.extend([frame] * self.n_obs_steps)
+            self.frames.extend([frame] * self.spec.n_obs_steps)
             return Report(order.lane, self._stacked(), [], False, False)
         assert order.actions is not None
         rewards, success, done = [], False, False
-        for i, action in enumerate(order.actions):
+        for left, action in zip(range(len(order.actions))[::-1], order.actions, strict=True):
             reward, terminated, truncated, info = self.env.advance(action)
             rewards.append(float(reward))
             success, done = success or bool(info["is_success"]), terminated or truncated
-            if done or len(order.actions) - i <= self.n_obs_steps:
-                self.frames.append(self.env.observe())
             if done:
-                break
+                return Report(order.lane, {}, rewards, success, done)
+            if left < self.spec.n_obs_steps:
+                self.frames.append(self.env.observe(self._read_at(left)))
         return Report(order.lane, self._stacked(), rewards, success, done)
 
+    def _read_at(self, age: int) -> list[str]:
+        """The keys that the policy reads of an observation which so many follow before it looks: pictures are dear."""
+        history = self.spec.history or {}
+        every = cast(spaces.Dict, self.env.observation_space)
+        return [key for key in every if age < history.get(key, self.spec.n_obs_steps)]
+
     def _stacked(self) -> Frame:
-        return {key: np.stack([frame[key] for frame in self.frames]) for key in self.frames[0]}
+        newest = self.frames[-1]
+        return {key: np.stack([frame.get(key, value) for frame in self.frames]) for key, value in newest.items()}
 
 
 def serve(connection: Connection) -> None:

@@ -430,7 +430,7 @@ def test_equal_parts_are_the_plain_mixture_and_one_hot_parts_the_parent(parents,
     [
         (partial(schedule, edges=[0.1, 1.0]), [1, 0] * 3, "the largest first"),
         (partial(schedule, edges=[]), [1, 0], "one or more sigmas"),
-        (partial(schedule, edges=[1.0]), [1, 0, 1], "3 weights: 2 parts"),
+        (partial(schedule, edges=[1.0]), [1, 0, 1], "3 weights for 2 policies; give one each for each"),
         (partial(schedule, edges=[1.0]), [1, 0, 0.2, 0.2], "sum to 0.4"),
         (partial(schedule, edges=[1.0]), [1, 0, 0, 1, 0, 0], "6 weights for 2 policies; give one each for each of the 2 parts"),
         (partial(split, groups=[[0], [0]]), [1, 0, 1, 0], "every action dimension once"),

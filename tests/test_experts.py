@@ -35,8 +35,8 @@ class Clumsy(Environment):
         opened = np.append(action[:-1], -1.0) if self.step_count in self.steps else action
         return self.env.advance(opened)
 
-    def observe(self):
-        return self.env.observe()
+    def observe(self, keys=None):
+        return self.env.observe(keys)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 import itertools
 import subprocess
+from collections import deque
 
+import gymnasium
 import numpy as np
 import pytest
 from saboteur import Saboteur
+from toy_envs import Walk
 
 from gpc.errors import RunError
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
+from gpc.worker import Lane, Order
 
 WEIGHTS = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
 JOBS = [Job(c, w, seed) for seed in range(8) for c, w in enumerate(WEIGHTS)]
@@ -109,3 +113,31 @@ def test_a_trajectory_holds_what_was_done():
     assert episode.trajectory["reward"].shape == (episode.steps,)
     assert episode.trajectory["position"].shape == (-(-episode.steps // 4), 2)
     assert episode.score == pytest.approx(episode.trajectory["reward"].max())
+
+
+class Viewed(Walk):
+    """A walker with a camera that counts its pictures."""
+
+    pictures = 0
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space["picture"] = gymnasium.spaces.Box(0, np.inf, (1,))
+
+    def observe(self, keys=None):
+        wanted = ("position", "picture") if keys is None else keys
+        self.pictures += "picture" in wanted
+        found = {"position": self.position.copy(), "picture": np.array([float(self.pictures)])}
+        return {key: found[key] for key in wanted}
+
+
+def test_only_what_a_policy_reads_of_a_key_is_looked_at():
+    spec = EnvSpec("toy_envs:Walk", 4, 20, n_obs_steps=3, history={"picture": 1})
+    lane = Lane(Viewed(), spec, deque(maxlen=3))
+    lane.follow(Order(0, 3, None))
+    for looks in (2, 3):
+        report = lane.follow(Order(0, None, np.full((4, 2), 0.01)))
+        assert report.observation["picture"].tolist() == [[looks]] * 3
+        assert len(np.unique(report.observation["position"], axis=0)) == 3
+    assert lane.follow(Order(0, None, np.full((40, 2), 0.01))).done
+    assert lane.env.pictures == 3  # and none of an end

@@ -1,3 +1,4 @@
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Slider(Environment):
         done = bool(abs(self.place[0]) < 0.01)
         return float(-abs(self.place[0])), done, False, {"is_success": done}
 
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         return {"place": self.place.copy()}
 
 
@@ -48,12 +49,12 @@ class SharedBuffer(Slider):
         self.place = kept
         return outcome
 
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         return {"place": self.place}
 
 
 class Noisy(Slider):
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         return {"place": self.place + 0.01 * self.np_random.normal(size=1)}
 
 
@@ -67,9 +68,9 @@ class MovedByLooking(Slider):
     def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
         return super().advance(action * 0.9**self.looks)
 
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         self.looks += 1
-        return super().observe()
+        return super().observe(keys)
 
 
 class StaleStep(Slider):
@@ -84,18 +85,27 @@ class FasterStep(Slider):
 
 
 class SinglePrecision(Slider):
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         return {"place": self.place.astype(np.float32)}
 
 
 class ExtraKey(Slider):
-    def observe(self) -> Frame:
-        return {**super().observe(), "clock": np.zeros(1)}
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
+        return {**super().observe(keys), "clock": np.zeros(1)}
 
 
 class OutOfBounds(Slider):
-    def observe(self) -> Frame:
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
         return {"place": self.place + 100}
+
+
+class AllKeys(Slider):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict({**self.observation_space, "goal": spaces.Box(-9, 9, (1,), np.float64)})
+
+    def observe(self, keys: Collection[str] | None = None) -> Frame:
+        return {"place": self.place.copy(), "goal": np.zeros(1)}
 
 
 class Voiceless(Slider):
@@ -130,6 +140,7 @@ def test_check_env_accepts_an_environment_that_keeps_the_contract() -> None:
         (FasterStep, r"step\(\) moves otherwise than advance\(\)"),
         (SinglePrecision, r'reset\(\)\["place"\] is .*float32.*float64'),
         (ExtraKey, r"returns the keys \['clock', 'place'\]"),
+        (AllKeys, r"observe\(\['goal'\]\) returns the keys \['goal', 'place'\]"),
         (OutOfBounds, "outside the bounds"),
         (Voiceless, 'info has no "is_success"'),
         (NanReward, "the reward is nan"),

@@ -25,7 +25,7 @@ class Walk(Environment):
         self.seed, self.position, self.steps = seed, self.np_random.uniform(-3, 3, 2), 0
         return self.observe(), {"is_success": False}
 
-    def observe(self):
+    def observe(self, keys=None):
         return {"position": self.position.copy()}
 
     def advance(self, action):

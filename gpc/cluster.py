@@ -1,0 +1,145 @@
+"""Where episodes run: on this machine, or on a Ray cluster.
+
+On a cluster jobs go out in shards to actors, each of which holds the policies and a rollout engine of its own. An episode
+depends on (policies, weights, sampler, seed) alone, so a shard whose node died simply runs again elsewhere, and the episodes are
+those of a local run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+
+from gpc.errors import InputError, RunError
+from gpc.rollout import Actor, Engine, EnvSpec, Episode, Health, Job, rollout
+
+
+class Executor(Protocol):
+    """Runs jobs and yields each episode as it finishes, in any order; see `gpc.rollout.rollout`."""
+
+    def __call__(
+        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, health: Health
+    ) -> Iterator[Episode]:
+        """Every job's episode, once."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """On this machine."""
+
+    def __call__(
+        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, health: Health
+    ) -> Iterator[Episode]:
+        """See `Executor`."""
+        return rollout(jobs, actor, env, engine, health)
+
+
+@dataclass(frozen=True)
+class Ray:
+    """On a Ray cluster (docs.ray.io): that of `address`, or without one a cluster of this machine alone.
+
+    `actors` work at once, each on `cpus` of a node's cores with an engine of its own (None: as many as the cluster has room
+    for), and take `shard` jobs at a time. Where an actor dies with its node, another takes its place and its shard, a shard
+    at most `engine.retries` times; `health` counts it. Every node needs gpc; policies travel with the jobs.
+    Raises InputError where no cluster answers or has room for an actor.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    cpus: int = 2
+    shard: int = 64
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1 or self.shard < 1 or (self.actors is not None and self.actors < 1):
+            raise InputError(f"executor: actors, cpus and shard must be 1 or more: {self}")
+
+    def __call__(
+        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, health: Health
+    ) -> Iterator[Episode]:
+        """See `Executor`."""
+        if not jobs:
+            return
+        ray = self._connect()
+        hire = ray.remote(num_cpus=self.cpus)(_Runner).remote
+        load = ray.put((actor, env, engine))
+        shards = deque(tuple(jobs[i : i + self.shard]) for i in range(0, len(jobs), self.shard))
+        working: dict[Any, tuple[Any, tuple[Job, ...]]] = {}
+        deaths: Counter[tuple[Job, ...]] = Counter()
+
+        def assign(runner: Any) -> None:
+            shard = shards.popleft()
+            working[runner.run.remote(shard)] = runner, shard
+
+        try:
+            for _ in range(min(self._room(ray), len(shards))):
+                assign(hire(load))
+            while working:
+                (answer,), _ = ray.wait(list(working), num_returns=1)
+                runner, shard = working.pop(answer)
+                try:
+                    episodes, own = ray.get(answer)
+                except ray.exceptions.RayActorError as error:
+                    deaths[shard] += 1
+                    if deaths[shard] > engine.retries:
+                        raise RunError(f"gave up on a shard after {engine.retries} retries: {_line(error)}") from None
+                    health.breakdowns.append(f"an actor of the Ray cluster died: {_line(error)}")
+                    shards.appendleft(shard)
+                    assign(hire(load))
+                    continue
+                except ray.exceptions.RayTaskError as error:
+                    raise RunError(_line(error.cause)) from None
+                health.add(own)
+                if shards:
+                    assign(runner)
+                else:
+                    ray.kill(runner)  # its cores may be what a new actor waits for
+                yield from episodes
+        finally:
+            for runner, _ in working.values():
+                ray.kill(runner)
+
+    def _connect(self) -> ModuleType:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ImportError:
+            raise InputError("executor=ray needs Ray; pip install 'gpc[ray]'") from None
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    self.address or "local", log_to_driver=False, include_dashboard=None if self.address else False
+                )
+            except (ConnectionError, ValueError) as error:
+                raise InputError(f"executor.address={self.address}: no Ray cluster answers ({_line(error)})") from None
+        return ray
+
+    def _room(self, ray: ModuleType) -> int:
+        """How many actors the cluster's nodes hold at once, at most `actors`."""
+        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        room = sum(count // self.cpus for count in cores)
+        if not room:
+            raise InputError(f"executor.cpus={self.cpus}: the Ray cluster's nodes have {cores} cores; choose fewer")
+        return min(room, self.actors or room)
+
+
+class _Runner:
+    """An actor's side: policies and engine, loaded once."""
+
+    def __init__(self, load: tuple[Actor, EnvSpec, Engine]) -> None:
+        torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
+        self.actor, self.env, self.engine = load
+
+    def run(self, jobs: Sequence[Job]) -> tuple[list[Episode], Health]:
+        """A shard's episodes, and what happened beside them."""
+        health = Health()
+        return list(rollout(jobs, self.actor, self.env, self.engine, health)), health
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
