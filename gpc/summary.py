@@ -185,7 +185,7 @@ def _outcome(summary: Mapping[str, Any]) -> str:
     weights = mixture(summary["winner"]["weights"])
     n, best, gain = summary["winner"]["n_episodes"], summary["best_parent"], summary["pc_success_gain"]
     p = f"McNemar's exact test on {n} paired report seeds, p = {summary['p_value']:.3g}"
-    if sum(w > 0 for w in summary["winner"]["weights"]) == 1:
+    if summary["winner"]["weights"] in [parent["weights"] for parent in summary["parents"]]:
         return f"No mixture looked better than a single policy on the search seeds: the winner {weights} is a parent."
     if summary["p_value"] < 0.05:
         how = "beats" if gain > 0 else "is worse than"
