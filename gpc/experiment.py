@@ -23,14 +23,15 @@ from gpc.config import bind, build, load_config
 from gpc.control import ChunkActor
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
-from gpc.env import Array, Environment
+from gpc.env import Environment
 from gpc.errors import InputError
+from gpc.film import record_video
 from gpc.load import load_policy
 from gpc.policy import Policy, rename, simulator_of
-from gpc.record import Row, RunFolder, read_json, read_rows, read_trajectory, searched_seeds
-from gpc.report import print_summary, video, write_report
+from gpc.record import Row, RunFolder, read_rows, searched_seeds
+from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
-from gpc.summary import by_candidate, summarize_evaluation, summarize_search
+from gpc.summary import summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights, one_hot
 
 COLUMNS = (
@@ -303,7 +304,9 @@ def finish(experiment: Experiment, folder: Path) -> None:
     """What people read of a run that has its summary: the table in the terminal, the video, the page."""
     print_summary(folder, experiment.console)
     if experiment.config.video:
-        record_video(experiment, folder)
+        env = experiment.env.make()
+        record_video(env, folder, experiment.config.video)
+        env.close()
     write_report(folder)
 
 
@@ -380,32 +383,6 @@ def _denoising_error(experiment: Experiment) -> DenoisingError | None:
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)
 
 
-def record_video(experiment: Experiment, path: Path) -> None:
-    """Write `episodes.mp4`: the recorded actions of each candidate's first report seeds, done again side by side."""
-    rows, summary = read_rows(path / "episodes.jsonl"), read_json(path / "summary.json")
-    place = {row: i for i, row in enumerate(rows)}
-    groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
-    env = experiment.env.make()
-    panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
-    for i in range(min(experiment.config.video, len(groups[0]))):
-        films = [film(env, row.seed, read_trajectory(path, place[row])["action"]) for row in (g[i] for g in groups)]
-        longest = max(map(len, films))
-        for (_, frames), shown in zip(panels, films, strict=True):
-            frames += shown + [shown[-1]] * (longest - len(shown))
-    env.close()
-    video(path / "episodes.mp4", panels)
-
-
-def film(env: Environment, seed: int, actions: Array) -> list[Array]:
-    """What a camera sees of these actions (steps, action) after a reset with this seed."""
-    env.reset(seed=seed)
-    frames = []
-    for action in actions:
-        env.advance(action)
-        frames.append(cast(Array, env.render()))
-    return frames
-
-
 def _done(folder: RunFolder, phase: str, job: Job) -> bool:
     row = folder.rows.get((phase, job.candidate, job.seed))
     if row and row.weights != job.weights:
@@ -414,13 +391,6 @@ def _done(folder: RunFolder, phase: str, job: Job) -> bool:
             f"{list(job.weights)} (another version of Optuna or torch?); use another run_dir"
         )
     return row is not None
-
-
-def _title(row: Row, summary: Mapping[str, Any]) -> str:
-    if row.phase == "compare":
-        return str(summary["sides"][row.candidate]["name"])
-    parents = {tuple(p["weights"]): p["name"] for p in summary.get("parents", [])}
-    return str(parents.get(row.weights, "composed " + ", ".join(f"{w:g}" for w in row.weights)))
 
 
 def _row(phase: str, episode: Episode) -> Row:

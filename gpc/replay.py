@@ -14,10 +14,10 @@ from rich.console import Console
 
 from gpc.env import Array
 from gpc.errors import InputError
-from gpc.experiment import Experiment, film
+from gpc.experiment import Experiment
+from gpc.film import film, write_video
 from gpc.load import load_policy
 from gpc.record import Row, read_json, read_rows, read_trajectory, versions
-from gpc.report import video
 from gpc.rollout import Episode, Job, rollout
 from gpc.study import acting
 
@@ -98,7 +98,7 @@ def replay(path: Path, episode: int, sources: Sequence[str], console: Console, c
     if clip:
         env = experiment.env.make()
         played = {"recorded": recorded["action"], "now": again.trajectory["action"]}
-        video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
+        write_video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
         env.close()
     return Replay(row, recorded, again, experiment.env.n_action_steps, _changed(manifest["versions"]))
 

@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -76,25 +76,6 @@ def print_summary(path: Path, console: Console) -> None:
         console.print(
             f"{count} simulator breakdowns; their episodes were run again and are not failures", highlight=False
         )
-
-
-def video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20) -> None:
-    """Write an mp4 of several episodes side by side: (title, frames (height, width, 3) uint8) for each panel."""
-    import imageio.v2 as imageio
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    longest = max(len(frames) for _, frames in panels)
-    with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, quality=6) as writer:
-        for i in range(longest):
-            shown = []
-            for title, frames in panels:
-                frame = frames[min(i, len(frames) - 1)]
-                canvas = Image.new("RGB", (frame.shape[1], frame.shape[0] + 32), "white")
-                canvas.paste(Image.fromarray(frame), (0, 32))
-                ImageDraw.Draw(canvas).text((6, 9), title, fill="black", font_size=14)
-                shown.append(np.asarray(canvas))
-            cast(Any, writer).append_data(np.concatenate(shown, axis=1))
 
 
 def write_report(path: Path) -> Path:

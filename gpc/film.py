@@ -1,0 +1,62 @@
+"""Videos: recorded actions done again before a camera, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gpc.env import Array, Environment
+from gpc.record import Row, read_json, read_rows, read_trajectory
+from gpc.summary import by_candidate
+
+
+def record_video(env: Environment, path: Path, count: int) -> None:
+    """Write `episodes.mp4`: the recorded actions of each candidate's first `count` report seeds, done again side by side."""
+    rows, summary = read_rows(path / "episodes.jsonl"), read_json(path / "summary.json")
+    place = {row: i for i, row in enumerate(rows)}
+    groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
+    panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
+    for i in range(min(count, len(groups[0]))):
+        films = [film(env, row.seed, read_trajectory(path, place[row])["action"]) for row in (g[i] for g in groups)]
+        longest = max(map(len, films))
+        for (_, frames), shown in zip(panels, films, strict=True):
+            frames += shown + [shown[-1]] * (longest - len(shown))
+    write_video(path / "episodes.mp4", panels)
+
+
+def film(env: Environment, seed: int, actions: Array) -> list[Array]:
+    """What a camera sees of these actions (steps, action) after a reset with this seed."""
+    env.reset(seed=seed)
+    frames = []
+    for action in actions:
+        env.advance(action)
+        frames.append(cast(Array, env.render()))
+    return frames
+
+
+def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20) -> None:
+    """Write an mp4 of several episodes side by side: (title, frames (height, width, 3) uint8) for each panel."""
+    import imageio.v2 as imageio
+    from PIL import Image, ImageDraw
+
+    longest = max(len(frames) for _, frames in panels)
+    with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, quality=6) as writer:
+        for i in range(longest):
+            shown = []
+            for title, frames in panels:
+                frame = frames[min(i, len(frames) - 1)]
+                canvas = Image.new("RGB", (frame.shape[1], frame.shape[0] + 32), "white")
+                canvas.paste(Image.fromarray(frame), (0, 32))
+                ImageDraw.Draw(canvas).text((6, 9), title, fill="black", font_size=14)
+                shown.append(np.asarray(canvas))
+            cast(Any, writer).append_data(np.concatenate(shown, axis=1))
+
+
+def _title(row: Row, summary: Mapping[str, Any]) -> str:
+    if row.phase == "compare":
+        return str(summary["sides"][row.candidate]["name"])
+    parents = {tuple(p["weights"]): p["name"] for p in summary.get("parents", [])}
+    return str(parents.get(row.weights, "composed " + ", ".join(f"{w:g}" for w in row.weights)))
