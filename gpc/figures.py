@@ -35,11 +35,11 @@ def weight_plot(summary: Mapping[str, Any]) -> Figure:
     Two policies give a curve over the first one's weight, three a triangle, more a point for each candidate. The best of a
     search looks better than it is, hence the marks. The more episodes a point has, the larger it is.
     """
-    return _triangle(summary) if len(summary["policies"]) == 3 else _curve(summary)
+    return _triangle(summary) if _free(summary) == 3 else _curve(summary)
 
 
 def _curve(summary: Mapping[str, Any]) -> Figure:
-    two = len(summary["policies"]) == 2
+    two = _free(summary) == 2
     candidates = sorted(summary["candidates"], key=lambda c: c["weights"], reverse=not two)
     reported = [*summary["parents"], summary["winner"]]
     order = list(dict.fromkeys(tuple(f["weights"]) for f in (*candidates, *reported)))
@@ -181,6 +181,11 @@ def error_plot(errors: Mapping[str, Any]) -> Figure:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     return figure
+
+
+def _free(summary: Mapping[str, Any]) -> int:
+    """How many weights there are: one for each policy and part of the composer."""
+    return len(summary["winner"]["weights"])
 
 
 def _marks(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str, str]]:

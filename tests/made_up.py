@@ -39,7 +39,8 @@ def write_search(path, policies, search, report, winner, env=ENV):
         for seed, success in outcomes.items()
     ]
     write_rows(path, policies, rows, env)
-    parents = {name: numbers[one_hot(i, len(policies))] for i, name in enumerate(policies)}
+    parts = len(winner) // len(policies)
+    parents = {name: numbers[one_hot(i, len(policies)) * parts] for i, name in enumerate(policies)}
     phases = ([row for row in rows if row.phase == phase] for phase in ("search", "report"))
     return write_summary(path, summarize_search(policies, *phases, numbers[winner], parents, 0))
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpc.stats import mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
+from gpc.stats import mcnemar, mean_interval, paired_difference, paired_t, pairs_needed, resolution, wilson
 
 
 def test_wilson_against_its_formula():
@@ -32,6 +32,21 @@ def test_mcnemar_is_the_binomial_test_of_discordant_pairs():
     b = [False] * 9 + [True] * 1 + [True] * 20
     assert mcnemar(a, b) == pytest.approx(2 * (1 + 10) / 2**10)  # P(X <= 1) of Binomial(10, 1/2), twice
     assert mcnemar(a, a) == 1.0
+
+
+def paired_outcomes(both, only_a, only_b, neither):
+    counts = (both, only_a, only_b, neither)
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+
+
+def test_the_interval_of_a_paired_difference_is_newcombes_published_one_and_covers():
+    assert paired_difference(*paired_outcomes(36, 12, 2, 0)) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    low, high = paired_difference(*paired_outcomes(2, 1, 7, 3))
+    assert paired_difference(*paired_outcomes(2, 7, 1, 3)) == pytest.approx((-high, -low))
+    rng = np.random.default_rng(4)
+    cells = rng.multinomial(60, [0.3, 0.25, 0.15, 0.3], 1500)
+    covered = np.mean([low <= 0.1 <= high for low, high in (paired_difference(*paired_outcomes(*c)) for c in cells)])
+    assert 0.93 < covered < 0.975
 
 
 def test_paired_t_of_equal_scores_is_one_and_of_a_clear_gain_small():

@@ -1,8 +1,10 @@
 """What several runs say together, against hand computation, scipy and simulation."""
 
 import json
+import re
 import sqlite3
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +68,23 @@ def test_a_policy_of_several_runs_is_one_entry_unless_they_disagree(tmp_path):
     assert [entry.successes for entry in entries(runs) if entry.name == "a"] == [10, 11]
 
 
+def test_weights_in_parts_are_told_apart_and_parents_are_not(tmp_path):
+    """Two rows of weights, one after another: at large and at small noise."""
+    parts = {(1.0, 0.0, 1.0, 0.0): won(10), (0.0, 1.0, 0.0, 1.0): won(4), (0.75, 0.25, 0.5, 0.5): won(25)}
+    both = write_search(tmp_path / "parts", ["a", "b"], {}, parts, (0.75, 0.25, 0.5, 0.5))
+    one = search(tmp_path / "one", {A: won(10), B: won(4), MIX: won(5)})
+    runs = [read_run(path) for path in (both, one)]
+    found = {entry.name: len(entry.runs) for entry in entries(runs)}
+    assert found == {"[0.75, 0.5] a + [0.25, 0.5] b": 1, "0.5 a + 0.5 b": 1, "a": 2, "b": 2}
+    assert len(outcomes(runs[0], "report")) == 40
+    write_store(runs, tmp_path / "study.db")
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        kept = database.execute(
+            "SELECT policy, weight, parts FROM weights WHERE candidate = 2 ORDER BY run DESC, policy"
+        )
+        assert kept.fetchall()[:2] == [("a", 0.625, "[0.75, 0.5]"), ("b", 0.375, "[0.25, 0.5]")]
+
+
 def test_episodes_on_search_seeds_do_not_rank(pair, tmp_path):
     again = read_run(write_evaluation(tmp_path / "again", ["a", "b"], (0.25, 0.75), won(4, range(98, 104))))
     found = {entry.name: entry for entry in entries([pair, again])}
@@ -80,7 +99,11 @@ def test_the_truly_best_is_rarely_missing_from_the_set_and_a_bad_one_mostly_is()
         tables = [(0.5 * shared + 0.5 * rng.random(60)) < rate for rate in (0.5, 0.5, 0.5, 0.5, 0.2)]
         made = [
             Entry(
-                ((str(i), "", 1.0),), "", (), {s: Row("report", i, s, (1.0,), bool(w), 0.0, 1) for s, w in enumerate(t)}
+                ((str(i), "", (1.0,)),),
+                "",
+                "",
+                (),
+                {s: Row("", i, s, (1.0,), bool(w), 0.0, 1) for s, w in enumerate(t)},
             )
             for i, t in enumerate(tables)
         ]
@@ -138,6 +161,19 @@ def test_the_store_answers_questions(pair, tmp_path):
         assert line.fetchone() == (pair.rows[7].seed, pair.rows[7].success)
         assert json.loads(database.execute("SELECT summary FROM runs").fetchone()[0])["schema_version"] == 1
     assert alone == [("evaluate", 3, 2), ("report", 40, 4), ("search", 2, 1)]
+
+
+def test_the_questions_of_the_documentation_have_the_answers_of_the_report(tmp_path):
+    run = read_run(random_search(tmp_path / "run", ["pusht-flow", "b", "c"], lambda _: 3, 60, step=0.25))
+    write_store([run], tmp_path / "study.db")
+    text = (Path(__file__).parents[1] / "docs/reports.md").read_text().replace("'PushT'", "'Push'")
+    alone, mixture = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        assert len(database.execute(alone).fetchall()) == 3 + 60
+        found = {seed: episode for _, seed, episode in database.execute(mixture)}
+    assert set(found) == {seed for seed, name in outcomes(run, "report").items() if name == OUTCOMES[0]}
+    assert len(found) > 3
+    assert all(run.rows[episode].seed == seed for seed, episode in found.items())
 
 
 def damaged(tmp_path, name, content):
