@@ -1,7 +1,7 @@
-"""Measure the speed that gpc promises, in one run: `python scripts/bench.py`. About 10 minutes on two cores.
+"""Measure the speed that gpc promises, in one run: `python scripts/bench.py [pusht] [adapters] [lift]`. 15 minutes on two cores.
 
-The comparison is the paper's way: one stock environment, batch 1, the members one after the other, a diffusers scheduler.
-Every ratio is of two timings of this run; episodes that are compared have the same seeds. `--quick` is a smoke test.
+On PushT the comparison is the paper's way: one stock environment, batch 1, the members one after the other, a diffusers scheduler;
+on Lift robomimic's own loop. Every ratio is of two timings of this run; episodes that are compared have the same seeds. `--quick` is a smoke test.
 """
 
 from __future__ import annotations
