@@ -1,7 +1,8 @@
 """Measure the speed that gpc promises, in one run: `python scripts/bench.py [pusht] [adapters] [lift]`. 15 minutes on two cores.
 
 On PushT the comparison is the paper's way: one stock environment, batch 1, the members one after the other, a diffusers scheduler;
-on Lift robomimic's own loop. Every ratio is of two timings of this run; episodes that are compared have the same seeds. `--quick` is a smoke test.
+on Lift it is robomimic's own loop. Every ratio is of two timings of this run; episodes that are compared have the same seeds.
+`--quick` is a smoke test.
 """
 
 from __future__ import annotations
