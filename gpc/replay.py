@@ -68,12 +68,13 @@ class Replay:
 
     def _why(self) -> list[str]:
         """Where the two part, whose doing that is, and which versions differ."""
-        partings = {key: step for key in self.recorded if (step := self.parting(key)) is not None}
+        both = [key for key in self.recorded if key in self.again.trajectory]
+        partings = {key: step for key in both if (step := self.parting(key)) is not None}
         observed = [step for key, step in partings.items() if key not in ("action", "reward")]
         acted = partings.get("action")
         told = [f"{key}: part at step {step}" for key, step in partings.items()]
         if acted is not None and acted < min(observed, default=acted + 1):
-            told.append("the policies answered the same observations with other actions")
+            told.append("the policies answered the same observations with other actions (pictures are not on record)")
         elif observed:
             told.append("the simulator showed something else first")
         for name, (then, now) in self.changed.items():
@@ -109,12 +110,8 @@ def _experiment(
     """What the row was run by; its policies must have the recorded fingerprints."""
     resolved, config, names = manifest.get("resolved"), manifest["config"], acting(manifest, row)
     if resolved is None:
-        raise InputError(
-            f"{path} does not hold the whole configuration, which runs of older versions did not; run it anew"
-        )
-    known = dict(
-        zip(config["policies"], resolved["policies"], strict=False)
-    )  # a comparison in Python knows one side's only
+        raise InputError(f"{path} was begun before run folders held the whole configuration; run it anew elsewhere")
+    known = dict(zip(config["policies"], resolved["policies"], strict=False))  # a comparison in Python knows one side's
     where = list(sources) or [known.get(name, name) for name in names]
     if len(where) != len(names):
         raise InputError(f"--policies names {len(where)}; the episode was run by {len(names)}: {', '.join(names)}")

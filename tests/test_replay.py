@@ -110,4 +110,4 @@ def test_what_cannot_be_replayed_is_one_line(searched, said, tmp_path):
     assert (code, "trajectories.zarr has no episode 0" in text) == (2, True)
     (tmp_path / "trajectories.zarr").symlink_to(searched / "trajectories.zarr")
     code, text = said(tmp_path, 0)
-    assert (code, "does not hold the whole configuration" in text) == (2, True)
+    assert (code, "before run folders held the whole configuration" in text) == (2, True)
