@@ -81,12 +81,12 @@ def _triangle(summary: Mapping[str, Any]) -> Figure:
     if candidates:
         rates = [c["pc_success"] for c in candidates]
         weights = zip(*(c["weights"] for c in candidates), strict=True)
-        axes.scatter(*weights, c=rates, s=_sizes(candidates, 260), label=_spent(candidates), **colours)
-    for figures, marker, color, label in _marks(summary):
+        axes.scatter(*weights, c=rates, s=_sizes(candidates, 260), label=_spent(candidates), clip_on=False, **colours)
+    for figures, marker, _, label in _marks(summary):
         place, (low, high) = [[w] for w in figures["weights"]], figures["pc_success_ci95"]
         label += f": {figures['pc_success']:.1f} % [{low:.1f}, {high:.1f}]"
         size = 200 if marker == "*" else 70
-        shown = axes.scatter(*place, c=[figures["pc_success"]], s=size, marker=marker, edgecolors=color, label=label,
+        shown = axes.scatter(*place, c=[figures["pc_success"]], s=size, marker=marker, edgecolors="black", label=label,
                              linewidths=1.5, zorder=3, clip_on=False, **colours)  # fmt: skip
     for say, name in zip((axes.set_tlabel, axes.set_llabel, axes.set_rlabel), summary["policies"], strict=True):
         say(f"weight of {name}")
