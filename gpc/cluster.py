@@ -8,13 +8,12 @@ those of a local run.
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
-
-import torch
 
 from gpc.errors import InputError, RunError
 from gpc.rollout import Actor, Engine, EnvSpec, Episode, Health, Job, rollout
@@ -45,8 +44,9 @@ class Ray:
     """On a Ray cluster (docs.ray.io): that of `address`, or without one a cluster of this machine alone.
 
     `actors` work at once, each on `cpus` of a node's cores with an engine of its own (None: as many as the cluster has room
-    for), and take `shard` jobs at a time. Where an actor dies with its node, another takes its place and its shard, a shard
-    at most `engine.retries` times; `health` counts it. Every node needs gpc; policies travel with the jobs.
+    for), and take `shard` jobs at a time. Where an actor dies with its node, its shard runs again, at most `engine.retries`
+    times, and another actor takes its place where there is room; `health` counts it. Every node needs gpc; policies travel
+    with the jobs.
     Raises InputError where no cluster answers or has room for an actor.
     """
 
@@ -66,7 +66,9 @@ class Ray:
         if not jobs:
             return
         ray = self._connect()
-        hire = ray.remote(num_cpus=self.cpus)(_Runner).remote
+        # members get a thread each; a network's own threads would change its rounding
+        threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+        hire = ray.remote(num_cpus=self.cpus, runtime_env=threads)(_Runner).remote
         load = ray.put((actor, env, engine))
         shards = deque(tuple(jobs[i : i + self.shard]) for i in range(0, len(jobs), self.shard))
         working: dict[Any, tuple[Any, tuple[Job, ...]]] = {}
@@ -76,21 +78,27 @@ class Ray:
             shard = shards.popleft()
             working[runner.run.remote(shard)] = runner, shard
 
-        try:
-            for _ in range(min(self._room(ray), len(shards))):
+        def staff() -> None:
+            for _ in range(min(self._room(ray) - len(working), len(shards))):
                 assign(hire(load))
+
+        try:
+            staff()
             while working:
                 (answer,), _ = ray.wait(list(working), num_returns=1)
                 runner, shard = working.pop(answer)
                 try:
                     episodes, own = ray.get(answer)
                 except ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed:
+                        cause = str(error).strip().splitlines()[-1]  # of the traceback on the node
+                        raise RunError(f"an actor of the Ray cluster cannot load the policies: {cause}") from None
                     deaths[shard] += 1
                     if deaths[shard] > engine.retries:
                         raise RunError(f"gave up on a shard after {engine.retries} retries: {_line(error)}") from None
                     health.breakdowns.append(f"an actor of the Ray cluster died: {_line(error)}")
                     shards.appendleft(shard)
-                    assign(hire(load))
+                    staff()
                     continue
                 except ray.exceptions.RayTaskError as error:
                     raise RunError(_line(error.cause)) from None
@@ -98,7 +106,7 @@ class Ray:
                 if shards:
                     assign(runner)
                 else:
-                    ray.kill(runner)  # its cores may be what a new actor waits for
+                    ray.kill(runner)  # its cores are for the actor that replaces a dead one
                 yield from episodes
         finally:
             for runner, _ in working.values():
@@ -112,10 +120,11 @@ class Ray:
             raise InputError("executor=ray needs Ray; pip install 'gpc[ray]'") from None
         if not ray.is_initialized():
             try:
+                _knock(self.address or "local")
                 ray.init(
                     self.address or "local", log_to_driver=False, include_dashboard=None if self.address else False
                 )
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise InputError(f"executor.address={self.address}: no Ray cluster answers ({_line(error)})") from None
         return ray
 
@@ -132,13 +141,19 @@ class _Runner:
     """An actor's side: policies and engine, loaded once."""
 
     def __init__(self, load: tuple[Actor, EnvSpec, Engine]) -> None:
-        torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
         self.actor, self.env, self.engine = load
 
     def run(self, jobs: Sequence[Job]) -> tuple[list[Episode], Health]:
         """A shard's episodes, and what happened beside them."""
         health = Health()
         return list(rollout(jobs, self.actor, self.env, self.engine, health)), health
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nothing listens at HOST:PORT: ray.init would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _line(error: BaseException) -> str:

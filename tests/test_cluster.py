@@ -1,6 +1,8 @@
 """Rollouts on a Ray cluster of this machine: the local run's episodes, whatever happens to a node."""
 
 import time
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 from test_rollout import JOBS, env, homing
@@ -22,12 +24,25 @@ def broken(*_):
     raise ValueError("no such weights")
 
 
-@pytest.fixture
+class Unloadable:
+    """An actor that arrives on a node without what it needs."""
+
+    __call__ = staticmethod(homing)
+
+    def __reduce__(self):
+        return import_module, ("not_on_this_node",)
+
+
+@pytest.fixture(scope="module")
 def cluster():
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    ray.init(cluster.address, log_to_driver=False)
+    system = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}  # a dead node is noticed in 2 s
+    system |= {"worker_niceness": 0, "enable_worker_prestart": False, "prestart_worker_first_driver": False}
+    spare = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    head = {"num_cpus": 1, "_system_config": system, **spare}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray.init(cluster.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}})
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -36,6 +51,11 @@ def cluster():
 def table(episodes):
     rows = sorted(episodes, key=lambda e: e.job)
     return [(e.job, e.success, e.score, e.steps, e.trajectory["action"].tobytes()) for e in rows]
+
+
+def test_no_cluster_at_the_address():  # first: it needs that no cluster is connected yet
+    with pytest.raises(InputError, match=r"executor\.address=localhost:1: no Ray cluster answers"):
+        list(Ray("localhost:1")(JOBS, homing, env(), ENGINE, Health()))
 
 
 def test_a_node_killed_in_the_middle_changes_no_episode(cluster):
@@ -58,11 +78,8 @@ def test_what_cannot_run_is_one_line(cluster):
         list(Ray(cpus=2)(JOBS, homing, env(), ENGINE, Health()))
     with pytest.raises(RunError, match="no such weights"):
         list(Ray(cpus=1)(JOBS, broken, env(), ENGINE, Health()))
-
-
-def test_no_cluster_at_the_address():
-    with pytest.raises(InputError, match=r"executor\.address=localhost:1: no Ray cluster answers"):
-        list(Ray("localhost:1")(JOBS, homing, env(), ENGINE, Health()))
+    with pytest.raises(RunError, match=r"cannot load the policies.*not_on_this_node"):
+        list(Ray(cpus=1)(JOBS, Unloadable(), env(), ENGINE, Health()))
 
 
 @pytest.mark.parametrize("options", [{"cpus": 0}, {"shard": 0}, {"actors": 0}])
