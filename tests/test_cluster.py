@@ -1,6 +1,7 @@
 """Rollouts on a Ray cluster of this machine: the local run's episodes, whatever happens to a node."""
 
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -15,9 +16,16 @@ ray = pytest.importorskip("ray")
 ENGINE = Engine(lanes=4, workers=1)
 
 
-def sluggish(*call):
-    time.sleep(0.05)
-    return homing(*call)
+@dataclass(frozen=True)
+class Sluggish:
+    """Slow, and leaves a mark of each node it runs on."""
+
+    marks: Path
+
+    def __call__(self, *call):
+        (self.marks / ray.get_runtime_context().get_node_id()).touch()
+        time.sleep(0.05)
+        return homing(*call)
 
 
 def broken(*_):
@@ -58,13 +66,15 @@ def test_no_cluster_at_the_address():  # first: it needs that no cluster is conn
         list(Ray("localhost:1")(JOBS, homing, env(), ENGINE, Health()))
 
 
-def test_a_node_killed_in_the_middle_changes_no_episode(cluster):
+def test_a_node_killed_in_the_middle_changes_no_episode(cluster, tmp_path):
     local = table(Local()(JOBS, homing, env(), ENGINE, Health()))
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     health, found = Health(), []
-    for episode in Ray(cpus=1, shard=4)(JOBS, sluggish, env(), ENGINE, health):
+    for episode in Ray(cpus=1, shard=4)(JOBS, Sluggish(tmp_path), env(), ENGINE, health):
         if not found:
+            while not (tmp_path / node.node_id).exists():
+                time.sleep(0.05)
             cluster.remove_node(node, allow_graceful=False)
         found.append(episode)
     assert table(found) == local
