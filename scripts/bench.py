@@ -238,7 +238,9 @@ def growth(say: Callable[[str], None], unit: int) -> None:
     for step in (0.5, 0.25, 0.1):  # a search, its report episodes included
         each, candidates = unit // 4, round(1 / step) + 1
         begin = time.perf_counter()
-        found = gpc.search(policies[:2], method="grid", episodes=each, report_episodes=each, overrides=[f"search.step={step}"])
+        found = gpc.search(
+            policies[:2], method="grid", episodes=each, report_episodes=each, overrides=[f"search.step={step}"]
+        )
         seconds, episodes = time.perf_counter() - begin, len(found.rows)
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 
