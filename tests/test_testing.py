@@ -140,7 +140,7 @@ def test_check_env_accepts_an_environment_that_keeps_the_contract() -> None:
         (FasterStep, r"step\(\) moves otherwise than advance\(\)"),
         (SinglePrecision, r'reset\(\)\["place"\] is .*float32.*float64'),
         (ExtraKey, r"returns the keys \['clock', 'place'\]"),
-        (AllKeys, r"observe\(\['goal'\]\) returns the keys \['goal', 'place'\]"),
+        (AllKeys, r"observe\(\['place'\]\) returns the keys \['goal', 'place'\]"),
         (OutOfBounds, "outside the bounds"),
         (Voiceless, 'info has no "is_success"'),
         (NanReward, "the reward is nan"),
