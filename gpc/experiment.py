@@ -114,7 +114,8 @@ class Experiment:
         self.executor: Executor = build(config.executor)
         self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
         self._check_environment(spec)
-        self.resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        everything = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
         self.resolved["env"] = {"_target_": "gpc.worker.EnvSpec", **asdict(spec)}
         for note in filter(None, (member.note for member in self.policy.members)):
             console.print(f"note: {note}", highlight=False, soft_wrap=True)

@@ -41,6 +41,10 @@ def test_a_mixture_comes_out_the_same(searched, said):
     assert "actions: all 16 the same, bit for bit" in text
 
 
+def test_a_run_folder_does_not_say_where_it_was_begun(searched):
+    assert str(searched) not in (searched / "manifest.json").read_text()
+
+
 def test_an_episode_that_differs_says_where_and_in_which_versions(searched, said, tmp_path):
     manifest = json.loads((searched / "manifest.json").read_text())
     episode = mixture(searched)
