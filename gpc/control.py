@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpc.composition import ComposedPolicy
-from gpc.denoise import Clamp, Denoiser
+from gpc.denoise import Clamp, Decided, Denoiser
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
@@ -107,6 +108,43 @@ def sample_chunk(
 
 
 @dataclass(frozen=True)
+class Known:
+    """Steps of a chunk that are decided already: `actions` (batch, horizon, action) in the environment's units, to which
+    the new chunk is drawn with `weight` (horizon,) from 0 to 1; see `Decided`.
+    """
+
+    actions: Array
+    weight: Array
+
+
+def plan(
+    policy: Policy,
+    sampling: Sampling,
+    observation: dict[str, Array],
+    seeds: Array,
+    chunks: Array,
+    known: Known | None = None,
+) -> Array:
+    """Whole chunks (batch, horizon, action) in the environment's units, the first step being `policy.actions.start` from now.
+
+    observation[key] (batch, n_obs_steps or more, *shape); the noise is that of (seed, chunk number), both (batch,).
+    """
+    spec, steps = policy.actions, policy.observations.n_obs_steps
+    seen = {key: value[:, -steps:] for key, value in observation.items()}
+    noise = keyed_noise(seeds, chunks, sampling.draws, spec)
+    wrap = None
+    if known is not None:
+        chunk, weight = spec.encode(torch.from_numpy(known.actions)), torch.from_numpy(known.weight)
+        wrap = partial(Decided, known=chunk, weight=weight)
+    return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, wrap)).numpy()
+
+
+def padded(rows: Array) -> Array:
+    """Row numbers, repeated up to a multiple of `ROWS`."""
+    return np.resize(rows, -(-len(rows) // ROWS) * ROWS)
+
+
+@dataclass(frozen=True)
 class ChunkActor:
     """Weights, observations and seeds in, executed actions out: the engine's `Actor` (one batched call for all lanes)."""
 
@@ -133,19 +171,10 @@ class ChunkActor:
         actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
         for support in np.unique(weighted, axis=0):
             rows = np.flatnonzero((weighted == support).all(1))
-            padded = np.resize(rows, -(-len(rows) // ROWS) * ROWS)
-            actions[rows] = self._sample(
-                {key: value[padded] for key, value in observation.items()},
-                weights[padded],
-                seeds[padded],
-                chunks[padded],
-            )[: len(rows)]
+            taken = padded(rows)
+            policy = self.policy.weighted(torch.from_numpy(weights[taken]))
+            seen = {key: value[taken] for key, value in observation.items()}
+            now = -policy.actions.start
+            chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken])[: len(rows)]
+            actions[rows] = chunk[:, now : now + self.n_action_steps]
         return actions
-
-    def _sample(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
-        policy = self.policy.weighted(torch.from_numpy(weights))
-        spec, steps = policy.actions, policy.observations.n_obs_steps
-        seen = {key: value[:, -steps:] for key, value in observation.items()}
-        noise = keyed_noise(seeds, chunks, self.sampling.draws, spec)
-        chunk = spec.decode(sample_chunk(policy, observation_tensors(seen), noise, self.sampling))
-        return chunk[:, -spec.start : -spec.start + self.n_action_steps].numpy()
