@@ -21,8 +21,11 @@ lint: .venv/dev
 
 .venv/demo: EXTRAS = pusht,report
 .venv/dev: EXTRAS = dev
+# the tests talk to gpc serve through openpi's own client, which pins numpy<2 and runs on 2.2
+.venv/dev: AFTER = $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --no-deps openpi-client
 .venv/demo .venv/dev: .venv/uv pyproject.toml constraints.txt  # all of gpc is large (LeRobot): the demo does without
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
+	$(AFTER)
 	touch $@
 
 clean:

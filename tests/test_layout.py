@@ -12,7 +12,7 @@ from gpc.config import ALLOWED, build, load_config
 from gpc.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-RUNTIME = sorted((ROOT / "gpc").glob("*.py"))
+RUNTIME = sorted((ROOT / "gpc").rglob("*.py"))
 
 
 def imports(path):
