@@ -5,7 +5,7 @@ when it is done; `tell` takes their results; `best` may be asked at any time. Wh
 what was told alone, so that a search which is told its recorded results again goes on where it stopped.
 
 Seeds are always used from the first one on: any two candidates have met the same initial states and the same noise in
-the episodes that both have (common random numbers), and only candidates with the same seeds are ever compared.
+the episodes that both have (common random numbers), and only candidates with the same seeds compete.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from itertools import chain, combinations, product
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from gpc.errors import InputError
 
+Array = npt.NDArray[np.float64]
 Weights = tuple[float, ...]
 Pair = tuple[int, int]
 """(candidate, seed)."""
 
+LENGTH, SPREAD, RUGGED = 0.3, 0.15, 0.05  # of `smoothed`; half or twice as much changes little (docs/results/search.md)
 REPEATS = 20  # proposals in a row that are known already, after which nothing new is expected
 
 
@@ -96,6 +99,28 @@ def rounded(weights: Iterable[float], step: float) -> Weights:
     return tuple(float(w) / cuts for w in whole)
 
 
+def smoothed(weights: Sequence[Weights], successes: Array, episodes: Array) -> Array:
+    """The rate of success (n,) under each of n weights, where neighbours lend each other their episodes.
+
+    The posterior mean of a Gaussian process (Rasmussen & Williams 2006, eq. 2.23) about the overall rate: a smooth part of
+    covariance SPREAD^2 exp(-d^2 / (2 LENGTH^2)), d being the Euclidean distance / sqrt(2), so that two weights a step of the
+    grid apart are that step apart; a part of RUGGED^2 that is each point's own, so that many episodes overrule all neighbours; and
+    binomial noise. `successes`, `episodes` (n,); a point may have none.
+    """
+    total = episodes.sum()
+    if total == 0:
+        return np.zeros(len(weights))
+    rate = successes.sum() / total
+    seen = episodes > 0
+    points = np.array(weights)
+    squares = ((points[:, None] - points[None, seen]) ** 2).sum(-1) / 2
+    covariance = SPREAD**2 * np.exp(-squares / (2 * LENGTH**2)) + RUGGED**2 * np.eye(len(points))[:, seen]
+    noise = max(rate * (1 - rate), 1 / total) / episodes[seen]
+    surprise = successes[seen] / episodes[seen] - rate
+    posterior: Array = rate + covariance @ np.linalg.solve(covariance[seen] + np.diag(noise), surprise)
+    return posterior
+
+
 def one_hot(policy: int, policies: int) -> Weights:
     """All weight on one policy."""
     return tuple(float(i == policy) for i in range(policies))
@@ -137,15 +162,19 @@ class Told:
         pairs = [(c, self.seed + i) for c in candidates for i in range(begin, end)]
         return [pair for pair in pairs if pair not in self.results]
 
+    def counts(self, seeds: int) -> Array:
+        """Episodes, successes and the sum of scores (candidates, 3) on the first so many seeds."""
+        found = np.zeros((len(self.candidates), 3))
+        for (candidate, seed), outcome in self.results.items():
+            if seed < self.seed + seeds:
+                found[candidate] += 1, outcome.success, outcome.score
+        return found
+
     def ranked(self, candidates: Iterable[int], seeds: int) -> list[int]:
-        """Best first on the first so many seeds: the most successes, then the highest score, then the order given."""
-
-        def worth(candidate: int) -> tuple[int, float]:
-            pairs = [(candidate, self.seed + i) for i in range(seeds)]
-            told = [self.results[pair] for pair in pairs if pair in self.results]
-            return sum(o.success for o in told), sum(o.score for o in told)
-
-        return sorted(candidates, key=worth, reverse=True)
+        """Best first on the first so many seeds: the highest smoothed rate of success, then score, then the order given."""
+        episodes, successes, scores = self.counts(seeds).T
+        rates = smoothed(self.candidates, successes, episodes).round(9)
+        return sorted(candidates, key=lambda c: (rates[c], scores[c]), reverse=True)
 
     def halving(self, alive: Sequence[int], begin: int, budget: int) -> tuple[list[int], list[Pair]]:
         """Sequential halving (Karnin et al. 2013, algorithm 1) on paired seeds: who is left, best first, and their next round.
@@ -186,7 +215,8 @@ class Grid(Told):
 
     def best(self) -> int:
         """The most successes, then the highest score, then the first."""
-        return self.ranked(range(len(self.candidates)), self.episodes)[0]
+        _, successes, scores = self.counts(self.episodes).T
+        return max(range(len(self.candidates)), key=lambda c: (successes[c], scores[c]))
 
 
 @dataclass(kw_only=True)
