@@ -1,0 +1,149 @@
+"""What a robot is (LeRobot's `Robot`, in the names that it has there), and how a policy's arrays map to its features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpc.env import TASK, Array, Frame, write_text
+from gpc.errors import InputError, RunError
+
+Reading = Mapping[str, Any]
+"""What `get_observation` returns: feature -> a number, or an array (height, width, channels)."""
+Command = dict[str, float]
+"""What `send_action` takes and returns: feature -> a number."""
+
+
+class Robot(Protocol):
+    """The part of `lerobot.robots.Robot` that the control loop uses; all of it is called from one thread."""
+
+    name: str
+
+    @property
+    def observation_features(self) -> Mapping[str, Any]:
+        """Feature -> `float`, or the shape of an array, as (height, width, 3) of a camera."""
+
+    @property
+    def action_features(self) -> Mapping[str, Any]:
+        """Feature -> `float`, in the order of the action's dimensions."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether `get_observation` and `send_action` may be called."""
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True where there is nothing to calibrate, too."""
+
+    def connect(self, calibrate: bool = True) -> None:
+        """Open the robot; with `calibrate` a robot that needs it asks its user for it."""
+
+    def get_observation(self) -> Reading:
+        """What the robot senses now."""
+
+    def send_action(self, action: Command) -> Command:
+        """Move; returns what was really sent, which the robot may have cut."""
+
+    def disconnect(self) -> None:
+        """Close the robot; it is then in its safe state."""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """A policy's observation keys and action dimensions, as features of a robot.
+
+    `observations[key]` are the key's scalars in order, or the one feature that is an array; `actions` (dim,) names a
+    feature for each dimension; `task` is the instruction in words, for policies that read one.
+    """
+
+    observations: Mapping[str, tuple[str, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    actions: tuple[str, ...]
+    task: str = ""
+
+    def frame(self, reading: Reading) -> Frame:
+        """One observation as the policy knows it: key -> array. RunError where the robot left out a feature."""
+        try:
+            return {key: self._array(key, reading) for key in self.shapes}
+        except KeyError as error:
+            raise RunError(f"the robot's observation lacks the feature {error}") from None
+        except (TypeError, ValueError) as error:
+            raise RunError(f"the robot's observation has another shape than it said: {error}") from None
+
+    def command(self, action: Array) -> Command:
+        """An action (dim,) as the robot takes it."""
+        return dict(zip(self.actions, action.tolist(), strict=True))
+
+    def action(self, command: Mapping[str, Any]) -> Array:
+        """What `send_action` returned, as an action (dim,)."""
+        return np.array([float(command[name]) for name in self.actions])
+
+    def _array(self, key: str, reading: Reading) -> Array:
+        if key == TASK:
+            return write_text(self.task)
+        names, shape = self.observations[key], self.shapes[key]
+        first = np.asarray(reading[names[0]])
+        whole = first if first.ndim else np.array([reading[name] for name in names], np.float64)
+        return whole.reshape(shape)
+
+
+def wire(
+    robot: Robot,
+    shapes: Mapping[str, tuple[int, ...]],
+    dim: int,
+    observations: Mapping[str, Sequence[str]] | None = None,
+    actions: Sequence[str] | None = None,
+    task: str = "",
+) -> Wiring:
+    """The wiring of a policy that reads `shapes` and acts in `dim` dimensions.
+
+    A key K that `observations` leaves out is the robot's array K, or its scalars K.0, K.1, ...; `actions` are by default all
+    of the robot's, in its order. Raises InputError where a key or dimension finds no feature, naming both sides.
+    """
+    offered, asked = robot.observation_features, dict(observations or {})
+    unread = sorted(set(asked) - set(shapes))
+    if unread:
+        raise InputError(f"robot.observations names {unread[0]!r}; the policy reads {', '.join(shapes)}")
+    if TASK in shapes and not task:
+        raise InputError("the policy reads an instruction; give it, as in 'task=\"push the block onto its goal\"'")
+    names = {key: tuple(asked.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
+    for key, features in names.items():
+        _check_key(robot, key, shapes[key], features)
+    return Wiring(names, dict(shapes), _check_actions(robot, dim, actions), task)
+
+
+def _default(key: str, shape: tuple[int, ...], offered: Mapping[str, Any]) -> tuple[str, ...]:
+    """The features of a key that no configuration maps."""
+    return (key,) if key in offered else tuple(f"{key}.{i}" for i in range(int(np.prod(shape))))
+
+
+def _check_key(robot: Robot, key: str, shape: tuple[int, ...], features: tuple[str, ...]) -> None:
+    offered = robot.observation_features
+    lacking = [name for name in features if name not in offered]
+    if lacking:
+        raise InputError(
+            f"{robot.name} has no feature {lacking[0]!r} for the policy's {key!r} {shape}; it has "
+            f"{', '.join(offered)}; name them, as in 'robot.observations={{{key}: [FEATURE, ...]}}'"
+        )
+    arrays = [tuple(offered[name]) for name in features if isinstance(offered[name], tuple | list)]
+    found = arrays[0] if arrays and len(features) == 1 else (len(features),)
+    fits = found == shape if arrays else len(features) == int(np.prod(shape))
+    if not fits or len(arrays) > 1 or (arrays and len(features) > 1):
+        raise InputError(f"the policy's {key!r} is {shape}, {robot.name}'s {', '.join(features)} make {found}")
+
+
+def _check_actions(robot: Robot, dim: int, actions: Sequence[str] | None) -> tuple[str, ...]:
+    offered = robot.action_features
+    chosen = tuple(offered if actions is None else actions)
+    unknown = [name for name in chosen if name not in offered]
+    if unknown:
+        raise InputError(f"{robot.name} has no action {unknown[0]!r}; it has {', '.join(offered)}")
+    if len(chosen) != dim:
+        raise InputError(
+            f"the policy acts in {dim} dimensions, {robot.name} in {len(chosen)}: {', '.join(chosen)}; name the policy's, "
+            "as in 'robot.actions=[FEATURE, ...]'"
+        )
+    return chosen
