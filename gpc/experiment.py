@@ -32,6 +32,7 @@ from gpc.record import Row, RunFolder, read_rows, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
 from gpc.summary import summarize_evaluation, summarize_search
+from gpc.superposition import And, Or
 from gpc.weight_search import Outcome, Search, Weights, one_hot
 
 COLUMNS = (
@@ -209,7 +210,7 @@ class Experiment:
 def evaluate(
     policy: Policy, env: str = "pusht", *, episodes: int = 50, overrides: Sequence[str] = (), run_dir: str | None = None
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`).
+    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
@@ -228,6 +229,10 @@ def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
             keys = ["composer=convex"]
         case Guidance(weights=weights):
             keys = ["composer=guidance"]
+        case Or(weights=weights, temperature=temperature):
+            keys = ["composer=or", f"composer.temperature={temperature}"]
+        case And(weights=weights):
+            keys = ["composer=and"]
         case Scheduled(weights=weights, edges=edges):
             keys = ["composer=scheduled", f"composer.edges={list(edges)}"]
         case PerDimension(weights=weights, groups=groups):
@@ -296,6 +301,23 @@ def loaded(config: DictConfig) -> list[Policy]:
     return policies
 
 
+def compose_from(config: DictConfig) -> ComposedPolicy:
+    """The composition that a configuration names, under its weights; a policy without weight leaves altogether."""
+    keys = cast(dict[str, str], OmegaConf.to_container(config.rename_map))
+    policies = [rename(policy, keys) for policy in loaded(config)]
+    weights = weights_of(config, len(policies))
+    whole: ComposedPolicy = bind(config.composer)(policies, weights)
+    return whole.weighted(torch.tensor(weights, dtype=torch.float64))
+
+
+def weights_of(config: DictConfig, count: int) -> Weights:
+    """The weights that a configuration gives `count` policies; one alone needs none."""
+    given = [1.0] if config.weights is None and count == 1 else config.weights
+    if given is None:
+        raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
+    return numbers(given)
+
+
 def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> Path:
     """The run folder that a configuration names, or the one that its environment and policies suggest."""
     return Path(config.run_dir or f"runs/{kind}-{env.lower().replace('/', '-')}-{'+'.join(names)}")
@@ -313,11 +335,8 @@ def finish(experiment: Experiment, folder: Path) -> None:
 
 def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     """Episodes under one weight vector."""
-    config, count = experiment.config, len(experiment.names)
-    given = [1.0] if config.weights is None and count == 1 else config.weights
-    if given is None:
-        raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
-    weights = numbers(given)
+    config = experiment.config
+    weights = weights_of(config, len(experiment.names))
     experiment.compose(experiment.policy.policies, weights)
     seeds = range(config.seed, config.seed + config.episodes)
     experiment.warn_of_searched(path.parent, seeds)
