@@ -12,23 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpc.comparison import Comparison, compare
     from gpc.composers import Convex, Guidance, PerDimension, Scheduled
-    from gpc.composition import ComposedPolicy, compose, guide, schedule, split
+    from gpc.composition import ComposedPolicy, both, compose, either, guide, schedule, split
     from gpc.denoise import NetworkDenoiser
     from gpc.experiment import Result, evaluate, search
     from gpc.load import load_policy
+    from gpc.superposition import And, Or
 
 __version__ = "0.1.0"
 _HOME = {
+    "And": "gpc.superposition",
     "Comparison": "gpc.comparison",
     "ComposedPolicy": "gpc.composition",
     "Convex": "gpc.composers",
     "Guidance": "gpc.composers",
     "NetworkDenoiser": "gpc.denoise",
+    "Or": "gpc.superposition",
     "PerDimension": "gpc.composers",
     "Result": "gpc.experiment",
     "Scheduled": "gpc.composers",
+    "both": "gpc.composition",
     "compare": "gpc.comparison",
     "compose": "gpc.composition",
+    "either": "gpc.composition",
     "evaluate": "gpc.experiment",
     "guide": "gpc.composition",
     "load_policy": "gpc.load",
@@ -37,16 +42,20 @@ _HOME = {
     "split": "gpc.composition",
 }
 __all__ = [
+    "And",
     "Comparison",
     "ComposedPolicy",
     "Convex",
     "Guidance",
     "NetworkDenoiser",
+    "Or",
     "PerDimension",
     "Result",
     "Scheduled",
+    "both",
     "compare",
     "compose",
+    "either",
     "evaluate",
     "guide",
     "load_policy",

@@ -22,6 +22,7 @@ from gpc.denoise import Denoiser, Finite
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.superposition import And, Or, begun
 
 Given = Sequence[float] | Tensor | None
 """Weights as users give them."""
@@ -144,7 +145,7 @@ class ComposedPolicy:
             spec = policy.observations
             seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
             denoisers.append(Finite(policy.condition(seen), policy.name))
-        return ComposedDenoiser(self.members, denoisers, self.composer, self.actions.horizon)
+        return ComposedDenoiser(self.members, denoisers, begun(self.composer), self.actions.horizon)
 
 
 def compose(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
@@ -176,6 +177,22 @@ def split(policies: Sequence[Policy], weights: Given = None, *, groups: Sequence
     if named != dim:
         raise InputError(f"groups={[list(group) for group in groups]} name {named} dimensions, actions have {dim}")
     return ComposedPolicy(tuple(policies), composer)
+
+
+def either(policies: Sequence[Policy], weights: Given = None, *, temperature: float = 1.0) -> ComposedPolicy:
+    """Chunks that one policy or another finds likely, as a policy; see `Or`. To be sampled with noise (`sampler=ancestral`).
+
+    `weights`: (K,) or (batch, K), convex: the share of each policy. Raises InputError where weights or policies do not fit.
+    """
+    return ComposedPolicy(tuple(policies), Or(_rows(weights, len(policies)), temperature))
+
+
+def both(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
+    """Chunks that all policies find equally likely, as a policy; see `And`. To be sampled with noise (`sampler=ancestral`).
+
+    `weights`: (K,) or (batch, K), convex: the proportion of the densities. Raises InputError where weights or policies do not fit.
+    """
+    return ComposedPolicy(tuple(policies), And(_rows(weights, len(policies))))
 
 
 def guide(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:

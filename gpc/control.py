@@ -18,6 +18,7 @@ from gpc.errors import InputError
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, last
+from gpc.superposition import Superposed
 
 Array = npt.NDArray[Any]
 GRIDS = ("karras", "trained")
@@ -54,6 +55,18 @@ class Sampling:
     def draws(self) -> int:
         """How many times a chunk's noise is drawn: at the start, and at every step of a stochastic method."""
         return self.steps + 1 if self.method == "ancestral" else 1
+
+    def check(self, policy: Policy) -> None:
+        """Raises InputError where the policy's composer needs the noise of a stochastic method."""
+        if (
+            isinstance(policy, ComposedPolicy)
+            and isinstance(policy.composer, Superposed)
+            and self.method != "ancestral"
+        ):
+            name = type(policy.composer).__name__.lower()
+            raise InputError(
+                f"composer={name} follows densities along noisy steps; take sampler=ancestral, not {self.method}"
+            )
 
     def sigmas(self, levels: NoiseLevels) -> Tensor:
         """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them.
@@ -93,8 +106,10 @@ def sample_chunk(
 ) -> Tensor:
     """Sample normalised chunks (batch, horizon, action) from noise (`sampling.draws`, batch, horizon, action).
 
-    `wrap` is applied to the denoiser last, as `Decided` for steps that are known already.
+    `wrap` is applied to the denoiser last, as `Decided` for steps that are known already. Raises InputError where sampler and
+    composer do not fit.
     """
+    sampling.check(policy)
     denoiser = policy.condition(observation)
     if policy.actions.bound is not None:
         denoiser = Clamp(denoiser, policy.actions.bound)
@@ -153,6 +168,7 @@ class ChunkActor:
     n_action_steps: int
 
     def __post_init__(self) -> None:
+        self.sampling.check(self.policy)
         for policy in (self.policy, *self.policy.policies):  # a parent must be able to act alone
             spec = policy.actions
             if spec.start > 0 or not 1 <= self.n_action_steps <= spec.start + spec.horizon:
