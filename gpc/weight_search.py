@@ -26,7 +26,7 @@ Weights = tuple[float, ...]
 Pair = tuple[int, int]
 """(candidate, seed)."""
 
-LENGTH, SPREAD, RUGGED = 0.3, 0.15, 0.05  # of `smoothed`; half or twice as much changes little (docs/results/search.md)
+LENGTH, SPREAD, RUGGED = 0.3, 0.15, 0.05  # of `smoothed`; docs/search.md says how little they matter
 REPEATS = 20  # proposals in a row that are known already, after which nothing new is expected
 
 
