@@ -1,0 +1,227 @@
+"""What may be sent to a robot: finite numbers first, then limits on position, velocity, acceleration and jerk.
+
+The limits hold for the stream that the robot follows. Of a target (`hold: last`) that is the action itself; of a move
+(`hold: zero`) it is the sum of the moves, so that its velocity is the move over dt. An action is admitted only if the robot
+can still be brought to rest after it within the limits: whatever happens next, there is a hold that keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gpc.env import Array
+from gpc.errors import InputError
+from gpc.policy import ActionSpec
+
+ROUNDING = 1e-6  # of a limit (of a position: of the range); derivatives of a long stream lose as much
+HOLDS = ("last", "zero")
+LONGEST_BRAKE = 1000  # sendings; slower limits than that are refused as if the brake broke them
+ORDERS = ("velocity", "acceleration", "jerk")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits for each action dimension, in the robot's units and seconds; infinity: not limited. All fields are (dim,).
+
+    `position` bounds the action's own values, `moves` says which dimensions are moves, `dt` is the time between two
+    sent actions. Raises InputError where a limit is not positive, low is not below high, or a move of 0 is not allowed.
+    """
+
+    low: Array
+    high: Array
+    velocity: Array
+    acceleration: Array
+    jerk: Array
+    moves: Array
+    dt: float
+
+    def __post_init__(self) -> None:
+        if not (self.low < self.high).all():
+            raise InputError(f"safety.position: low {self.low.tolist()} must be below high {self.high.tolist()}")
+        if (self.moves & ((self.low > 0) | (self.high < 0))).any():
+            raise InputError("safety.position must leave room for 0 where safety.hold is zero: that is the hold")
+        for name, limit in zip(ORDERS, self.rates, strict=True):
+            if not (limit > 0).all():
+                raise InputError(f"safety.{name}={limit.tolist()} must be positive; null is unlimited")
+
+    @property
+    def rates(self) -> tuple[Array, Array, Array]:
+        """The limits of velocity, acceleration and jerk."""
+        return self.velocity, self.acceleration, self.jerk
+
+    def breach(self, before: Array, upcoming: Array, names: Sequence[str]) -> str | None:
+        """Why `upcoming` (n, dim) must not follow `before` (3, dim), or None: the first step, dimension, value and limit."""
+        if bad := _first(~np.isfinite(upcoming)):
+            return f"{names[bad[1]]}, {bad[0]} actions from now, is {upcoming[bad]}"
+        slack = ROUNDING * np.where(np.isfinite(self.high - self.low), self.high - self.low, 1.0)
+        if bad := _first((upcoming < self.low - slack) | (upcoming > self.high + slack)):
+            low, high = self.low[bad[1]], self.high[bad[1]]
+            found = f"{upcoming[bad]:.4g} (limits {low:.4g} to {high:.4g})"
+            return f"the position of {names[bad[1]]}, {bad[0]} actions from now, is {found}"
+        return self._too_fast(before, upcoming, names)
+
+    def _too_fast(self, before: Array, upcoming: Array, names: Sequence[str]) -> str | None:
+        difference = self.differences(np.concatenate([before, upcoming]))
+        for order, (name, limit) in enumerate(zip(ORDERS, self.rates, strict=True), 1):
+            found = np.abs(difference[-len(upcoming) :]) / self.dt**order
+            if bad := _first(found > limit * (1 + ROUNDING)):
+                told = f"{found[bad]:.4g} (limit {limit[bad[1]]:.4g})"
+                return f"the {name} of {names[bad[1]]}, {bad[0]} actions from now, is {told}"
+            difference = np.diff(difference, axis=0)
+        return None
+
+    def differences(self, stream: Array) -> Array:
+        """How far the robot is sent by each action but the first: (n, dim) -> (n - 1, dim)."""
+        return np.where(self.moves, stream[1:], np.diff(stream, axis=0))
+
+    def brake(self, before: Array) -> Array:
+        """The next action (dim,) after `before` (3, dim) on the shortest way to rest that acceleration and jerk allow.
+
+        Without such limits: the last target again, no move. With d the last difference and c its last change, the change
+        that leads to rest and ends there together with its own ramp is q(d): q + (q - J) + (q - 2 J) + ... = d.
+        """
+        earlier, last = self.differences(before)
+        change, size = last - earlier, np.abs(last)
+        hardest, ramp = self.acceleration * self.dt**2, self.jerk * self.dt**3
+        n = np.floor((np.sqrt(1 + 8 * size / ramp) - 1) / 2)
+        lost = np.where(n > 0, ramp, 0) * n * (n + 1) / 2  # an unlimited jerk has no ramp
+        wanted = -np.sign(last) * (size + lost) / (n + 1)
+        change = np.clip(wanted, np.maximum(-hardest, change - ramp), np.minimum(hardest, change + ramp))
+        step = last + change
+        return np.where(self.moves, step, before[-1] + step)
+
+    def at_rest(self, before: Array) -> bool:
+        """Whether the stream `before` (3, dim) has come to rest: to hold is to send the same again."""
+        return not self.differences(before).any()
+
+    def stops(self, before: Array) -> bool:
+        """Whether braking after `before` (3, dim) keeps to the limits."""
+        if np.isinf([self.acceleration, self.jerk]).all():
+            return True  # the last action again, which keeps to them
+        stream = list(before)
+        for _ in range(LONGEST_BRAKE):
+            if self.at_rest(np.stack(stream[-3:])):
+                return self.breach(before, np.stack(stream[3:] or stream), [""] * len(self.low)) is None
+            stream.append(self.brake(np.stack(stream[-3:])))
+        return False
+
+
+@dataclass
+class Gate:
+    """The last thing before the robot: remembers what was sent and lets through only what may follow it."""
+
+    limits: Limits
+    names: Sequence[str]
+    before: Array | None = field(default=None)  # the last three sent, (3, dim)
+
+    def start(self, position: Array) -> None:
+        """The robot rests here, (dim,): what is sent first is measured from it; a move starts from 0."""
+        rest = np.where(self.limits.moves, 0.0, position)
+        self.before = np.stack([rest] * 3)
+
+    def refuse(self, upcoming: Array) -> str | None:
+        """Why a chunk's actions (n, dim), sent one after the other, would break the limits; None if they keep them."""
+        return self.limits.breach(self._since(upcoming[0]), upcoming, self.names)
+
+    def admit(self, action: Array) -> str | None:
+        """Why an action (dim,) must not be sent; if it may, it counts as sent."""
+        before = self._since(action)
+        why = self.limits.breach(before, action[None], self.names)
+        if why is None:
+            after = np.stack([before[1], before[2], action])
+            if not self.limits.stops(after):
+                return "after this action the robot could not be stopped within its limits"
+            self.before = after
+        return why
+
+    def hold(self) -> Array | None:
+        """The action that brings or keeps the robot at rest, which counts as sent; None before anything was sent."""
+        if self.before is None:
+            return None
+        action = self.limits.brake(self.before)
+        self.before = np.stack([self.before[1], self.before[2], action])
+        return action
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether there is nothing left to brake."""
+        return self.before is None or self.limits.at_rest(self.before)
+
+    def _since(self, action: Array) -> Array:
+        """What was sent before; at first, as if the robot were where it is sent."""
+        return self.before if self.before is not None else np.stack([np.where(self.limits.moves, 0.0, action)] * 3)
+
+
+def limits_from(
+    spec: ActionSpec,
+    dt: float,
+    *,
+    position: str | Sequence[Any] | None = "policy",
+    velocity: float | Sequence[float] | None = None,
+    acceleration: float | Sequence[float] | None = None,
+    jerk: float | Sequence[float] | None = None,
+    hold: str | Sequence[str] | None = None,
+) -> Limits:
+    """Limits as a configuration has them: one number, or one for each action dimension; None is not limited.
+
+    `position` is [low, high], or "policy": the range of its normaliser, offset +- scale * bound. `hold` is "last" for targets,
+    "zero" for moves; None asks the policy. Raises InputError where a policy does not say, or a count is wrong.
+    """
+    low, high = _range(spec, position)
+    kinds = _holds(spec, hold)
+    most = {
+        name: _each(name, value, spec.dim) for name, value in zip(ORDERS, (velocity, acceleration, jerk), strict=True)
+    }
+    return Limits(low, high, moves=np.array([kind == "zero" for kind in kinds]), dt=dt, **most)
+
+
+def _range(spec: ActionSpec, position: str | Sequence[Any] | None) -> tuple[Array, Array]:
+    if position is None:
+        return np.full(spec.dim, -np.inf), np.full(spec.dim, np.inf)
+    if isinstance(position, str):
+        if position != "policy" or spec.bound is None:
+            said = (
+                f"safety.position={position}" if position != "policy" else "the policy does not say its actions' range"
+            )
+            raise InputError(f"{said}; give [low, high], as in 'safety.position=[-1,1]', or null: not limited")
+        width = np.array(spec.scale) * spec.bound
+        return np.array(spec.offset) - width, np.array(spec.offset) + width
+    if len(position) != 2:
+        raise InputError(f"safety.position={list(position)} must be [low, high], each a number or a list of {spec.dim}")
+    return _each("position", position[0], spec.dim), _each("position", position[1], spec.dim)
+
+
+def _holds(spec: ActionSpec, hold: str | Sequence[str] | None) -> Sequence[str]:
+    if hold is None:
+        if spec.relative is not False:
+            told = "are moves" if spec.relative else "may be targets or moves: it does not say"
+            raise InputError(
+                f"the policy's actions {told}; name the hold of each dimension, as in safety.hold=last (targets), "
+                "safety.hold=zero (moves) or 'safety.hold=[zero,zero,last]' (moves and a gripper)"
+            )
+        hold = "last"
+    kinds = [hold] * spec.dim if isinstance(hold, str) else list(hold)
+    if len(kinds) != spec.dim or not set(kinds) <= set(HOLDS):
+        raise InputError(f"safety.hold={hold} must be last or zero, one for all or a list of {spec.dim}")
+    return kinds
+
+
+def _each(name: str, value: Any, dim: int) -> Array:
+    """One number for each dimension."""
+    try:
+        found = np.full(dim, np.inf) if value is None else np.broadcast_to(np.asarray(value, np.float64), (dim,)).copy()
+    except (ValueError, TypeError):
+        found = np.full(dim, np.nan)
+    if np.isnan(found).any():
+        raise InputError(f"safety.{name}={value} must be a number, or a list of {dim}")
+    return found
+
+
+def _first(bad: Array) -> tuple[int, int] | None:
+    """The first (step, dimension) that is true."""
+    where = np.argwhere(bad)
+    return (int(where[0, 0]), int(where[0, 1])) if len(where) else None
