@@ -120,6 +120,11 @@ def searches(recording: Recording) -> dict[str, Callable[[int, int], Search]]:
     return found
 
 
+def shares(search: str) -> tuple[float, ...]:
+    """Of the whole grid's episodes; `demos` rolls out nothing."""
+    return (0.0,) if search == "demos" else SHARES
+
+
 def simulate(recording: Recording, make: Callable[[int, int], Search], budget: int, repetitions: int) -> list[float]:
     """The regret of every repetition."""
     regrets = []
@@ -136,7 +141,7 @@ def study(recordings: Sequence[Recording], full: int, repetitions: int, path: Pa
     if kept["asked"] != asked:
         raise InputError(f"{path} was begun with {kept['asked']}; use another --out")
     for recording in recordings:
-        plans = [(name, make, share) for name, make in searches(recording).items() for share in SHARES]
+        plans = [(name, make, share) for name, make in searches(recording).items() for share in shares(name)]
         for name, make, share in [*plans, ("grid", searches(recording)["grid"], 1.0)]:
             key = f"{recording.name}/{name}/{share:g}"
             if key not in kept["regrets"]:
@@ -148,17 +153,32 @@ def study(recordings: Sequence[Recording], full: int, repetitions: int, path: Pa
     return {(run, name, float(share)): np.array(values) for (run, name, share), values in split.items()}
 
 
+def standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def bar(recording: Recording, results: Results) -> str:
+    """The share of its episodes with which each search comes down to the whole grid's regret."""
+    whole = results[recording.name, "grid", 1.0]
+    met = []
+    for name in searches(recording):
+        excess = {share: results[recording.name, name, share] - whole for share in shares(name)}
+        level = [share for share, gaps in excess.items() if gaps.mean() <= standard_error(gaps)]
+        met += [f"{name} ({100 * min(level):g} %)"] if level else []
+    return f"- {recording.name}: {whole.mean():.2f} ± {standard_error(whole):.2f}; {', '.join(met) or 'none'}."
+
+
 def table(recordings: Sequence[Recording], results: Results) -> list[str]:
     """Mean regrets with their standard errors, in Markdown; the bar is the whole grid's."""
     runs = [recording.name for recording in recordings]
     names = dict.fromkeys(name for _, name, _ in results)
     lines = [f"| search | share | {' | '.join(runs)} | mean |", f"|---|---|{'---|' * (len(runs) + 1)}"]
     for name in names:
-        for share in (*SHARES, 1.0):
+        for share in (0.0, *SHARES, 1.0):
             cells = [results.get((run, name, share)) for run in runs]
             if not any(cell is not None for cell in cells):
                 continue
-            shown = ["" if c is None else f"{c.mean():.2f} ± {c.std(ddof=1) / len(c) ** 0.5:.2f}" for c in cells]
+            shown = ["" if c is None else f"{c.mean():.2f} ± {standard_error(c):.2f}" for c in cells]
             mean = np.mean([cell.mean() for cell in cells if cell is not None])
             lines.append(f"| {name} | {100 * share:g} % | {' | '.join(shown)} | {mean:.2f} |")
     return lines
@@ -171,11 +191,10 @@ def draw(recordings: Sequence[Recording], results: Results, path: Path) -> None:
         bar = results[recording.name, "grid", 1.0].mean()
         axes.axhline(bar, color="black", linestyle="--", label="the whole grid")
         for name in searches(recording):
-            found = [results[recording.name, name, share] for share in SHARES]
-            errors = [regret.std(ddof=1) / len(regret) ** 0.5 for regret in found]
-            axes.errorbar(
-                [100 * s for s in SHARES], [r.mean() for r in found], errors, marker="o", capsize=3, label=name
-            )
+            found = [results[recording.name, name, share] for share in shares(name)]
+            errors = [standard_error(regret) for regret in found]
+            spent = [100 * share for share in shares(name)]
+            axes.errorbar(spent, [r.mean() for r in found], errors, marker="o", capsize=3, label=name)
         axes.set(title=recording.name, xlabel="episodes, % of the whole grid", ylabel="mean regret, points of success")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -194,6 +213,11 @@ def page(recordings: Sequence[Recording], results: Results, full: int, repetitio
         "regrets are those in a world as rugged as the recording.",
         "",
         *table(recordings, results),
+        "",
+        "The whole grid's regret, and who comes down to it (within the standard error of the paired difference) with what share of",
+        "its episodes:",
+        "",
+        *(bar(recording, results) for recording in recordings),
         "",
         "What the demonstrations predict:",
         "",

@@ -46,7 +46,7 @@ def test_a_study_of_two_grids_is_written_and_goes_on(tmp_path, monkeypatch):
     assert "unknown, 11 weights, 60 recorded seeds: none given" in page
     assert (tmp_path / "study.png").read_bytes()[:4] == b"\x89PNG"
     kept = json.loads((tmp_path / "study.json").read_text())
-    assert len(kept["regrets"]) == (6 * 3 + 1) + (4 * 3 + 1)
+    assert len(kept["regrets"]) == (5 * 3 + 2) + (4 * 3 + 1)  # demos has no share
     assert all(len(values) == 5 and min(values) >= 0 for values in kept["regrets"].values())
     assert len(set(kept["regrets"]["known/demos/0.1"])) == 1  # no episode has a part in it
     kept["regrets"]["known/racing/0.1"] = [99.0] * 5
