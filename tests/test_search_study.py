@@ -48,7 +48,7 @@ def test_a_study_of_two_grids_is_written_and_goes_on(tmp_path, monkeypatch):
     kept = json.loads((tmp_path / "study.json").read_text())
     assert len(kept["regrets"]) == (5 * 3 + 2) + (4 * 3 + 1)  # demos has no share
     assert all(len(values) == 5 and min(values) >= 0 for values in kept["regrets"].values())
-    assert len(set(kept["regrets"]["known/demos/0.1"])) == 1  # no episode has a part in it
+    assert len(set(kept["regrets"]["known/demos/0"])) == 1  # no episode has a part in it
     kept["regrets"]["known/racing/0.1"] = [99.0] * 5
     (tmp_path / "study.json").write_text(json.dumps(kept))
     search_study.main(ask)
