@@ -170,6 +170,10 @@ class PushT(Environment):
         """Picture of the table with a cross at the last action: (384, 384, 3) uint8."""
         return np.asarray(self._stock.render())
 
+    def pixels(self, actions: Array) -> Array:
+        """See `gpc.env.Pointing`: the table of 512 units is 384 pixels wide."""
+        return np.asarray(actions) * 384 / 512
+
     def _coverage(self) -> float:
         block = self._stock.block
         return coverage((*block.position, block.angle), self._goal)

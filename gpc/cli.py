@@ -1,4 +1,4 @@
-"""The command line: `gpc search`, `gpc evaluate`, `gpc compare`, `gpc policies`, `gpc report`, `gpc replay`, `gpc doctor`."""
+"""The command line: `gpc COMMAND`, as `gpc -h` lists them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +15,9 @@ from rich.table import Column, Table
 from gpc.errors import GpcError, InputError, RunError
 from gpc.load import suggest
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 HELP = """\
 [bold]gpc[/]: compose pretrained robot policies at test time, with honest statistics.
 
@@ -22,9 +25,11 @@ HELP = """\
   gpc search    KEY=VALUE ...   find the weights on search seeds, compare winner and parents on report seeds
   gpc evaluate  KEY=VALUE ...   roll out one policy, or a composition under given weights
   gpc compare   KEY=VALUE ...   two policies, or two weightings, on the same seeds until the better one is known
+  gpc diagnose  KEY=VALUE ...   before any search: what fits, where the policies disagree, what composition may gain
   gpc policies  \\[NAME]          the bundled policies, or the card of one
   gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html with a leaderboard and study.db here
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
+  gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
   gpc doctor                    what is installed, what is missing, and the command that mends it
 
 [bold]Examples[/]
@@ -34,12 +39,13 @@ HELP = """\
   gpc compare env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' episodes=200 run_dir=runs/compare
   gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
   gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
+  gpc serve 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' port=8000
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
 beso:FOLDER and, without its goal, beso_unconditional:FOLDER. Signed weights, as for guidance, need composer=guidance.
 The same command after an interruption goes on where it stopped.
-`gpc search -h`, `gpc evaluate -h` and `gpc compare -h` list every key with its default.
+`gpc search -h`, and so with evaluate, compare and serve, lists every key with its default.
 """
 
 
@@ -80,18 +86,33 @@ def _compare(console: Console, args: list[str]) -> None:
     _experiment(console, "compare", args)
 
 
-def _experiment(console: Console, name: str, args: list[str]) -> None:
+def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
+    """The configuration of a command; None where only its keys were asked for, which are printed."""
     from gpc.config import describe, load_config
 
     if {"-h", "--help"} & set(args):
         console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
-        return
-    config = load_config(name, args)
-    from gpc import comparison, experiment
+        return None
+    return load_config(name, args)
 
-    run = comparison.run if name == "compare" else experiment.run
-    folder = run(config, name, console)
-    console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+def _experiment(console: Console, name: str, args: list[str]) -> None:
+    config = _config(console, name, args)
+    if config is not None:
+        from gpc import comparison, experiment
+
+        run = comparison.run if name == "compare" else experiment.run
+        folder = run(config, name, console)
+        console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _diagnose(console: Console, args: list[str]) -> None:
+    config = _config(console, "diagnose", args)
+    if config is not None:
+        from gpc import diagnosis
+
+        folder = diagnosis.run(config, "diagnose", console)
+        console.print(f"pictures: {folder}", highlight=False, soft_wrap=True)
 
 
 def _policies(console: Console, args: list[str]) -> None:
@@ -149,6 +170,20 @@ def _replay(console: Console, args: list[str]) -> None:
         raise RunError(f"episode {given.episode} of {given.run} did not come out the same")
 
 
+def _serve(console: Console, args: list[str]) -> None:
+    from gpc.config import describe, load_config
+
+    if {"-h", "--help"} & set(args):
+        console.print(describe("serve"), highlight=False, soft_wrap=True, markup=False)
+        return
+    config = load_config("serve", args)
+    try:
+        from gpc.bridge.server import run
+    except ImportError as error:
+        raise InputError(f"gpc serve needs a package that is missing ({error}); pip install 'gpc[bridge]'") from None
+    run(config, console)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as everywhere."""
@@ -170,6 +205,8 @@ COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
     "policies": _policies,
     "report": _report,
     "replay": _replay,
+    "serve": _serve,
+    "diagnose": _diagnose,
     "doctor": _doctor,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -30,6 +30,14 @@ def write_text(text: str) -> Array:
 def read_text(task: Array) -> str:
     """The instruction of an observation (TASK_BYTES,)."""
     return bytes(task).partition(b"\0")[0].decode(errors="replace")
+
+
+@runtime_checkable
+class Pointing(Protocol):
+    """An environment whose actions are places in its picture."""
+
+    def pixels(self, actions: Array) -> Array:
+        """Actions (..., action_dim) as places (..., 2) in what `render` returns: from the left, from the top."""
 
 
 class Environment(gymnasium.Env[Frame, Array]):

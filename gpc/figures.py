@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpc.env import Array
 from gpc.errors import InputError
 from gpc.record import Row
 from gpc.study import OUTCOMES, Run, outcomes, progress
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 NOT_RUN, LOST, WON = "#ffffff", "#f0c9a8", "#2a6fa8"
 MOST_TICKS = 40
+MOST_CURVES = 3
 
 
 def png(figure: Figure) -> bytes:
@@ -180,6 +182,55 @@ def error_plot(errors: Mapping[str, Any]) -> Figure:
         axes.set_xlabel("sigma")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
+    return figure
+
+
+def disagreement_plot(found: Mapping[str, Any]) -> Figure:
+    """How far apart a diagnosis found the policies: over sigma, and along the episode."""
+    figure = _figure(9, 4)
+    levels, decisions = figure.subplots(1, 2)
+    for pair, apart in found["disagreement_by_sigma"].items():
+        levels.loglog(found["sigmas"], apart, "o-", label=pair)
+        decisions.plot(found["disagreement_by_decision"][pair], "o-", label=pair)
+    levels.set(title="by noise level", xlabel="sigma", ylabel="RMS distance, normalised actions")
+    decisions.set(title="along an episode, mean over the levels", xlabel="decision")
+    decisions.set_ylim(bottom=0)
+    for axes in (levels, decisions):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def chunk_plot(chunks: Mapping[str, Array], picture: Array, pixels: Callable[[Array], Array] | None) -> Figure:
+    """Sampled chunks (chunks, steps, action) of each policy for one observation: over the picture, where actions are places in it.
+
+    Elsewhere each of the first action dimensions over the steps, beside the picture.
+    """
+    if pixels is None:
+        return _chunk_curves(chunks, picture)
+    figure = _figure(3.2 * len(chunks), 3.5)
+    for axes, (name, own) in zip(figure.subplots(1, len(chunks), squeeze=False)[0], chunks.items(), strict=True):
+        axes.imshow(picture)
+        for chunk in pixels(own):
+            axes.plot(chunk[:, 0], chunk[:, 1], "-", linewidth=1, alpha=0.7, color="C3")
+            axes.plot(*chunk[-1], ".", color="C3")
+        axes.set(title=name, xlim=(0, picture.shape[1]), ylim=(picture.shape[0], 0))
+        axes.axis("off")
+    return figure
+
+
+def _chunk_curves(chunks: Mapping[str, Array], picture: Array) -> Figure:
+    dims = min(MOST_CURVES, next(iter(chunks.values())).shape[2])
+    figure = _figure(3 * (dims + 1), 3.2)
+    first, *others = figure.subplots(1, dims + 1)
+    first.imshow(picture)
+    first.axis("off")
+    for dim, axes in enumerate(others):
+        for k, (name, own) in enumerate(chunks.items()):
+            axes.plot(own[:, :, dim].T, color=f"C{k}", linewidth=0.8, alpha=0.6, label=[name] + ["_"] * (len(own) - 1))
+        axes.set(title=f"action {dim}", xlabel="step")
+        axes.grid(alpha=0.3)
+    others[0].legend(fontsize=7)
     return figure
 
 

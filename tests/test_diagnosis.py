@@ -1,0 +1,100 @@
+"""What `gpc diagnose` says, against closed forms, and its command on bundled policies."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from models import FixedPolicy, Gaussian
+
+from gpc.cli import main
+from gpc.composition import compose
+from gpc.control import Sampling
+from gpc.diagnosis import Overheard, alignment, disagreement, seconds
+from gpc.env import Pointing
+from gpc.envs.pusht import PushT
+
+SAMPLING = Sampling("heun", 12, 20.0, 0.01)
+SEEN = {"state": np.zeros((5, 2, 3))}
+
+
+def test_two_gaussians_differ_by_what_their_means_do():
+    """Of equal spread s: |denoised_i - denoised_j| = sigma^2 |m_i - m_j| / (s^2 + sigma^2), whatever x."""
+    policy = compose([FixedPolicy(Gaussian(-1.0, 0.4)), FixedPolicy(Gaussian(2.0, 0.4))])
+    sigmas, apart = disagreement(policy, SAMPLING, SEEN, 0)
+    assert apart.shape == (len(sigmas), 1, 5)
+    wanted = 3 * sigmas**2 / (0.4**2 + sigmas**2)
+    np.testing.assert_allclose(apart, np.broadcast_to(wanted[:, None, None], apart.shape), rtol=1e-9)
+    assert (np.diff(apart[:, 0, 0]) <= 1e-12).sum() > len(sigmas) / 2  # towards the data they agree
+
+
+def test_three_policies_make_three_pairs_and_one_makes_none():
+    three = compose([FixedPolicy(Gaussian(float(m), 0.4)) for m in (0, 1, 3)])
+    _, apart = disagreement(three, SAMPLING, SEEN, 0)
+    np.testing.assert_allclose(apart[0, :, 0] / apart[0, 0, 0], [1, 3, 2], rtol=1e-9)
+    assert disagreement(compose([FixedPolicy(Gaussian())]), SAMPLING, SEEN, 0)[1].size == 0
+
+
+def test_listening_changes_nothing():
+    policy = compose([FixedPolicy(Gaussian(-1.0, 0.4)), FixedPolicy(Gaussian(2.0, 0.7))], [0.3, 0.7])
+    x, sigma = torch.randn(2, 16, 2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+    members, opinion = [m.denoiser(x, sigma) for m in policy.policies], torch.ones(2, 16)
+    ear = Overheard(policy.composer)
+    assert torch.equal(ear(x, sigma, members, opinion), policy.composer(x, sigma, members, opinion))
+    assert ear.needs(opinion, 0.7) == policy.composer.needs(opinion, 0.7)
+    assert [level for level, _ in ear.heard] == [0.7]
+    ear(x, sigma, [members[0], None], opinion)  # not everyone was asked: there is nothing to compare
+    assert len(ear.heard) == 1
+
+
+def test_alignment_says_what_each_member_brings():
+    first, second = alignment(compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), name="other")]))
+    assert (first["name"], second["name"]) == ("fixed", "other")
+    assert (first["steps"], first["noise_ratio"], first["note"]) == ([0, 15], 1.0, "")
+
+
+def test_the_time_of_a_call_is_a_median_after_a_warm_up():
+    calls = []
+    assert seconds(lambda: calls.append(1)) >= 0
+    assert len(calls) == 6
+
+
+def test_pushts_actions_lie_in_its_picture():
+    env = PushT(max_steps=10)
+    assert isinstance(env, Pointing)
+    env.reset(seed=0)
+    env.advance(np.array([100.0, 400.0]))
+    picture = env.render()
+    x, y = env.pixels(np.array([100.0, 400.0])).round().astype(int)
+    red = picture[y, x].astype(int)
+    assert red[0] > 200  # the cross at the last action
+    assert red[1:].max() < 100
+    env.close()
+
+
+def test_the_command_writes_a_diagnosis_and_its_pictures(tmp_path, capsys):
+    folder = tmp_path / "out"
+    ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=16", "chunks=2", "sampler.steps=3"]
+    assert main([*ask, f"run_dir={folder}"]) == 0
+    found = json.loads((folder / "diagnosis.json").read_text())
+    assert list(found["disagreement_by_sigma"]) == ["pusht-beso and pusht-flow"]
+    assert len(found["disagreement_by_decision"]["pusht-beso and pusht-flow"]) == 2
+    assert all(apart > 0 for apart in found["disagreement_by_sigma"]["pusht-beso and pusht-flow"])
+    assert set(found["seconds_per_chunk"]) == {"pusht-beso", "pusht-flow", "composition"}
+    for name in ("chunks.png", "disagreement.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    said = capsys.readouterr().out
+    assert "furthest apart at sigma" in said
+    assert "demonstrations=FILE" in said
+
+
+@pytest.mark.parametrize(
+    ("ask", "error"),
+    [
+        (["policies=[pusht-beso]"], "name a second one beside pusht-beso"),
+        (["policies=[pusht-beso,pusht-flow]", "demonstrations=nowhere.zarr"], "nowhere.zarr"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_refused(ask, error, capsys):
+    assert main(["diagnose", *ask]) == 2
+    assert error in capsys.readouterr().err
