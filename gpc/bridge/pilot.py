@@ -49,7 +49,7 @@ class Patience:
                 raise InputError(f"watchdog.{name}={value} must be a positive number of seconds")
 
 
-class Request(NamedTuple):
+class Ask(NamedTuple):
     """A chunk asked for: its number, the absolute step and time of its observation, and what is decided already."""
 
     number: int
@@ -59,7 +59,7 @@ class Request(NamedTuple):
     known: Known | None
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What came back: a chunk (horizon, dim), or why there is none."""
 
     number: int
@@ -98,18 +98,19 @@ class Pilot:
     why: str = "waiting for the first chunk"
     events: list[Event] = field(default_factory=list)
     step: int = 0  # actions of the plan that were executed
-    source: Request | None = None  # what the newest accepted chunk answered
+    source: Ask | None = None  # what the newest accepted chunk answered
     _sub: int = 0  # sendings since the step began
     _plans: list[Plan] = field(default_factory=list)
     _history: deque[Frame] = field(default_factory=deque)
     _seen: float | None = None  # when the newest observation was taken
     _moved: dict[str, float] = field(default_factory=dict)  # when each camera last showed something new
     _held_since: float | None = None
-    _asked: dict[int, Request] = field(default_factory=dict)
+    _asked: dict[int, Ask] = field(default_factory=dict)
     _number: int = 0
     _due: int = 0
     _delays: deque[int] = field(default_factory=lambda: deque(maxlen=DELAYS))
     _refused: str = ""
+    _failing: str = ""
 
     def __post_init__(self) -> None:
         end = self.expected.start + self.expected.horizon
@@ -124,19 +125,19 @@ class Pilot:
         """Whether the next call of `act` is a step's first: then `observe` is due."""
         return self._sub == 0
 
-    def observe(self, now: float, frame: Frame) -> Request | None:
+    def observe(self, now: float, frame: Frame) -> Ask | None:
         """A new observation, taken at `now`; the chunk to ask for on seeing it, if one is due."""
         for key, value in frame.items():
             if value.ndim > 1 and (not self._history or not np.array_equal(value, self._history[-1][key])):
                 self._moved[key] = now
         self._history.extend([frame] * (1 if self._history else self.expected.n_obs_steps))
-        self._seen = now
+        self._seen, self._failing = now, ""
         waiting = [request for request in self._asked.values() if now - request.at <= self.patience.deadline]
         if self.mode == STOPPED or waiting or (self.mode == OK and self.step < self._due):
             return None
         return self._ask(now)
 
-    def receive(self, now: float, answer: Answer) -> None:
+    def receive(self, now: float, answer: Reply) -> None:
         """An answer; a chunk that is late, out of order, damaged or outside the limits changes nothing but the record."""
         request = self._asked.get(answer.number)
         if request is None:
@@ -169,13 +170,19 @@ class Pilot:
         self._advance(consumed=True)
         return action
 
+    def failed(self, now: float, why: str) -> None:
+        """The robot gave no observation."""
+        if why != self._failing:
+            self._note(now, "unread", why)
+        self._failing = why
+
     def stop(self, now: float, why: str) -> None:
         """Stop for good; the first reason stays."""
         if self.mode != STOPPED:
             self._change(now, STOPPED, why)
 
-    def _ask(self, now: float) -> Request:
-        request = Request(self._number, self.step, now, self._stacked(), self._known())
+    def _ask(self, now: float) -> Ask:
+        request = Ask(self._number, self.step, now, self._stacked(), self._known())
         self._asked[self._number] = request
         self._number += 1
         self._due = self.step + self.stitch.every
@@ -199,7 +206,7 @@ class Pilot:
         past = [float(action is not None) for action in ahead[:behind]]
         return Known(actions[None], np.concatenate([past, pull]))
 
-    def _objection(self, now: float, request: Request, chunk: Array) -> str:
+    def _objection(self, now: float, request: Ask, chunk: Array) -> str:
         """Why a chunk is not taken; empty if it is."""
         wanted = (self.expected.horizon, self.expected.dim)
         if now - request.at > self.patience.max_age:
@@ -211,7 +218,7 @@ class Pilot:
             return "it has no step left to execute"
         return self.gate.refuse(upcoming) or ""
 
-    def _placed(self, request: Request, chunk: Array) -> Plan:
+    def _placed(self, request: Ask, chunk: Array) -> Plan:
         return Plan(request.step + self.expected.start, chunk.astype(np.float64))
 
     def _upcoming(self, plan: Plan) -> Array | None:
@@ -220,9 +227,12 @@ class Pilot:
         if first >= len(plan.actions):
             return None
         steps = plan.actions[first:]
+        if n == 1:
+            return steps
         after = np.concatenate([steps[1:], steps[-1:]])
         share = np.arange(n)[None, :, None] / n
-        whole = (1 - share) * steps[:, None] + share * after[:, None]
+        with np.errstate(invalid="ignore"):  # what is infinite is refused next
+            whole = (1 - share) * steps[:, None] + share * after[:, None]
         return np.asarray(whole.reshape(-1, self.expected.dim)[self._sub :])
 
     def _next(self) -> Array | None:
@@ -238,7 +248,8 @@ class Pilot:
         """What forbids going on, whatever the plan; empty if nothing."""
         patience = self.patience
         if self._seen is None or now - self._seen > patience.observation_deadline:
-            return "no observation" if self._seen is None else f"no observation for {now - self._seen:.3f} s"
+            lasting = "" if self._seen is None else f" for {now - self._seen:.3f} s"
+            return f"no observation{lasting}" + (f": {self._failing}" if self._failing else "")
         for key, since in self._moved.items():
             if patience.frozen_after is not None and now - since > patience.frozen_after:
                 return f"camera {key} has shown the same picture for {now - since:.3f} s"

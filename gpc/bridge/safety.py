@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Limits:
             if not (limit > 0).all():
                 raise InputError(f"safety.{name}={limit.tolist()} must be positive; null is unlimited")
 
-    @property
+    @cached_property
     def rates(self) -> tuple[Array, Array, Array]:
         """The limits of velocity, acceleration and jerk."""
         return self.velocity, self.acceleration, self.jerk
@@ -57,10 +58,9 @@ class Limits:
         """Why `upcoming` (n, dim) must not follow `before` (3, dim), or None: the first step, dimension, value and limit."""
         if bad := _first(~np.isfinite(upcoming)):
             return f"{names[bad[1]]}, {bad[0]} actions from now, is {upcoming[bad]}"
-        slack = ROUNDING * np.where(np.isfinite(self.high - self.low), self.high - self.low, 1.0)
-        if bad := _first((upcoming < self.low - slack) | (upcoming > self.high + slack)):
-            low, high = self.low[bad[1]], self.high[bad[1]]
-            found = f"{upcoming[bad]:.4g} (limits {low:.4g} to {high:.4g})"
+        low, high = self._rounded
+        if bad := _first((upcoming < low) | (upcoming > high)):
+            found = f"{upcoming[bad]:.4g} (limits {self.low[bad[1]]:.4g} to {self.high[bad[1]]:.4g})"
             return f"the position of {names[bad[1]]}, {bad[0]} actions from now, is {found}"
         return self._too_fast(before, upcoming, names)
 
@@ -71,12 +71,26 @@ class Limits:
             if bad := _first(found > limit * (1 + ROUNDING)):
                 told = f"{found[bad]:.4g} (limit {limit[bad[1]]:.4g})"
                 return f"the {name} of {names[bad[1]]}, {bad[0]} actions from now, is {told}"
-            difference = np.diff(difference, axis=0)
+            if order == self._highest:
+                break
+            difference = difference[1:] - difference[:-1]
         return None
+
+    @cached_property
+    def _rounded(self) -> tuple[Array, Array]:
+        """The positions with room for rounding."""
+        width = self.high - self.low
+        slack = ROUNDING * np.where(np.isfinite(width), width, 1.0)
+        return self.low - slack, self.high + slack
+
+    @cached_property
+    def _highest(self) -> int:
+        """The highest order that has a limit, 1 to 3."""
+        return max((order for order, limit in enumerate(self.rates, 1) if np.isfinite(limit).any()), default=1)
 
     def differences(self, stream: Array) -> Array:
         """How far the robot is sent by each action but the first: (n, dim) -> (n - 1, dim)."""
-        return np.where(self.moves, stream[1:], np.diff(stream, axis=0))
+        return np.where(self.moves, stream[1:], stream[1:] - stream[:-1])
 
     def brake(self, before: Array) -> Array:
         """The next action (dim,) after `before` (3, dim) on the shortest way to rest that acceleration and jerk allow.
@@ -100,7 +114,7 @@ class Limits:
 
     def stops(self, before: Array) -> bool:
         """Whether braking after `before` (3, dim) keeps to the limits."""
-        if np.isinf([self.acceleration, self.jerk]).all():
+        if self._highest == 1:
             return True  # the last action again, which keeps to them
         stream = list(before)
         for _ in range(LONGEST_BRAKE):
@@ -118,10 +132,9 @@ class Gate:
     names: Sequence[str]
     before: Array | None = field(default=None)  # the last three sent, (3, dim)
 
-    def start(self, position: Array) -> None:
-        """The robot rests here, (dim,): what is sent first is measured from it; a move starts from 0."""
-        rest = np.where(self.limits.moves, 0.0, position)
-        self.before = np.stack([rest] * 3)
+    def start(self, position: Array | None) -> None:
+        """The robot rests here, (dim,): what is sent first is measured from it. None: it does not say where."""
+        self.before = None if position is None else self._rest(position)
 
     def refuse(self, upcoming: Array) -> str | None:
         """Why a chunk's actions (n, dim), sent one after the other, would break the limits; None if they keep them."""
@@ -153,7 +166,11 @@ class Gate:
 
     def _since(self, action: Array) -> Array:
         """What was sent before; at first, as if the robot were where it is sent."""
-        return self.before if self.before is not None else np.stack([np.where(self.limits.moves, 0.0, action)] * 3)
+        return self._rest(action) if self.before is None else self.before
+
+    def _rest(self, position: Array) -> Array:
+        """A stream (3, dim) that rests there; a move's rest is 0."""
+        return np.stack([np.where(self.limits.moves, 0.0, position)] * 3)
 
 
 def limits_from(
@@ -223,5 +240,7 @@ def _each(name: str, value: Any, dim: int) -> Array:
 
 def _first(bad: Array) -> tuple[int, int] | None:
     """The first (step, dimension) that is true."""
-    where = np.argwhere(bad)
-    return (int(where[0, 0]), int(where[0, 1])) if len(where) else None
+    if not bad.any():
+        return None
+    step, dimension = np.argwhere(bad)[0]
+    return int(step), int(dimension)
