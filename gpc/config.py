@@ -40,7 +40,7 @@ ALLOWED = frozenset(
 )
 
 NUMBERS = (
-    *("episodes", "block", "seed", "video"),
+    *("episodes", "block", "seed", "video", "max_batch"),
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
 OPEN = r"rename_map|env\.options\.settings"  # their keys are the policies' and the simulator's own
@@ -146,7 +146,7 @@ def describe(name: str) -> str:
     """Every key of a configuration with its default and comment, as the files have them, for `-h`."""
     root = files("gpc.configs")
     text = [root.joinpath(f"{name}.yaml").read_text()]
-    for group in ("env", "composer", "sampler", "engine", "executor", *(["search"] if name == "search" else [])):
+    for group in re.findall(r"^  - (\w+): \w+$", text[0], re.MULTILINE):
         names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
         text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
     # what Hydra reads, not the user

@@ -125,7 +125,7 @@ def sample_chunk(
 @dataclass(frozen=True)
 class Known:
     """Steps of a chunk that are decided already: `actions` (batch, horizon, action) in the environment's units, to which
-    the new chunk is drawn with `weight` (horizon,) from 0 to 1; see `Decided`.
+    the new chunk is drawn with `weight` (horizon,) or (batch, horizon) from 0 to 1; see `Decided`.
     """
 
     actions: Array

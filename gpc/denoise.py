@@ -120,12 +120,12 @@ class Decided:
 
     denoiser: Denoiser
     known: Tensor  # (batch, horizon, action), normalised
-    weight: Tensor  # (horizon,), 0 to 1
+    weight: Tensor  # (horizon,) or (batch, horizon), 0 to 1
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
         out = self.denoiser(x, sigma)
-        return out + self.weight[:, None] * (self.known - out)
+        return out + self.weight[..., None] * (self.known - out)
 
 
 @dataclass(frozen=True)

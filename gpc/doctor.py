@@ -33,6 +33,8 @@ PACKAGES = (
     ("matplotlib", "the figures of reports", "pip install 'gpc[report]'"),
     ("mpltern", "reports of three policies", "pip install 'gpc[report]'"),
     ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
+    ("websockets", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
+    ("msgpack", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
     ("mujoco", "MuJoCo environments", "pip install 'gpc[robosuite]'"),
     ("robosuite", "env=lift, env=can, ...", "pip install 'gpc[robosuite]'"),
     ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "pip install 'gpc[gymnasium]'"),

@@ -15,6 +15,13 @@ import numpy as np
 
 from gpc.errors import InputError
 
+PROTOCOL = 1  # of the messages below, which openpi does not have; a server's metadata say it
+RESET = "gpc.reset"  # a message {RESET: seed}: an episode begins, its chunks take the noise of this seed
+SEED, CHUNK = "gpc.seed", "gpc.chunk"  # beside an observation: the noise of this chunk
+KNOWN, WEIGHT = "gpc.known", "gpc.known_weight"  # beside an observation: actions decided already; see docs/serving.md
+ENCODE = "gpc.encode"  # a message {ENCODE: observation of a batch} -> {HANDLE: number}
+HANDLE, X, SIGMA, DENOISED = "gpc.denoise", "x", "sigma", "denoised"  # {HANDLE: number, X: x, SIGMA: sigma} -> {DENOISED: x0}
+
 FRAME = 16 * 2**20  # bytes in a frame
 LONGEST = 4096  # items in one list or map
 ITEMS = 16384  # items in all lists and maps of a frame, the containers included

@@ -1,0 +1,123 @@
+"""The robot's side of `gpc serve`: numpy, msgpack and websockets, without torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from gpc.bridge.wire import CHUNK, FRAME, SEED, pack, unpack
+from gpc.errors import InputError, RunError
+
+
+class RemotePolicy:
+    """A policy on a server, one call at a time: `infer(observation)["actions"]` (steps, action), the first of them for now.
+
+    Every call ends within `timeout` seconds, or raises RunError that names the server. The connection is then given up, so
+    that a late answer is never taken for the next one's; the next call opens another. A server of openpi works, too.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
+        """`url` is ws://host:port, or wss://, where SSL_CERT_FILE names a certificate that no authority signed.
+
+        `token` is by default the environment variable GPC_TOKEN. Raises InputError where the url is none or the token is
+        wrong, RunError where nobody answers.
+        """
+        if not url.startswith(("ws://", "wss://")):
+            raise InputError(f"policy server {url!r}: write ws://host:port, or wss:// where it has a certificate")
+        self.url, self.timeout = url, timeout
+        self._token = token or os.environ.get("GPC_TOKEN")
+        self._lock = Lock()
+        self._connection: ClientConnection | None = None
+        self.metadata: dict[str, Any] = {}
+        self._connected()
+        self._seed, self._chunks = self.metadata.get("seed"), 0
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The server's answer to an observation: key -> array of the key's shape, or (n_obs_steps, *shape); `prompt` in words."""
+        noise = {} if self._seed is None else {SEED: self._seed, CHUNK: self._chunks}
+        reply = self.call({**noise, **observation})
+        self._chunks += 1
+        return reply
+
+    def reset(self, seed: int | None = None) -> None:
+        """An episode begins: its chunks are counted from 0, their noise is that of `seed` (by default the server's)."""
+        self._seed, self._chunks = self._seed if seed is None else seed, 0
+
+    def call(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """One message and its answer; RunError with the server's words where it refuses."""
+        frame = pack(message)
+        with self._lock:
+            try:
+                connection = self._connected()
+                connection.send(frame)
+                answer = connection.recv(self.timeout)
+            except TimeoutError:
+                self._give_up()
+                raise RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s") from None
+            except (OSError, WebSocketException) as error:
+                self._give_up()
+                raise RunError(f"policy server {self.url} is gone ({_one_line(error)})") from None
+            except BaseException:  # Ctrl-C amid a call: the answer will come when nobody wants it
+                self._give_up()
+                raise
+        if isinstance(answer, str):
+            raise RunError(f"policy server {self.url}: {_one_line(answer)}")
+        return _map(answer, self.url)
+
+    def close(self) -> None:
+        """Say goodbye."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connected(self) -> ClientConnection:
+        """The connection, opened anew where there is none; a server that serves another policy by now is refused."""
+        if self._connection is not None:
+            return self._connection
+        headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
+        try:
+            self._connection = connect(
+                self.url, additional_headers=headers, compression=None, max_size=FRAME, proxy=None,
+                open_timeout=self.timeout, close_timeout=1,
+            ).__enter__()  # fmt: skip
+            seconds, rest = divmod(self.timeout, 1)  # for writing, too: a frozen server's buffers fill up
+            limit = struct.pack("ll", int(seconds), int(rest * 1e6))
+            self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            metadata = _map(self._connection.recv(self.timeout), self.url)
+        except InvalidStatus as error:
+            raise InputError(
+                f"policy server {self.url} lets us not in: {error.response.body.decode().strip()}"
+            ) from None
+        except (OSError, WebSocketException) as error:
+            self._give_up()
+            raise RunError(f"policy server {self.url} does not answer ({_one_line(error)}); is it running?") from None
+        before = self.metadata.get("fingerprint")
+        if before not in (None, metadata.get("fingerprint")):
+            self._give_up()
+            raise RunError(f"policy server {self.url} serves another policy than before: {metadata.get('policy')}")
+        self.metadata = metadata
+        return self._connection
+
+    def _give_up(self) -> None:
+        """Drop the connection without a word: who gave no answer says no goodbye."""
+        if self._connection is not None:
+            self._connection.close_socket()
+            self._connection = None
+
+
+def _map(answer: Any, url: str) -> dict[str, Any]:
+    message = unpack(answer) if isinstance(answer, bytes) else None
+    if not isinstance(message, dict):
+        raise RunError(f"policy server {url} answered with something else than a map")
+    return message
+
+
+def _one_line(words: object) -> str:
+    return " ".join(str(words).split()) or type(words).__name__

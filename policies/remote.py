@@ -1,0 +1,85 @@
+"""A policy in another process as a member of a composition: `remote:ws://host:port`, of what `gpc serve` serves there.
+
+Its environment is its own: another torch, another transformers, another GPU, another machine. The observation travels once
+for a chunk, (x, sigma) and the denoised actions once for a step of the sampler, in float64: the chunk is that of the policy here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpc.bridge.client import RemotePolicy
+from gpc.bridge.wire import DENOISED, ENCODE, HANDLE, PROTOCOL, SIGMA, X
+from gpc.denoise import Denoiser
+from gpc.errors import InputError, RunError
+from gpc.noise import NoiseLevels
+from gpc.policy import ActionSpec, Observation, ObservationSpec
+
+
+@dataclass(frozen=True)
+class RemoteDenoiser:
+    """A batch of observations that the server has encoded."""
+
+    server: RemotePolicy
+    handle: int
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`; raises RunError where the server is gone or has forgotten the batch."""
+        reply = self.server.call({HANDLE: self.handle, X: x.numpy(), SIGMA: sigma.numpy()})
+        return _denoised(reply, x, self.server.url)
+
+
+@dataclass(frozen=True)
+class RemoteMember:
+    """What a server serves, as a `gpc.policy.Policy`."""
+
+    server: RemotePolicy
+    name: str
+    actions: ActionSpec
+    observations: ObservationSpec
+    levels: NoiseLevels
+    fingerprint: str
+
+    def condition(self, observation: Observation) -> Denoiser:
+        """Send the observations; they are encoded there."""
+        self.observations.check(observation)
+        arrays = {key: observation[key].numpy() for key in self.observations.shapes}
+        return RemoteDenoiser(self.server, self.server.call({ENCODE: arrays})[HANDLE])
+
+
+def load(url: str) -> RemoteMember:
+    """Connect to a server; the environment variable GPC_TOKEN is shown to it.
+
+    Raises InputError where it is none of gpc's, RunError where nobody answers.
+    """
+    server = RemotePolicy(url)
+    facts = server.metadata
+    if facts.get("protocol") != PROTOCOL:
+        raise InputError(
+            f"{url} is no gpc serve of this version; a server of openpi cannot be a member of a composition"
+        )
+    return RemoteMember(
+        server=server,
+        name=facts["policy"],
+        actions=ActionSpec(**_tuples(facts["actions"])),
+        observations=ObservationSpec(_tuples(facts["observations"]), facts["n_obs_steps"]),
+        levels=NoiseLevels(**_tuples(facts["levels"])),
+        fingerprint=facts["fingerprint"],
+    )
+
+
+def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists have travelled as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def _denoised(reply: Mapping[str, Any], x: Tensor, url: str) -> Tensor:
+    out = torch.tensor(reply[DENOISED])
+    if out.shape != x.shape:
+        raise RunError(f"policy server {url} denoised {tuple(x.shape)} to {tuple(out.shape)}")
+    return out
