@@ -36,6 +36,11 @@ ALLOWED = frozenset(
         "gpc.weight_search.Random",
         "gpc.weight_search.Demos",
         "gpc.bayesian_search.Bayesian",
+        "gpc.bridge.pilot.Patience",
+        "gpc.bridge.safety.limits_from",
+        "gpc.bridge.stitch.RealTimeChunking",
+        "gpc.bridge.stitch.RecedingHorizon",
+        "gpc.bridge.stitch.TemporalEnsembling",
     }
 )
 
@@ -43,7 +48,7 @@ NUMBERS = (
     *("episodes", "block", "seed", "video", "max_batch"),
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
-OPEN = r"rename_map|env\.options\.settings"  # their keys are the policies' and the simulator's own
+OPEN = r"rename_map|env\.options\.settings|robot\.observations"  # their keys are the policies' and the simulator's own
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

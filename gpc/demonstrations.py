@@ -148,6 +148,41 @@ def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
     part.replace(path)
 
 
+def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: str) -> None:
+    """Add the episodes to a LeRobotDataset in a local folder, which is begun where there is none; LeRobot itself writes.
+
+    A key K becomes "observation.K", pictures (height, width, 3) uint8 become images, the rest float32 vectors.
+    """
+    try:
+        lerobot = import_module("lerobot.datasets.lerobot_dataset")
+    except ImportError as error:
+        raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
+    columns = {f"observation.{key}": _column(value) for key, value in demonstrations.observations.items()}
+    columns[ACTION] = _column(demonstrations.actions)
+    name = f"local/{path.name}"
+    if (path / "meta/info.json").exists():
+        dataset = lerobot.LeRobotDataset(name, root=path)
+    else:
+        features = {key: _feature(value) for key, value in columns.items()}
+        dataset = lerobot.LeRobotDataset.create(name, fps, features, root=path, use_videos=False)
+    for steps in demonstrations.episodes:
+        for i in range(steps.start, steps.stop):
+            dataset.add_frame({**{key: value[i] for key, value in columns.items()}, "task": task or "none"})
+        dataset.save_episode()
+    dataset.finalize()
+
+
+def _column(value: Array) -> Array:
+    """A key as LeRobot stores it."""
+    return value if value.ndim == 4 and value.dtype == np.uint8 else value.reshape(len(value), -1).astype(np.float32)
+
+
+def _feature(value: Array) -> dict[str, Any]:
+    if value.dtype == np.uint8:
+        return {"dtype": "image", "shape": value.shape[1:], "names": ["height", "width", "channels"]}
+    return {"dtype": "float32", "shape": value.shape[1:], "names": [str(i) for i in range(value.shape[1])]}
+
+
 def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:
     h5py = _h5py(path)
     try:
@@ -169,6 +204,7 @@ def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstration
         chosen = _choose(path, keys, known)
         observations = {key: root["data"][key][:] for key in chosen}
         actions, ends = root["data"][ACTION][:], root["meta/episode_ends"][:]
+        written = int(ends[-1]) if len(ends) else 0  # a recording that was killed may have rows beyond
     except (
         OSError,
         KeyError,
@@ -181,7 +217,7 @@ def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstration
         raise InputError(
             f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {' '.join(str(error).split())}"
         ) from None
-    return Demonstrations(observations, actions, ends)
+    return Demonstrations({key: value[:written] for key, value in observations.items()}, actions[:written], ends)
 
 
 def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:

@@ -15,5 +15,13 @@ class InputError(GpcError):
     exit_code = 2
 
 
+class Stopped(GpcError):
+    """Ended from outside, by a signal or the stop key, and in good order."""
+
+    def __init__(self, why: str, code: int) -> None:
+        super().__init__(why)
+        self.exit_code = code
+
+
 class RunError(GpcError):
     """A failure while running; what had finished is kept (exit code 1)."""

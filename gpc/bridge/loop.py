@@ -41,6 +41,16 @@ class Sink(Protocol):
         """Keep an event."""
 
 
+class Nobody:
+    """Keeps nothing."""
+
+    def tick(self, tick: Tick) -> None:
+        """See `Sink`."""
+
+    def event(self, event: Event) -> None:
+        """See `Sink`."""
+
+
 @dataclass
 class Loop:
     """Robot, pilot and record, driven by a clock: `sense`, hand in replies, `drive`. Only mode "live" ever sends."""
@@ -49,7 +59,7 @@ class Loop:
     wiring: Wiring
     pilot: Pilot
     mode: str
-    sink: Sink
+    sink: Sink = field(default_factory=lambda: Nobody())
     cut: Flag = field(default_factory=Flag)  # once set, nothing is sent any more
     _frame: Frame | None = None
     _where: Array | None = None
@@ -124,10 +134,10 @@ class Loop:
         return self.wiring.action(reading) if known else None
 
 
-def lockstep(loop: Loop, planner: Planner, period: float, steps: int, latency: float = 0.0) -> None:
+def lockstep(loop: Loop, planner: Planner, period: float, steps: int, latency: float = 0.0) -> int:
     """Fly `steps` periods in virtual time: a reply is handed in at the first period `latency` seconds after its ask, or later.
 
-    Ends early when the pilot stops. With latency 0 the actions are those of `gpc evaluate`.
+    Ends early when the pilot stops. With latency 0 the actions are those of `gpc evaluate`. Returns how many were flown.
     """
     coming: deque[tuple[float, Reply]] = deque()
     for i in range(steps):
@@ -138,7 +148,8 @@ def lockstep(loop: Loop, planner: Planner, period: float, steps: int, latency: f
             loop.pilot.receive(now, coming.popleft()[1])
         loop.drive(now)
         if loop.over:
-            break
+            return i + 1
+    return steps
 
 
 def _told(error: Exception) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from gpc.bridge.client import RemotePolicy
 from gpc.bridge.pilot import Ask, Reply
+from gpc.bridge.wire import CHUNK, KNOWN, SEED, WEIGHT
 from gpc.control import Known, Sampling, padded, plan
 from gpc.env import Array
 from gpc.errors import InputError
@@ -91,6 +93,57 @@ class LocalPlanner:
 
     def close(self) -> None:
         """See `Planner`."""
+
+
+@dataclass
+class RemotePlanner:
+    """A policy on a `gpc serve`; its chunks begin now. Each reply has the client's own deadline, so that none hangs.
+
+    Raises InputError where the server does not say what its chunks are, as openpi's own does not.
+    """
+
+    client: RemotePolicy
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _ = self.actions, self.observations
+
+    @property
+    def name(self) -> str:
+        """What the server calls it."""
+        return str(self._said("policy"))
+
+    @property
+    def actions(self) -> ActionSpec:
+        """The policy's, without what lies in the past."""
+        said = self._said("actions")
+        per_dimension = {
+            key: value and tuple(value) for key, value in said.items() if key in ("scale", "offset", "names")
+        }
+        spec = ActionSpec(**(said | per_dimension))
+        return replace(spec, start=0, horizon=spec.start + spec.horizon)
+
+    @property
+    def observations(self) -> ObservationSpec:
+        """The policy's."""
+        shapes = {key: tuple(shape) for key, shape in self._said("observations").items()}
+        return ObservationSpec(shapes, self._said("n_obs_steps"))
+
+    def plan(self, ask: Ask) -> Array:
+        """See `Planner`."""
+        message: dict[str, Any] = {**ask.observation, SEED: self.seed, CHUNK: ask.number}
+        if ask.known is not None:
+            message |= {KNOWN: ask.known.actions[0], WEIGHT: ask.known.weight}
+        return np.asarray(self.client.infer(message)["actions"])
+
+    def close(self) -> None:
+        """See `Planner`."""
+        self.client.close()
+
+    def _said(self, key: str) -> Any:
+        if key not in self.client.metadata:
+            raise InputError(f"the server at {self.client.url} does not tell its {key}; gpc deploy needs a `gpc serve`")
+        return self.client.metadata[key]
 
 
 def _geometry(spec: ActionSpec) -> tuple[int, int, int, float]:

@@ -1,0 +1,175 @@
+"""`gpc deploy`: a policy, or a server, on anything with LeRobot's `Robot` interface."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from gpc.bridge.client import RemotePolicy
+from gpc.bridge.loop import Loop, lockstep
+from gpc.bridge.operator import Operator
+from gpc.bridge.pilot import STOPPED, Expected, Patience, Pilot
+from gpc.bridge.planner import LocalPlanner, Planner, PlannerThread, RemotePlanner
+from gpc.bridge.realtime import Clock, fly
+from gpc.bridge.recording import Recorder
+from gpc.bridge.robot import Robot, wire
+from gpc.bridge.safety import Gate
+from gpc.config import build
+from gpc.demonstrations import read, write_lerobot
+from gpc.errors import InputError, RunError, Stopped
+from gpc.experiment import compose_from
+
+CLOCKS = ("real", "lockstep")
+SWITCH = 0.0005  # seconds after which a thread must let another run; Python's 0.005 is a period of 200 Hz
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode ended: why, what the process shall exit with, and the figures of summary.json."""
+
+    why: str
+    code: int
+    summary: Mapping[str, Any]
+
+
+def run(config: DictConfig, console: Console) -> Path:
+    """`gpc deploy`. Returns the run folder where the time was up; raises what ended it otherwise.
+
+    InputError before anything moves, RunError where the robot was stopped for a fault, Stopped by a signal or the stop key.
+    """
+    planner = planner_from(config)
+    robot = robot_from(config)
+    folder = Path(config.run_dir or f"runs/deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    outcome = deploy(config, planner, robot, folder, console)
+    console.print(f"{folder}: {outcome.why}", highlight=False, soft_wrap=True)
+    if outcome.code > 1:
+        raise Stopped(f"stopped by {outcome.why}; the robot holds and is disconnected", outcome.code)
+    if outcome.code:
+        raise RunError(f"stopped: {outcome.why}")
+    return folder
+
+
+def planner_from(config: DictConfig) -> Planner:
+    """The policies, or the server, that a configuration names."""
+    if bool(config.policies) == (config.server is not None):
+        raise InputError("give policies, as in 'policies=[pusht-flow]', or server=ws://host:port, one of them")
+    if config.server is not None:
+        return RemotePlanner(RemotePolicy(config.server, config.token, config.watchdog.max_age), config.seed)
+    spare = max(1, (os.cpu_count() or 1) - 1)  # one core is the robot's
+    torch.set_num_threads(1 if config.reproducible else spare)
+    return LocalPlanner(compose_from(config), build(config.sampler), config.seed, config.reproducible)
+
+
+def robot_from(config: DictConfig) -> Robot:
+    """The robot of a configuration, not yet connected."""
+    own = {key: value for key, value in config.robot.items() if key not in ("observations", "actions")}
+    return cast(Robot, build(OmegaConf.create(own)))
+
+
+def deploy(
+    config: DictConfig, planner: Planner, robot: Robot, folder: Path, console: Console, operator: Operator | None = None
+) -> Outcome:
+    """One episode of a planner on a robot, recorded in a folder; a fault while flying is told, not raised.
+
+    Raises InputError before anything moves where something does not fit.
+    """
+    loop, period = _loop(config, planner, robot)
+    _check_dataset(config.dataset)
+    shown = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    manifest = {key: value for key, value in shown.items() if key not in ("token", "run_dir")}
+    real = config.clock.kind == "real"
+    recorder = Recorder(folder, manifest, console, config.view, time.monotonic() if real else 0.0)
+    loop.sink, operator = recorder, operator or Operator()
+    try:
+        figures = _fly(config, loop, planner, period, operator) if real else _step(config, loop, planner, period)
+        why = loop.pilot.why if loop.pilot.mode == STOPPED else operator.why or "the time is over"
+        code = operator.code if operator.why else int(loop.pilot.mode == STOPPED)
+    except RunError as error:
+        figures, why, code = {}, str(error), operator.code or 1
+    finally:
+        recorder.close()
+    summary = {"why": why, "mode": config.mode, "events": dict(recorder.kinds), **figures}
+    recorder.finish(summary)
+    if config.dataset is not None:
+        write_lerobot(Path(config.dataset), read(folder / "episode.zarr"), round(config.fps), config.task)
+    return Outcome(why, code, summary)
+
+
+def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, float]:
+    """Everything that flies, and the seconds between two sendings."""
+    spec, observations = planner.actions, planner.observations
+    substeps, period = _rhythm(config, spec.dt)
+    mapped = cast(dict[str, Any], OmegaConf.to_container(config.robot))
+    wiring = wire(robot, observations.shapes, spec.dim, mapped["observations"], mapped["actions"], config.task)
+    limits = build(config.safety, spec=spec, dt=period)
+    if substeps > 1 and limits.moves.any():
+        raise InputError(
+            f"rate={config.rate}: moves are not interpolated, only targets; leave rate out, or safety.hold=last"
+        )
+    patience: Patience = build(config.watchdog)
+    step, allowed = period * substeps, patience.observation_deadline
+    if allowed <= step:
+        raise InputError(
+            f"watchdog.observation_deadline={allowed:g} must be longer than a step of the policy, {step:g} s"
+        )
+    expected = Expected(spec.start, spec.horizon, spec.dim, observations.n_obs_steps, substeps)
+    pilot = Pilot(expected, build(config.stitch), Gate(limits, wiring.actions), patience)
+    return Loop(robot, wiring, pilot, config.mode), period
+
+
+def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
+    """How many actions are sent for each step of the policy, and the seconds between them."""
+    if config.clock.kind not in CLOCKS:
+        raise InputError(f"clock.kind={config.clock.kind}: choose one of {', '.join(CLOCKS)}")
+    if not 0 < config.fps <= 1000:
+        raise InputError(f"fps={config.fps} must be positive, at most 1000")
+    steps = config.fps / dt
+    substeps = 1.0 if config.rate is None else config.rate / steps
+    if substeps < 1 or abs(substeps - round(substeps)) > 1e-9:
+        raise InputError(f"rate={config.rate} must be a multiple of the policy's {steps:g} steps in a second")
+    return round(substeps), 1 / (steps * round(substeps))
+
+
+def _fly(config: DictConfig, loop: Loop, planner: Planner, period: float, operator: Operator) -> dict[str, Any]:
+    """In real time."""
+    thread, before = PlannerThread(planner), sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        with operator.listening():
+            timing = fly(loop, thread, Clock(period, config.seconds), operator)
+    finally:
+        sys.setswitchinterval(before)
+        thread.close()
+    took = np.percentile(1000 * np.array(thread.seconds or [0.0]), [50, 99, 100]).round(3).tolist()
+    chunks = {"chunks": len(thread.seconds), "chunk_ms": dict(zip(("p50", "p99", "max"), took, strict=True))}
+    return timing.summary() | chunks
+
+
+def _step(config: DictConfig, loop: Loop, planner: Planner, period: float) -> dict[str, Any]:
+    """In virtual time."""
+    if config.seconds is None:
+        raise InputError("clock.kind=lockstep needs to know how long: seconds=30")
+    loop.robot.connect(calibrate=False)
+    try:
+        steps = lockstep(loop, planner, period, round(config.seconds / period), config.clock.latency)
+    finally:
+        loop.robot.disconnect()
+        planner.close()
+    return {"periods": steps}
+
+
+def _check_dataset(path: str | None) -> None:
+    """Said before the robot moves, not after."""
+    if path is not None and Path(path).exists() and not (Path(path) / "meta/info.json").exists():
+        raise InputError(f"dataset={path} exists and is no LeRobotDataset; choose another folder")

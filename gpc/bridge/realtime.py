@@ -1,0 +1,208 @@
+"""The real clock: the robot in one thread, inference in another, and the main thread, which watches both.
+
+All calls of the robot, from `connect` to `disconnect`, are made by its thread: LeRobot's robots may not be shared. If that
+thread hangs in a driver, nothing is sent (the arm's own controller keeps its last target), the main thread declares the
+stop, and what the driver does later is not followed by an action.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from threading import Event as Flag
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from gpc.bridge.loop import Loop
+from gpc.bridge.operator import Operator
+from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event
+from gpc.bridge.planner import PlannerThread
+from gpc.env import Frame
+from gpc.errors import GpcError, InputError, RunError
+
+WATCH = 0.01  # seconds between two looks of the main thread
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Periods of the loop and limits of its beginning and end, in seconds."""
+
+    period: float
+    seconds: float | None = None
+    connect_within: float = 30.0
+    warmup_within: float = 120.0
+    disconnect_within: float = 5.0
+
+
+@dataclass
+class Timing:
+    """How late each period began, and how many deadlines were missed altogether."""
+
+    late: list[float] = field(default_factory=list)
+    missed: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Milliseconds."""
+        late = 1000 * np.array(self.late or [0.0])
+        p50, p99 = np.percentile(late, [50, 99])
+        jitter = {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(float(late.max()), 3)}
+        return {"periods": len(self.late), "missed_deadlines": self.missed, "jitter_ms": jitter}
+
+
+class RobotThread(Thread):
+    """Connects, waits for `go`, flies until the pilot has stopped and the robot rests, disconnects."""
+
+    def __init__(self, loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> None:
+        super().__init__(name="gpc-robot", daemon=True)
+        self.loop, self.planner, self.clock, self.operator = loop, planner, clock, operator
+        self.timing = Timing()
+        self.connected, self.go = Flag(), Flag()
+        self.first: Frame = {}  # what the robot saw when it was connected
+        self.beat = time.monotonic()  # its last sign of life
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        """See the class."""
+        try:
+            self._connect()
+            self.connected.set()
+            self.go.wait()
+            if not self.operator.why:
+                self._fly()
+        except Exception as error:
+            self.failure = error
+        finally:
+            self._disconnect()
+            self.connected.set()
+
+    def _connect(self) -> None:
+        robot = self.loop.robot
+        robot.connect(calibrate=False)
+        if not robot.is_calibrated:
+            raise InputError(
+                f"{robot.name} is not calibrated; run lerobot-calibrate --robot.type={robot.name} with its other "
+                "--robot.* settings, as its configuration has them here"
+            )
+        self.first = self.loop.wiring.frame(robot.get_observation())
+
+    def _fly(self) -> None:
+        begin, n, pilot = time.monotonic(), 0, self.loop.pilot
+        while not self.loop.over and not self.loop.cut.is_set():
+            self._wait(begin + n * self.clock.period)
+            self.beat = now = time.monotonic()
+            late = now - begin - n * self.clock.period
+            skipped = int(late / self.clock.period)  # what was missed is not made up for
+            self.timing.late.append(late)
+            self.timing.missed += skipped
+            n += 1 + skipped
+            if self.clock.seconds is not None and now - begin >= self.clock.seconds:
+                self.operator.finish()
+            if self.operator.why:
+                pilot.stop(now, self.operator.why)
+            if ask := self.loop.sense(now):
+                self.planner.ask(ask)
+            self.beat = now = time.monotonic()
+            for reply in self.planner.received():
+                pilot.receive(now, reply)
+            self.loop.drive(now, late)
+
+    def _wait(self, until: float) -> None:
+        if (left := until - time.monotonic()) > 0:
+            time.sleep(left)
+
+    def _disconnect(self) -> None:
+        try:
+            if self.loop.robot.is_connected:
+                self.loop.robot.disconnect()
+        except Exception as error:
+            self.failure = self.failure or RunError(f"the robot was not disconnected: {error}")
+
+
+def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> Timing:
+    """One episode in real time; returns when the robot is disconnected, or is given up.
+
+    Raises InputError where the robot is not ready, RunError where it fails or hangs; why the pilot stopped is its own.
+    """
+    thread = RobotThread(loop, planner, clock, operator)
+    thread.start()
+    try:
+        _prepare(thread, planner)
+    finally:
+        thread.beat = time.monotonic()
+        thread.go.set()
+    _watch(thread)
+    _give_up(thread)
+    loop.report()
+    if isinstance(thread.failure, GpcError):
+        raise thread.failure
+    if thread.failure is not None:
+        raise RunError(f"the robot failed: {type(thread.failure).__name__}: {thread.failure}")
+    return thread.timing
+
+
+def _prepare(thread: RobotThread, planner: PlannerThread) -> None:
+    """The robot is connected and one chunk was sampled, and thrown away, before anything moves."""
+    clock, operator = thread.clock, thread.operator
+    if not _until(thread.connected, clock.connect_within, operator):
+        operator.press(f"the robot was not connected within {clock.connect_within:g} s")
+    if thread.failure or operator.why:
+        return
+    steps = planner.planner.observations.n_obs_steps
+    observation = {key: np.stack([value] * steps) for key, value in thread.first.items()}
+    began = time.monotonic()
+    planner.ask(Ask(0, 0, began, observation, None))
+    while planner.replies.empty() and not operator.why:
+        time.sleep(WATCH)
+        operator.look()
+        if time.monotonic() - began > clock.warmup_within:
+            operator.press(f"the policy gave no chunk within {clock.warmup_within:g} s")
+    for reply in planner.received():
+        if reply.chunk is None:
+            operator.press(f"the policy gave no chunk: {reply.why}")
+    planner.seconds.clear()
+
+
+def _until(flag: Flag, seconds: float, operator: Operator) -> bool:
+    begin = time.monotonic()
+    while not flag.wait(WATCH) and not operator.why and time.monotonic() - begin < seconds:
+        operator.look()
+    return flag.is_set()
+
+
+def _watch(thread: RobotThread) -> None:
+    """Until the robot's thread ends, or must be given up."""
+    loop, patience = thread.loop, thread.loop.pilot.patience
+    held, stopped_at = False, None
+    while thread.is_alive():
+        thread.join(WATCH)
+        thread.operator.look()
+        now = time.monotonic()
+        silent = now - thread.beat - thread.clock.period
+        if silent > patience.observation_deadline and not held:
+            loop.sink.event(Event(now, HOLD, f"the robot has not answered for {silent:.3f} s; nothing is sent"))
+        held = silent > patience.observation_deadline
+        if silent > patience.observation_deadline + patience.stop_after:
+            thread.operator.press(f"the robot has not answered for {silent:.3f} s")
+        if thread.operator.why:
+            stopped_at = stopped_at or now
+            if held:
+                loop.cut.set()
+            if now - stopped_at > thread.clock.disconnect_within:
+                return
+
+
+def _give_up(thread: RobotThread) -> None:
+    """A thread that does not end: let nothing more be sent, and close the robot from here as the last resort."""
+    if not thread.is_alive():
+        return
+    thread.loop.cut.set()
+    thread.loop.sink.event(Event(time.monotonic(), STOPPED, thread.operator.why))
+    last = Thread(target=thread.loop.robot.disconnect, daemon=True)
+    last.start()
+    last.join(1.0)
+    still = "; disconnect hangs, too: cut its power" if last.is_alive() else ""
+    thread.failure = RunError(
+        f"{thread.operator.why}; its driver was given up after {thread.clock.disconnect_within:g} s{still}"
+    )
