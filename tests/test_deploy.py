@@ -1,0 +1,314 @@
+"""The control loop on the real clock: every fault ends in hold or stop within its time."""
+
+import os
+import pty
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from toy_robots import Arm, FarArm, Line
+
+from gpc.bridge.loop import DRY_RUN, LIVE, SHADOW, Loop
+from gpc.bridge.operator import Operator
+from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot
+from gpc.bridge.planner import PlannerThread
+from gpc.bridge.realtime import Clock, fly
+from gpc.bridge.robot import wire
+from gpc.bridge.safety import Gate, limits_from
+from gpc.bridge.stitch import RecedingHorizon
+from gpc.errors import InputError, RunError
+
+PERIOD = 0.02
+SLACK = 0.12  # for two busy cores
+PATIENCE = Patience(deadline=0.2, max_age=0.4, observation_deadline=0.15, frozen_after=0.3, stop_after=0.25)
+
+
+class Kept:
+    def __init__(self):
+        self.ticks, self.events = [], []
+
+    def tick(self, tick):
+        self.ticks.append(tick)
+
+    def event(self, event):
+        self.events.append(event)
+
+    def first(self, kind):
+        return next(event for event in self.events if event.kind == kind)
+
+
+def flown(arm, planner, seconds=3.0, mode=LIVE, patience=PATIENCE, operator=None, meanwhile=None, **clock):
+    """Fly; `meanwhile(arm)` runs in another thread. Returns the loop, the record, the timing and why it ended."""
+    wiring = wire(arm, planner.observations.shapes, planner.actions.dim)
+    gate = Gate(limits_from(planner.actions, PERIOD, velocity=1.0), wiring.actions)
+    expected = Expected(planner.actions.start, planner.actions.horizon, planner.actions.dim, 2)
+    kept, operator = Kept(), operator or Operator()
+    loop = Loop(arm, wiring, Pilot(expected, RecedingHorizon(8), gate, patience), mode, kept)
+    thread = PlannerThread(planner)
+    beside = threading.Thread(target=meanwhile, args=(arm,)) if meanwhile else None
+    with operator.listening():
+        if beside:
+            beside.start()
+        try:
+            timing = fly(loop, thread, Clock(PERIOD, seconds, **clock), operator)
+        finally:
+            thread.close()
+            if beside:
+                beside.join()
+    return loop, kept, timing, operator
+
+
+def ended_well(arm, kept, after):
+    """Held, then stopped, in time; what was sent afterwards is the last target; then disconnected."""
+    held, stopped = kept.first(HOLD), kept.first(STOPPED)
+    assert held.at <= after + PERIOD + SLACK
+    assert PATIENCE.stop_after < stopped.at - held.at <= PATIENCE.stop_after + PERIOD + SLACK
+    assert not arm.is_connected
+    assert 0 < arm.disconnected_at - stopped.at < SLACK
+    resting = {action[1:] for action in arm.sent if action[0] > held.at + 0.001}
+    assert len(resting) == 1
+
+
+def test_an_episode_moves_the_arm_from_one_thread_and_ends_in_time():
+    arm, planner = Arm(), Line()
+    _, kept, timing, operator = flown(arm, planner, seconds=1.0)
+    assert (operator.why, operator.code) == ("the time is over", 0)
+    assert [event.kind for event in kept.events] == [OK, STOPPED]
+    assert len(arm.threads) == 1
+    assert arm.threads != {threading.get_ident()}
+    assert not arm.is_connected
+    assert arm.position[0] > 0.03
+    moving = [tick for tick in kept.ticks if tick.mode == OK]
+    np.testing.assert_array_equal([tick.sent for tick in kept.ticks], [action[1:] for action in arm.sent])
+    assert {tick.frame is not None for tick in kept.ticks} == {True}
+    assert max(tick.age for tick in moving) < 0.4
+    assert len(timing.late) + timing.missed == pytest.approx(1.0 / PERIOD, abs=3)
+    assert planner.closed
+
+
+def test_deadlines_do_not_drift_and_missed_ones_are_counted():
+    def slow(arm):
+        if arm.reads in (20, 30):
+            time.sleep(3.5 * PERIOD)
+
+    _, kept, timing, _ = flown(Arm(slow), Line(), seconds=1.0)
+    assert 4 <= timing.missed <= 8
+    begins = np.array([tick.at for tick in kept.ticks]) - kept.ticks[0].at
+    late = np.array([tick.late for tick in kept.ticks])
+    off = (begins - late) / PERIOD
+    assert np.abs(off - np.round(off)).max() < 0.25  # on the grid, also after the misses
+    summary = timing.summary()
+    assert summary["missed_deadlines"] == timing.missed
+    assert 0 <= summary["jitter_ms"]["p50"] <= summary["jitter_ms"]["p99"] <= summary["jitter_ms"]["max"]
+
+
+@pytest.mark.parametrize("mode", [DRY_RUN, SHADOW])
+def test_only_live_ever_sends(mode):
+    class Untouched(Arm):
+        def send_action(self, action):
+            raise AssertionError("an action was sent")
+
+    arm = Untouched()
+    _, kept, _, operator = flown(arm, Line(), seconds=0.6, mode=mode)
+    assert operator.why == "the time is over"
+    asked = np.array([tick.asked for tick in kept.ticks if tick.mode == OK])
+    assert len(asked) > 10
+    assert np.isfinite(asked).all()
+    sent = np.array([tick.sent for tick in kept.ticks if tick.mode == OK])
+    assert (sent == 0).all() if mode == SHADOW else np.isnan(sent).all()
+
+
+def test_an_inference_that_hangs_ends_in_hold_within_the_deadline_then_in_a_stop():
+    asked, release = [], threading.Event()
+
+    def hang(ask):
+        if ask.number == 3:
+            asked.append(time.monotonic())
+            release.wait(10)
+
+    arm = Arm()
+    _, kept, _, _ = flown(arm, Line(trouble=hang))
+    release.set()
+    ended_well(arm, kept, asked[0] + PATIENCE.deadline)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "why"),
+    [
+        (np.full((16, 2), np.nan), "is nan"),
+        (np.full((16, 2), np.inf), "is inf"),
+        (np.full((16, 2), 0.9), "the velocity of x.pos, 0 actions from now"),
+        (np.full((16, 2), 7.0), "the position of x.pos"),
+        (np.zeros((3, 2)), "not numbers (16, 2)"),
+    ],
+)
+def test_a_bad_chunk_is_refused_the_old_plan_used_up_and_the_robot_held(chunk, why):
+    arm, bad = Arm(), []
+
+    def damage(ask):
+        if ask.number >= 3:
+            bad.append(time.monotonic())
+            return chunk
+        return None
+
+    _, kept, _, _ = flown(arm, Line(trouble=damage))
+    ended_well(arm, kept, bad[0] + 8 * PERIOD)  # what was left of the old plan
+    assert why in kept.first("refused").text
+    assert why in kept.first(HOLD).text
+
+
+def test_a_planner_that_raises_is_asked_again():
+    def fail(ask):
+        if 3 <= ask.number < 6:
+            raise RunError("out of memory")
+
+    arm = Arm()
+    _, kept, _, operator = flown(arm, Line(trouble=fail), seconds=1.2)
+    assert operator.why == "the time is over"
+    assert [event.kind for event in kept.events] == [OK, "refused", "refused", "refused", STOPPED]
+    assert kept.first("refused").text == "chunk 3: RunError: out of memory"
+
+
+def test_an_observation_that_fails_ends_in_hold_then_in_a_stop_and_says_why():
+    failed = []
+
+    def unplug(arm):
+        if arm.reads > 20:
+            failed.append(time.monotonic())
+            raise ConnectionError("no status packet")
+
+    arm = Arm(unplug)
+    _, kept, _, _ = flown(arm, Line())
+    ended_well(arm, kept, failed[0] + PATIENCE.observation_deadline)
+    assert kept.first("unread").text == "ConnectionError: no status packet"
+    assert "no observation for" in kept.first(STOPPED).text
+    assert "no status packet" in kept.first(STOPPED).text
+
+
+def test_a_read_that_fails_for_a_moment_is_no_hold():
+    def glitch(arm):
+        if arm.reads in (20, 21):
+            raise ConnectionError("no status packet")
+
+    _, kept, _, _ = flown(Arm(glitch), Line(), seconds=0.8)
+    assert [event.kind for event in kept.events] == [OK, "unread", STOPPED]
+
+
+def test_a_driver_that_hangs_is_given_up_and_what_it_does_later_is_not_followed_by_an_action():
+    release, hung = threading.Event(), []
+
+    def hang(arm):
+        if arm.reads > 20:
+            hung.append(time.monotonic())
+            release.wait(10)
+
+    arm = Arm(hang)
+    operator = Operator()
+    with pytest.raises(RunError, match=r"the robot has not answered for .* given up after 0.3 s"):
+        flown(arm, Line(), operator=operator, disconnect_within=0.3)
+    gave_up = time.monotonic() - hung[0]
+    assert gave_up < PATIENCE.observation_deadline + PATIENCE.stop_after + 0.3 + 4 * SLACK
+    sent = len(arm.sent)
+    release.set()
+    time.sleep(5 * PERIOD)
+    assert len(arm.sent) == sent
+    assert not arm.is_connected
+
+
+def test_a_camera_that_freezes_ends_in_hold_then_in_a_stop():
+    froze = []
+
+    def freeze(arm):
+        if arm.reads > 30 and not arm.frozen:
+            froze.append(time.monotonic())
+            arm.frozen = True
+
+    arm = Arm(freeze, camera=True)
+    _, kept, _, _ = flown(arm, Line(camera=True))
+    ended_well(arm, kept, froze[0] + PATIENCE.frozen_after + PERIOD)
+    assert "camera front has shown the same picture" in kept.first(HOLD).text
+
+
+def test_a_robot_whose_process_dies_stops_at_once():
+    died = []
+
+    def kill(arm):
+        time.sleep(0.6)
+        died.append(time.monotonic())
+        arm.process.kill()
+
+    arm = FarArm()
+    _, kept, _, _ = flown(arm, Line(), meanwhile=kill)
+    stopped = kept.first(STOPPED)
+    assert stopped.at - died[0] < PATIENCE.observation_deadline + PATIENCE.stop_after + PERIOD + SLACK
+    assert "process is gone" in stopped.text or "Broken pipe" in stopped.text
+    assert not arm.is_connected
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_in_a_hold_and_a_disconnected_robot(number, code):
+    sent = []
+
+    def signalled(arm):
+        time.sleep(0.5)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    arm = Arm()
+    before = signal.getsignal(number)
+    _, kept, _, operator = flown(arm, Line(), meanwhile=signalled)
+    assert (operator.why, operator.code) == (number.name, code)
+    assert kept.first(STOPPED).text == number.name
+    assert arm.disconnected_at - sent[0] < 5 * PERIOD + SLACK
+    resting = [action[1:] for action in arm.sent if action[0] >= kept.first(STOPPED).at]
+    assert len(resting) >= 1
+    assert len(set(resting)) == 1
+    assert signal.getsignal(number) == before
+
+
+def test_the_stop_key_on_a_terminal_stops(monkeypatch):
+    ours, theirs = pty.openpty()
+    terminal = os.fdopen(theirs)
+    monkeypatch.setattr(sys, "stdin", terminal)
+
+    def press(arm):
+        time.sleep(0.3)
+        os.write(ours, b"x")  # no stop key
+        time.sleep(0.2)
+        os.write(ours, b" ")
+
+    _, _, _, operator = flown(Arm(), Line(), meanwhile=press)
+    assert (operator.why, operator.code) == ("the stop key", 130)
+    terminal.close()
+    os.close(ours)
+
+
+def test_a_robot_that_is_not_calibrated_is_refused_with_the_command_that_mends_it():
+    arm = Arm(calibrated=False)
+    with pytest.raises(InputError, match=r"toy is not calibrated; run lerobot-calibrate --robot.type=toy"):
+        flown(arm, Line())
+    assert not arm.is_connected
+    assert arm.sent == []
+
+
+def test_nothing_moves_where_the_policy_cannot_give_its_first_chunk():
+    def fail(ask):
+        raise RunError("no memory")
+
+    arm = Arm()
+    _, _, _, operator = flown(arm, Line(trouble=fail))
+    assert operator.why == "the policy gave no chunk: RunError: no memory"
+    assert arm.sent == []
+    assert not arm.is_connected
+
+
+def test_a_robot_that_never_connects_is_given_up():
+    class Deaf(Arm):
+        def connect(self, calibrate=True):
+            time.sleep(3)
+
+    with pytest.raises(RunError, match=r"was not connected within 0.2 s; its driver was given up"):
+        flown(Deaf(), Line(), connect_within=0.2, disconnect_within=0.2)
