@@ -1,11 +1,15 @@
-"""A policy server in a thread of the test, and one that is `gpc serve` in a process of its own."""
+"""A policy server in a thread of the test, in a bare process, and as `gpc serve`."""
 
 import asyncio
+import re
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
 from queue import Queue
 from threading import Thread
+
+from models import FixedPolicy, Gaussian
 
 from gpc.bridge.inference import Inference
 from gpc.bridge.server import Door, PolicyServer
@@ -15,14 +19,14 @@ SAMPLING = Sampling(steps=4)
 
 
 @contextmanager
-def served(policy, reproducible=False, max_batch=256, **door):
+def served(policy, reproducible=False, max_batch=256, port=0, **door):
     """The address of a server of this policy, which ends with the block."""
     inference = Inference(policy, SAMPLING, max_batch, reproducible)
     ready = Queue()
 
     async def serve():
         stop = asyncio.Event()
-        server = PolicyServer(inference, Door(port=0, **door), {"weights": [1.0]}, seed=100)
+        server = PolicyServer(inference, Door(port=port, **door), {"weights": [1.0]}, seed=100)
         loop = asyncio.get_running_loop()
         await server.run(lambda address: ready.put((address, loop, stop)), stop.wait())
 
@@ -39,14 +43,22 @@ def served(policy, reproducible=False, max_batch=256, **door):
 
 
 @contextmanager
-def gpc_serve(*keys):
-    """`gpc serve` with these keys in another process: the process and its address."""
-    command = [sys.executable, "-m", "gpc.cli", "serve", "port=0", *keys]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def process_of(*command):
+    """A process of this python that serves, and the address that its first line says."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     try:
-        line = process.stdout.readline()
-        assert " is served on " in line
-        yield process, line.split(" is served on ")[1].split(";")[0]
+        yield process, re.search(r"wss?://[^; ]+", process.stdout.readline())[0]
     finally:
         process.kill()
         process.wait()
+
+
+def gpc_serve(*keys):
+    """`gpc serve` with these keys in another process."""
+    return process_of("-m", "gpc.cli", "serve", "port=0", *keys)
+
+
+if __name__ == "__main__":
+    with served(FixedPolicy(Gaussian()), max_clients=32, timeout=1) as address:
+        print(f"{address};", flush=True)
+        signal.pause()

@@ -6,6 +6,7 @@ Everything in a message comes from a stranger: it is checked here, before the po
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -66,7 +67,6 @@ class Session:
         self.chunks = 0
         self.total_ms: float | None = None  # of the last message, from its arrival to its answer's departure
         self._encoded: OrderedDict[int, tuple[Denoiser, int]] = OrderedDict()
-        self._handles = 0
 
     async def answer(self, message: Any) -> Reply:
         """The answer to one message. Raises InputError, one line, where it is none of those in docs/serving.md."""
@@ -102,11 +102,11 @@ class Session:
         batch = batches(observation, self.policy.observations, self.inference.max_batch)
         tensors = observation_tensors(batch)
         denoiser = await self._compute(lambda: self.policy.condition(tensors))
-        self._handles += 1
-        self._encoded[self._handles] = denoiser, len(next(iter(batch.values())))
+        handle = secrets.randbits(63)  # never that of another session, to which a client may believe to talk
+        self._encoded[handle] = denoiser, len(next(iter(batch.values())))
         if len(self._encoded) > HANDLES:
             self._encoded.popitem(last=False)
-        return {HANDLE: self._handles}
+        return {HANDLE: handle}
 
     async def _denoise(self, message: Message) -> Reply:
         """One call of the denoiser of an encoded batch."""
