@@ -9,56 +9,13 @@ import time
 
 import numpy as np
 import pytest
+from flying import PATIENCE, PERIOD, SLACK, flown
 from toy_robots import Arm, FarArm, Line
 
-from gpc.bridge.loop import DRY_RUN, LIVE, SHADOW, Loop
+from gpc.bridge.loop import DRY_RUN, SHADOW
 from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot
-from gpc.bridge.planner import PlannerThread
-from gpc.bridge.realtime import Clock, fly
-from gpc.bridge.robot import wire
-from gpc.bridge.safety import Gate, limits_from
-from gpc.bridge.stitch import RecedingHorizon
+from gpc.bridge.pilot import HOLD, OK, STOPPED
 from gpc.errors import InputError, RunError
-
-PERIOD = 0.02
-SLACK = 0.12  # for two busy cores
-PATIENCE = Patience(deadline=0.2, max_age=0.4, observation_deadline=0.15, frozen_after=0.3, stop_after=0.25)
-
-
-class Kept:
-    def __init__(self):
-        self.ticks, self.events = [], []
-
-    def tick(self, tick):
-        self.ticks.append(tick)
-
-    def event(self, event):
-        self.events.append(event)
-
-    def first(self, kind):
-        return next(event for event in self.events if event.kind == kind)
-
-
-def flown(arm, planner, seconds=3.0, mode=LIVE, patience=PATIENCE, operator=None, meanwhile=None, **clock):
-    """Fly; `meanwhile(arm)` runs in another thread. Returns the loop, the record, the timing and why it ended."""
-    wiring = wire(arm, planner.observations.shapes, planner.actions.dim)
-    gate = Gate(limits_from(planner.actions, PERIOD, velocity=1.0), wiring.actions)
-    expected = Expected(planner.actions.start, planner.actions.horizon, planner.actions.dim, 2)
-    kept, operator = Kept(), operator or Operator()
-    loop = Loop(arm, wiring, Pilot(expected, RecedingHorizon(8), gate, patience), mode, kept)
-    thread = PlannerThread(planner)
-    beside = threading.Thread(target=meanwhile, args=(arm,)) if meanwhile else None
-    with operator.listening():
-        if beside:
-            beside.start()
-        try:
-            timing = fly(loop, thread, Clock(PERIOD, seconds, **clock), operator)
-        finally:
-            thread.close()
-            if beside:
-                beside.join()
-    return loop, kept, timing, operator
 
 
 def ended_well(arm, kept, after):

@@ -1,0 +1,166 @@
+"""The control loop with its policy on a server that freezes, dies, comes back, or is cut off."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from flying import PERIOD, SLACK, flown
+from toy_robots import Arm
+
+from gpc.bridge.client import RemotePolicy
+from gpc.bridge.operator import Operator
+from gpc.bridge.pilot import HOLD, OK, STOPPED, Patience
+from gpc.bridge.planner import RemotePlanner
+
+SERVE = """
+import signal, sys
+from models import FixedPolicy, Gaussian
+from serving import served
+policy = FixedPolicy(Gaussian(mean=0.0, std=0.002))
+with served(policy, host=sys.argv[1], port=int(sys.argv[2]), insecure=True) as address:
+    print(address, flush=True)
+    signal.pause()
+"""
+PATIENCE = Patience(deadline=0.1, max_age=0.4, observation_deadline=0.15, stop_after=0.25)
+MAPPED = {"state": ["state.0", "state.1", "x.pos"]}
+
+
+class Watched(RemotePlanner):
+    """Remembers when each chunk was asked for, and which were answered."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.asked = []
+
+    def plan(self, ask):
+        self.asked.append(ask.at)
+        chunk = super().plan(ask)
+        self.asked.remove(ask.at)
+        return chunk
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(host, port, *before):
+    command = [*before, sys.executable, "-c", SERVE, host, str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    assert process.stdout.readline().startswith("ws://")
+    return process
+
+
+@contextmanager
+def ending(process):
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def held_and_stopped(arm, kept, planner, fault):
+    """Hold a deadline and a period after the first ask without an answer, then a stop that lasts."""
+    held, stopped = kept.first(HOLD), kept.first(STOPPED)
+    unanswered = min(planner.asked)
+    assert unanswered < fault + 8 * PERIOD + SLACK
+    assert held.at <= unanswered + PATIENCE.deadline + PERIOD + SLACK
+    assert stopped.at <= held.at + PATIENCE.stop_after + PERIOD + SLACK
+    assert held.text.startswith(f"no chunk within {PATIENCE.deadline:g} s")
+    assert {tick.mode for tick in kept.ticks if tick.at > stopped.at} <= {STOPPED}
+    assert not arm.is_connected
+
+
+def test_a_frozen_server_is_a_hold_within_the_deadline_then_a_stop():
+    arm, frozen = Arm(), []
+    with ending(start("127.0.0.1", port := free_port())) as server:
+        planner = Watched(RemotePolicy(f"ws://127.0.0.1:{port}", timeout=5.0))
+
+        def freeze(arm):
+            time.sleep(0.8)
+            frozen.append(time.monotonic())
+            server.send_signal(signal.SIGSTOP)
+
+        _, kept, _, operator = flown(arm, planner, patience=PATIENCE, mapped=MAPPED, meanwhile=freeze)
+        assert operator.why == ""
+        held_and_stopped(arm, kept, planner, frozen[0])
+
+
+def test_a_server_that_is_killed_and_comes_back_is_a_hold_that_ends():
+    patience = Patience(deadline=0.2, max_age=0.4, observation_deadline=0.15, stop_after=60)
+    arm, operator, port = Arm(), Operator(), free_port()
+    again = []
+    with ending(start("127.0.0.1", port)) as server:
+        planner = RemotePlanner(RemotePolicy(f"ws://127.0.0.1:{port}", timeout=0.3))
+
+        def restart(arm):
+            time.sleep(0.6)
+            server.kill()
+            server.wait()
+            again.append(start("127.0.0.1", port))
+            time.sleep(0.6)
+            operator.finish()
+
+        _, kept, _, _ = flown(
+            arm, planner, None, patience=patience, mapped=MAPPED, meanwhile=restart, operator=operator
+        )
+    with ending(again[0]):
+        assert [event.kind for event in kept.events if event.kind not in ("refused", "discarded")] == [
+            OK,
+            HOLD,
+            OK,
+            STOPPED,
+        ]
+        assert kept.first("refused").text.endswith("; is it running?") or "is gone" in kept.first("refused").text
+        assert kept.events[-1].text == "the time is over"
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def cable():
+    """A network namespace at the other end of a cable: its name, our end, its address."""
+    name, ours, theirs = f"gpc{os.getpid()}", f"gpca{os.getpid()}"[:15], f"gpcb{os.getpid()}"[:15]
+    try:
+        ip("netns", "add", name)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces are not permitted here: {getattr(error, 'stderr', error)}")
+    try:
+        ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+        ip("addr", "add", "10.213.77.1/30", "dev", ours)
+        ip("link", "set", ours, "up")
+        for words in (
+            ["addr", "add", "10.213.77.2/30", "dev", theirs],
+            ["link", "set", theirs, "up"],
+            ["link", "set", "lo", "up"],
+        ):
+            ip("-n", name, *words)
+        yield name, ours, "10.213.77.2"
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_a_network_that_is_cut_is_a_hold_within_the_deadline_then_a_stop(cable):
+    name, ours, host = cable
+    arm, was_cut = Arm(), []
+    with ending(start(host, 8123, "ip", "netns", "exec", name)):
+        planner = Watched(RemotePolicy(f"ws://{host}:8123", timeout=5.0))
+
+        def cut(arm):
+            time.sleep(0.8)
+            was_cut.append(time.monotonic())
+            ip("link", "set", ours, "down")
+
+        _, kept, _, _ = flown(arm, planner, patience=PATIENCE, mapped=MAPPED, meanwhile=cut)
+        held_and_stopped(arm, kept, planner, was_cut[0])
