@@ -10,11 +10,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpc.api import Result, evaluate, search
     from gpc.comparison import Comparison, compare
     from gpc.composers import Convex, Guidance, PerDimension, Scheduled
     from gpc.composition import ComposedPolicy, both, compose, either, guide, schedule, split
     from gpc.denoise import NetworkDenoiser
-    from gpc.experiment import Result, evaluate, search
     from gpc.load import load_policy
     from gpc.superposition import And, Or
 
@@ -28,17 +28,17 @@ _HOME = {
     "NetworkDenoiser": "gpc.denoise",
     "Or": "gpc.superposition",
     "PerDimension": "gpc.composers",
-    "Result": "gpc.experiment",
+    "Result": "gpc.api",
     "Scheduled": "gpc.composers",
     "both": "gpc.composition",
     "compare": "gpc.comparison",
     "compose": "gpc.composition",
     "either": "gpc.composition",
-    "evaluate": "gpc.experiment",
+    "evaluate": "gpc.api",
     "guide": "gpc.composition",
     "load_policy": "gpc.load",
     "schedule": "gpc.composition",
-    "search": "gpc.experiment",
+    "search": "gpc.api",
     "split": "gpc.composition",
 }
 __all__ = [

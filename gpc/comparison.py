@@ -15,8 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from gpc.api import configured, taken_apart
 from gpc.errors import InputError
-from gpc.experiment import Experiment, configured, finish, folder_of, loaded, numbers, taken_apart
+from gpc.experiment import Experiment, finish, folder_of, loaded, numbers
 from gpc.policy import Policy
 from gpc.record import Row, RunFolder, read_rows
 from gpc.rollout import Job
