@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,6 +31,7 @@ HELP = """\
   gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html with a leaderboard and study.db here
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
+  gpc deploy    KEY=VALUE ...   the control loop on a robot: dry run, shadow or live
   gpc doctor                    what is installed, what is missing, and the command that mends it
 
 [bold]Examples[/]
@@ -40,12 +42,13 @@ HELP = """\
   gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
   gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
   gpc serve 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' port=8000
+  gpc deploy robot=simulated 'policies=\\[pusht-flow]' fps=10 safety.hold=last mode=live seconds=30
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
 beso:FOLDER and, without its goal, beso_unconditional:FOLDER. Signed weights, as for guidance, need composer=guidance.
 The same command after an interruption goes on where it stopped.
-`gpc search -h`, and so with evaluate, compare and serve, lists every key with its default.
+`gpc search -h`, and so with evaluate, compare, serve and deploy, lists every key with its default.
 """
 
 
@@ -171,16 +174,24 @@ def _replay(console: Console, args: list[str]) -> None:
 
 
 def _serve(console: Console, args: list[str]) -> None:
+    _bridge(console, "serve", args)
+
+
+def _deploy(console: Console, args: list[str]) -> None:
+    _bridge(console, "deploy", args)
+
+
+def _bridge(console: Console, name: str, args: list[str]) -> None:
     from gpc.config import describe, load_config
 
     if {"-h", "--help"} & set(args):
-        console.print(describe("serve"), highlight=False, soft_wrap=True, markup=False)
+        console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
         return
-    config = load_config("serve", args)
+    config = load_config(name, args)
     try:
-        from gpc.bridge.server import run
+        run = import_module("gpc.bridge.server" if name == "serve" else "gpc.bridge.deploy").run
     except ImportError as error:
-        raise InputError(f"gpc serve needs a package that is missing ({error}); pip install 'gpc[bridge]'") from None
+        raise InputError(f"gpc {name} needs a package that is missing ({error}); pip install 'gpc[bridge]'") from None
     run(config, console)
 
 
@@ -206,6 +217,7 @@ COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
     "report": _report,
     "replay": _replay,
     "serve": _serve,
+    "deploy": _deploy,
     "diagnose": _diagnose,
     "doctor": _doctor,
 }
