@@ -31,6 +31,8 @@ ALLOWED = frozenset(
         "gpc.composition.guide",
         "gpc.composition.schedule",
         "gpc.composition.split",
+        "gpc.robots.simulated.SimulatedRobot",
+        "gpc.robots.simulated.SimulatedRobotConfig",
         "gpc.weight_search.Grid",
         "gpc.weight_search.Racing",
         "gpc.weight_search.Random",

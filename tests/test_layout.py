@@ -25,7 +25,7 @@ def imports(path):
 
 @pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.name)
 def test_the_runtime_imports_neither_policies_nor_simulators(path):
-    wrong = [name for name in imports(path) if name.startswith(("gpc.policies", "gpc.envs", "gym_pusht", "lerobot"))]
+    wrong = [name for name in imports(path) if name.startswith(("gpc.policies", "gpc.envs", "gpc.robots", "gym_pusht", "lerobot"))]
     assert wrong == []
 
 
