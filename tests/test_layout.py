@@ -42,11 +42,13 @@ def test_a_target_that_is_not_ours_is_refused(target):
 
 
 GROUPS = sorted((ROOT / "configs").glob("*/*.yaml"))
+COMMANDS = {"search": ("search", []), "robot": ("deploy", ["fps=10"]), "stitch": ("deploy", ["fps=10"])}
 MUST_SET = {"per_dimension": ["composer.groups=[[0],[1]]"]}
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_every_option_of_every_group_names_an_allowed_target(path):
-    kind = "search" if path.parent.name == "search" else "evaluate"
-    config = load_config(kind, ["policies=[a,b]", f"{path.parent.name}={path.stem}", *MUST_SET.get(path.stem, [])])
+    kind, keys = COMMANDS.get(path.parent.name, ("evaluate", []))
+    own = [f"{path.parent.name}={path.stem}", *MUST_SET.get(path.stem, [])]
+    config = load_config(kind, ["policies=[a,b]", *keys, *own])
     assert config[path.parent.name]["_target_"] in ALLOWED
