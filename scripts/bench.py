@@ -1,4 +1,4 @@
-"""Measure the speed that gpc promises, in one run: `python scripts/bench.py [pusht] [adapters] [lift]`. 15 minutes on two cores.
+"""Measure the speed that gpc promises, in one run: `python scripts/bench.py [PART ...]`. 20 minutes on two cores.
 
 On PushT the comparison is the paper's way: one stock environment, batch 1, the members one after the other, a diffusers scheduler;
 on Lift it is robomimic's own loop. Every ratio is of two timings of this run; episodes that are compared have the same seeds.
@@ -322,7 +322,14 @@ def lift(say: Callable[[str], None], quick: bool) -> None:
     lift_speed(say, quick)
 
 
-PARTS = {"pusht": pusht, "adapters": adapters, "lift": lift}
+def serve(say: Callable[[str], None], quick: bool) -> None:
+    """The policy server, against the number of its clients."""
+    from bench_serve import serving_speed
+
+    serving_speed(say, quick, fastest_threads())
+
+
+PARTS = {"pusht": pusht, "adapters": adapters, "lift": lift, "serve": serve}
 
 
 def main() -> None:

@@ -1,15 +1,14 @@
 """A policy server in a thread of the test, in a bare process, and as `gpc serve`."""
 
 import asyncio
-import re
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from queue import Queue
 from threading import Thread
 
 from models import FixedPolicy, Gaussian
+from servers import process_of
 
 from gpc.bridge.inference import Inference
 from gpc.bridge.server import Door, PolicyServer
@@ -42,20 +41,14 @@ def served(policy, reproducible=False, max_batch=256, port=0, **door):
         assert not thread.is_alive()
 
 
-@contextmanager
-def process_of(*command):
-    """A process of this python that serves, and the address that its first line says."""
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    try:
-        yield process, re.search(r"wss?://[^; ]+", process.stdout.readline())[0]
-    finally:
-        process.kill()
-        process.wait()
-
-
 def gpc_serve(*keys):
     """`gpc serve` with these keys in another process."""
-    return process_of("-m", "gpc.cli", "serve", "port=0", *keys)
+    return process_of(sys.executable, "-m", "gpc.cli", "serve", "port=0", *keys)
+
+
+def alone():
+    """A bare server of a policy that costs nothing, in another process."""
+    return process_of(sys.executable, __file__)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import msgpack
 import numpy as np
 import pytest
 import serving
-from serving import process_of
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -25,7 +24,7 @@ GOOD = {"state": np.linspace(0, 1, 6).reshape(2, 3), "note": ["a", 1, None], wir
 
 @pytest.fixture(scope="module")
 def process():
-    with process_of(serving.__file__) as found:
+    with serving.alone() as found:
         yield found
 
 
