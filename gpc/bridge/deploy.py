@@ -90,6 +90,8 @@ def deploy(
     manifest = {key: value for key, value in shown.items() if key not in ("token", "run_dir")}
     real = config.clock.kind == "real"
     recorder = Recorder(folder, manifest, console, config.view, time.monotonic() if real else 0.0)
+    told = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
+    console.print(told, highlight=False, soft_wrap=True)
     loop.sink, operator = recorder, operator or Operator()
     try:
         figures = _fly(config, loop, planner, period, operator) if real else _step(config, loop, planner, period)

@@ -7,7 +7,9 @@ stop, and what the driver does later is not followed by an action.
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from threading import Thread
@@ -65,6 +67,8 @@ class RobotThread(Thread):
 
     def run(self) -> None:
         """See the class."""
+        with suppress(OSError):  # before all others where the system lets us (Linux, CAP_SYS_NICE)
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
             self._connect()
             self.connected.set()
