@@ -31,8 +31,7 @@ ALLOWED = frozenset(
         "gpc.composition.guide",
         "gpc.composition.schedule",
         "gpc.composition.split",
-        "gpc.robots.simulated.SimulatedRobot",
-        "gpc.robots.simulated.SimulatedRobotConfig",
+        "gpc.robots.from_lerobot.make_robot",
         "gpc.weight_search.Grid",
         "gpc.weight_search.Racing",
         "gpc.weight_search.Random",
@@ -50,7 +49,7 @@ NUMBERS = (
     *("episodes", "block", "seed", "video", "max_batch"),
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
-OPEN = r"rename_map|env\.options\.settings|robot\.observations"  # their keys are the policies' and the simulator's own
+OPEN = r"rename_map|env\.options\.settings|robot\.(observations|settings)"  # their keys are the policies' and the simulator's own
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -61,7 +60,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("gpc.configs", version_base="1.3"):
-            opened = [re.sub(rf"^(?=({OPEN})[=.])", "+", item) for item in overrides]
+            opened = [re.sub(rf"^(?=({OPEN})[=.])", "++", item) for item in overrides]
             config = compose(name, overrides=opened)
         missing = OmegaConf.missing_keys(config)
         if missing:

@@ -1,1 +1,13 @@
-"""Robots behind LeRobot's `Robot` interface: simulated ones, LeRobot's own by type, and arms on ROS 2."""
+"""Robots behind LeRobot's `Robot` interface: any of LeRobot's own by its type, simulated ones, arms on ROS 2."""
+
+from importlib import import_module
+from typing import Any
+
+# LeRobot looks for a robot's class in the package of its configuration; nothing is loaded before it does
+_WHERE = {"SimulatedRobot": "simulated", "Ros2Robot": "over_ros2"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -42,7 +42,7 @@ def test_with_no_latency_the_actions_are_those_of_gpc_evaluate(tmp_path, seed):
         policy, "pusht", episodes=1, overrides=[f"seed={seed}", "env.max_steps=40"], run_dir=str(tmp_path / "run")
     )
     recorded = read_trajectory(tmp_path / "run", 0)
-    keys = [f"policies=[{','.join(policies)}]", f"weights={weights}", f"seed={seed}", f"robot.config.seed={seed}"]
+    keys = [f"policies=[{','.join(policies)}]", f"weights={weights}", f"seed={seed}", f"robot.settings.seed={seed}"]
     outcome, robot, episode = flown(tmp_path, *keys, "reproducible=true")
     assert (outcome.why, outcome.code) == ("the time is over", 0)
     np.testing.assert_array_equal(episode.actions.astype(np.float32), recorded["action"])

@@ -25,7 +25,11 @@ def imports(path):
 
 @pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.name)
 def test_the_runtime_imports_neither_policies_nor_simulators(path):
-    wrong = [name for name in imports(path) if name.startswith(("gpc.policies", "gpc.envs", "gpc.robots", "gym_pusht", "lerobot"))]
+    wrong = [
+        name
+        for name in imports(path)
+        if name.startswith(("gpc.policies", "gpc.envs", "gpc.robots", "gym_pusht", "lerobot"))
+    ]
     assert wrong == []
 
 
@@ -43,7 +47,7 @@ def test_a_target_that_is_not_ours_is_refused(target):
 
 GROUPS = sorted((ROOT / "configs").glob("*/*.yaml"))
 COMMANDS = {"search": ("search", []), "robot": ("deploy", ["fps=10"]), "stitch": ("deploy", ["fps=10"])}
-MUST_SET = {"per_dimension": ["composer.groups=[[0],[1]]"]}
+MUST_SET = {"per_dimension": ["composer.groups=[[0],[1]]"], "lerobot": ["robot.type=so101_follower"]}
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")

@@ -31,7 +31,7 @@ def push(x, y):
 def test_it_is_a_robot_of_lerobot_under_its_own_type():
     assert isinstance(robot(), Robot)
     assert RobotConfig.get_choice_class("gpc_simulated") is SimulatedRobotConfig
-    assert robot_from(load_config("deploy", ["robot.config.seed=3", "fps=10"])).config.seed == 3
+    assert robot_from(load_config("deploy", ["robot.settings.seed=3", "fps=10"])).config.seed == 3
 
 
 @pytest.mark.parametrize(
