@@ -46,7 +46,8 @@ HELP = """\
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
-beso:FOLDER and, without its goal, beso_unconditional:FOLDER; remote:ws://HOST:PORT is one that gpc serve serves there. Signed weights, as for guidance, need composer=guidance.
+beso:FOLDER and, without its goal, beso_unconditional:FOLDER, and remote:ws://HOST:PORT, what gpc serve serves there.
+Signed weights, as for guidance, need composer=guidance.
 The same command after an interruption goes on where it stopped.
 `gpc search -h`, and so with evaluate, compare, serve and deploy, lists every key with its default.
 """

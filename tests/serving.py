@@ -27,7 +27,7 @@ def served(policy, reproducible=False, max_batch=256, port=0, **door):
         stop = asyncio.Event()
         server = PolicyServer(inference, Door(port=port, **door), {"weights": [1.0]}, seed=100)
         loop = asyncio.get_running_loop()
-        await server.run(lambda address: ready.put((address, loop, stop)), stop.wait())
+        await server.run(lambda address: ready.put((address, loop, stop)), stop)
 
     thread = Thread(target=asyncio.run, args=(serve(),))
     thread.start()
@@ -48,10 +48,11 @@ def gpc_serve(*keys):
 
 def alone():
     """A bare server of a policy that costs nothing, in another process."""
-    return process_of(sys.executable, __file__)
+    return process_of(sys.executable, "-c", f"import sys; sys.path[:] = {sys.path}; import serving; serving.stand()")
 
 
-if __name__ == "__main__":
+def stand():
+    """What `alone` runs."""
     with served(FixedPolicy(Gaussian()), max_clients=32, timeout=1) as address:
         print(f"{address};", flush=True)
         signal.pause()

@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 
 from gpc.bridge import RemotePolicy
 from gpc.bridge.inference import Inference
-from gpc.bridge.server import Door
+from gpc.bridge.server import Door, PolicyServer
 from gpc.bridge.wire import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
 from gpc.composition import compose
 from gpc.control import plan
@@ -294,6 +294,14 @@ def test_who_may_come_in_is_said_before_anything_listens():
         Door(key="key.pem")
     with pytest.raises(InputError, match="cannot be read"):
         Door(certificate="missing.pem").tls()
+
+
+def test_a_port_that_is_taken_is_said(fixed):
+    inference = Inference(FixedPolicy(Gaussian()), SAMPLING)
+    taken = int(fixed._uri.rsplit(":")[-1])
+    with pytest.raises(InputError, match=f"port={taken}.*in use"):
+        asyncio.run(PolicyServer(inference, Door(port=taken), {}).run(print, asyncio.Event()))
+    inference.close()
 
 
 def test_a_full_server_and_a_browser_are_turned_away():

@@ -13,7 +13,7 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -90,7 +90,9 @@ class Door:
         if self.token is None:
             return True
         shown = request.headers.get_all("Authorization")
-        return len(shown) == 1 and hmac.compare_digest(shown[0].encode(), f"Api-Key {self.token}".encode())
+        return len(shown) == 1 and hmac.compare_digest(
+            shown[0].encode(errors="surrogateescape"), f"Api-Key {self.token}".encode()
+        )
 
 
 class PolicyServer:
@@ -103,7 +105,7 @@ class PolicyServer:
         self.talking: set[ServerConnection] = set()
         self.served = 0
 
-    async def run(self, ready: Callable[[str], None], stop: Awaitable[Any]) -> None:
+    async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
         """Listen, say where, and go on until `stop`. Raises InputError where nothing can listen there."""
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # a stranger's broken handshake is no news
         door, tls = self.door, self.door.tls()
@@ -116,7 +118,7 @@ class PolicyServer:
             raise InputError(f"host={door.host} port={door.port}: {error.strerror or error}") from None
         async with server:
             ready(_address(server, "wss" if tls else "ws"))
-            await stop
+            await stop.wait()
 
     def _at_the_door(self, connection: ServerConnection, request: Request) -> Response | None:
         """Health for anybody; a place for who shows the token. No browser comes in: pages of others run in it."""
@@ -207,7 +209,7 @@ def run(config: DictConfig, console: Console) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await PolicyServer(inference, door, facts, config.seed).run(ready, stop.wait())
+        await PolicyServer(inference, door, facts, config.seed).run(ready, stop)
 
     asyncio.run(until_told())
     inference.close()
