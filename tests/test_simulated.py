@@ -9,6 +9,7 @@ from gpc.bridge.deploy import robot_from
 from gpc.config import build, load_config
 from gpc.errors import InputError
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
+from gpc.testing import check_robot
 
 
 def robot(**config):
@@ -55,6 +56,15 @@ def test_it_shows_what_the_environment_shows(env, key, camera):
         frame, *_ = world.step(np.array(list(sent.values())))
     world.close()
     made.disconnect()
+
+
+@pytest.mark.parametrize(
+    ("env", "picture", "faults"),
+    [("pusht", "pixels", {}), ("lift", "agentview_image", {"delay": 2, "dropped": 0.3, "noise": 0.1, "jitter": 0.01})],
+)
+def test_it_keeps_the_contract_with_and_without_faults(env, picture, faults):
+    made = robot(env=env, pictures=[picture], **faults)
+    check_robot(made, action=dict.fromkeys(made.action_features, 0.1), steps=5, deadline=2.0)
 
 
 def test_an_action_out_of_bounds_is_cut_and_says_so(pusht):
