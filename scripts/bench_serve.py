@@ -11,9 +11,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 
 import numpy as np
 import torch
@@ -24,8 +23,12 @@ from websockets.asyncio.server import ServerConnection, serve
 
 import gpc
 from gpc.align import join_observations
+from gpc.bridge.inference import Inference
+from gpc.bridge.server import Door, PolicyServer
 from gpc.control import Sampling, plan
 from gpc.denoise import Denoiser
+from gpc.noise import NoiseLevels
+from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 POLICIES, WEIGHTS = ("pusht-diffusion", "pusht-flow"), (0.4, 0.6)
 CLIENTS = (1, 2, 4, 8, 16)
@@ -37,26 +40,21 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="openpi_client")
     seconds = 1 if quick else 8
     say("## gpc serve against the number of clients\n")
-    say(
-        f"{' + '.join(POLICIES)}, 8 steps; each client asks again when it has its answer, for {seconds} s. openpi's way: see"
-    )
-    say(
-        f"`scripts/bench_serve.py`; the same policy and sampler, one client after the other. {threads} thread(s) for a network in"
-    )
-    say("both, the faster choice at batch 1.\n")
+    say(f"{' + '.join(POLICIES)}, 8 steps; each client asks again when it has its answer, for {seconds} s.")
+    say("openpi's way (rebuilt in `scripts/bench_serve.py`): the same policy and sampler, one client after the other.")
+    say(f"{threads} thread(s) for a network in both, the faster choice at batch 1.\n")
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    say(
-        "| clients | gpc: chunks a second | p50 ms | p99 ms | openpi's way: chunks a second | p50 ms | p99 ms | ratio |"
-    )
+    say("| clients | gpc: chunks a second | p50 ms | p99 ms | openpi: chunks a second | p50 ms | p99 ms | ratio |")
     say("|---|---|---|---|---|---|---|---|")
     keys = [f"policies=[{','.join(POLICIES)}]", f"weights=[{','.join(map(str, WEIGHTS))}]", "port=0", "max_clients=32"]
-    ours, theirs = process_of(sys.executable, "-m", "gpc.cli", "serve", *keys), process_of(sys.executable, __file__)
+    ours = process_of(sys.executable, "-m", "gpc.cli", "serve", *keys)
+    theirs = process_of(sys.executable, __file__, "openpi")
     with ours as (_, own_address), theirs as (_, other_address):
         for count in CLIENTS:
             own, naive = load(own_address, count, seconds), load(other_address, count, seconds)
             figures = " | ".join(f"{figure:.1f}" for figure in (*own, *naive))
             say(f"| {count} | {figures} | {own[0] / naive[0]:.2f} |")
-    remote_member(say, 50 if quick else 500)
+    remote_member(say, 500 if quick else 5000)
 
 
 def load(address: str, count: int, seconds: float) -> tuple[float, float, float]:
@@ -84,32 +82,42 @@ def load(address: str, count: int, seconds: float) -> tuple[float, float, float]
 
 
 def remote_member(say: Callable[[str], None], calls: int) -> None:
-    """One denoising of a policy in another process, and of the same policy here."""
+    """The way to a denoiser in another process and back: one that costs nothing is asked."""
     say("\n## A remote member\n")
-    say(f"One denoising of {POLICIES[1]}, here and through `remote:`; median of {calls}, one thread for the network.\n")
-    say("| rows | here ms | remote ms | the way there and back ms |")
-    say("|---|---|---|---|")
-    torch.set_num_threads(1)
-    keys = [f"policies=[{POLICIES[1]}]", "port=0", "reproducible=true"]
-    with process_of(sys.executable, "-m", "gpc.cli", "serve", *keys) as (_, address):
-        members = [gpc.load_policy(POLICIES[1]), gpc.load_policy(f"remote:{address}")]
+    say(
+        f"One call of a denoiser that returns its x at once, (rows, 16, 2) float64, through `remote:`; {calls} calls.\n"
+    )
+    say("| rows | p50 ms | p99 ms |")
+    say("|---|---|---|")
+    with process_of(sys.executable, __file__, "free") as (_, address):
+        member = gpc.load_policy(f"remote:{address}")
         for rows in (1, 256):
-            spec = members[0].observations
-            observation = {key: torch.zeros(rows, 2, *shape) for key, shape in spec.shapes.items()}
-            here, there = took([member.condition(observation) for member in members], rows, calls)
-            say(f"| {rows} | {here:.2f} | {there:.2f} | {there - here:.2f} |")
+            denoiser = member.condition({"state": torch.zeros(rows, 1, 1)})
+            x, sigma = torch.ones(rows, 16, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+            waits = []
+            for _ in range(calls):
+                began = time.perf_counter()
+                denoiser(x, sigma)
+                waits.append(1000 * (time.perf_counter() - began))
+            say(f"| {rows} | {np.median(waits):.2f} | {np.percentile(waits, 99):.2f} |")
 
 
-def took(denoisers: Sequence[Denoiser], rows: int, calls: int) -> list[float]:
-    """Median milliseconds of each denoiser, turn about."""
-    x, sigma = torch.ones(rows, 16, 2, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
-    times: list[list[float]] = [[] for _ in denoisers]
-    for _ in range(calls):
-        for denoiser, found in zip(denoisers, times, strict=True):
-            began = time.perf_counter()
-            denoiser(x, sigma)
-            found.append(1000 * (time.perf_counter() - began))
-    return [median(found) for found in times]
+class Free:
+    """A policy that costs nothing."""
+
+    name = fingerprint = "free"
+    actions = ActionSpec(16, (1.0, 1.0), (0.0, 0.0))
+    observations = ObservationSpec({"state": (1,)}, 1)
+    levels = NoiseLevels(0.001, 1000.0)
+
+    def condition(self, observation: Observation) -> Denoiser:
+        return lambda x, sigma: x
+
+
+async def free() -> None:
+    """A server of that."""
+    server = PolicyServer(Inference(Free(), Sampling()), Door(port=0), {})
+    await server.run(lambda address: print(address, flush=True), asyncio.Event())
 
 
 async def openpis_way() -> None:
@@ -133,4 +141,4 @@ async def openpis_way() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(openpis_way())
+    asyncio.run({"openpi": openpis_way, "free": free}[sys.argv[1]]())

@@ -24,7 +24,7 @@ from gpc.bridge.inference import Inference
 from gpc.bridge.server import Door, PolicyServer
 from gpc.bridge.wire import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
 from gpc.composition import compose
-from gpc.control import plan
+from gpc.control import Known, plan
 from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError, RunError
 from gpc.policy import ObservationSpec
@@ -108,6 +108,19 @@ def test_a_chunk_goes_on_from_what_is_decided(policy, address):
     actions = client.infer({**observation, KNOWN: decided, WEIGHT: weight})["actions"]
     assert np.allclose(actions[:5], 200, atol=1e-9)
     assert np.abs(actions[5:] - 200).max() > 1
+
+
+def test_what_is_known_of_one_chunk_leaves_its_neighbours_alone(policy):
+    observation = observe(policy, (2,))
+    weight = np.zeros((2, 16))
+    weight[1, :6] = 1
+    free = plan(policy, SAMPLING, observation, np.arange(2), np.zeros(2, np.int64))
+    drawn = plan(
+        policy, SAMPLING, observation, np.arange(2), np.zeros(2, np.int64), Known(np.full((2, 16, 2), 200.0), weight)
+    )
+    assert np.array_equal(drawn[0], free[0])
+    assert np.allclose(drawn[1, :6], 200, atol=1e-9)
+    assert np.abs(drawn[1, 6:] - free[1, 6:]).max() > 1
 
 
 def test_clients_that_ask_together_get_bitwise_what_each_gets_alone(policy):
