@@ -1,0 +1,230 @@
+"""What latency costs under each way to stitch chunks: success and jumps on the simulated robot in lockstep; writes
+docs/results/deploy.md.
+
+    python scripts/latency.py --episodes 100 --run runs/latency
+
+Every episode is appended to RUN/episodes.jsonl; interrupt it at will: the same command goes on. All cells meet the same seeds and
+noise. About an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import ROOT
+
+import gpc
+from gpc.bridge.loop import LIVE, Loop, Tick
+from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event, Expected, Patience, Pilot, Reply
+from gpc.bridge.robot import wire
+from gpc.bridge.safety import Gate, limits_from
+from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon, Stitch, TemporalEnsembling
+from gpc.config import build, load_config
+from gpc.control import Known, Sampling, padded, plan
+from gpc.env import Array
+from gpc.policy import Policy
+from gpc.record import write_atomically
+from gpc.stats import wilson
+
+LATENCIES = (0.0, 0.05, 0.1, 0.2)
+STITCHES: dict[str, Stitch] = {
+    "receding horizon": RecedingHorizon(8),
+    "ensembling": TemporalEnsembling(every=1, decay=0.01, kept=16),
+    "real-time chunking": RealTimeChunking(8),
+}
+LANES, SEED = 50, 300_000
+PATIENCE = Patience(frozen_after=None)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment, who acts in it, and in which of its dimensions a jump is one (a gripper opens and closes)."""
+
+    env: str
+    fps: float
+    hold: Sequence[str]
+    moving: int
+    unit: str
+
+    @property
+    def members(self) -> list[str]:
+        return [f"{self.env}-diffusion", f"{self.env}-flow"]
+
+
+TASKS = (
+    Task("pusht", 10, ["last"] * 2, 2, "pixels between two targets"),
+    Task("lift", 20, ["zero"] * 6 + ["last"], 6, "between two moves, of 2 from end to end"),
+)
+
+
+@dataclass
+class Flight:
+    """What an episode sent, and the kinds of its events."""
+
+    sent: list[Array]
+    events: list[str]
+
+    def tick(self, tick: Tick) -> None:
+        self.sent.append(tick.sent)
+
+    def event(self, event: Event) -> None:
+        self.events.append(event.kind)
+
+
+class Lanes:
+    """Several episodes in lockstep; the chunks that they ask for in the same period are sampled in one batch."""
+
+    def __init__(self, task: Task, policy: Policy, count: int) -> None:
+        self.task, self.policy, self.sampling = task, policy, Sampling()
+        config = load_config("deploy", ["robot=simulated", f"robot.settings.env={task.env}", f"fps={task.fps}"])
+        node = {key: value for key, value in config.robot.items() if key not in ("observations", "actions")}
+        self.robots = [build(type(config)(node)) for _ in range(count)]
+        for robot in self.robots:
+            robot.connect()
+
+    def fly(self, stitch: Stitch, latency: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """One episode for each seed."""
+        robots, period = self.robots[: len(seeds)], 1 / self.task.fps
+        for robot, seed in zip(robots, seeds, strict=True):
+            robot.reset(seed)
+        loops = [self._loop(robot, stitch, period) for robot in robots]
+        coming: list[deque[tuple[float, Reply]]] = [deque() for _ in robots]
+        i = 0
+        while busy := [k for k, robot in enumerate(robots) if not robot.over and loops[k].pilot.mode != STOPPED]:
+            now = i * period
+            asks = {k: ask for k in busy if (ask := loops[k].sense(now))}
+            for k, reply in self._answers(asks, seeds).items():
+                coming[k].append((now + latency - period * 1e-6, reply))
+            for k in busy:
+                while coming[k] and coming[k][0][0] <= now:
+                    loops[k].pilot.receive(now, coming[k].popleft()[1])
+                loops[k].drive(now)
+            i += 1
+        return [self._row(robot, loop.sink) for robot, loop in zip(robots, loops, strict=True)]
+
+    def _loop(self, robot: Any, stitch: Stitch, period: float) -> Loop:
+        spec, read = self.policy.actions, self.policy.observations
+        gate = Gate(limits_from(spec, period, hold=self.task.hold), list(robot.action_features))
+        pilot = Pilot(Expected(spec.start, spec.horizon, spec.dim, read.n_obs_steps), stitch, gate, PATIENCE)
+        return Loop(robot, wire(robot, read.shapes, spec.dim), pilot, LIVE, Flight([], []))
+
+    def _answers(self, asks: Mapping[int, Ask], seeds: Sequence[int]) -> dict[int, Reply]:
+        if not asks:
+            return {}
+        spec = self.policy.actions
+        lanes = [list(asks)[row] for row in padded(np.arange(len(asks)))]
+        chosen = [asks[k] for k in lanes]
+        observation = {key: np.stack([ask.observation[key] for ask in chosen]) for key in chosen[0].observation}
+        nothing = Known(np.zeros((1, spec.horizon, spec.dim)), np.zeros(spec.horizon))
+        decided = [ask.known or nothing for ask in chosen]
+        known = Known(np.concatenate([k.actions for k in decided]), np.stack([k.weight for k in decided]))
+        numbers = np.array([ask.number for ask in chosen])
+        chunks = plan(
+            self.policy, self.sampling, observation, np.array([seeds[k] for k in lanes]), numbers,
+            known if known.weight.any() else None,
+        )  # fmt: skip
+        return {k: Reply(ask.number, chunk) for (k, ask), chunk in zip(asks.items(), chunks[: len(asks)], strict=True)}
+
+    def _row(self, robot: Any, flight: Flight) -> dict[str, Any]:
+        stream = np.array(flight.sent)[:, : self.task.moving]
+        jumps = np.linalg.norm(np.diff(stream[~np.isnan(stream).any(1)], axis=0), axis=1)
+        held = flight.events.count(HOLD)
+        return {
+            "success": robot.success,
+            "score": robot.score,
+            "steps": robot.steps,
+            "jump": jumps.max(),
+            "holds": held,
+        }
+
+
+def measure(task: Task, episodes: int, path: Path) -> None:
+    """Fly what the file does not hold yet."""
+    done = {(row["env"], row["stitch"], row["latency"], row["seed"]) for row in rows_of(path)}
+    cells = [(name, latency) for name in STITCHES for latency in LATENCIES]
+    todo = {cell: [s for s in range(SEED, SEED + episodes) if (task.env, *cell, s) not in done] for cell in cells}
+    if not any(todo.values()):
+        return
+    policy = gpc.compose([gpc.load_policy(name) for name in task.members], [0.5, 0.5])
+    lanes = Lanes(task, policy, min(LANES, episodes))
+    with path.open("a") as file:
+        for (stitch, latency), seeds in todo.items():
+            for first in range(0, len(seeds), LANES):
+                some = seeds[first : first + LANES]
+                for seed, row in zip(some, lanes.fly(STITCHES[stitch], latency, some), strict=True):
+                    key = {"env": task.env, "stitch": stitch, "latency": latency, "seed": seed}
+                    file.write(json.dumps(key | row) + "\n")
+                file.flush()
+            print(task.env, stitch, latency, flush=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The episodes on file; a line that a kill left incomplete is cut off."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def table(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| stitch | latency | success % (95 %) | score | largest jump: mean, worst | episodes with a hold |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for stitch in STITCHES:
+        for latency in LATENCIES:
+            cell = [row for row in rows if (row["env"], row["stitch"], row["latency"]) == (task.env, stitch, latency)]
+            good, jumps = sum(row["success"] for row in cell), [row["jump"] for row in cell]
+            low, high = wilson(good, len(cell))
+            lines.append(
+                f"| {stitch} | {1000 * latency:.0f} ms | {100 * good / len(cell):.1f} [{100 * low:.1f}, {100 * high:.1f}] "
+                f"| {np.mean([row['score'] for row in cell]):.3f} | {np.mean(jumps):.3g}, {np.max(jumps):.3g} "
+                f"| {sum(row['holds'] > 0 for row in cell)} |"
+            )
+    return lines
+
+
+def page(rows: Sequence[Mapping[str, Any]], episodes: int) -> list[str]:
+    lines = [
+        "# What latency costs, by the way chunks are stitched",
+        "",
+        f"`scripts/latency.py --episodes {episodes}`: `gpc deploy`'s pilot in lockstep on the simulated robot, the bundled",
+        f"diffusion and flow policies half and half, {Sampling().method} with {Sampling().steps} steps, seeds {SEED} to",
+        f"{SEED + episodes - 1} in every cell, the same noise. A chunk is handed in at the first period after its latency.",
+        "Success with Wilson's 95 % interval; the largest jump between two actions executed one after the other, mean and worst over episodes.",
+    ]
+    for task in TASKS:
+        lines += ["", f"## {task.env}: {task.fps:g} steps in a second; jumps in {task.unit}", "", *table(task, rows)]
+    return [
+        *lines,
+        "",
+        "At 10 steps in a second 50 ms and 100 ms are the same period late, so on pusht these rows are equal.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/latency")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/deploy.md")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.run.mkdir(parents=True, exist_ok=True)
+    path = given.run / "episodes.jsonl"
+    for task in TASKS:
+        measure(task, given.episodes, path)
+    rows = [row for row in rows_of(path) if row["seed"] < SEED + given.episodes]
+    write_atomically(given.out, "\n".join(page(rows, given.episodes)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
