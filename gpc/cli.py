@@ -183,12 +183,9 @@ def _deploy(console: Console, args: list[str]) -> None:
 
 
 def _bridge(console: Console, name: str, args: list[str]) -> None:
-    from gpc.config import describe, load_config
-
-    if {"-h", "--help"} & set(args):
-        console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
+    config = _config(console, name, args)
+    if config is None:
         return
-    config = load_config(name, args)
     try:
         run = import_module("gpc.bridge.server" if name == "serve" else "gpc.bridge.deploy").run
     except ImportError as error:

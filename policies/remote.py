@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gpc.bridge.client import RemotePolicy
-from gpc.bridge.wire import DENOISED, ENCODE, HANDLE, PROTOCOL, SIGMA, X
+from gpc.bridge.facts import actions_of, check, levels_of, observations_of
+from gpc.bridge.wire import DENOISED, ENCODE, HANDLE, SIGMA, X
 from gpc.denoise import Denoiser
-from gpc.errors import InputError, RunError
+from gpc.errors import RunError
 from gpc.noise import NoiseLevels
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
@@ -59,23 +60,15 @@ def load(url: str) -> RemoteMember:
     """
     server = RemotePolicy(url)
     facts = server.metadata
-    if facts.get("protocol") != PROTOCOL:
-        raise InputError(
-            f"{url} is no gpc serve of this version; a server of openpi cannot be a member of a composition"
-        )
+    check(facts, url)
     return RemoteMember(
         server=server,
         name=facts["policy"],
-        actions=ActionSpec(**_tuples(facts["actions"])),
-        observations=ObservationSpec(_tuples(facts["observations"]), facts["n_obs_steps"]),
-        levels=NoiseLevels(**_tuples(facts["levels"])),
+        actions=actions_of(facts),
+        observations=observations_of(facts),
+        levels=levels_of(facts),
         fingerprint=facts["fingerprint"],
     )
-
-
-def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists have travelled as tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
 
 
 def _denoised(reply: Mapping[str, Any], x: Tensor, url: str) -> Tensor:

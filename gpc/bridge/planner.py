@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpc.bridge.client import RemotePolicy
+from gpc.bridge.facts import actions_of, check, observations_of
 from gpc.bridge.pilot import Ask, Reply
 from gpc.bridge.wire import CHUNK, KNOWN, SEED, WEIGHT
 from gpc.control import Known, Sampling, padded, plan
@@ -106,28 +107,23 @@ class RemotePlanner:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _ = self.actions, self.observations
+        check(self.client.metadata, self.client.url)
 
     @property
     def name(self) -> str:
         """What the server calls it."""
-        return str(self._said("policy"))
+        return str(self.client.metadata["policy"])
 
     @property
     def actions(self) -> ActionSpec:
         """The policy's, without what lies in the past."""
-        said = self._said("actions")
-        per_dimension = {
-            key: value and tuple(value) for key, value in said.items() if key in ("scale", "offset", "names")
-        }
-        spec = ActionSpec(**(said | per_dimension))
+        spec = actions_of(self.client.metadata)
         return replace(spec, start=0, horizon=spec.start + spec.horizon)
 
     @property
     def observations(self) -> ObservationSpec:
         """The policy's."""
-        shapes = {key: tuple(shape) for key, shape in self._said("observations").items()}
-        return ObservationSpec(shapes, self._said("n_obs_steps"))
+        return observations_of(self.client.metadata)
 
     def plan(self, ask: Ask) -> Array:
         """See `Planner`."""
@@ -139,11 +135,6 @@ class RemotePlanner:
     def close(self) -> None:
         """See `Planner`."""
         self.client.close()
-
-    def _said(self, key: str) -> Any:
-        if key not in self.client.metadata:
-            raise InputError(f"the server at {self.client.url} does not tell its {key}; gpc deploy needs a `gpc serve`")
-        return self.client.metadata[key]
 
 
 def _geometry(spec: ActionSpec) -> tuple[int, int, int, float]:

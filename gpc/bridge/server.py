@@ -27,8 +27,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from gpc.bridge.facts import describe
 from gpc.bridge.inference import Inference
-from gpc.bridge.session import Session, describe
+from gpc.bridge.session import Session
 from gpc.bridge.wire import FRAME, pack, unpack
 from gpc.composers import Weightable
 from gpc.config import build

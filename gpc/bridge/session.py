@@ -10,14 +10,12 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import gpc
 from gpc.bridge.inference import Answer, Inference, Request, in_bytes
 from gpc.bridge.wire import (
     CHUNK,
@@ -25,7 +23,6 @@ from gpc.bridge.wire import (
     ENCODE,
     HANDLE,
     KNOWN,
-    PROTOCOL,
     RESET,
     SEED,
     SIGMA,
@@ -35,28 +32,13 @@ from gpc.bridge.wire import (
 from gpc.denoise import Denoiser
 from gpc.env import TASK, Array, write_text
 from gpc.errors import InputError
-from gpc.policy import ActionSpec, ObservationSpec, Policy, observation_tensors
+from gpc.policy import ActionSpec, ObservationSpec, observation_tensors
 
 HANDLES = 4  # encoded observations that a session keeps; the oldest goes first
 PROMPT = "prompt"  # openpi's name for the instruction
 
 Message = Mapping[Any, Any]
 Reply = dict[str, Any]
-
-
-def describe(policy: Policy) -> Reply:
-    """What a client must know of a policy, and all that a remote member of a composition is."""
-    spec = policy.observations
-    return {
-        "server": f"gpc {gpc.__version__}",
-        "protocol": PROTOCOL,
-        "policy": policy.name,
-        "fingerprint": policy.fingerprint,
-        "actions": asdict(policy.actions),
-        "observations": {key: list(shape) for key, shape in spec.shapes.items()},
-        "n_obs_steps": spec.n_obs_steps,
-        "levels": asdict(policy.levels),
-    }
 
 
 class Session:
