@@ -200,7 +200,8 @@ def page(rows: Sequence[Mapping[str, Any]], episodes: int) -> list[str]:
         f"`scripts/latency.py --episodes {episodes}`: `gpc deploy`'s pilot in lockstep on the simulated robot, the bundled",
         f"diffusion and flow policies half and half, {Sampling().method} with {Sampling().steps} steps, seeds {SEED} to",
         f"{SEED + episodes - 1} in every cell, the same noise. A chunk is handed in at the first period after its latency.",
-        "Success with Wilson's 95 % interval; the largest jump between two actions executed one after the other, mean and worst over episodes.",
+        "Success with Wilson's 95 % interval; the largest jump between two actions executed one after the other, mean and",
+        "worst over episodes.",
     ]
     for task in TASKS:
         lines += ["", f"## {task.env}: {task.fps:g} steps in a second; jumps in {task.unit}", "", *table(task, rows)]
