@@ -60,7 +60,7 @@ class Task:
 
 
 TASKS = (
-    Task("pusht", 10, ["last"] * 2, 2, "pixels between two targets"),
+    Task("pusht", 10, ["last"] * 2, 2, "in pixels, between two targets"),
     Task("lift", 20, ["zero"] * 6 + ["last"], 6, "between two moves, of 2 from end to end"),
 )
 
@@ -204,7 +204,7 @@ def page(rows: Sequence[Mapping[str, Any]], episodes: int) -> list[str]:
         "worst over episodes.",
     ]
     for task in TASKS:
-        lines += ["", f"## {task.env}: {task.fps:g} steps in a second; jumps in {task.unit}", "", *table(task, rows)]
+        lines += ["", f"## {task.env}: {task.fps:g} steps in a second; jumps {task.unit}", "", *table(task, rows)]
     return [
         *lines,
         "",
