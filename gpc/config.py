@@ -132,7 +132,8 @@ def _one_line(error: BaseException, name: str) -> str:
     key = re.search(r"(?:Could not override|Key) '([\w.]+)'", text)
     if key and "not in" in text + " not in":
         return f"unknown key {key[1]!r} in {name}{suggest(key[1], _known_keys(name))}"
-    return text
+    unset = re.search(r"Missing mandatory value: (\S+)", text)
+    return f"{unset[1]} is not set; give it on the command line, as in {_example({unset[1]})}" if unset else text
 
 
 def _known_keys(name: str) -> list[str]:

@@ -35,6 +35,7 @@ PACKAGES = (
     ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
     ("websockets", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
     ("msgpack", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
+    ("rclpy", "robot=ros2", "source a ROS 2, or pip install 'gpc[ros2]'"),
     ("mujoco", "MuJoCo environments", "pip install 'gpc[robosuite]'"),
     ("robosuite", "env=lift, env=can, ...", "pip install 'gpc[robosuite]'"),
     ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "pip install 'gpc[gymnasium]'"),

@@ -1,0 +1,262 @@
+"""An arm on ROS 2 as a robot of LeRobot: joint states and pictures come in, joint trajectories go out.
+
+The arm's own controller (joint_trajectory_controller, or its maker's) follows them; no driver runs in our process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+from lerobot.robots import Robot, RobotConfig
+from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
+
+from gpc.env import Array
+from gpc.errors import InputError
+
+ENCODINGS = {"rgb8": 1, "bgr8": -1}  # the step through the channels that makes it RGB
+CONNECT_WITHIN = 5.0  # seconds
+LAST_WORD = 1.0  # seconds for the controller to acknowledge the trajectory that holds
+
+
+@dataclass(frozen=True)
+class ImageTopic:
+    """Where the pictures (height, width, 3) of a camera are published, as sensor_msgs/Image in rgb8 or bgr8."""
+
+    topic: str
+    height: int
+    width: int
+
+
+@RobotConfig.register_subclass("gpc_ros2")
+@dataclass(kw_only=True)
+class Ros2RobotConfig(RobotConfig):
+    """`joints` are the arm's names, in the order of the actions; positions are in its units, radians or metres.
+
+    An action is to be reached within 1 / `rate` seconds: `rate` is what `send_action` is called at. Joint states
+    (sensor_msgs/JointState; several nodes may each publish some joints) and pictures that are older than `timeout` seconds
+    are no observation. Commands are trajectory_msgs/JointTrajectory.
+    """
+
+    joints: list[str]
+    rate: float
+    states: str = "/joint_states"
+    commands: str = "/joint_trajectory_controller/joint_trajectory"
+    images: dict[str, ImageTopic] = field(default_factory=dict)
+    timeout: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.joints or len(set(self.joints)) < len(self.joints):
+            raise InputError(f"robot: joints={self.joints} must be the names of one joint or more, each once")
+        if not (0 < self.rate < np.inf and 0 < self.timeout < np.inf):
+            raise InputError(f"robot: rate={self.rate:g} and timeout={self.timeout:g} must be positive")
+
+
+class Ros2Robot(Robot):
+    """`JOINT.pos` of each joint to read and to send, cameras by name.
+
+    `disconnect` holds the arm where it is, if anything was sent.
+    """
+
+    config_class = Ros2RobotConfig
+    name = "gpc_ros2"
+
+    def __init__(self, config: Ros2RobotConfig) -> None:
+        self._link: _Link | None = None
+        if any(find_spec(package) is None for package in ("rclpy", "sensor_msgs", "trajectory_msgs")):
+            raise InputError(
+                "rclpy is not installed; source a ROS 2 of this Python version, or pip install 'gpc[ros2]'"
+            )
+        super().__init__(config)
+        self.config = config
+
+    @property
+    def observation_features(self) -> dict[str, Any]:
+        """See the class."""
+        cameras = {name: (image.height, image.width, 3) for name, image in self.config.images.items()}
+        return self.action_features | cameras
+
+    @property
+    def action_features(self) -> dict[str, Any]:
+        """See the class."""
+        return {f"{joint}.pos": float for joint in self.config.joints}
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a node."""
+        return self._link is not None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """The arm's driver sees to it."""
+        return True
+
+    def connect(self, calibrate: bool = True) -> None:
+        """Returns when everything was seen once and a controller listens; TimeoutError names what is missing."""
+        if self._link is not None:
+            raise DeviceAlreadyConnectedError(f"{self} is connected")
+        link = _Link(self.config)
+        end = time.monotonic() + CONNECT_WITHIN
+        while missing := link.missing():
+            if time.monotonic() > end:
+                link.close()
+                raise TimeoutError(f"{missing} within {CONNECT_WITHIN:g} s; is ROS_DOMAIN_ID the arm's?")
+            time.sleep(0.01)
+        self._link = link
+
+    def get_observation(self) -> dict[str, Any]:
+        """What was received last; TimeoutError where it is too old, ValueError where a picture is not what was said."""
+        link = self._connected()
+        positions = dict(zip(self.action_features, link.positions(), strict=True))
+        return positions | {name: link.picture(name) for name in self.config.images}
+
+    def send_action(self, action: Mapping[str, float]) -> dict[str, float]:
+        """Publish a trajectory of one point; ConnectionError where no controller listens any more."""
+        link, sent = self._connected(), {name: float(action[name]) for name in self.action_features}
+        if not np.isfinite(list(sent.values())).all():
+            raise ValueError(f"an action must be finite, not {dict(action)}")
+        link.command(list(sent.values()))
+        return sent
+
+    def disconnect(self) -> None:
+        """Hold, and leave ROS."""
+        link, self._link = self._connected(), None
+        link.close()
+
+    def calibrate(self) -> None:
+        """Nothing to do."""
+
+    def configure(self) -> None:
+        """Nothing to do."""
+
+    def _connected(self) -> _Link:
+        if self._link is None:
+            raise DeviceNotConnectedError(f"{self} is not connected; call connect()")
+        return self._link
+
+
+class _Link:
+    """A node that spins in a thread of its own, and what it heard last, each with its time of arrival."""
+
+    def __init__(self, config: Ros2RobotConfig) -> None:
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+        from rclpy.signals import SignalHandlerOptions
+        from sensor_msgs.msg import Image, JointState
+        from trajectory_msgs.msg import JointTrajectory
+
+        self.config, self._moved = config, False
+        self._joints: dict[str, tuple[float, float]] = {}
+        self._images: dict[str, tuple[float, Any]] = {}
+        self._context = rclpy.Context()
+        rclpy.init(args=[], context=self._context, signal_handler_options=SignalHandlerOptions.NO)  # signals are gpc's
+        self._node = rclpy.create_node("gpc", context=self._context, start_parameter_services=False)
+        newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)  # an old command is worth nothing
+        self._commands = self._node.create_publisher(JointTrajectory, config.commands, newest)
+        self._node.create_subscription(JointState, config.states, self._hear, qos_profile_sensor_data)
+        for name, image in config.images.items():
+            self._node.create_subscription(Image, image.topic, self._see(name), qos_profile_sensor_data)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._leaving = Event()
+        self._thread = Thread(target=self._spin, name="gpc-ros2", daemon=True)
+        self._thread.start()
+
+    def missing(self) -> str:
+        """What was not heard yet, or who does not listen; empty if nothing."""
+        joints = [joint for joint in self.config.joints if joint not in self._joints]
+        if joints:
+            return f"no position of {', '.join(joints)} on {self.config.states}"
+        for name, image in self.config.images.items():
+            if name not in self._images:
+                return f"no picture of {name} on {image.topic}"
+        return "" if self._listened() else f"no controller listens to {self.config.commands}"
+
+    def positions(self) -> list[float]:
+        """Of the joints in order."""
+        joints = self._joints
+        oldest = min(self.config.joints, key=lambda joint: joints[joint][0])
+        self._check_age(joints[oldest][0], f"the position of {oldest}")
+        return [joints[joint][1] for joint in self.config.joints]
+
+    def picture(self, name: str) -> Array:
+        """Of a camera: (height, width, 3), RGB."""
+        at, message = self._images[name]
+        self._check_age(at, f"the picture of {name}")
+        return _rgb(name, message, self.config.images[name])
+
+    def command(self, positions: Sequence[float]) -> None:
+        """Go there within a period, from now on."""
+        from rclpy.duration import Duration
+        from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+        if not self._listened():
+            raise ConnectionError(f"no controller listens to {self.config.commands} any more")
+        within = Duration(seconds=1 / self.config.rate).to_msg()
+        point = JointTrajectoryPoint(positions=positions, time_from_start=within)
+        message = JointTrajectory(joint_names=self.config.joints, points=[point])
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        self._commands.publish(message)
+        self._moved = True
+
+    def close(self) -> None:
+        """Hold the arm where it is, if we moved it and know where that is, and end the node."""
+        if self._moved:
+            with suppress(TimeoutError, ConnectionError):  # then its controller keeps its last target
+                self._hold()
+        self._leaving.set()
+        self._thread.join()  # first: what it waits on must not be destroyed under it
+        self._executor.shutdown()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    def _hold(self) -> None:
+        from rclpy.duration import Duration
+
+        where = self.positions()
+        if np.isfinite(where).all():
+            self.command(where)
+            self._commands.wait_for_all_acked(Duration(seconds=LAST_WORD))
+
+    def _spin(self) -> None:
+        while not self._leaving.is_set():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def _hear(self, message: Any) -> None:
+        now = time.monotonic()
+        self._joints = self._joints | {
+            name: (now, at) for name, at in zip(message.name, message.position, strict=False)
+        }
+
+    def _see(self, name: str) -> Any:
+        def receive(message: Any) -> None:
+            self._images[name] = (time.monotonic(), message)
+
+        return receive
+
+    def _listened(self) -> bool:
+        return bool(self._commands.get_subscription_count())
+
+    def _check_age(self, at: float, what: str) -> None:
+        if (age := time.monotonic() - at) > self.config.timeout:
+            raise TimeoutError(f"{what} is {age:.3f} s old (timeout {self.config.timeout:g} s)")
+
+
+def _rgb(name: str, message: Any, expected: ImageTopic) -> Array:
+    """The picture in a sensor_msgs/Image, whose rows may be padded; ValueError where it is another than was said."""
+    height, width = expected.height, expected.width
+    if message.encoding not in ENCODINGS or (message.height, message.width) != (height, width):
+        raise ValueError(
+            f"{name} publishes {message.encoding} {message.height} x {message.width}; "
+            f"expected {' or '.join(ENCODINGS)} {height} x {width}"
+        )
+    rows = np.frombuffer(message.data, np.uint8).reshape(height, message.step)[:, : 3 * width]
+    return rows.reshape(height, width, 3)[:, :, :: ENCODINGS[message.encoding]].copy()
