@@ -1,4 +1,4 @@
-"""How well the control loop keeps its time: 50 Hz for ten minutes, and 200 Hz with interpolation for two; writes docs/results/loop.md.
+"""How well the control loop keeps its time: 50 Hz for ten minutes, 200 Hz with interpolation for two; docs/results/loop.md.
 
     python scripts/loop.py
 
