@@ -198,9 +198,9 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "# What latency costs, by the way chunks are stitched",
         "",
         "`scripts/latency.py`: `gpc deploy`'s pilot in lockstep on the simulated robot, the bundled diffusion and flow policies",
-        f"half and half, {Sampling().method} with {Sampling().steps} steps, seeds from {SEED} on, the same seeds and noise in every",
-        "cell. A chunk is handed in at the first period after its latency. Success with Wilson's 95 % interval; the largest jump",
-        "between two actions executed one after the other, mean and worst over episodes.",
+        f"half and half, {Sampling().method} with {Sampling().steps} steps, seeds and noise the same in every",
+        f"cell (seeds from {SEED} on). A chunk is handed in at the first period after its latency. Success with Wilson's 95 %",
+        "interval; the largest jump between two actions executed one after the other, mean and worst over episodes.",
     ]
     for task in TASKS:
         own = [row for row in rows if row["env"] == task.env]
