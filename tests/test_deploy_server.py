@@ -53,7 +53,9 @@ def free_port():
 
 def start(host, port, *before):
     command = [*before, sys.executable, "-c", SERVE, host, str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    here = Path(__file__).parent
+    where = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'scripts'}"}  # as pytest has it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=where)
     assert process.stdout.readline().startswith("ws://")
     return process
 
