@@ -205,7 +205,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for task in TASKS:
         own = [row for row in rows if row["env"] == task.env]
         each = len(own) // len(STITCHES) // len(LATENCIES)
-        title = f"## {task.env}: {each} episodes a cell, {task.fps:g} steps in a second; jumps in {task.unit}"
+        title = f"## {task.env}: {each} episodes a cell, {task.fps:g} steps in a second; jumps {task.unit}"
         lines += ["", title, "", *table(own)]
     return [
         *lines,
