@@ -21,6 +21,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: pip install 'gpc[ros2]'")
 from ros2_arm import PICTURE, arm_process  # it needs ROS 2
 
 from gpc.robots.over_ros2 import ImageTopic, Ros2Robot, Ros2RobotConfig
+from gpc.testing import check_robot
 
 JOINTS = ["x", "y"]
 FRONT = {"front": ImageTopic("/camera/image_raw", *PICTURE.shape[:2])}
@@ -75,6 +76,12 @@ def test_it_sees_the_arm_and_the_arm_follows(arm, robot):
     assert told[:-1] == [(point, pytest.approx(0.05)) for point in path]  # all, in order, each within a period
     assert told[-1][0] == pytest.approx(path[-1], abs=1e-3)  # and the last one holds it where it was
     assert position == pytest.approx(told[-1][0], abs=1e-3)
+
+
+def test_it_keeps_the_contract(arm, robot):
+    check_robot(robot, steps=10, deadline=0.5)
+    told, _ = ended(arm)
+    assert {tuple(positions) for positions, _ in told} == {(0.0, 0.0)}  # it is told to stay
 
 
 def test_disconnecting_in_motion_holds_the_arm_where_it_is(arm, robot):
