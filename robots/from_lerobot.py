@@ -6,6 +6,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
+from importlib.metadata import distributions
 from typing import Any
 
 import lerobot.cameras
@@ -15,11 +16,12 @@ from draccus.parsers.decoding import decode
 from draccus.utils import DraccusException
 from lerobot.robots import Robot, RobotConfig
 from lerobot.robots.utils import make_robot_from_config
-from lerobot.utils.import_utils import register_third_party_plugins
 
 import gpc.robots
 from gpc.errors import GpcError, InputError
 from gpc.load import suggest
+
+PLUG_INS = ("lerobot_robot_", "lerobot_camera_")  # as LeRobot knows them
 
 
 def make_robot(type: str, settings: Mapping[str, Any] | None = None) -> Robot:
@@ -27,6 +29,8 @@ def make_robot(type: str, settings: Mapping[str, Any] | None = None) -> Robot:
 
     Raises InputError where the type is unknown, a setting unknown, missing or of another kind, or a driver not installed.
     """
+    if not isinstance(settings, Mapping | None):
+        raise InputError(f"robot.settings={settings}: give keys and values, as in '{{port: /dev/ttyACM0}}'")
     given, missing = dict(settings or {}), _register()
     known = RobotConfig.get_known_choices()
     if type not in known:
@@ -44,22 +48,31 @@ def make_robot(type: str, settings: Mapping[str, Any] | None = None) -> Robot:
 
 def _register() -> list[str]:
     """Let every robot and camera register its type; returns which could not, and why."""
-    missing = []
-    for package in (lerobot.cameras, lerobot.robots, gpc.robots):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            try:
-                import_module(module.name)
-            except ImportError as error:
-                missing.append(f"{module.name} was not imported: {error}")
-    register_third_party_plugins()
+    packages, missing = (lerobot.cameras, lerobot.robots, gpc.robots), []
+    own = [
+        module.name for package in packages for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+    ]
+    installed = [found.name or "" for found in distributions()]  # no name: a broken installation
+    for name in [*own, *(name for name in installed if name.startswith(PLUG_INS))]:
+        try:
+            import_module(name)
+        except Exception as error:  # whatever a driver raises
+            missing.append(f"{name} was not imported: {_line(error)}")
     return missing
 
 
 def _explained(type: str, error: BaseException) -> GpcError:
-    """What LeRobot wraps, on one line; an error of gpc as it is."""
-    while error.__cause__ is not None and not isinstance(error, DraccusException):
-        error = error.__cause__
-    if isinstance(error, GpcError):
-        return error
-    mend = "; install its driver as LeRobot's page on this robot says" if isinstance(error, ImportError) else ""
-    return InputError(f"robot.type={type} cannot be made: {' '.join(str(error).split())[:300]}{mend}")
+    """What LeRobot wraps, on one line, with its cause; an error of gpc as it is."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    if isinstance(chain[-1], GpcError):
+        return chain[-1]
+    field = next((link for link in chain if isinstance(link, DraccusException)), chain[-1])  # it names the field
+    said = _line(field) if field is chain[-1] else f"{_line(field)} {_line(chain[-1])}"
+    mend = "; install its driver as LeRobot's page on this robot says" if isinstance(chain[-1], ImportError) else ""
+    return InputError(f"robot.type={type} cannot be made: {said}{mend}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -68,6 +68,18 @@ class OwnBuffer(Kept):
         return super().get_observation() | {"front": self.picture}
 
 
+class Ring(Kept):
+    """Two pictures, filled in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.pictures = [np.zeros((4, 4, 3), np.uint8) for _ in range(2)]
+
+    def get_observation(self):
+        found = super().get_observation()
+        return found | {"front": self.pictures[self.reads % 2]}
+
+
 class LateWriter(Kept):
     """It fills the array that it handed out last."""
 
@@ -126,6 +138,15 @@ class Reviving(Kept):
         self.is_connected = not self.is_connected
 
 
+class Stalling(Kept):
+    """A second `disconnect` waits for a driver that is gone."""
+
+    def disconnect(self):
+        if not self.is_connected:
+            time.sleep(30)
+        super().disconnect()
+
+
 class Growing(Kept):
     looks = 0
 
@@ -152,6 +173,7 @@ BROKEN = [
     (reading(front=np.zeros((3, 4, 4), np.uint8)), r"'front'. is \(3, 4, 4\), observation_features says \(4, 4, 3\)"),
     (reading(front=np.zeros((4, 4, 3))), "'front'. is a picture of float64, not of uint8"),
     (OwnBuffer, "'front'. is the robot's own buffer"),
+    (Ring, "'front'. is the robot's own buffer"),
     (LateWriter, "'front'. is the robot's own buffer"),
     (Slow, r"get_observation\(\) took 0.0.* s, the deadline is 0.05 s"),
     (SlowToMove, r"send_action\(\) took 0.0.* s, the deadline is 0.05 s"),
@@ -163,6 +185,7 @@ BROKEN = [
     (Moving, r"send_action\(\) raises nothing after disconnect"),
     (Clinging, r"is_connected is True after disconnect"),
     (Reviving, "is_connected is true after a second disconnect"),
+    (Stalling, r"a second disconnect\(\) does not return within a second"),
     (having(is_connected=stuck(True)), "is_connected is True before connect"),
     (having(connect=lambda self, calibrate: None), "is_connected is False after connect"),
     (having(is_calibrated=stuck(None)), "is_calibrated is None, not a bool"),
@@ -173,6 +196,17 @@ def test_a_robot_that_keeps_the_contract():
     robot = Kept()
     check_robot(robot, deadline=0.05)
     assert {tuple(sent[1:]) for sent in robot.sent} == {(0.0, 0.0)}  # it stays where it is
+
+
+def test_an_arm_that_sags_under_its_load_does_not_sink_step_by_step():
+    class Sagging(Kept):
+        def get_observation(self):
+            found = super().get_observation()
+            return found | {"x.pos": found["x.pos"] - 0.01}
+
+    robot = Sagging()
+    check_robot(robot, steps=20)
+    assert robot.position == [-0.01, 0.0]
 
 
 @pytest.mark.parametrize(("broken", "promise"), BROKEN, ids=[promise for _, promise in BROKEN])
