@@ -1,5 +1,7 @@
 """The simulated robot shows what its environment shows, and the faults that are asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from lerobot.robots import Robot, RobotConfig
@@ -9,6 +11,7 @@ from gpc.bridge.deploy import robot_from
 from gpc.config import build, load_config
 from gpc.errors import InputError
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
+from gpc.rollout import Engine, Job, rollout
 from gpc.testing import check_robot
 
 
@@ -55,6 +58,28 @@ def test_it_shows_what_the_environment_shows(env, key, camera):
         assert list(sent.values()) == pytest.approx(action.tolist())
         frame, *_ = world.step(np.array(list(sent.values())))
     world.close()
+    made.disconnect()
+
+
+@pytest.mark.parametrize(("env", "key"), [("pusht", "state"), ("lift", "object")])
+def test_an_episode_is_that_of_the_rollout_engine(env, key):
+    """In another process, the same seed and actions."""
+    made = robot(env=env, seed=11)
+    spec = build(load_config("evaluate", [f"env={env}", "env.max_steps=24", "policies=[none]"]).env)
+    spec = replace(spec, observation_keys=(key,))
+    world = spec.make()
+    space = world.action_space
+    world.close()
+    actions = np.random.default_rng(0).uniform(space.low, space.high, (3, 8, *space.shape))
+    (episode,) = rollout([Job(0, (1.0,), 11)], lambda *asked: actions[asked[3]], spec, Engine(lanes=1, workers=1))
+    made.connect()
+    seen = []
+    for chunk in actions:
+        seen.append([made.get_observation()[f"{key}.{i}"] for i in range(episode.trajectory[key].shape[1])])
+        for action in chunk:
+            made.send_action(dict(zip(made.action_features, action.tolist(), strict=True)))
+    np.testing.assert_array_equal(seen, episode.trajectory[key])
+    assert (made.steps, made.success, made.score) == (24, episode.success, episode.score)
     made.disconnect()
 
 
