@@ -47,7 +47,11 @@ def test_a_target_that_is_not_ours_is_refused(target):
 
 GROUPS = sorted((ROOT / "configs").glob("*/*.yaml"))
 COMMANDS = {"search": ("search", []), "robot": ("deploy", ["fps=10"]), "stitch": ("deploy", ["fps=10"])}
-MUST_SET = {"per_dimension": ["composer.groups=[[0],[1]]"], "lerobot": ["robot.type=so101_follower"]}
+MUST_SET = {
+    "per_dimension": ["composer.groups=[[0],[1]]"],
+    "lerobot": ["robot.type=so101_follower"],
+    "ros2": ["robot.settings.joints=[a]"],
+}
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
