@@ -20,7 +20,7 @@ RESET = "gpc.reset"  # a message {RESET: seed}: an episode begins, its chunks ta
 SEED, CHUNK = "gpc.seed", "gpc.chunk"  # beside an observation: the noise of this chunk
 KNOWN, WEIGHT = "gpc.known", "gpc.known_weight"  # beside an observation: actions decided already; see docs/serving.md
 ENCODE = "gpc.encode"  # a message {ENCODE: observation of a batch} -> {HANDLE: number}
-HANDLE, X, SIGMA, DENOISED = "gpc.denoise", "x", "sigma", "denoised"  # {HANDLE: number, X: x, SIGMA: sigma} -> {DENOISED: x0}
+HANDLE, X, SIGMA, DENOISED = "gpc.denoise", "x", "sigma", "denoised"  # {HANDLE, X, SIGMA} -> {DENOISED: x0}
 
 FRAME = 16 * 2**20  # bytes in a frame
 LONGEST = 4096  # items in one list or map
