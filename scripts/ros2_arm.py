@@ -158,8 +158,11 @@ def arm_process(joints: Sequence[str], rate: float = 250.0, encoding: str = "rgb
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
-        process.kill()
-        process.communicate()
+        try:
+            process.communicate(timeout=5)  # killed, it would leave its shared memory behind
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def measure(seconds: float, rate: float, states: float) -> str:
