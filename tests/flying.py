@@ -1,6 +1,7 @@
 """One flight of the control loop on the real clock, for the tests of its faults."""
 
 import threading
+import time
 
 from gpc.bridge.loop import LIVE, Loop
 from gpc.bridge.operator import Operator
@@ -49,3 +50,11 @@ def flown(arm, planner, seconds=3.0, mode=LIVE, patience=PATIENCE, operator=None
             if beside:
                 beside.join()
     return loop, kept, timing, operator
+
+
+def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("never happened")

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from flying import until
 from models import ACTIONS, FixedPolicy, Gaussian
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving import SAMPLING, served
@@ -151,14 +152,6 @@ class Gate:
         self.rows.clear()
         self.entered.clear()
         self.open.clear()
-
-
-def until(condition):
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("never happened")
 
 
 def test_what_comes_while_the_policy_is_busy_is_one_batch_and_the_server_stays_awake():

@@ -51,7 +51,7 @@ def watched(process):
         finally:
             done.set()
         asking.result()
-    assert served[0] > 10
+    assert served[0] > 2  # the shortest attack takes a second
     assert slowest[0] < 4
     assert memory(server.pid) - before < 20 * FRAME
     assert server.poll() is None
