@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from gpc.bridge.client import RemotePolicy
+from gpc.bridge.inference import leave_a_core
 from gpc.bridge.loop import Loop, lockstep
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import STOPPED, Expected, Patience, Pilot
@@ -66,8 +65,7 @@ def planner_from(config: DictConfig) -> Planner:
         raise InputError("give policies, as in 'policies=[pusht-flow]', or server=ws://host:port, one of them")
     if config.server is not None:
         return RemotePlanner(RemotePolicy(config.server, config.token, config.watchdog.max_age), config.seed)
-    spare = max(1, (os.cpu_count() or 1) - 1)  # one core is the robot's
-    torch.set_num_threads(1 if config.reproducible else spare)
+    leave_a_core(config.reproducible)
     return LocalPlanner(compose_from(config), build(config.sampler), config.seed, config.reproducible)
 
 
