@@ -42,7 +42,9 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
     say("## gpc serve against the number of clients\n")
     say(f"{' + '.join(POLICIES)}, 8 steps; each client asks again when it has its answer, for {seconds} s.")
     say("openpi's way (rebuilt in `scripts/bench_serve.py`): the same policy and sampler, one client after the other.")
-    say(f"{threads} thread(s) for a network in openpi's way, the faster choice at batch 1; gpc leaves a core to its clients.\n")
+    say(
+        f"{threads} thread(s) for a network in openpi's way, the faster choice at batch 1; gpc leaves a core to its clients.\n"
+    )
     os.environ["OMP_NUM_THREADS"] = str(threads)
     say("| clients | gpc: chunks a second | p50 ms | p99 ms | openpi: chunks a second | p50 ms | p99 ms | ratio |")
     say("|---|---|---|---|---|---|---|---|")
