@@ -34,7 +34,8 @@ from gpc.experiment import Experiment, folder_of, loaded, numbers
 from gpc.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.policy import observation_tensors
 from gpc.record import write_atomically
-from gpc.weight_search import simplex
+from gpc.superposition import begun
+from gpc.weight_search import one_hot, simplex
 from gpc.worker import Lane, Order
 
 REPEATS = 5  # chunks that are timed; their median counts
@@ -68,7 +69,7 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     """
     batch = len(next(iter(observation.values())))
     noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.draws, policy.actions)
-    listening = Overheard(policy.composer)
+    listening = Overheard(begun(policy.composer))
     sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
     pairs = list(combinations(range(len(policy.policies)), 2))
     apart = [
@@ -77,23 +78,17 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     return np.array([sigma for sigma, _ in listening.heard]), np.array(apart)
 
 
-def play(
-    experiment: Experiment, policy: ComposedPolicy, sampling: Sampling, seed: int
-) -> Iterator[tuple[Frame, Array]]:
+def play(lane: Lane, policy: ComposedPolicy, sampling: Sampling, seed: int) -> Iterator[tuple[Frame, Array]]:
     """One episode of the composition: what it sees at each decision, (n_obs_steps, *shape) by key, and the picture then."""
-    lane = Lane.of(experiment.env)
-    now, count = -policy.actions.start, experiment.env.n_action_steps
+    now, count = -policy.actions.start, lane.spec.n_action_steps
     report = lane.follow(Order(0, seed, None))
     chunk = 0
-    try:
-        while not report.done:
-            yield report.observation, cast(Array, lane.env.render())
-            seen = {key: value[None] for key, value in report.observation.items()}
-            actions = plan(policy, sampling, seen, np.array([seed]), np.array([chunk]))[0, now : now + count]
-            report = lane.follow(Order(0, None, actions))
-            chunk += 1
-    finally:
-        lane.env.close()
+    while not report.done:
+        yield report.observation, cast(Array, lane.env.render())
+        seen = {key: value[None] for key, value in report.observation.items()}
+        actions = plan(policy, sampling, seen, np.array([seed]), np.array([chunk]))[0, now : now + count]
+        report = lane.follow(Order(0, None, actions))
+        chunk += 1
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -131,11 +126,18 @@ def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, 
     """The diagnosis (docs/diagnosis.md), and its pictures as PNG by file name."""
     config, sampling = experiment.config, experiment.actor.sampling
     errors = _errors(experiment, sampling)
-    decisions = list(play(experiment, policy, sampling, config.seed))
+    lane = Lane.of(experiment.env)
+    try:
+        decisions = list(play(lane, policy, sampling, config.seed))
+    finally:
+        lane.env.close()
     observation = {key: np.stack([seen[key] for seen, _ in decisions]) for key in decisions[0][0]}
     sigmas, apart = disagreement(policy, sampling, observation, config.seed)
     pairs = [f"{a} and {b}" for a, b in combinations(experiment.names, 2)]
-    alone = [policy.weighted(weights) for weights in torch.eye(len(policy.policies), dtype=torch.float64)]
+    alone = [
+        policy.weighted(torch.tensor(one_hot(i, len(policy.policies)) * experiment.parts))
+        for i in range(len(policy.policies))
+    ]
     everyone = dict(zip([*experiment.names, "composition"], [*alone, policy], strict=True))
     middle = len(decisions) // 2
     seen = {key: value[middle : middle + 1] for key, value in observation.items()}
@@ -152,7 +154,9 @@ def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, 
     }
     pictures = {
         "disagreement.png": png(disagreement_plot(found)),
-        "chunks.png": png(chunk_plot(chunks, decisions[middle][1], _pixels(experiment))),
+        "chunks.png": png(
+            chunk_plot(chunks, decisions[middle][1], lane.env.pixels if isinstance(lane.env, Pointing) else None)
+        ),
     }
     if errors:
         found["denoising_error"] = errors.explain(experiment.names, simplex(len(experiment.names)), {})
@@ -169,13 +173,6 @@ def _chunks(policy: ComposedPolicy, sampling: Sampling, seen: Frame, seed: int, 
     """So many chunks (count, steps, action) for one observation, from now on; every policy meets the same noise."""
     many = {key: np.repeat(value, count, 0) for key, value in seen.items()}
     return plan(policy, sampling, many, np.full(count, seed), np.arange(count))[:, -policy.actions.start :]
-
-
-def _pixels(experiment: Experiment) -> Callable[[Array], Array] | None:
-    """Where actions lie in the environment's picture, if they are places."""
-    env = experiment.env.make()
-    env.close()
-    return env.pixels if isinstance(env, Pointing) else None
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:

@@ -98,3 +98,12 @@ def test_the_command_writes_a_diagnosis_and_its_pictures(tmp_path, capsys):
 def test_what_cannot_be_diagnosed_is_refused(ask, error, capsys):
     assert main(["diagnose", *ask]) == 2
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "keys", [["composer=scheduled"], ["composer=or", "sampler=ancestral"]], ids=["scheduled", "or"]
+)
+def test_every_composer_can_be_looked_at(keys, tmp_path):
+    ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", "sampler.steps=3", *keys]
+    assert main([*ask, f"run_dir={tmp_path / 'out'}"]) == 0
+    assert (tmp_path / "out/diagnosis.json").exists()
