@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpc.api import Result, evaluate, search
     from gpc.comparison import Comparison, compare
-    from gpc.composers import Convex, Guidance, PerDimension, Scheduled
-    from gpc.composition import ComposedPolicy, both, compose, either, guide, schedule, split
+    from gpc.composers import Average, Convex, Guidance, PerDimension, Scheduled
+    from gpc.composition import ComposedPolicy, average, both, compose, either, guide, schedule, split
     from gpc.denoise import NetworkDenoiser
     from gpc.load import load_policy
     from gpc.superposition import And, Or
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "And": "gpc.superposition",
+    "Average": "gpc.composers",
     "Comparison": "gpc.comparison",
     "ComposedPolicy": "gpc.composition",
     "Convex": "gpc.composers",
@@ -30,6 +31,7 @@ _HOME = {
     "PerDimension": "gpc.composers",
     "Result": "gpc.api",
     "Scheduled": "gpc.composers",
+    "average": "gpc.composition",
     "both": "gpc.composition",
     "compare": "gpc.comparison",
     "compose": "gpc.composition",
@@ -43,6 +45,7 @@ _HOME = {
 }
 __all__ = [
     "And",
+    "Average",
     "Comparison",
     "ComposedPolicy",
     "Convex",
@@ -52,6 +55,7 @@ __all__ = [
     "PerDimension",
     "Result",
     "Scheduled",
+    "average",
     "both",
     "compare",
     "compose",

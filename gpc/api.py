@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gpc.composers import Convex, Guidance, PerDimension, Scheduled
+from gpc.composers import Average, Convex, Guidance, PerDimension, Scheduled
 from gpc.composition import ComposedPolicy
 from gpc.config import load_config
 from gpc.errors import InputError
@@ -68,7 +68,8 @@ class Result:
 def evaluate(
     policy: Policy, env: str = "pusht", *, episodes: int = 50, overrides: Sequence[str] = (), run_dir: str | None = None
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`).
+    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`,
+    `average`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
@@ -85,6 +86,8 @@ def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
     match policy.composer:
         case Convex(weights=weights):
             keys = ["composer=convex"]
+        case Average(weights=weights):
+            keys = ["composer=average"]
         case Guidance(weights=weights):
             keys = ["composer=guidance"]
         case Or(weights=weights, temperature=temperature):

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -110,8 +110,8 @@ class Weighted(ABC):
 
 
 @dataclass(frozen=True)
-class Convex(Weighted):
-    """`sum_i w_i denoised_i` with w >= 0, sum w = 1 (arXiv 2510.01068); weights (K,) or (batch, K).
+class Mixture(Weighted):
+    """What `Convex` and `Average` share: weights >= 0 that sum to one.
 
     Where members have no opinion, the weights of the others are renormalised; if none of those has weight, they share.
     """
@@ -123,6 +123,22 @@ class Convex(Weighted):
 
     def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
         return _shares(weights, opinion)
+
+
+@final
+@dataclass(frozen=True)
+class Convex(Mixture):
+    """`sum_i w_i denoised_i` with w >= 0, sum w = 1 (arXiv 2510.01068); weights (K,) or (batch, K)."""
+
+
+@final
+@dataclass(frozen=True)
+class Average(Mixture):
+    """The naive ensemble: every member samples a chunk on its own, and the chunks are averaged; weights as `Convex`.
+
+    It is handed finished chunks in place of denoised actions (`gpc.control.sample_chunk`). Between two ways round an
+    obstacle lies the obstacle: what it is good for is to show what composing scores adds.
+    """
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ union of all chunks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gpc.align import Aligned, align, join_observations
-from gpc.composers import Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
-from gpc.denoise import Denoiser, Finite
+from gpc.composers import Average, Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
+from gpc.denoise import Denoiser, Finite, Held
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
@@ -55,6 +55,13 @@ class ComposedDenoiser:
         found = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
         results = iter([*found, *(job.result() for job in jobs)])
         return self.composer(x, sigma, [next(results) if on else None for on in needed], opinion)
+
+    def reusing(self, every: Mapping[str, int]) -> ComposedDenoiser:
+        """The same, but some of several members are asked at every n-th level only, by name; see `Held`."""
+        if not every or len(self.members) == 1:
+            return self
+        counts = [every.get(member.policy.name, 1) for member in self.members]
+        return replace(self, denoisers=[Held(d, n) for d, n in zip(self.denoisers, counts, strict=True)])
 
     def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
         """Who has an opinion on which step at this level (K, horizon), and who is needed; kept, as some solvers call twice."""
@@ -137,6 +144,13 @@ class ComposedPolicy:
             tuple(self.policies[k] for k in kept), self.composer.weighted(rows[..., kept].flatten(-2))
         )
 
+    def joined(self, chunks: Sequence[Tensor]) -> Tensor:
+        """Finished chunks of the members (batch, horizon, action), in their own coordinates, under the composer."""
+        x = chunks[0].new_zeros(len(chunks[0]), self.actions.horizon, self.actions.dim)
+        last = x.new_zeros(())
+        said = [m.denoise(lambda *_, own=own: own, x, last) for m, own in zip(self.members, chunks, strict=True)]
+        return self.composer(x, last, said, torch.stack([m.chunk(self.actions.horizon) for m in self.members]))
+
     def condition(self, observation: Observation) -> ComposedDenoiser:
         """Each member encodes the observation steps that it reads."""
         self.observations.check(observation)
@@ -193,6 +207,14 @@ def both(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
     `weights`: (K,) or (batch, K), convex: the proportion of the densities. Raises InputError where weights or policies do not fit.
     """
     return ComposedPolicy(tuple(policies), And(_rows(weights, len(policies))))
+
+
+def average(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
+    """The policies' own chunks, averaged, as a policy: the naive ensemble, to compare with; see `Average`.
+
+    `weights`: (K,) or (batch, K), convex. Raises InputError where weights or policies do not fit.
+    """
+    return ComposedPolicy(tuple(policies), Average(_rows(weights, len(policies))))
 
 
 def guide(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:

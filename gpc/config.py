@@ -25,6 +25,7 @@ ALLOWED = frozenset(
         "gpc.cluster.Local",
         "gpc.cluster.Ray",
         "gpc.control.Sampling",
+        "gpc.composition.average",
         "gpc.composition.both",
         "gpc.composition.compose",
         "gpc.composition.either",
@@ -49,7 +50,7 @@ NUMBERS = (
     *("episodes", "block", "seed", "video", "max_batch"),
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
-OPEN = r"rename_map|env\.options\.settings|robot\.(observations|settings)"  # their keys are the policies' and the simulator's own
+OPEN = r"rename_map|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"  # keys of the policies or the simulator
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

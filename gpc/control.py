@@ -1,10 +1,9 @@
-"""From a policy to actions: a sampler's settings, and the actor that the rollout engine calls."""
+"""From a policy to actions: a sampler's settings, one chunk, and the actor that the rollout engine calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpc.composition import ComposedPolicy
+from gpc.composers import Average, Weightable
+from gpc.composition import ComposedDenoiser, ComposedPolicy, compose
 from gpc.denoise import Clamp, Decided, Denoiser
 from gpc.errors import InputError
+from gpc.load import suggest
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
-from gpc.sample import DETERMINISTIC, METHODS, ancestral, last
+from gpc.sample import DETERMINISTIC, METHODS, ancestral, langevin, last, teleport
 from gpc.superposition import Superposed
 
 Array = npt.NDArray[Any]
@@ -32,6 +33,11 @@ class Sampling:
     "karras": the grid of Karras et al. 2022 between `sigma_max` and `sigma_min`, which are in the (first) policy's normalised
     units and are cut to its trained range. "trained": of a discrete policy's own levels, evenly spaced, as DDPM and DDIM take
     them; the other settings of the grid have no part in it.
+
+    `corrections` and `rate` are those of method "langevin". `candidates` chunks are sampled and the one nearest to all others
+    is taken. The rest makes sampling cheaper: the first step goes down to sigma `teleport` as if data were a Gaussian of
+    standard deviation `spread`; a chunk starts at sigma `warm` from the one before, moved on; the members that `reuse` names
+    are asked at every n-th level only.
     """
 
     method: str = "dpmpp_2m"
@@ -40,6 +46,13 @@ class Sampling:
     sigma_min: float = 0.01
     rho: float = 7.0
     grid: str = "karras"
+    corrections: int = 0
+    rate: float = 0.1
+    candidates: int = 1
+    teleport: float | None = None
+    spread: float = 0.5
+    warm: float | None = None
+    reuse: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -50,11 +63,33 @@ class Sampling:
             raise InputError(f"sampler.steps={self.steps}: at least one step is needed")
         if not 0 < self.sigma_min < self.sigma_max:
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
+        self._check_options()
 
-    @property
-    def draws(self) -> int:
-        """How many times a chunk's noise is drawn: at the start, and at every step of a stochastic method."""
-        return self.steps + 1 if self.method == "ancestral" else 1
+    def _check_options(self) -> None:
+        if self.corrections < 0 or (self.corrections and self.method != "langevin"):
+            raise InputError(f"sampler.corrections={self.corrections}: a number of steps of sampler=langevin, from 0")
+        if not 0 < self.rate < 1:
+            raise InputError(f"sampler.rate={self.rate:g}: choose a number between 0 and 1")
+        if self.candidates < 1 or self.spread < 0:
+            raise InputError(f"sampler needs candidates >= 1 and spread >= 0, not {self.candidates}, {self.spread:g}")
+        for key, sigma in (("teleport", self.teleport), ("warm", self.warm)):
+            if sigma is not None and not (self.sigma_min < sigma < self.sigma_max and self.grid == "karras"):
+                raise InputError(f"sampler.{key}={sigma:g}: a level between sigma_min and sigma_max of grid=karras")
+        if self.teleport is not None and self.steps < 2:
+            raise InputError("sampler.teleport takes a step of its own; give it sampler.steps=2 or more")
+        wrong = [f"{name}: {every}" for name, every in self.reuse.items() if every < 1]
+        if wrong:
+            raise InputError(
+                f"sampler.reuse={{{wrong[0]}}}: a policy is asked at every level (1), every second one (2), ..."
+            )
+
+    def draws(self, policy: Policy) -> int:
+        """How many times a chunk's noise is drawn: at the start and along a stochastic method, for every sample that is taken."""
+        steps = {"ancestral": self.steps, "langevin": self.steps * self.corrections}
+        samples = self.candidates * (
+            len(policy.policies) if isinstance(policy, ComposedPolicy) and averages(policy) else 1
+        )
+        return samples * (1 + steps.get(self.method, 0))
 
     def check(self, policy: Policy) -> None:
         """Raises InputError where the policy's composer needs the noise of a stochastic method."""
@@ -68,20 +103,41 @@ class Sampling:
                 f"composer={name} follows densities along noisy steps; take sampler=ancestral, not {self.method}"
             )
 
-    def sigmas(self, levels: NoiseLevels) -> Tensor:
+    def sigmas(self, levels: NoiseLevels, warm: bool = False) -> Tensor:
         """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them.
 
-        Raises InputError where the sampler's range and the policy's do not meet, or where it has no such trained levels.
+        `warm`: for a chunk that starts from the one before. Raises InputError where the sampler's range and the policy's do
+        not meet, or where it has no such trained levels.
         """
         if self.grid == "trained":
             return trained_sigmas(levels, self.steps)
         low, high = max(self.sigma_min, levels.sigma_min), min(self.sigma_max, levels.sigma_max)
-        if low >= high:
+        top = (self.warm if warm else self.teleport) or high
+        if low >= high or not low < top <= high:
             raise InputError(
                 f"sampler.sigma_min={self.sigma_min:g}, sampler.sigma_max={self.sigma_max:g}: the policy was trained from "
                 f"sigma={levels.sigma_min:.4g} to {levels.sigma_max:.4g}"
             )
-        return snap_sigmas(karras_sigmas(self.steps, low, high, self.rho), levels)
+        if warm or self.teleport is None:
+            return snap_sigmas(karras_sigmas(self.steps, low, top, self.rho), levels)
+        below = karras_sigmas(self.steps - 1, low, top, self.rho)
+        return snap_sigmas(torch.cat([below.new_tensor([high]), below]), levels)
+
+    def sample(self, denoiser: Denoiser, levels: NoiseLevels, noise: Tensor, previous: Tensor | None = None) -> Tensor:
+        """A sample of a denoiser with these levels, from noise (as often as the method draws, batch, horizon, action)."""
+        sigmas = self.sigmas(levels, warm=previous is not None)
+        x, noise = sigmas[0] * noise[0], noise[1:]
+        if previous is not None:
+            x = previous + x
+        elif self.teleport is not None:
+            x, sigmas = teleport(denoiser, x, sigmas[0], sigmas[1], self.spread), sigmas[1:]
+        match self.method:
+            case "ancestral":
+                return last(ancestral(denoiser, x, sigmas, noise.__getitem__))
+            case "langevin":
+                return last(langevin(denoiser, x, sigmas, noise.__getitem__, self.corrections, self.rate))
+            case method:
+                return last(DETERMINISTIC[method](denoiser, x, sigmas))
 
 
 def keyed_noise(seeds: Array, chunks: Array, count: int, actions: ActionSpec) -> Tensor:
@@ -97,31 +153,6 @@ def keyed_noise(seeds: Array, chunks: Array, count: int, actions: ActionSpec) ->
     return torch.from_numpy(np.stack(rows, axis=1))
 
 
-def sample_chunk(
-    policy: Policy,
-    observation: dict[str, Tensor],
-    noise: Tensor,
-    sampling: Sampling,
-    wrap: Callable[[Denoiser], Denoiser] | None = None,
-) -> Tensor:
-    """Sample normalised chunks (batch, horizon, action) from noise (`sampling.draws`, batch, horizon, action).
-
-    `wrap` is applied to the denoiser last, as `Decided` for steps that are known already. Raises InputError where sampler and
-    composer do not fit.
-    """
-    sampling.check(policy)
-    denoiser = policy.condition(observation)
-    if policy.actions.bound is not None:
-        denoiser = Clamp(denoiser, policy.actions.bound)
-    if wrap is not None:
-        denoiser = wrap(denoiser)
-    sigmas = sampling.sigmas(policy.levels)
-    x = sigmas[0] * noise[0]
-    if sampling.method == "ancestral":
-        return last(ancestral(denoiser, x, sigmas, lambda i: noise[i + 1]))
-    return last(DETERMINISTIC[sampling.method](denoiser, x, sigmas))
-
-
 @dataclass(frozen=True)
 class Known:
     """Steps of a chunk that are decided already: `actions` (batch, horizon, action) in the environment's units, to which
@@ -131,27 +162,115 @@ class Known:
     actions: Array
     weight: Array
 
+    def of(self, steps: slice) -> Known:
+        """What is known of these steps."""
+        return Known(self.actions[:, steps], self.weight[..., steps])
+
+    def repeated(self, count: int) -> Known:
+        """The same for a batch, repeated so many times."""
+        weight = np.broadcast_to(self.weight, self.actions.shape[:2])
+        return Known(np.tile(self.actions, (count, 1, 1)), np.tile(weight, (count, 1)))
+
+
+def sample_chunk(
+    policy: Policy,
+    observation: Mapping[str, Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    known: Known | None = None,
+    previous: Tensor | None = None,
+) -> Tensor:
+    """Sample normalised chunks (batch, horizon, action) from noise (`sampling.draws(policy)`, batch, horizon, action).
+
+    `previous`, like the result: what `sampling.warm` starts from. Raises InputError where sampler and composer do not fit.
+    """
+    sampling.check(policy)
+    if isinstance(policy, ComposedPolicy) and averages(policy):
+        return _average(policy, observation, noise, sampling, known, previous)
+    many = sampling.candidates
+    if many > 1:
+        policy = repeated(policy, many)
+        observation = {key: value.repeat(many, *[1] * (value.ndim - 1)) for key, value in observation.items()}
+        noise = noise.reshape(many, -1, *noise.shape[1:]).transpose(0, 1).flatten(1, 2)
+        known = known and known.repeated(many)
+        previous = None if previous is None else previous.repeat(many, 1, 1)
+    denoiser = policy.condition(observation)
+    if isinstance(denoiser, ComposedDenoiser):
+        denoiser = denoiser.reusing(sampling.reuse)
+    if policy.actions.bound is not None:
+        denoiser = Clamp(denoiser, policy.actions.bound)
+    if known is not None:
+        decided = policy.actions.encode(torch.from_numpy(known.actions))
+        denoiser = Decided(denoiser, decided, torch.from_numpy(known.weight))
+    x = sampling.sample(denoiser, policy.levels, noise, previous)
+    return x if many == 1 else most_typical(x.reshape(many, -1, *x.shape[1:]))
+
+
+def _average(
+    policy: ComposedPolicy,
+    observation: Mapping[str, Tensor],
+    noise: Tensor,
+    sampling: Sampling,
+    known: Known | None,
+    previous: Tensor | None,
+) -> Tensor:
+    """The members' own chunks, averaged: each is sampled alone, from noise of its own."""
+    chunks = []
+    for member, own in zip(policy.members, noise.chunk(len(policy.members)), strict=True):
+        steps = slice(member.first, member.first + member.policy.actions.horizon)
+        alone = compose([member.policy])
+        seen = {key: observation[key] for key in alone.observations.shapes}
+        chunks.append(
+            sample_chunk(
+                alone, seen, own[:, :, steps], sampling, known and known.of(steps),
+                None if previous is None else previous[:, steps],
+            )
+        )  # fmt: skip
+    return policy.joined(chunks)
+
+
+def averages(policy: Policy) -> bool:
+    """Whether a policy's members sample chunks of their own."""
+    return isinstance(policy, ComposedPolicy) and isinstance(policy.composer, Average) and len(policy.policies) > 1
+
+
+def repeated(policy: Policy, count: int) -> Policy:
+    """The policy for a batch, repeated so many times: where each row has weights of its own they are repeated, too."""
+    composer = policy.composer if isinstance(policy, ComposedPolicy) else None
+    if not isinstance(policy, ComposedPolicy) or not isinstance(composer, Weightable) or composer.weights.ndim == 1:
+        return policy
+    return replace(policy, composer=composer.weighted(composer.weights.repeat(count, 1)))
+
+
+def most_typical(chunks: Tensor) -> Tensor:
+    """Of chunks (candidates, batch, horizon, action) the one nearest to all others, (batch, horizon, action).
+
+    By the sum of its distances to them: the medoid, a consensus that is itself a sample (unlike the mean).
+    """
+    flat = chunks.flatten(2).transpose(0, 1)
+    nearest = torch.cdist(flat, flat).sum(-1).argmin(-1)
+    return chunks[nearest, torch.arange(chunks.shape[1])]
+
 
 def plan(
     policy: Policy,
     sampling: Sampling,
-    observation: dict[str, Array],
+    observation: Mapping[str, Array],
     seeds: Array,
     chunks: Array,
     known: Known | None = None,
+    previous: Array | None = None,
 ) -> Array:
     """Whole chunks (batch, horizon, action) in the environment's units, the first step being `policy.actions.start` from now.
 
-    observation[key] (batch, n_obs_steps or more, *shape); the noise is that of (seed, chunk number), both (batch,).
+    observation[key] (batch, n_obs_steps or more, *shape); the noise is that of (seed, chunk number), both (batch,);
+    `previous`, like the result, is what was planned for these steps before, where `sampling.warm` is to start from it.
     """
     spec, steps = policy.actions, policy.observations.n_obs_steps
     seen = {key: value[:, -steps:] for key, value in observation.items()}
-    noise = keyed_noise(seeds, chunks, sampling.draws, spec)
-    wrap = None
-    if known is not None:
-        chunk, weight = spec.encode(torch.from_numpy(known.actions)), torch.from_numpy(known.weight)
-        wrap = partial(Decided, known=chunk, weight=weight)
-    return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, wrap)).numpy()
+    noise = keyed_noise(seeds, chunks, sampling.draws(policy), spec)
+    before = None if previous is None else spec.encode(torch.from_numpy(previous))
+    return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, known, before)).numpy()
 
 
 def padded(rows: Array) -> Array:
@@ -166,6 +285,8 @@ class ChunkActor:
     policy: ComposedPolicy
     sampling: Sampling
     n_action_steps: int
+    planned: dict[tuple[int, bytes], Array] = field(default_factory=dict, repr=False, compare=False)
+    """What `sampling.warm` starts the next chunk from, (horizon, action) by seed and weights."""
 
     def __post_init__(self) -> None:
         self.sampling.check(self.policy)
@@ -176,21 +297,30 @@ class ChunkActor:
                     f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {spec.start} to "
                     f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"
                 )
-            _ = self.sampling.sigmas(policy.levels)
+            _ = [self.sampling.sigmas(policy.levels, warm) for warm in (False, self.sampling.warm is not None)]
+        names = [policy.name for policy in self.policy.policies]
+        for name in self.sampling.reuse.keys() - names:
+            raise InputError(f"sampler.reuse names {name!r}{suggest(name, names)}")
 
-    def __call__(self, observation: dict[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
+    def __call__(self, observation: Mapping[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         """observation[key] (batch, n_obs_steps, *shape), weights (batch, parts * K) -> (batch, n_action_steps, action).
 
         Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
         weighted = (weights.reshape(len(weights), -1, len(self.policy.policies)) != 0).any(1)
+        alike = np.column_stack([weighted, (chunks > 0) & (self.sampling.warm is not None)])
         actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
-        for support in np.unique(weighted, axis=0):
-            rows = np.flatnonzero((weighted == support).all(1))
+        for kind in np.unique(alike, axis=0):
+            rows = np.flatnonzero((alike == kind).all(1))
             taken = padded(rows)
             policy = self.policy.weighted(torch.from_numpy(weights[taken]))
             seen = {key: value[taken] for key, value in observation.items()}
+            keys = [(int(seeds[row]), weights[row].tobytes()) for row in taken]
+            before = np.stack([self.planned[key] for key in keys]) if kind[-1] else None
+            chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken], previous=before)[: len(rows)]
             now = -policy.actions.start
-            chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken])[: len(rows)]
             actions[rows] = chunk[:, now : now + self.n_action_steps]
+            if self.sampling.warm is not None:
+                later = np.minimum(np.arange(chunk.shape[1]) + self.n_action_steps, chunk.shape[1] - 1)
+                self.planned.update(zip(keys[: len(rows)], chunk[:, later], strict=True))
         return actions

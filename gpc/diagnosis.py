@@ -68,7 +68,7 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     policy's normalised action.
     """
     batch = len(next(iter(observation.values())))
-    noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.draws, policy.actions)
+    noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.draws(policy), policy.actions)
     listening = Overheard(begun(policy.composer))
     sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
     pairs = list(combinations(range(len(policy.policies)), 2))

@@ -73,8 +73,38 @@ def renoise(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
         yield x
 
 
+def langevin(
+    denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[int], Tensor], corrections: int, rate: float
+) -> Iterator[Tensor]:
+    """Euler down a level, then `corrections` steps of unadjusted Langevin dynamics on it; `noise(i)` is the i-th's, like x.
+
+    Step size `rate sigma^2` (Song & Ermon 2019, algorithm 1). A sum of scores is not the score of the product of noisy
+    densities; the corrections let x reach what the sum is the score of at each level, so that the last one is the product
+    (Du et al. 2023, arXiv 2302.11552). The bias of a step at sigma is of order `rate sigma^2` over the data's variance.
+    """
+    for i, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = denoiser(x, sigma)
+        x = denoised + after / sigma * (x - denoised)
+        for j in range(corrections if after > 0 else 0):
+            x = x + rate * (denoiser(x, after) - x) + after * (2 * rate) ** 0.5 * noise(i * corrections + j)
+        yield x
+
+
+def teleport(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor, spread: float) -> Tensor:
+    """From sigma down to `after` in one evaluation: exact where the data is a Gaussian of standard deviation `spread`.
+
+    Where the noise is large every density looks like one, so the first steps need no solver (Wang & Vastola 2024, arXiv
+    2412.09726). With D = (spread^2 x + sigma^2 m) / (spread^2 + sigma^2) the evaluation tells the mean m, given the
+    observation; the distance from it shrinks as the noisy Gaussian does. `spread` zero is an Euler step.
+    """
+    denoised = denoiser(x, sigma)
+    mean = denoised + (spread / sigma) ** 2 * (denoised - x)
+    shrink = ((spread**2 + after**2) / (spread**2 + sigma**2)).sqrt()
+    return mean + shrink * (x - mean)
+
+
 DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
-METHODS = (*DETERMINISTIC, "ancestral")
+METHODS = (*DETERMINISTIC, "ancestral", "langevin")
 
 
 def last(steps: Iterator[Tensor]) -> Tensor:

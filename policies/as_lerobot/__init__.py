@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,7 @@ from lerobot.processor.converters import policy_action_to_transition, transition
 from torch import Tensor
 
 from gpc.composition import ComposedPolicy, compose
-from gpc.control import Sampling, sample_chunk
-from gpc.denoise import Decided, Denoiser
+from gpc.control import Known, Sampling, sample_chunk
 from gpc.env import TASK, write_text
 from gpc.errors import InputError
 from gpc.load import load_policy
@@ -144,16 +143,16 @@ class GpcPolicy(PreTrainedPolicy):
         now = {key: _from_lerobot(batch[key], len(shape) == 3) for key, shape in spec.shapes.items()}
         self._seen.extend([now] * (1 if self._seen else spec.n_obs_steps))
 
-    def _chunk(self, noise: Tensor | None, wrap: Callable[[Denoiser], Denoiser] | None = None) -> Tensor:
+    def _chunk(self, noise: Tensor | None, known: Known | None = None) -> Tensor:
         spec, sampling = self.policy.actions, self.config.sampling
         observation = {key: torch.stack([frame[key] for frame in self._seen], 1) for key in self._seen[0]}
-        shape = (sampling.draws, len(next(iter(observation.values()))), spec.horizon, spec.dim)
+        shape = (sampling.draws(self.policy), len(next(iter(observation.values()))), spec.horizon, spec.dim)
         noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
-        return spec.decode(sample_chunk(self.policy, observation, noise, sampling, wrap))[:, -spec.start :].float()
+        return spec.decode(sample_chunk(self.policy, observation, noise, sampling, known))[:, -spec.start :].float()
 
-    def _decided(self, left_over: Tensor, delay: int, horizon: int) -> Callable[[Denoiser], Denoiser]:
+    def _decided(self, left_over: Tensor, delay: int, horizon: int) -> Known:
         spec = self.policy.actions
-        known = spec.encode(left_over.reshape(-1, *left_over.shape[-2:]).double().cpu())
+        known = left_over.reshape(-1, *left_over.shape[-2:]).double().cpu()
         steps = min(known.shape[1], horizon, spec.horizon + spec.start)
         chunk = torch.zeros(len(known), spec.horizon, spec.dim, dtype=torch.float64)
         weight = torch.zeros(spec.horizon, dtype=torch.float64)
@@ -161,7 +160,7 @@ class GpcPolicy(PreTrainedPolicy):
         chunk[:, now] = known[:, :steps]
         fall = torch.linspace(1, 0, max(steps - delay, 0) + 2)[1:-1]
         weight[now] = torch.cat([torch.ones(min(delay, steps)), fall])
-        return lambda denoiser: Decided(denoiser, chunk, weight)
+        return Known(chunk.numpy(), weight.numpy())
 
 
 def _from_lerobot(value: Tensor | list[str], image: bool) -> Tensor:
