@@ -192,6 +192,6 @@ def test_a_grid_of_one_level_is_refused():
         last(euler(Gaussian(), start(), torch.tensor([1.0])))
 
 
-def test_the_methods_are_the_deterministic_ones_and_ancestral():
-    assert set(METHODS) == {"euler", "heun", "dpmpp_2m", "renoise", "ancestral"}
+def test_the_methods_are_the_deterministic_ones_and_the_noisy_two():
+    assert set(METHODS) == {"euler", "heun", "dpmpp_2m", "renoise", "ancestral", "langevin"}
     assert {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "renoise": renoise} == DETERMINISTIC
