@@ -34,7 +34,17 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join(filter(None, [self.method, str(self.steps), self.key.replace("=", "-").replace(": ", "-").strip("{}"), *self.members]))
+        return "-".join(
+            filter(
+                None,
+                [
+                    self.method,
+                    str(self.steps),
+                    self.key.replace("=", "-").replace(": ", "-").strip("{}"),
+                    *self.members,
+                ],
+            )
+        )
 
 
 def cells(task: str) -> Iterator[Cell]:
