@@ -183,7 +183,12 @@ def loaded(config: DictConfig) -> list[Policy]:
 
 
 def compose_from(config: DictConfig) -> ComposedPolicy:
-    """The composition that a configuration names, under its weights; a policy without weight leaves altogether."""
+    """The composition that a configuration names, under its weights, to be asked for chunks from outside.
+
+    A policy without weight leaves altogether. Raises InputError where a chunk would need the one before.
+    """
+    if config.sampler.warm is not None:
+        raise InputError(f"sampler.warm={config.sampler.warm} starts from the chunk before, which only a rollout knows")
     keys = cast(dict[str, str], OmegaConf.to_container(config.rename_map))
     policies = [rename(policy, keys) for policy in loaded(config)]
     weights = weights_of(config, len(policies))
