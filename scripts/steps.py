@@ -37,8 +37,8 @@ measured yet are empty.
 The default, dpmpp_2m with 8 steps, stays: no cell with more evaluations is clearly above it for the composition, on either task.
 It is not the fewest. Below 5 evaluations dpmpp_2m's second-order step fails over so wide a gap of sigma (Lift, 3 evaluations: 2 %
 where euler has 100 %): few steps want euler, or `sampler.teleport=2`. Lift's diffusion policy alone wants noise (ancestral: 95 % at
-8 steps, dpmpp_2m: 72 %); the composition and the flow policy do not. With 100 episodes an interval is 20 points wide at 50 %, and the
-largest of so many cells looks better than it is.
+8 steps, dpmpp_2m: 72 %); the composition and the flow policy do not. With 100 episodes an interval is 20 points wide at 50 %, and
+the largest of so many cells looks better than it is.
 """
 
 
