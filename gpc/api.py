@@ -68,8 +68,7 @@ class Result:
 def evaluate(
     policy: Policy, env: str = "pusht", *, episodes: int = 50, overrides: Sequence[str] = (), run_dir: str | None = None
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`,
-    `average`).
+    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`, `average`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -86,9 +86,7 @@ class Sampling:
     def draws(self, policy: Policy) -> int:
         """How many times a chunk's noise is drawn: at the start and along a stochastic method, for every sample that is taken."""
         steps = {"ancestral": self.steps, "langevin": self.steps * self.corrections}
-        samples = self.candidates * (
-            len(policy.policies) if isinstance(policy, ComposedPolicy) and averages(policy) else 1
-        )
+        samples = self.candidates * (len(policy.policies) if averages(policy) else 1)
         return samples * (1 + steps.get(self.method, 0))
 
     def check(self, policy: Policy) -> None:
@@ -185,7 +183,7 @@ def sample_chunk(
     `previous`, like the result: what `sampling.warm` starts from. Raises InputError where sampler and composer do not fit.
     """
     sampling.check(policy)
-    if isinstance(policy, ComposedPolicy) and averages(policy):
+    if averages(policy):
         return _average(policy, observation, noise, sampling, known, previous)
     many = sampling.candidates
     if many > 1:
@@ -229,17 +227,21 @@ def _average(
     return policy.joined(chunks)
 
 
-def averages(policy: Policy) -> bool:
+def averages(policy: Policy) -> TypeGuard[ComposedPolicy]:
     """Whether a policy's members sample chunks of their own."""
     return isinstance(policy, ComposedPolicy) and isinstance(policy.composer, Average) and len(policy.policies) > 1
 
 
 def repeated(policy: Policy, count: int) -> Policy:
     """The policy for a batch, repeated so many times: where each row has weights of its own they are repeated, too."""
-    composer = policy.composer if isinstance(policy, ComposedPolicy) else None
-    if not isinstance(policy, ComposedPolicy) or not isinstance(composer, Weightable) or composer.weights.ndim == 1:
-        return policy
-    return replace(policy, composer=composer.weighted(composer.weights.repeat(count, 1)))
+    if (
+        isinstance(policy, ComposedPolicy)
+        and isinstance(policy.composer, Weightable)
+        and policy.composer.weights.ndim == 2
+    ):
+        weights = policy.composer.weights.repeat(count, 1)
+        return replace(policy, composer=policy.composer.weighted(weights))
+    return policy
 
 
 def most_typical(chunks: Tensor) -> Tensor:
@@ -297,7 +299,7 @@ class ChunkActor:
                     f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {spec.start} to "
                     f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"
                 )
-            _ = [self.sampling.sigmas(policy.levels, warm) for warm in (False, self.sampling.warm is not None)]
+            _ = [self.sampling.sigmas(policy.levels, warm) for warm in {False, self.sampling.warm is not None}]
         names = [policy.name for policy in self.policy.policies]
         for name in self.sampling.reuse.keys() - names:
             raise InputError(f"sampler.reuse names {name!r}{suggest(name, names)}")
@@ -308,19 +310,31 @@ class ChunkActor:
         Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
         weighted = (weights.reshape(len(weights), -1, len(self.policy.policies)) != 0).any(1)
-        alike = np.column_stack([weighted, (chunks > 0) & (self.sampling.warm is not None)])
+        warm = (chunks > 0) & (self.sampling.warm is not None)
+        alike = np.column_stack([weighted, warm])
         actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
         for kind in np.unique(alike, axis=0):
             rows = np.flatnonzero((alike == kind).all(1))
             taken = padded(rows)
             policy = self.policy.weighted(torch.from_numpy(weights[taken]))
             seen = {key: value[taken] for key, value in observation.items()}
-            keys = [(int(seeds[row]), weights[row].tobytes()) for row in taken]
-            before = np.stack([self.planned[key] for key in keys]) if kind[-1] else None
+            before = self._planned(seeds[taken], weights[taken]) if warm[rows[0]] else None
             chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken], previous=before)[: len(rows)]
             now = -policy.actions.start
             actions[rows] = chunk[:, now : now + self.n_action_steps]
             if self.sampling.warm is not None:
-                later = np.minimum(np.arange(chunk.shape[1]) + self.n_action_steps, chunk.shape[1] - 1)
-                self.planned.update(zip(keys[: len(rows)], chunk[:, later], strict=True))
+                self._keep(seeds[rows], weights[rows], chunk)
         return actions
+
+    def _planned(self, seeds: Array, weights: Array) -> Array:
+        """What the chunk before planned for the steps of this one, (batch, horizon, action)."""
+        return np.stack([self.planned[key] for key in _keys(seeds, weights)])
+
+    def _keep(self, seeds: Array, weights: Array, chunk: Array) -> None:
+        """For the next chunk: the steps after those that are executed, the last one repeated."""
+        later = np.minimum(np.arange(chunk.shape[1]) + self.n_action_steps, chunk.shape[1] - 1)
+        self.planned.update(zip(_keys(seeds, weights), chunk[:, later], strict=True))
+
+
+def _keys(seeds: Array, weights: Array) -> list[tuple[int, bytes]]:
+    return [(int(seed), row.tobytes()) for seed, row in zip(seeds, weights, strict=True)]

@@ -9,6 +9,7 @@ A cell is a `gpc evaluate` of 100 episodes on seeds 300000 to 300099, where no w
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,6 @@ from gpc.record import read_json, write_atomically
 EPISODES, SEED = 100, 300000
 EVALUATIONS = (1, 2, 3, 5, 8, 16, 50, 100)
 METHODS = {"pusht": ("dpmpp_2m", "euler", "ancestral", "heun", "renoise"), "lift": ("dpmpp_2m", "ancestral", "euler")}
-
-
 CHEAPER = ("teleport=2", "warm=1")
 CHEAP_EVALUATIONS = (1, 2, 3, 5, 8, 16)
 
@@ -52,17 +51,8 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "-".join(
-            filter(
-                None,
-                [
-                    self.method,
-                    str(self.steps),
-                    self.key.replace("=", "-").replace(": ", "-").strip("{}"),
-                    *self.members,
-                ],
-            )
-        )
+        words = [self.method, str(self.steps), *re.findall(r"[\w-]+", self.key), *self.members]
+        return "-".join(words)
 
 
 def cells(task: str) -> Iterator[Cell]:
@@ -106,10 +96,9 @@ def page(tasks: Sequence[str], runs: Path, out: Path) -> None:
         names = [" + ".join(map(short, members)) for members in who]
         lines += [f"## {task}", "", f"![success over evaluations on {task}](steps-{task}.png)", ""]
         lines += [f"| sampler | evaluations | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-        rows = dict.fromkeys((title(cell), evaluations(cell), cell._replace(members=())) for cell in found)
-        for name, asked, bare in rows:
-            seen = [found.get(bare._replace(members=members)) for members in who]
-            lines.append(f"| {name} | {asked} | {' | '.join(percent(s) if s else '' for s in seen)} |")
+        for row in dict.fromkeys(cell._replace(members=()) for cell in found):
+            seen = [found.get(row._replace(members=members)) for members in who]
+            lines.append(f"| {title(row)} | {evaluations(row)} | {' | '.join(percent(s) if s else '' for s in seen)} |")
         lines.append("")
         out.with_name(f"steps-{task}.png").write_bytes(png(plot(found, who)))
     write_atomically(out.with_suffix(".md"), "\n".join(lines))

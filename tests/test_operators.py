@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 
 from gpc.composition import average, compose, guide
-from gpc.control import ChunkActor, Sampling, most_typical, sample_chunk
+from gpc.control import ChunkActor, Sampling, keyed_noise, most_typical, sample_chunk
 from gpc.denoise import Held
 from gpc.errors import InputError
 from gpc.noise import karras_sigmas
@@ -158,6 +159,23 @@ def test_reuse_leaves_a_parent_alone_as_it_is():
     named = replace(PAIR[0], name="wide")
     sampling = Sampling(reuse={named.name: 3})
     assert torch.equal(sample(compose([named]), sampling, 8), sample(compose([named]), Sampling(), 8))
+
+
+def test_a_warm_chunk_starts_from_what_the_one_before_planned_for_its_steps():
+    sampling = Sampling("euler", steps=1, warm=2.0)
+    actor = ChunkActor(compose(PAIR[:1]), sampling, 1)
+    seen, weights, seeds = {"state": np.zeros((2, 2, 3))}, np.ones((2, 1)), np.array([4, 5])
+    first = actor(seen, weights, seeds, np.zeros(2, int))
+    again = actor(seen, weights, seeds, np.ones(2, int))
+    grid = sampling.sigmas(PAIR[0].levels)
+    cold = PAIR[0].actions.decode(WIDE(grid[0] * keyed_noise(seeds, np.zeros(2, int), 1, SHORT)[0], grid[0]))
+    now = -SHORT.start
+    torch.testing.assert_close(torch.from_numpy(first), cold[:, now : now + 1], atol=1e-9, rtol=0)
+    before = SHORT.encode(cold[:, [1, 1]])  # one step on, the last one repeated
+    level = sampling.sigmas(PAIR[0].levels, warm=True)[0]
+    warm = SHORT.decode(WIDE(before + level * keyed_noise(seeds, np.ones(2, int), 1, SHORT)[0], level))
+    torch.testing.assert_close(torch.from_numpy(again), warm[:, now : now + 1], atol=1e-9, rtol=0)
+    assert level == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
