@@ -1,9 +1,10 @@
-"""Alignment: what it takes for two policies to speak of the same action.
+"""Alignment: what it takes for policies to speak of the same action.
 
-A member's normalised action is `x_i = r x + b` of the common one, where `action = scale x + offset`. The noise follows:
-`sigma_i = r sigma`. That is exact as long as r is one number. Where r differs per action dimension, no sigma is right for
-all of them: up to `NEAR_LEVEL` around their geometric mean the mean serves (the points stay exact, the level that the
-network is told is off by less than its own levels are apart), and `note` says so; above it both normalisers are printed.
+A member sees some steps and dimensions of the common normalised chunk x: `y = r x + b`, where `action = scale x + offset`. The
+noise follows: it is `r sigma` there. As long as r is one number that is exact. Where r differs per dimension no sigma is right
+for all of them, and a network was trained with one. Up to `NEAR_LEVEL` around the geometric mean, the mean serves (the points
+stay exact, the level that the network is told is off by less than its own levels are apart). Above, the dimensions with less
+noise are raised to the level of the one with most; see `gpc.raised`. `note` says what is not exact (docs/alignment.md).
 """
 
 from __future__ import annotations
@@ -20,111 +21,250 @@ from gpc.denoise import Denoiser
 from gpc.errors import InputError
 from gpc.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
 from gpc.policy import ActionSpec, ObservationSpec, Policy
+from gpc.raised import Raised
+
+ABSURD = 100.0  # ratios that differ more than this are a mistake in a normaliser
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A policy seen from the common coordinate: `x_i = ratios * x + shift`, beginning `first` steps into the chunk."""
+    """A policy seen from the common coordinate: `y = ratios * x[steps, dims] + shift`, in its own dimensions and steps."""
 
     policy: Policy
-    ratios: tuple[float, ...]
-    shift: tuple[float, ...]
-    first: int
+    common: ActionSpec
+
+    @cached_property
+    def dims(self) -> tuple[int, ...]:
+        """The common dimension of each of the policy's own."""
+        return _dims(self.policy.actions, self.common.names)
+
+    @cached_property
+    def stride(self) -> int:
+        """How many common steps one of the policy's own takes."""
+        return round(self.policy.actions.dt / self.common.dt)
+
+    @cached_property
+    def first(self) -> int:
+        """The common step, counted from 0, at which the policy's chunk begins."""
+        return self.policy.actions.start * self.stride - self.common.start
+
+    @cached_property
+    def steps(self) -> slice:
+        """The common steps that are the policy's own."""
+        return slice(self.first, self.first + self.stride * (self.policy.actions.horizon - 1) + 1, self.stride)
+
+    @cached_property
+    def ratios(self) -> tuple[float, ...]:
+        """That of the noise the policy sees to the common noise, for each of its dimensions."""
+        return tuple(self.common.scale[d] / own for d, own in zip(self.dims, self.policy.actions.scale, strict=True))
+
+    @cached_property
+    def shift(self) -> tuple[float, ...]:
+        """The policy's normalised action where the common one is 0."""
+        own = self.policy.actions
+        pairs = zip(self.dims, own.scale, own.offset, strict=True)
+        return tuple((self.common.offset[d] - offset) / scale for d, scale, offset in pairs)
+
+    @cached_property
+    def raised(self) -> bool:
+        """Whether noise is added to what the policy sees."""
+        return self._off > NEAR_LEVEL
 
     @cached_property
     def ratio(self) -> float:
-        """That of the noise: the geometric mean of the ratios."""
-        return self.ratios[0] if len(set(self.ratios)) == 1 else geometric_mean(self.ratios)
-
-    @property
-    def note(self) -> str:
-        """What is approximate about it; empty where nothing is."""
-        if self.off <= SAME_LEVEL:
-            return ""
-        return f"{self.policy.name} is told noise levels that are up to {self.off:.1%} off: its normaliser differs per dimension"
-
-    @cached_property
-    def off(self) -> float:
-        """The largest relative distance of a dimension's noise from what the network is told."""
-        return max(abs(r / self.ratio - 1) for r in self.ratios)
+        """That of the noise level which the network is told."""
+        return max(self.ratios) if self.raised else self._mean
 
     @cached_property
     def levels(self) -> NoiseLevels:
         """The policy's levels in the common coordinate."""
         return self.policy.levels.scaled(1 / self.ratio)
 
-    def chunk(self, horizon: int) -> Tensor:
-        """1 on the steps (horizon,) that the policy's chunk has, 0 elsewhere."""
-        mask = torch.zeros(horizon)
-        mask[self.first : self.first + self.policy.actions.horizon] = 1
-        return mask
+    @cached_property
+    def cover(self) -> Tensor:
+        """Where the policy's chunk lies in the common one, also between its steps: bool (horizon, action)."""
+        at = self._positions
+        cover = torch.zeros(self.common.horizon, self.common.dim, dtype=torch.bool)
+        cover[:, list(self.dims)] = ((at >= 0) & (at <= self.policy.actions.horizon - 1))[:, None]
+        return cover
+
+    @property
+    def note(self) -> str:
+        """What is approximate about it, and what it leaves to others; empty where it is exact and has all."""
+        told = []
+        if len(self.dims) < self.common.dim:
+            everything = ", ".join(_names(self.common))
+            told.append(f"acts in {', '.join(_names(self.policy.actions))} of {everything}")
+        if self.stride > 1:
+            told.append(f"plans every {self.stride} steps, between which its actions are interpolated")
+        if self.raised:
+            most = self.ratio / min(self.ratios)
+            told.append(f"is given up to {most:.3g} times the noise: its normaliser differs per dimension")
+        elif self._off > SAME_LEVEL:
+            told.append(
+                f"is told noise levels that are up to {self._off:.1%} off: its normaliser differs per dimension"
+            )
+        return f"{self.policy.name} {'; it '.join(told)}" if told else ""
 
     def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-        """The policy's denoised action for the common x (batch, horizon, action), zero where it has no opinion."""
-        steps = slice(self.first, self.first + self.policy.actions.horizon)
-        part = x[:, steps]
-        if set(self.ratios) == {1.0} and not any(self.shift):
-            own = denoiser(part, sigma)
-        else:
-            ratios, shift = x.new_tensor(self.ratios), x.new_tensor(self.shift)
-            own = (denoiser(part * ratios + shift, sigma * self.ratio) - shift) / ratios
-        if own.shape == x.shape:
+        """The policy's denoised action for the common x (batch, horizon, action); `opinions` says where it counts."""
+        if self.raised:
+            return self.back(Raised(denoiser, self.ratios)(self.seen(x), sigma))
+        return self.back(denoiser(self.seen(x), sigma * self.ratio))
+
+    def part(self, x: Tensor) -> Tensor:
+        """The policy's own steps and dimensions of x (..., horizon, action)."""
+        part = x[..., self.steps, :]
+        return part if self._all_dims else part[..., list(self.dims)]
+
+    def seen(self, x: Tensor) -> Tensor:
+        """X (..., horizon, action) as the policy has it, normalised its way."""
+        part = self.part(x)
+        return part if self._same_units else part * x.new_tensor(self.ratios) + x.new_tensor(self.shift)
+
+    def back(self, own: Tensor) -> Tensor:
+        """The policy's denoised action (batch, own steps, own action) in the common coordinate."""
+        return self.placed(
+            own if self._same_units else (own - own.new_tensor(self.shift)) / own.new_tensor(self.ratios)
+        )
+
+    def placed(self, own: Tensor) -> Tensor:
+        """A chunk (batch, own steps, own action) on the common steps and dimensions.
+
+        Between its steps it is interpolated, before and after them held; what it has no dimension for is zero.
+        """
+        if self._all_dims and own.shape[1] == self.common.horizon:
             return own
-        out = torch.zeros_like(x)
-        out[:, steps] = own
+        at = self._positions.clamp(0, own.shape[1] - 1)
+        low = at.floor().long()
+        spread = torch.lerp(own[:, low], own[:, at.ceil().long()], (at - low).to(own)[:, None])
+        out = own.new_zeros(len(own), self.common.horizon, self.common.dim)
+        out[..., list(self.dims)] = spread
         return out
+
+    @cached_property
+    def _all_dims(self) -> bool:
+        return self.dims == tuple(range(self.common.dim))
+
+    @cached_property
+    def _same_units(self) -> bool:
+        return set(self.ratios) == {1.0} and not any(self.shift)
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        """Every common step in the policy's own, (horizon,)."""
+        return (torch.arange(self.common.horizon, dtype=torch.float64) - self.first) / self.stride
+
+    @cached_property
+    def _mean(self) -> float:
+        return self.ratios[0] if len(set(self.ratios)) == 1 else geometric_mean(self.ratios)
+
+    @cached_property
+    def _off(self) -> float:
+        """The largest relative distance of a dimension's noise from their mean."""
+        return max(abs(r / self._mean - 1) for r in self.ratios)
 
 
 def align(policies: Sequence[Policy]) -> tuple[Aligned, ...]:
-    """Every policy in the first one's coordinate, over the union of all chunks.
+    """Every policy in one coordinate: see `common_actions`.
 
-    Raises InputError where action dimensions, names, dt or normalisers do not fit.
+    Raises InputError where action dimensions, times, representations or normalisers do not fit.
     """
-    reference = policies[0]
-    start = min(p.actions.start for p in policies)
-    aligned = []
-    for policy in policies:
-        _check_same_actions(reference, policy)
-        a, b = reference.actions, policy.actions
-        ratios = tuple(s / t for s, t in zip(a.scale, b.scale, strict=True))
-        shift = tuple((p - q) / t for p, q, t in zip(a.offset, b.offset, b.scale, strict=True))
-        member = Aligned(policy, ratios, shift, b.start - start)
-        if member.off > NEAR_LEVEL:
+    common = common_actions(policies)
+    members = tuple(Aligned(policy, common) for policy in policies)
+    for i, member in enumerate(members):
+        _check_normaliser(member)
+        beside = [other for other in members[:i] if set(other.dims) & set(member.dims)]
+        for other in beside:
+            _check_representation(other.policy, member.policy)
+        near = beside or members[:i]
+        if near and not any((other.cover.any(1) & member.cover.any(1)).any() for other in near):
             raise InputError(
-                f"{reference.name} and {policy.name} normalise their actions with ratios that differ per dimension: "
-                f"{_normaliser(a)} against {_normaliser(b)}; one noise level cannot serve both"
+                f"the chunks of {near[0].policy.name} and {member.policy.name} share no step; nothing would be composed"
             )
-        aligned.append(member)
-    return tuple(aligned)
+    said = opinions(members).bool()
+    for member, own in zip(members, said, strict=True):
+        if member.policy.actions.relative and (member.stride > 1 or not torch.equal(own, member.cover)):
+            raise InputError(
+                f"{member.policy.name} predicts moves, which are neither interpolated nor held; compose it with policies of its "
+                "dt, over its steps"
+            )
+    return members
 
 
-def _normaliser(spec: ActionSpec) -> str:
-    pairs = zip(_names(spec), spec.scale, spec.offset, strict=True)
-    return ", ".join(f"{name} = {scale:g} x + {offset:g}" for name, scale, offset in pairs)
+def opinions(members: Sequence[Aligned]) -> Tensor:
+    """1 where a member has a say, (K, horizon, action): where its chunk lies, and where its dimensions are in no chunk at all."""
+    cover = torch.stack([member.cover for member in members])
+    return torch.where(cover.any(0), cover, cover.any(1, keepdim=True)).float()
+
+
+def common_actions(policies: Sequence[Policy]) -> ActionSpec:
+    """The common coordinate: all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks.
+
+    A dimension's scale and offset are those of the first policy that has it. A policy without names has all dimensions. Raises
+    InputError where it has another number of them, or where a dt is no multiple of the smallest.
+    """
+    specs = [policy.actions for policy in policies]
+    names = tuple(dict.fromkeys(name for spec in specs for name in spec.names or ())) or None
+    dim, dt = len(names) if names else specs[0].dim, min(spec.dt for spec in specs)
+    for policy, spec in zip(policies, specs, strict=True):
+        if spec.names is None and spec.dim != dim:
+            raise InputError(
+                f"{policy.name} acts in {spec.dim} dimensions without names, the policies together in {dim}; say which, "
+                f"as in 'action_names={{{policy.name}: [...]}}'"
+            )
+        if abs(spec.dt / dt - round(spec.dt / dt)) > SAME_LEVEL:
+            raise InputError(
+                f"{policy.name} predicts every {spec.dt:g} control steps, another policy every {dt:g}: no multiple of it"
+            )
+    strides = [round(spec.dt / dt) for spec in specs]
+    start = min(spec.start * stride for spec, stride in zip(specs, strides, strict=True))
+    end = max((spec.start + spec.horizon - 1) * stride for spec, stride in zip(specs, strides, strict=True))
+    owners: dict[int, tuple[ActionSpec, int]] = {}
+    for spec in specs:
+        for own, d in enumerate(_dims(spec, names)):
+            owners.setdefault(d, (spec, own))
+    scale, offset = zip(*((spec.scale[i], spec.offset[i]) for spec, i in (owners[d] for d in range(dim))), strict=True)
+    bounds, moves = {spec.bound for spec, _ in owners.values()}, {spec.relative for spec, _ in owners.values()}
+    bound = None if None in bounds else max(b for b in bounds if b is not None)
+    relative = moves.pop() if len(moves) == 1 else None
+    return ActionSpec(end + 1 - start, scale, offset, names, start, dt, bound, relative)
+
+
+def _dims(spec: ActionSpec, names: tuple[str, ...] | None) -> tuple[int, ...]:
+    """The place of a policy's dimensions among the common names."""
+    return tuple(map(names.index, spec.names)) if names and spec.names else tuple(range(spec.dim))
 
 
 def _names(spec: ActionSpec) -> tuple[str, ...]:
     return spec.names or tuple(f"action[{i}]" for i in range(spec.dim))
 
 
-def _check_same_actions(a: Policy, b: Policy) -> None:
-    one, other = a.actions, b.actions
-    if one.dim != other.dim:
-        raise InputError(f"{a.name} acts in {one.dim} dimensions ({', '.join(_names(one))}), {b.name} in {other.dim}")
-    if one.names and other.names and one.names != other.names:
-        raise InputError(f"{a.name} and {b.name} name their actions differently: {one.names} against {other.names}")
-    if one.relative is not None and other.relative is not None and one.relative != other.relative:
-        moves, targets = (a, b) if one.relative else (b, a)
-        raise InputError(
-            f"{moves.name} predicts moves from where the robot is (delta actions), {targets.name} absolute targets; "
-            "compose policies of one action space"
-        )
-    if one.dt != other.dt:
-        raise InputError(
-            f"{a.name} predicts every {one.dt:g} control steps, {b.name} every {other.dt:g}; they must agree"
-        )
-    if one.start + one.horizon <= other.start or other.start + other.horizon <= one.start:
-        raise InputError(f"the chunks of {a.name} and {b.name} share no step; nothing would be composed")
+def _check_normaliser(member: Aligned) -> None:
+    if max(member.ratios) <= ABSURD * min(member.ratios):
+        return
+    names, own = _names(member.policy.actions), member.policy.actions
+    common = [member.common.scale[d] for d in member.dims], [member.common.offset[d] for d in member.dims]
+    sides = (
+        ", ".join(f"{name} = {s:g} x + {o:g}" for name, s, o in zip(names, scale, offset, strict=True))
+        for scale, offset in (common, (own.scale, own.offset))
+    )
+    raise InputError(
+        f"{member.policy.name} normalises its actions with ratios to the other policies' that differ more than {ABSURD:g} times: "
+        f"{' against '.join(sides)}; one of them has the wrong units or names"
+    )
+
+
+def _check_representation(a: Policy, b: Policy) -> None:
+    one, other = a.actions.relative, b.actions.relative
+    if one is None or other is None or one == other:
+        return
+    moves, targets = (a, b) if one else (b, a)
+    raise InputError(
+        f"{moves.name} predicts moves (delta actions), {targets.name} absolute targets. Moves from where the robot is when the "
+        f"chunk is planned become targets by 'origin={{{moves.name}: OBSERVATION}}'; moves from step to step do not: their sum's "
+        "noise grows along the chunk"
+    )
 
 
 def join_observations(policies: Sequence[Policy]) -> ObservationSpec:

@@ -28,11 +28,11 @@ class Composer(Protocol):
         """Combine.
 
         x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k is not needed; opinion
-        (K, horizon): 1 where member k's chunk has this step and was trained at this sigma.
+        (K, horizon, action): 1 where member k acts in this dimension at this step and was trained at this sigma.
         """
 
     def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
-        """Which members have any influence at sigma (None: at any), given their opinions (K, horizon)."""
+        """Which members have any influence at sigma (None: at any), given their opinions (K, horizon, action)."""
 
 
 @runtime_checkable
@@ -77,8 +77,8 @@ class Weighted(ABC):
         """See `Composer`."""
         weights = self._effective(opinion)
         rest = 1 - weights.sum(0)
-        out = torch.where(rest.abs() < ROUNDING, 0, rest).unsqueeze(-1) * x
-        for weight, member in zip(weights.unsqueeze(-1), denoised, strict=True):
+        out = torch.where(rest.abs() < ROUNDING, 0, rest) * x
+        for weight, member in zip(weights, denoised, strict=True):
             if member is not None:
                 out = out + weight * member
         return out
@@ -97,8 +97,8 @@ class Weighted(ABC):
         return replace(self, weights=weights)
 
     def _effective(self, opinion: Tensor) -> Tensor:
-        """The weights that act, (K, rows, horizon)."""
-        return self._act(self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None], opinion[:, None, :])
+        """The weights that act, (K, rows, horizon, action)."""
+        return self._act(self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None, None], opinion[:, None])
 
     @abstractmethod
     def _fits(self, weights: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class Weighted(ABC):
 
     @abstractmethod
     def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        """Weights (K, rows, 1) and opinion (K, 1, horizon) -> the weights that act, (K, rows, horizon)."""
+        """Weights (K, rows, 1, 1) and opinion (K, 1, horizon, action) -> those that act, (K, rows, horizon, action)."""
 
 
 @dataclass(frozen=True)
@@ -241,12 +241,13 @@ class PerDimension(Parted):
         out = torch.empty_like(x)
         for row, group in zip(self.rows, map(list, self.groups), strict=True):
             own = [None if member is None else member[..., group] for member in denoised]
-            out[..., group] = row(x[..., group], sigma, own, opinion)
+            out[..., group] = row(x[..., group], sigma, own, opinion[..., group])
         return out
 
     def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`."""
-        return [any(own) for own in zip(*(row.needs(opinion, sigma) for row in self.rows), strict=True)]
+        parts = zip(self.rows, map(list, self.groups), strict=True)
+        return [any(own) for own in zip(*(row.needs(opinion[..., g], sigma) for row, g in parts), strict=True)]
 
 
 def _shares(weights: Tensor, opinion: Tensor) -> Tensor:

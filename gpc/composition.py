@@ -2,8 +2,8 @@
 
 A convex combination of scores at one (x, sigma) is the same convex combination of `denoised` (General Policy
 Composition, Cao et al., arXiv 2510.01068); guidance is the same sum with signed weights. The members' own schedules,
-predictions, inputs and normalisers do not matter here: each is a `Policy`, aligned to the first one's normaliser and to the
-union of all chunks.
+predictions, inputs and normalisers do not matter here: each is a `Policy`, aligned to one coordinate
+(`gpc.align`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from gpc.align import Aligned, align, join_observations
+from gpc.align import Aligned, align, common_actions, join_observations, opinions
 from gpc.composers import Average, Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
 from gpc.denoise import Denoiser, Finite, Held
 from gpc.errors import InputError
@@ -42,7 +42,6 @@ class ComposedDenoiser:
     members: Sequence[Aligned]
     denoisers: Sequence[Denoiser]
     composer: Composer
-    horizon: int
     plans: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -64,10 +63,10 @@ class ComposedDenoiser:
         return replace(self, denoisers=[Held(d, n) for d, n in zip(self.denoisers, counts, strict=True)])
 
     def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
-        """Who has an opinion on which step at this level (K, horizon), and who is needed; kept, as some solvers call twice."""
+        """Who has an opinion where at this level (K, horizon, action), and who is needed; kept, as some solvers call twice."""
         if level not in self.plans:
             covered = [m.levels.covers(level) for m in self.members]
-            opinion = torch.stack([m.chunk(self.horizon) * on for m, on in zip(self.members, covered, strict=True)])
+            opinion = opinions(self.members) * torch.tensor(covered)[:, None, None]
             if not bool(opinion.any(0).all()):
                 trained = "; ".join(
                     f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
@@ -112,11 +111,8 @@ class ComposedPolicy:
 
     @cached_property
     def actions(self) -> ActionSpec:
-        """The first policy's normaliser over the union of all chunks."""
-        first = self.policies[0].actions
-        start = min(p.actions.start for p in self.policies)
-        end = max(p.actions.start + p.actions.horizon for p in self.policies)
-        return replace(first, start=start, horizon=end - start)
+        """The common coordinate."""
+        return self.members[0].common
 
     @cached_property
     def observations(self) -> ObservationSpec:
@@ -126,8 +122,7 @@ class ComposedPolicy:
     @cached_property
     def levels(self) -> NoiseLevels:
         """The range in which all members with a say were trained; the discrete members' levels."""
-        opinion = torch.stack([m.chunk(self.actions.horizon) for m in self.members])
-        needed = self.composer.needs(opinion, None)
+        needed = self.composer.needs(opinions(self.members), None)
         return merge_levels([m.levels for m, on in zip(self.members, needed, strict=True) if on])
 
     def weighted(self, weights: Tensor) -> ComposedPolicy:
@@ -147,9 +142,8 @@ class ComposedPolicy:
     def joined(self, chunks: Sequence[Tensor]) -> Tensor:
         """Finished chunks of the members (batch, horizon, action), in their own coordinates, under the composer."""
         x = chunks[0].new_zeros(len(chunks[0]), self.actions.horizon, self.actions.dim)
-        last = x.new_zeros(())
-        said = [m.denoise(lambda *_, own=own: own, x, last) for m, own in zip(self.members, chunks, strict=True)]
-        return self.composer(x, last, said, torch.stack([m.chunk(self.actions.horizon) for m in self.members]))
+        said = [member.back(own) for member, own in zip(self.members, chunks, strict=True)]
+        return self.composer(x, x.new_zeros(()), said, opinions(self.members))
 
     def condition(self, observation: Observation) -> ComposedDenoiser:
         """Each member encodes the observation steps that it reads."""
@@ -159,7 +153,7 @@ class ComposedPolicy:
             spec = policy.observations
             seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
             denoisers.append(Finite(policy.condition(seen), policy.name))
-        return ComposedDenoiser(self.members, denoisers, begun(self.composer), self.actions.horizon)
+        return ComposedDenoiser(self.members, denoisers, begun(self.composer))
 
 
 def compose(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
@@ -187,7 +181,7 @@ def split(policies: Sequence[Policy], weights: Given = None, *, groups: Sequence
     policies do not fit.
     """
     composer = PerDimension(_rows(weights, len(policies), len(groups)), tuple(map(tuple, groups)))
-    named, dim = sum(map(len, groups)), policies[0].actions.dim
+    named, dim = sum(map(len, groups)), common_actions(policies).dim
     if named != dim:
         raise InputError(f"groups={[list(group) for group in groups]} name {named} dimensions, actions have {dim}")
     return ComposedPolicy(tuple(policies), composer)

@@ -50,7 +50,8 @@ NUMBERS = (
     *("episodes", "block", "seed", "video", "max_batch"),
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
-OPEN = r"rename_map|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"  # keys of the policies or the simulator
+# their keys are the policies' and the simulator's own
+OPEN = r"rename_map|origin|action_names|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:

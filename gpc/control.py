@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gpc.align import Aligned
 from gpc.composers import Average, Weightable
 from gpc.composition import ComposedDenoiser, ComposedPolicy, compose
 from gpc.denoise import Clamp, Decided, Denoiser
@@ -160,9 +161,9 @@ class Known:
     actions: Array
     weight: Array
 
-    def of(self, steps: slice) -> Known:
-        """What is known of these steps."""
-        return Known(self.actions[:, steps], self.weight[..., steps])
+    def of(self, member: Aligned) -> Known:
+        """What is known of a member's steps and dimensions."""
+        return Known(member.part(torch.from_numpy(self.actions)).numpy(), self.weight[..., member.steps])
 
     def repeated(self, count: int) -> Known:
         """The same for a batch, repeated so many times."""
@@ -215,15 +216,10 @@ def _average(
     """The members' own chunks, averaged: each is sampled alone, from noise of its own."""
     chunks = []
     for member, own in zip(policy.members, noise.chunk(len(policy.members)), strict=True):
-        steps = slice(member.first, member.first + member.policy.actions.horizon)
         alone = compose([member.policy])
         seen = {key: observation[key] for key in alone.observations.shapes}
-        chunks.append(
-            sample_chunk(
-                alone, seen, own[:, :, steps], sampling, known and known.of(steps),
-                None if previous is None else previous[:, steps],
-            )
-        )  # fmt: skip
+        before = None if previous is None else member.seen(previous)
+        chunks.append(sample_chunk(alone, seen, member.part(own), sampling, known and known.of(member), before))
     return policy.joined(chunks)
 
 
@@ -292,17 +288,30 @@ class ChunkActor:
 
     def __post_init__(self) -> None:
         self.sampling.check(self.policy)
-        for policy in (self.policy, *self.policy.policies):  # a parent must be able to act alone
-            spec = policy.actions
-            if spec.start > 0 or not 1 <= self.n_action_steps <= spec.start + spec.horizon:
-                raise InputError(
-                    f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {spec.start} to "
-                    f"{spec.start + spec.horizon - 1} from now; choose 1 to {spec.start + spec.horizon}"
-                )
-            _ = [self.sampling.sigmas(policy.levels, warm) for warm in {False, self.sampling.warm is not None}]
+        self._check(self.policy)
         names = [policy.name for policy in self.policy.policies]
         for name in self.sampling.reuse.keys() - names:
             raise InputError(f"sampler.reuse names {name!r}{suggest(name, names)}")
+
+    def check(self, weights: Sequence[float]) -> None:
+        """Raises InputError where the policies that have weight in `weights` (parts * K,) cannot act without the others."""
+        self._check(self.policy.weighted(torch.tensor(weights, dtype=torch.float64)))
+
+    def _check(self, policy: ComposedPolicy) -> None:
+        spec, whole = policy.actions, self.policy.actions
+        missing = sorted(set(whole.names or ()) - set(spec.names or whole.names or ()))
+        if missing:
+            raise InputError(
+                f"{policy.name} cannot act alone: it has no {', '.join(missing)}; give weight to a policy that has"
+            )
+        stride = round(spec.dt / whole.dt)
+        first, ahead = spec.start * stride, (spec.start + spec.horizon - 1) * stride + 1
+        if first > 0 or not 1 <= self.n_action_steps <= ahead:
+            raise InputError(
+                f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {first} to {ahead - 1} from now; "
+                f"choose 1 to {ahead}"
+            )
+        _ = [self.sampling.sigmas(policy.levels, warm) for warm in {False, self.sampling.warm is not None}]
 
     def __call__(self, observation: Mapping[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         """observation[key] (batch, n_obs_steps, *shape), weights (batch, parts * K) -> (batch, n_action_steps, action).
@@ -312,23 +321,25 @@ class ChunkActor:
         weighted = (weights.reshape(len(weights), -1, len(self.policy.policies)) != 0).any(1)
         warm = (chunks > 0) & (self.sampling.warm is not None)
         alike = np.column_stack([weighted, warm])
-        actions = np.empty((len(seeds), self.n_action_steps, self.policy.actions.dim))
+        spec = self.policy.actions
+        actions = np.empty((len(seeds), self.n_action_steps, spec.dim))
         for kind in np.unique(alike, axis=0):
             rows = np.flatnonzero((alike == kind).all(1))
             taken = padded(rows)
             policy = self.policy.weighted(torch.from_numpy(weights[taken]))
             seen = {key: value[taken] for key, value in observation.items()}
-            before = self._planned(seeds[taken], weights[taken]) if warm[rows[0]] else None
+            aligned = Aligned(policy, spec)
+            before = aligned.part(self._planned(seeds[taken], weights[taken])).numpy() if warm[rows[0]] else None
             chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken], previous=before)[: len(rows)]
-            now = -policy.actions.start
-            actions[rows] = chunk[:, now : now + self.n_action_steps]
+            whole = aligned.placed(torch.from_numpy(chunk)).numpy()
+            actions[rows] = whole[:, -spec.start : self.n_action_steps - spec.start]
             if self.sampling.warm is not None:
-                self._keep(seeds[rows], weights[rows], chunk)
+                self._keep(seeds[rows], weights[rows], whole)
         return actions
 
-    def _planned(self, seeds: Array, weights: Array) -> Array:
+    def _planned(self, seeds: Array, weights: Array) -> Tensor:
         """What the chunk before planned for the steps of this one, (batch, horizon, action)."""
-        return np.stack([self.planned[key] for key in _keys(seeds, weights)])
+        return torch.from_numpy(np.stack([self.planned[key] for key in _keys(seeds, weights)]))
 
     def _keep(self, seeds: Array, weights: Array, chunk: Array) -> None:
         """For the next chunk: the steps after those that are executed, the last one repeated."""

@@ -110,6 +110,19 @@ class Clamp:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """The denoiser of actions that lie `by` further: D(x - by) + by."""
+
+    denoiser: Denoiser
+    by: Tensor  # like x, or to be broadcast over it
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        by = self.by.to(x)
+        return self.denoiser(x - by, sigma) + by
+
+
+@dataclass(frozen=True)
 class Decided:
     """Draw the denoised action to steps that are known already: a chunk that goes on from one being executed.
 

@@ -23,6 +23,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
+from gpc.align import opinions
 from gpc.composition import ComposedDenoiser, ComposedPolicy
 from gpc.control import Sampling, keyed_noise
 from gpc.demonstrations import Demonstrations
@@ -128,8 +129,8 @@ class DenoisingError:
 def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstrations) -> DenoisingError:
     """Denoise noisy chunks of the demonstrations with every member, at about `LEVELS` levels of the sampler's range.
 
-    At most `WINDOWS` chunks, evenly spread; a chunk meets the same noise whoever denoises it. Steps that a member's chunk lacks
-    are left out. Raises InputError where demonstrations and policies do not fit.
+    At most `WINDOWS` chunks, evenly spread; a chunk meets the same noise whoever denoises it. Steps and dimensions that a
+    member lacks are left out. Raises InputError where demonstrations and policies do not fit.
     """
     spec = policy.actions
     if demonstrations.actions.shape[1:] != (spec.dim,):
@@ -139,6 +140,8 @@ def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstr
     observed, acted = demonstrations.windows(policy.observations.n_obs_steps, spec.start, spec.horizon)
     chosen = np.unique(np.linspace(0, len(observed) - 1, WINDOWS).round().astype(int))
     sigmas = _levels(policy, sampling)
+    if not bool(opinions(policy.members).bool().all(0).any()):
+        raise InputError(f"{policy.name} share no action dimension, so their errors cannot be compared")
     total = torch.zeros(len(sigmas), len(policy.policies), len(policy.policies), dtype=torch.float64)
     for part in np.array_split(chosen, -(-len(chosen) // BATCH)):
         observation = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
@@ -159,9 +162,9 @@ def _levels(policy: ComposedPolicy, sampling: Sampling) -> Tensor:
 
 @torch.inference_mode()
 def _errors(denoiser: ComposedDenoiser, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Every member's error on the steps that all of them have, (K, batch * steps * action)."""
+    """Every member's error where all of them have an opinion, (K, batch * steps * action)."""
     x = clean + sigma * noise
-    shared = torch.stack([member.chunk(clean.shape[1]) for member in denoiser.members]).bool().all(0)
+    shared = opinions(denoiser.members).bool().all(0)
     pairs = zip(denoiser.members, denoiser.denoisers, strict=True)
     return torch.stack([(m.denoise(own, x, sigma) - clean)[:, shared].flatten() for m, own in pairs])
 

@@ -72,9 +72,7 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     listening = Overheard(begun(policy.composer))
     sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
     pairs = list(combinations(range(len(policy.policies)), 2))
-    apart = [
-        [(said[i] - said[j]).square().mean((1, 2)).sqrt().numpy() for i, j in pairs] for _, said in listening.heard
-    ]
+    apart = [[(said[i] - said[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, said in listening.heard]
     return np.array([sigma for sigma, _ in listening.heard]), np.array(apart)
 
 
@@ -206,6 +204,7 @@ def run(config: DictConfig, kind: str, console: Console) -> Path:
     experiment = Experiment(config, loaded(config), console)
     if len(experiment.names) < 2:
         raise InputError(f"diagnose compares policies; name a second one beside {experiment.names[0]}")
+    experiment.check_parents()
     policy = experiment.policy
     if config.weights is not None:
         policy = experiment.compose(policy.policies, numbers(config.weights))

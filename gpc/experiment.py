@@ -26,7 +26,7 @@ from gpc.env import Environment
 from gpc.errors import InputError
 from gpc.film import record_video
 from gpc.load import load_policy
-from gpc.policy import Policy, rename, simulator_of
+from gpc.policy import Policy, absolute, named, rename, simulator_of
 from gpc.record import Row, RunFolder, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
@@ -50,11 +50,9 @@ class Experiment:
     ) -> None:
         """`rivals` are policies of other experiments that meet the same environment."""
         self.config, self.console = config, console
-        keys = OmegaConf.to_container(config.rename_map)
-        renamed = [rename(policy, cast(dict[str, str], keys)) for policy in policies]
         self.compose: Callable[..., ComposedPolicy] = bind(config.composer)
-        self.policy = self.compose(renamed)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
+        self.policy = self.compose(adapted(config, policies, others))
         names = [policy.name for policy in (*policies, *others)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -92,6 +90,11 @@ class Experiment:
     def fingerprints(self) -> dict[str, str]:
         """The policies' fingerprints by name."""
         return {policy.name: policy.fingerprint for policy in self.policy.policies}
+
+    def check_parents(self) -> None:
+        """Raises InputError where a policy cannot act alone."""
+        for i in range(len(self.names)):
+            self.actor.check(one_hot(i, len(self.names)) * self.parts)
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """What determines results: these keys of the configuration and the policies' fingerprints."""
@@ -182,6 +185,19 @@ def loaded(config: DictConfig) -> list[Policy]:
     return policies
 
 
+def adapted(config: DictConfig, policies: Sequence[Policy], others: Sequence[Policy] = ()) -> list[Policy]:
+    """The policies as `rename_map`, `origin` and `action_names` have them; InputError where these name none of all policies."""
+    keys, origin, names = (
+        cast(dict[str, Any], OmegaConf.to_container(config[key])) for key in ("rename_map", "origin", "action_names")
+    )
+    everyone = [policy.name for policy in (*policies, *others)]
+    for unknown in [name for name in (*origin, *names) if name not in everyone]:
+        raise InputError(f"origin and action_names go by policy; {unknown!r} is none of {', '.join(everyone)}")
+    found = [rename(policy, keys) for policy in policies]
+    found = [absolute(policy, origin[policy.name]) if policy.name in origin else policy for policy in found]
+    return [named(policy, names[policy.name]) if policy.name in names else policy for policy in found]
+
+
 def compose_from(config: DictConfig) -> ComposedPolicy:
     """The composition that a configuration names, under its weights, to be asked for chunks from outside.
 
@@ -189,8 +205,7 @@ def compose_from(config: DictConfig) -> ComposedPolicy:
     """
     if config.sampler.warm is not None:
         raise InputError(f"sampler.warm={config.sampler.warm} starts from the chunk before, which only a rollout knows")
-    keys = cast(dict[str, str], OmegaConf.to_container(config.rename_map))
-    policies = [rename(policy, keys) for policy in loaded(config)]
+    policies = adapted(config, loaded(config))
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
     return whole.weighted(torch.tensor(weights, dtype=torch.float64))
@@ -224,6 +239,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     config = experiment.config
     weights = weights_of(config, len(experiment.names))
     experiment.compose(experiment.policy.policies, weights)
+    experiment.actor.check(weights)
     seeds = range(config.seed, config.seed + config.episodes)
     experiment.warn_of_searched(path.parent, seeds)
     jobs = [Job(0, weights, seed) for seed in seeds]
@@ -248,6 +264,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
     if isinstance(experiment.policy.composer, Guidance):
         raise InputError("a search mixes with convex weights; choose composer=convex, scheduled or per_dimension")
+    experiment.check_parents()
     prior = _denoising_error(experiment)
     settings = {key: value for key, value in config.search.items() if key != "demonstrations"}
     plan: Search = build(OmegaConf.create(settings), policies=count, parts=experiment.parts, prior=prior)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpc.denoise import Denoiser
+from gpc.denoise import Clamp, Denoiser, Shifted
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels
 from gpc.worker import EnvSpec
@@ -28,7 +28,7 @@ class ActionSpec:
     `start` counts from the newest observation (Diffusion Policy's chunks begin at the oldest: start = 1 - n_obs_steps).
     `scale` and `offset` hold one number per action dimension, in the environment's units; `bound` limits |x|, if the
     policy was trained with clipped actions; `dt` is in control steps of the environment; `names` is None where the
-    checkpoint does not say what its dimensions are.
+    checkpoint does not say what its dimensions are; `relative`: moves (delta actions), or absolute targets.
     """
 
     horizon: int
@@ -46,6 +46,8 @@ class ActionSpec:
             raise InputError(
                 f"action spec: one scale, offset and name per dimension, not {', '.join(map(str, counts))} of them"
             )
+        if self.names is not None and len(set(self.names)) != len(self.names):
+            raise InputError(f"action spec: two dimensions have the same name: {', '.join(self.names)}")
         if self.horizon < 1 or self.dt <= 0 or not all(s > 0 and np.isfinite(s) for s in self.scale):
             raise InputError(f"action spec: horizon, dt and every scale must be positive: {self}")
 
@@ -159,11 +161,14 @@ def _leaves(node: Any, path: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """A policy that reads its observations under an environment's keys: `keys[own] = theirs`; others keep their name."""
+class Adapted:
+    """A policy that is seen in another way: `rename`, `named` and `absolute` make it."""
 
     policy: Policy
-    keys: Mapping[str, str]
+    actions: ActionSpec
+    observations: ObservationSpec
+    change: str  # what the fingerprint says of it
+    bind: Callable[[Observation], Denoiser]
 
     @property
     def name(self) -> str:
@@ -171,45 +176,78 @@ class Renamed:
         return self.policy.name
 
     @property
-    def actions(self) -> ActionSpec:
-        """The policy's."""
-        return self.policy.actions
-
-    @property
     def levels(self) -> NoiseLevels:
         """The policy's."""
         return self.policy.levels
 
     @property
-    def observations(self) -> ObservationSpec:
-        """The policy's, under the environment's keys."""
-        spec = self.policy.observations
-        return ObservationSpec({self.keys.get(k, k): shape for k, shape in spec.shapes.items()}, spec.n_obs_steps)
-
-    @property
     def fingerprint(self) -> str:
-        """The policy's, with the keys that are renamed."""
-        used = {own: self.keys[own] for own in sorted(self.policy.observations.shapes) if own in self.keys}
-        return f"{self.policy.fingerprint} {json.dumps(used)}"
+        """The policy's, with the change."""
+        return f"{self.policy.fingerprint} {self.change}"
 
     def condition(self, observation: Observation) -> Denoiser:
         """See `Policy`."""
-        return self.policy.condition({k: observation[self.keys.get(k, k)] for k in self.policy.observations.shapes})
+        return self.bind(observation)
 
 
 def rename(policy: Policy, keys: Mapping[str, str]) -> Policy:
-    """The policy under an environment's keys; itself where it reads none of the renamed ones.
+    """The policy under an environment's keys, `keys[own] = theirs`; itself where it reads none of the renamed ones.
 
     Raises InputError where two of its keys would become one.
     """
     own = policy.observations.shapes
-    if not any(key in keys for key in own):
+    used = {key: keys[key] for key in sorted(own) if key in keys}
+    if not used:
         return policy
     theirs = [keys.get(key, key) for key in own]
     twice = sorted({key for key in theirs if theirs.count(key) > 1})
     if twice:
         raise InputError(f"rename_map gives {policy.name} the key {twice[0]!r} for more than one of {', '.join(own)}")
-    return Renamed(policy, keys)
+
+    def bind(observation: Observation) -> Denoiser:
+        return policy.condition({key: observation[keys.get(key, key)] for key in own})
+
+    seen = replace(policy.observations, shapes=dict(zip(theirs, own.values(), strict=True)))
+    return Adapted(policy, policy.actions, seen, json.dumps(used), bind)
+
+
+def named(policy: Policy, names: Sequence[str]) -> Policy:
+    """The policy with names for its action dimensions, by which they are composed with those of others.
+
+    Raises InputError where there are not as many names as dimensions, or two are the same.
+    """
+    if len(names) != policy.actions.dim:
+        raise InputError(
+            f"action_names gives {policy.name} {len(names)} names, it acts in {policy.actions.dim} dimensions"
+        )
+    actions = replace(policy.actions, names=tuple(map(str, names)))
+    return Adapted(policy, actions, policy.observations, json.dumps(actions.names), policy.condition)
+
+
+def absolute(policy: Policy, key: str) -> Policy:
+    """A policy of moves from where the robot is when the chunk is planned, as one of absolute targets: exactly.
+
+    `key`: the observation that says where it is, one number for each action dimension in the actions' units; its newest
+    counts. With b = observation / scale the denoised target is D(x - b) + b. Raises InputError where the policy predicts targets
+    already, or reads the key in another shape.
+    """
+    own, reads = policy.actions, policy.observations
+    if own.relative is False:
+        raise InputError(f"origin: {policy.name} predicts absolute targets already")
+    if reads.shapes.get(key, (own.dim,)) != (own.dim,):
+        raise InputError(
+            f"origin: {policy.name} reads {key!r} as {reads.shapes[key]}, its moves have {own.dim} dimensions"
+        )
+
+    def bind(observation: Observation) -> Denoiser:
+        denoiser = policy.condition({name: observation[name] for name in reads.shapes})
+        here = observation[key][:, -1:].double()
+        return Shifted(
+            Clamp(denoiser, own.bound) if own.bound is not None else denoiser, here / here.new_tensor(own.scale)
+        )
+
+    seen = replace(reads, shapes={**reads.shapes, key: (own.dim,)})
+    return Adapted(policy, replace(own, relative=False, bound=None), seen, f"from {key}", bind)
 
 
 def observation_tensors(

@@ -38,7 +38,7 @@ class Superposed(ABC):
 
     @cached_property
     def prior(self) -> Convex:
-        """The mixture where nothing is known, and on steps of the chunk that not all members have."""
+        """The mixture where nothing is known, and on steps and in dimensions that not all members have."""
         return Convex(self.weights)
 
     @property
@@ -141,11 +141,11 @@ class Followed:
             return mixed
         members = torch.stack([member[:, shared] for member in denoised if member is not None])
         seen = x[:, shared]
-        scores = ((members - seen) / sigma.max() ** 2).flatten(2)
-        log_density, delta = self._follow(seen.flatten(1), scores, sigma.max())
+        scores = (members - seen) / sigma.max() ** 2
+        log_density, delta = self._follow(seen, scores, sigma.max())
         prior = self.rule.weights.reshape(-1, len(denoised)).T[asked].to(x).log()
         weights = self.rule.mixture(log_density, prior, scores, delta)
-        mixed[:, shared] = (weights[..., None, None] * members).sum(0)
+        mixed[:, shared] = (weights[..., None] * members).sum(0)
         return mixed
 
     def _follow(self, x: Tensor, scores: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

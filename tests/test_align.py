@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import ACTIONS, FixedPolicy, Gaussian, state
+from models import ACTIONS, WIDE, FixedPolicy, Gaussian, state
 
 from gpc.composition import compose
 from gpc.control import Sampling, sample_chunk
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels
-from gpc.policy import ActionSpec, ObservationSpec
+from gpc.policy import ActionSpec, ObservationSpec, absolute, named
 
 FINE = Sampling(steps=12, sigma_max=20.0, sigma_min=0.02)
 OTHER = replace(ACTIONS, scale=(4.0, 4.0), offset=(1.0, -2.0))
@@ -66,24 +66,173 @@ def test_a_ratio_that_hardly_differs_per_dimension_is_served_with_exact_points_a
     assert told == [pytest.approx(0.5 / (0.98 * 1.02) ** 0.5)]
 
 
-def test_a_ratio_that_differs_per_dimension_is_refused_with_both_normalisers():
-    bent = replace(ACTIONS, scale=(1.0, 2.0), offset=(0.0, 0.5))
-    with pytest.raises(InputError, match=r"x = 1 x \+ 0, y = 1 x \+ 0 against x = 1 x \+ 0, y = 2 x \+ 0.5"):
+def test_a_ratio_that_can_only_be_a_mistake_is_refused_with_both_normalisers():
+    bent = replace(ACTIONS, scale=(1.0, 200.0), offset=(0.0, 0.5))
+    with pytest.raises(InputError, match=r"x = 1 x \+ 0, y = 1 x \+ 0 against x = 1 x \+ 0, y = 200 x \+ 0.5"):
         compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), bent)], [0.5, 0.5])
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (ActionSpec(16, (1.0,), (0.0,), ("x",)), "acts in 2 dimensions"),
-        (replace(ACTIONS, names=("x", "z")), "name their actions differently"),
-        (replace(ACTIONS, dt=2.0), "every 1 control steps, fixed every 2"),
+        (ActionSpec(16, (1.0,), (0.0,)), "acts in 1 dimensions without names, the policies together in 2"),
+        (replace(ACTIONS, dt=2.5), "every 2.5 control steps, another policy every 1: no multiple"),
         (replace(ACTIONS, start=20), "share no step"),
     ],
 )
 def test_actions_that_do_not_fit_are_refused(spec, message):
     with pytest.raises(InputError, match=message):
         compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(), spec)], [0.5, 0.5])
+
+
+def plan_of(value, **spec):
+    """A policy whose denoised action does not depend on x: `value` (horizon, action), in its own normalised units."""
+    value = torch.as_tensor(value, dtype=torch.float64)
+    actions = ActionSpec(len(value), (1.0,) * value.shape[1], (0.0,) * value.shape[1], **spec)
+    return FixedPolicy(
+        lambda x, sigma: value.expand(len(x), -1, -1), actions, name="+".join(spec.get("names") or ["plan"])
+    )
+
+
+def test_dimensions_are_composed_by_name_in_order_of_appearance():
+    """x and y are the first policy's, y is shared, z the second's alone: its own there, although the weights favour the first."""
+    first = plan_of([[1.0, 2.0]] * 4, names=("x", "y"))
+    second = plan_of([[5.0, 6.0]] * 4, names=("z", "y"))
+    policy = compose([first, second], [0.75, 0.25])
+    assert policy.actions.names == ("x", "y", "z")
+    found = policy.condition(state())(torch.zeros(1, 4, 3, dtype=torch.float64), torch.tensor(1.0).double())
+    assert found[0, 0].tolist() == [1.0, 3.0, 5.0]
+    assert policy.members[1].note == "z+y acts in z, y of x, y, z"
+
+
+def test_each_member_sees_its_own_dimensions_in_its_own_order_and_units():
+    seen = []
+
+    def listen(x, sigma):
+        seen.append((x, float(sigma)))
+        return x
+
+    other = FixedPolicy(listen, ActionSpec(16, (4.0, 4.0), (1.0, -1.0), ("z", "x")))
+    policy = compose([FixedPolicy(Gaussian()), other], [0.5, 0.5])
+    assert (policy.actions.scale, policy.actions.offset) == ((1.0, 1.0, 4.0), (0.0, 0.0, 1.0))
+    assert policy.members[1].ratios == (1.0, 0.25)
+    x = torch.randn(1, 16, 3, dtype=torch.float64)
+    same = FixedPolicy(listen, ActionSpec(16, (1.0, 1.0), (1.0, -1.0), ("z", "x")))
+    out = compose([FixedPolicy(Gaussian()), same], [0.0, 1.0]).condition(state())(x, torch.tensor(0.5).double())
+    (own, sigma), *_ = seen
+    torch.testing.assert_close(own, torch.stack([x[..., 2], x[..., 0] + 1], -1))
+    assert sigma == 0.5
+    torch.testing.assert_close(out[..., [0, 2]], x[..., [0, 2]])
+
+
+def test_policies_without_names_have_all_dimensions():
+    unnamed = FixedPolicy(Gaussian(1.0), replace(ACTIONS, names=None))
+    assert compose([unnamed, FixedPolicy(Gaussian())]).actions.names == ("x", "y")
+    with pytest.raises(
+        InputError, match=r"fixed acts in 2 dimensions without names, the policies together in 3.*action_names={fixed"
+    ):
+        compose([FixedPolicy(Gaussian()), unnamed, plan_of([[0.0]] * 16, names=("z",))])
+
+
+def test_two_dimensions_of_one_name_are_refused():
+    with pytest.raises(InputError, match="two dimensions have the same name: x, x"):
+        replace(ACTIONS, names=("x", "x"))
+
+
+def test_a_slower_policy_sees_its_own_steps_and_is_interpolated_between_them():
+    """dt 1 and 3, starts -1 and -1 in each one's dt: common steps -3 to 8, the slower one's steps are -3, 0, 3, 6."""
+    seen = []
+
+    def ramp(x, sigma):
+        seen.append(x)
+        return torch.tensor([[[0.0], [3.0], [9.0], [0.0]]], dtype=torch.float64)
+
+    slow = FixedPolicy(ramp, ActionSpec(4, (1.0,), (0.0,), ("x",), start=-1, dt=3.0), name="slow")
+    fast = plan_of([[100.0]] * 10, names=("x",), start=-1)
+    policy = compose([fast, slow], [0.5, 0.5])
+    assert (policy.actions.dt, policy.actions.start, policy.actions.horizon) == (1.0, -3, 12)
+    x = torch.randn(1, 12, 1, dtype=torch.float64)
+    found = policy.condition(state())(x, torch.tensor(1.0).double())
+    assert torch.equal(seen[0], x[:, 0:10:3])
+    own = torch.tensor([0.0, 1, 2, 3, 5, 7, 9, 6, 3, 0])
+    wanted = torch.cat([own[:2], (own[2:] + 100) / 2, torch.tensor([100.0, 100.0])])
+    torch.testing.assert_close(found[0, :, 0], wanted.double(), atol=1e-12, rtol=0)
+    assert policy.members[1].note == "slow plans every 3 steps, between which its actions are interpolated"
+    assert compose([slow]).actions == slow.actions
+
+
+def test_moves_are_neither_interpolated_nor_held():
+    slow = plan_of([[1.0]] * 4, names=("x",), dt=2.0, relative=True)
+    with pytest.raises(InputError, match="x predicts moves, which are neither interpolated nor held"):
+        compose([plan_of([[1.0]] * 7, names=("x",), relative=True), slow])
+    with pytest.raises(InputError, match="x predicts moves, which are neither interpolated nor held"):
+        compose([plan_of([[1.0]] * 4, names=("x",), relative=True), plan_of([[1.0]] * 7, names=("grip",))])
+
+
+def test_targets_are_held_where_no_policy_plans_the_dimension():
+    policy = compose(
+        [plan_of([[1.0]] * 2 + [[2.0]] * 2, names=("x",)), plan_of([[7.0]] * 6, names=("grip",), start=-1)]
+    )
+    found = policy.condition(state())(torch.randn(1, 6, 2, dtype=torch.float64), torch.tensor(1.0).double())
+    assert found[0, :, policy.actions.names.index("x")].tolist() == [1, 1, 1, 2, 2, 2]
+    assert found[0, :, policy.actions.names.index("grip")].tolist() == [7] * 6
+
+
+def test_the_bound_and_the_kind_of_action_are_those_of_the_policies_that_have_the_dimensions():
+    def arm(name, **spec):
+        return plan_of([[0.0]] * 4, names=(name,), **spec)
+
+    assert compose([arm("x", bound=1.0, relative=False), arm("y", bound=2.0, relative=False)]).actions.bound == 2.0
+    assert compose([arm("x", bound=1.0), arm("y")]).actions.bound is None
+    assert compose([arm("x", relative=False), arm("y", relative=True)]).actions.relative is None
+    assert compose([arm("x", bound=1.0, relative=False), arm("x")]).actions.bound == 1.0
+
+
+def test_moves_from_an_observation_become_targets_exactly():
+    """N(m, s) of moves is N(m + state, s) of targets, in the environment's units: scale 2, so a state of 3 is 1.5 further."""
+    moves = FixedPolicy(
+        Gaussian(0.3, 0.5), ActionSpec(16, (2.0,) * 3, (1.0,) * 3, relative=True, bound=5.0), name="moves"
+    )
+    policy = absolute(moves, "state")
+    assert (policy.actions.relative, policy.actions.bound) == (False, None)
+    x, sigma = torch.randn(2, 16, 3, dtype=torch.float64), torch.tensor(0.7).double()
+    observation = {"state": torch.tensor([[[9.0] * 3, [3.0] * 3], [[9.0] * 3, [-1.0] * 3]])}
+    found = policy.condition(observation)(x, sigma)
+    for row, shift in ((0, 1.5), (1, -0.5)):
+        torch.testing.assert_close(found[row], Gaussian(0.3 + shift, 0.5)(x, sigma)[row], atol=1e-12, rtol=0)
+    targets = FixedPolicy(Gaussian(), replace(moves.actions, relative=False), name="targets")
+    assert compose([targets, policy])
+    with pytest.raises(
+        InputError, match=r"moves predicts moves .* 'origin={moves: OBSERVATION}'; moves from step to step do not"
+    ):
+        compose([targets, moves])
+
+
+def test_moves_keep_their_bound_when_they_become_targets():
+    far = FixedPolicy(lambda x, sigma: torch.full_like(x, 4.0), ActionSpec(2, (1.0,) * 3, (0.0,) * 3, bound=1.0))
+    observation = {"state": torch.full((1, 2, 3), 10.0)}
+    found = absolute(far, "state").condition(observation)(torch.zeros(1, 2, 3, dtype=torch.float64), torch.tensor(1.0))
+    assert (found == 11).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: absolute(FixedPolicy(Gaussian(), replace(ACTIONS, relative=False)), "p"), "absolute targets already"),
+        (lambda: absolute(FixedPolicy(Gaussian()), "state"), r"reads 'state' as \(3,\), its moves have 2 dimensions"),
+        (lambda: named(FixedPolicy(Gaussian()), ["x"]), "action_names gives fixed 1 names, it acts in 2 dimensions"),
+    ],
+)
+def test_what_cannot_be_said_of_a_policy_is_refused(wrong, message):
+    with pytest.raises(InputError, match=message):
+        wrong()
+
+
+def test_an_adapted_policy_is_the_same_but_for_what_changed():
+    policy = named(FixedPolicy(Gaussian()), ["left.x", "left.y"])
+    assert policy.actions == replace(ACTIONS, names=("left.x", "left.y"))
+    assert (policy.name, policy.levels, policy.fingerprint) == ("fixed", WIDE, 'none ["left.x", "left.y"]')
+    assert absolute(FixedPolicy(Gaussian()), "agent").observations.shapes == {"state": (3,), "agent": (2,)}
 
 
 def test_one_key_of_two_shapes_is_refused():

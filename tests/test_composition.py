@@ -266,7 +266,7 @@ def test_nothing_to_compose_is_refused():
 
 
 def test_weights_are_renormalised_where_only_some_have_an_opinion():
-    opinion = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    opinion = torch.tensor([[1.0, 0.0], [1.0, 1.0]])[..., None]
     x = torch.zeros(1, 2, 1, dtype=torch.float64)
     out = Convex(torch.tensor([0.75, 0.25]))(x, torch.tensor(1.0), [x + 1, x + 5], opinion)
     assert out.flatten().tolist() == [2.0, 5.0]

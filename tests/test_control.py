@@ -6,9 +6,10 @@ import torch
 from models import ACTIONS, FixedPolicy, Gaussian
 
 from gpc.composition import compose
-from gpc.control import ChunkActor, Sampling, keyed_noise
+from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
+from gpc.policy import ActionSpec
 
 
 def test_noise_depends_on_seed_and_chunk_alone():
@@ -98,3 +99,49 @@ def test_the_trained_grid_is_ddpms_own():
         Sampling(grid="trained").sigmas(NoiseLevels(0.01, 10))
     with pytest.raises(InputError, match=r"sampler\.grid='even': choose one of karras, trained"):
         Sampling(grid="even")
+
+
+LEFT, RIGHT = (
+    FixedPolicy(Gaussian(mean, 0.4), replace(ACTIONS, names=(f"{side}.x", f"{side}.y"), start=start), name=side)
+    for mean, side, start in ((-1.0, "left", -1), (2.0, "right", 0))
+)
+
+
+def act(actor, weights, rows=3):
+    seen = {"state": np.zeros((rows, 2, 3))}
+    return actor(seen, np.tile(np.array(weights, float), (rows, 1)), np.arange(rows), np.zeros(rows, np.int64))
+
+
+def test_two_one_arm_policies_are_two_arms():
+    """Each arm moves as if it were alone, from its own part of the noise, whatever the weights."""
+    policy = compose([LEFT, RIGHT], [0.5, 0.5])
+    assert policy.actions.names == ("left.x", "left.y", "right.x", "right.y")
+    noise = keyed_noise(np.arange(3), np.zeros(3), 1, policy.actions)
+    for weights in ([0.5, 0.5], [0.9, 0.1]):
+        found = act(ChunkActor(policy, Sampling(), 8), weights)
+        assert found.shape == (3, 8, 4)
+        for arm, steps, dims in ((LEFT, slice(0, 16), [0, 1]), (RIGHT, slice(1, 17), [2, 3])):
+            alone = sample_chunk(arm, {"state": torch.zeros(3, 2, 3)}, noise[:, :, steps][..., dims], Sampling())
+            first = -arm.actions.start
+            np.testing.assert_allclose(found[..., dims], alone[:, first : first + 8], atol=1e-12)
+
+
+def test_an_arm_without_the_other_is_refused_before_anything_runs():
+    actor = ChunkActor(compose([LEFT, RIGHT], [0.5, 0.5]), Sampling(), 8)
+    actor.check([0.5, 0.5])
+    with pytest.raises(InputError, match=r"left cannot act alone: it has no right\.x, right\.y"):
+        actor.check([1.0, 0.0])
+
+
+def test_a_slower_policy_alone_is_interpolated_to_the_compositions_steps_and_named_in_its_order():
+    ramp = torch.tensor([0.0, 2.0, 4.0, 6.0], dtype=torch.float64)
+    values = torch.stack([ramp, -ramp], -1)
+    slow = FixedPolicy(
+        lambda x, sigma: values.expand(len(x), -1, -1),
+        ActionSpec(4, (1.0, 1.0), (0.0, 0.0), ("y", "x"), start=-1, dt=2.0),
+        name="slow",
+    )
+    found = act(ChunkActor(compose([FixedPolicy(Gaussian()), slow]), Sampling(), 5), [0.0, 1.0])
+    np.testing.assert_allclose(found[0], [[-2, 2], [-3, 3], [-4, 4], [-5, 5], [-6, 6]])
+    with pytest.raises(InputError, match="slow predicts steps -2 to 4 from now; choose 1 to 5"):
+        ChunkActor(compose([FixedPolicy(Gaussian()), slow]), Sampling(), 6).check([0.0, 1.0])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from conftest import make_card, save_policy
 
 import gpc
 from gpc.cli import main
@@ -202,3 +203,29 @@ def test_every_example_of_the_help_and_the_readme_is_a_valid_configuration(capsy
     for kind, overrides in examples:
         assert load_config(kind, overrides).policies
     assert load_config("evaluate", ["policies=[a]", "sampler=heun"]).sampler.method == "heun"
+
+
+def test_policies_of_some_dimensions_each_act_together(tmp_path, capsys):
+    """One pushes along x, the other along y; alone, or in a search, neither can act."""
+    folders = []
+    for name, own in (("tiny-noise", "across"), ("tiny-flow", "up")):
+        card = make_card(name, names=[own], scale=[256.0], offset=[256.0])
+        folders.append(save_policy(tmp_path / name, card))
+    both = [f"policies=[{','.join(folders)}]", "env.max_steps=16"]
+    assert main(["evaluate", *both, "weights=[0.5,0.5]", "episodes=2", "video=0", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert "tiny-flow acts in up of across, up" in capsys.readouterr().out
+    assert len(table(tmp_path / "run")) == 2
+    for refused in (["evaluate", *both, "weights=[1,0]"], ["search", *both], ["diagnose", *both]):
+        assert main(refused) == 2
+        assert "cannot act alone: it has no up" in capsys.readouterr().err
+
+
+def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):
+    ask = ["evaluate", f"policies=[{tiny[0]}]", "episodes=1", "env.max_steps=16", "video=0", f"run_dir={tmp_path}"]
+    assert main([*ask, "action_names={tiny-noise: [right, up]}", "origin={tiny-noise: agent_pos}"]) == 0
+    fingerprints = json.loads((tmp_path / "manifest.json").read_text())["config"]["fingerprints"]
+    assert fingerprints["tiny-noise"].endswith('from agent_pos ["right", "up"]')
+    assert main([*ask, "action_names={tiny: [right, up]}"]) == 2
+    assert "go by policy; 'tiny' is none of tiny-noise" in capsys.readouterr().err
+    assert main([*ask, "origin={tiny-noise: nowhere}"]) == 2
+    assert "tiny-noise reads 'nowhere' (2,)" in capsys.readouterr().err

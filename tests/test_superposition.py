@@ -66,7 +66,7 @@ def test_the_followed_log_density_is_that_of_the_path():
         x = sigmas[0] * torch.randn(500, 2, 2, dtype=torch.float64, generator=generator)
         start = None
         for above, below in zip(sigmas[:-1], sigmas[1:], strict=True):
-            out = follower(x, above, [m(x, above) for m in members], torch.ones(2, 2, dtype=torch.float64))
+            out = follower(x, above, [m(x, above) for m in members], torch.ones(2, 2, 2, dtype=torch.float64))
             now = torch.stack([Normal(m.mean, (m.std**2 + above**2).sqrt()).log_prob(x) for m in members])
             exact = now.flatten(2).sum(-1)
             start = exact if start is None else start

@@ -1,0 +1,172 @@
+"""Normalisers that differ per dimension: what a network with one noise level says of actions with several, in closed forms."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from models import FixedPolicy, Gaussian, state
+
+from gpc.align import Aligned
+from gpc.composition import compose
+from gpc.control import Sampling, sample_chunk
+from gpc.noise import karras_sigmas
+from gpc.policy import ActionSpec
+from gpc.raised import SPREAD, Raised, noise_for
+from gpc.sample import langevin, last
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def member(mean, std, scale=(1.0, 1.0), horizon=200, name="fixed"):
+    """N(mean, std^2) in the environment's units, as a network normalised by `scale` and trained with one noise level."""
+
+    def denoised(x, sigma):
+        s = x.new_tensor(scale)
+        return ((std / s) ** 2 * x + sigma**2 * mean / s) / ((std / s) ** 2 + sigma**2)
+
+    actions = ActionSpec(horizon, scale, (0.0,) * len(scale))
+    return FixedPolicy(denoised, actions, name=name)
+
+
+def product(members, weights):
+    """Mean and std of the exact composition prod_i N(m_i, s_i^2)^w_i."""
+    precisions = [w / std**2 for (_, std), w in zip(members, weights, strict=True)]
+    mean = sum(p * m for (m, _), p in zip(members, precisions, strict=True)) / sum(precisions)
+    return mean, sum(precisions) ** -0.5
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 0.005, 0.3, 20.0])
+def test_a_gaussian_of_the_expected_spread_is_denoised_exactly_whatever_noise_was_added(sigma):
+    """E[x0 | x] of N(0.3, s^2) with noise ratios * sigma, dimension by dimension."""
+    ratios, sigma = (1.0, 0.5, 3.0), torch.tensor(sigma, dtype=torch.float64)
+    y = draw(4, 16, 3)
+    noise = sigma * y.new_tensor(ratios)
+    wanted = (SPREAD**2 * y + noise**2 * 0.3) / (SPREAD**2 + noise**2)
+    found = Raised(Gaussian(0.3, SPREAD), ratios)(y, sigma)
+    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
+
+
+def test_what_is_told_is_what_is_seen():
+    """The network is told 3 sigma, and every dimension of what it sees has that much noise, also those that had less."""
+    told = []
+
+    def listen(x, sigma):
+        told.append((float(sigma), x.std((0, 1))))
+        return x
+
+    sigma = torch.tensor(0.7, dtype=torch.float64)
+    y = sigma * torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64) * draw(20, 1000, 3)
+    Raised(listen, (1.0, 0.5, 3.0))(y, sigma)
+    assert told[0][0] == pytest.approx(2.1)
+    assert told[0][1].tolist() == pytest.approx([2.1] * 3, rel=0.02)  # 20 000 draws: 0.5 % is one standard error
+
+
+def test_equal_ratios_add_no_noise():
+    y, sigma = draw(4, 16, 3), torch.tensor(0.7, dtype=torch.float64)
+    torch.testing.assert_close(Raised(Gaussian(), (2.0, 2.0, 2.0))(y, sigma), Gaussian()(y, 2 * sigma))
+
+
+def test_a_row_has_its_own_noise_whatever_shares_its_batch():
+    rows, level = draw(5, 16, 2), torch.tensor(0.5, dtype=torch.float64)
+    noise = noise_for(rows, level)
+    assert torch.equal(noise_for(rows[2:3], level)[0], noise[2])
+    assert torch.equal(noise_for(rows.flip(0), level).flip(0), noise)
+    assert not torch.equal(noise_for(rows, 2 * level), noise)
+    assert len({row.numpy().tobytes() for row in noise}) == 5
+    many = noise_for(draw(200, 16, 2), level)
+    assert float(many.mean()) == pytest.approx(0, abs=4 / many.numel() ** 0.5)
+    assert float(many.std()) == pytest.approx(1, rel=0.04)
+
+
+def test_a_composition_with_a_raised_member_is_the_same_in_any_batch():
+    policy = compose([member(-0.1, 0.1, horizon=16), member(0.1, 0.2, (1.0, 4.0), 16)], [0.5, 0.5])
+    noise = draw(1, 6, 16, 2)
+    whole = sample_chunk(policy, state(6), noise, Sampling())
+    assert torch.equal(sample_chunk(policy, state(6), noise, Sampling()), whole)
+    alone = sample_chunk(policy, state(1), noise[:, 3:4], Sampling())
+    torch.testing.assert_close(alone, whole[3:4], atol=1e-12, rtol=0)
+
+
+def test_the_note_says_how_much_noise_is_added():
+    first, second = compose([member(0.0, 0.1), member(0.0, 0.1, (2.0, 8.0), name="bent")]).members
+    assert first.note == ""
+    assert second.note == "bent is given up to 4 times the noise: its normaliser differs per dimension"
+    assert (second.raised, second.ratio) == (True, 0.5)
+    assert second.levels.sigma_min == pytest.approx(2 * 0.001)
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 4.0])
+@pytest.mark.parametrize("std", [0.02, 0.3])
+def test_the_ode_narrows_a_raised_dimension_by_the_ratio_at_most(ratio, std):
+    """d ln|x - m| / d ln q = q^2 (u^2 + p^2) / ((u^2 + q^2) (s^2 + p^2)) with u = SPREAD, p = ratio q: between s / ratio and s."""
+    bent = member(0.1, std * ratio, (1.0, ratio), 4000)
+    policy = Aligned(bent, replace(bent.actions, scale=(1.0, 1.0)))  # its second dimension has 1 / ratio of the noise
+    sigmas = karras_sigmas(300, 0.0005, 20.0)
+    noise = draw(1, 4000, 2)
+    x = last(langevin(lambda x, sigma: policy.denoise(bent.denoiser, x, sigma), 20 * noise, sigmas, None, 0, 0.1))
+    q = torch.logspace(-5, 0, 4000, dtype=torch.float64) * 20 / ratio
+    p = ratio * q
+    slope = q**2 * (SPREAD**2 + p**2) / ((SPREAD**2 + q**2) * (std**2 + p**2))
+    wanted = 20 / ratio * torch.exp(-torch.trapezoid(slope, q.log()))
+    assert float(x[..., 1].std() / ratio) == pytest.approx(float(wanted), rel=0.05)
+    assert 1 / ratio <= wanted / std <= 1
+
+
+GAUSSIANS = [(-0.1, 0.02), (0.1, 0.05)]
+SCALES = (
+    1.0,
+    2.0,
+    4.0,
+)  # of the second policy: in its second and third dimension it sees a half and a quarter of the noise
+
+
+def errors(corrections):
+    """Annealed Langevin's mean less the exact composition's, in the latter's standard deviations, by dimension.
+
+    Without the dynamics' noise: everything is linear, so x follows the mean of what it would be with it.
+    """
+    policy = compose([member(*GAUSSIANS[0], (1.0,) * 3), member(*GAUSSIANS[1], SCALES)], [0.5, 0.5])
+    sigmas, x = karras_sigmas(10, 0.001, 0.2), torch.zeros(1, 200, 3, dtype=torch.float64)
+    x = last(langevin(policy.condition(state()), x, sigmas, lambda i: torch.zeros(()), corrections, 0.25))
+    mean, std = product(GAUSSIANS, [0.5, 0.5])
+    return ((x.mean(1)[0] - mean) / std).tolist()
+
+
+def test_alignment_per_dimension_converges_to_the_exact_composition_as_the_steps_grow():
+    """Four times the corrections leave at most 0.45 of the error (order 0.6), and less from step to step: the order nears one.
+
+    Where nothing is raised (the first dimension) it is the error that any sum of scores begins with: order 0.85 here.
+    """
+    coarse, middle, fine = (torch.tensor(errors(corrections)) for corrections in (128, 512, 2048))
+    assert (fine > 0).all()
+    assert (middle < 0.45 * coarse).all()
+    assert (fine < 0.39 * middle).all()
+    assert fine.max() < 0.1
+
+
+def test_without_an_expected_spread_it_would_not_converge(monkeypatch):
+    """As sigma falls the plain denoised action of a raised member counts ratio^2 times: the mean is that of other weights."""
+    monkeypatch.setattr("gpc.raised.SPREAD", 1e-9)
+    found = errors(512)
+    std = product(GAUSSIANS, [0.5, 0.5])[1]
+    for dim, ratio in enumerate(SCALES):
+        wrong = product(GAUSSIANS, [0.5, 0.5 * ratio**2])[0]
+        assert found[dim] == pytest.approx((wrong - product(GAUSSIANS, [0.5, 0.5])[0]) / std, rel=0.05, abs=0.03)
+
+
+def test_the_langevin_sample_has_the_exact_compositions_mean_and_spread():
+    """2000 draws a dimension: one standard error is 0.022 of the mean and 1.6 % of the spread; the rest is the corrections'."""
+    gaussians = [(-0.02, 0.02), (0.02, 0.05)]
+    policy = compose([member(*gaussians[0], (1.0,) * 3, 2000), member(*gaussians[1], SCALES, 2000)], [0.5, 0.5])
+    generator = torch.Generator().manual_seed(0)
+    x = 0.2 * draw(1, 2000, 3, seed=1)
+    sigmas = karras_sigmas(8, 0.001, 0.2)
+    denoiser = policy.condition(state())
+    x = last(
+        langevin(denoiser, x, sigmas, lambda i: torch.randn(x.shape, dtype=x.dtype, generator=generator), 400, 0.25)
+    )
+    mean, std = product(gaussians, [0.5, 0.5])
+    assert ((x.mean(1)[0] - mean) / std).abs().max() < 0.15
+    assert x.std(1)[0].tolist() == pytest.approx([std] * 3, rel=0.05)
