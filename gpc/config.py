@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.resources import files
+from inspect import Parameter, signature
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -91,6 +94,27 @@ def build(config: DictConfig, **extra: Any) -> Any:
         return bind(config)(**extra)
     except (HydraException, TypeError) as error:
         raise InputError(_one_line(error.__cause__ or error, config._target_)) from None
+
+
+def completed(node: Any) -> Any:
+    """A recorded configuration with the defaults of whatever its `_target_`s name, so that what means the same is equal.
+
+    A run of an earlier version had the settings that came later at their defaults.
+    """
+    if not isinstance(node, Mapping):
+        return node
+    own = {key: completed(value) for key, value in node.items()}
+    return _defaults(own["_target_"]) | own if own.get("_target_") in ALLOWED else own
+
+
+def _defaults(target: str) -> dict[str, Any]:
+    called = get_object(target)
+    if is_dataclass(called):
+        found = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(called)}
+    else:
+        found = {parameter.name: parameter.default for parameter in signature(called).parameters.values()}
+    given = {name: value for name, value in found.items() if value not in (MISSING, Parameter.empty)}
+    return dict(json.loads(json.dumps(given)))
 
 
 def options(group: str) -> list[str]:

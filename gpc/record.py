@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 import zarr
 
+from gpc.config import completed
 from gpc.env import Array
 from gpc.errors import GpcError, InputError, RunError
 
@@ -136,7 +137,7 @@ class RunFolder:
             self.write_json("manifest.json", manifest)
             return
         before = read_json(path)["config"]
-        for key, old, new in _differences(before, config):
+        for key, old, new in _differences(completed(before), completed(config)):
             raise InputError(
                 f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpc.config import completed
 from gpc.env import Array
 from gpc.errors import InputError
 from gpc.record import Row, read_json, read_rows
@@ -61,7 +62,7 @@ class Run:
     @property
     def setting(self) -> str:
         """How the policies were sampled and executed: equal settings, weights and seeds are equal episodes."""
-        return json.dumps([self.resolved["sampler"], self.resolved["env"]["n_action_steps"]], sort_keys=True)
+        return json.dumps([completed(self.resolved["sampler"]), self.resolved["env"]["n_action_steps"]], sort_keys=True)
 
     def members(self, row: Row) -> tuple[Member, ...]:
         """The policies that may have acted in an episode, in order, those without weight too."""
