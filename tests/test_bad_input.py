@@ -124,10 +124,10 @@ def test_a_card_with_an_unknown_field(said, spoiled):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scale": [256.0, 128.0]}, "x = 256 x + 256, y = 128 x + 256"),
-        ({"names": ["x", "y", "z"], "scale": [1.0] * 3, "offset": [0.0] * 3}, "acts in 2 dimensions"),
-        ({"names": ["y", "x"]}, "name their actions differently"),
-        ({"dt": 2.0}, "every 2"),
+        ({"scale": [256.0, 1.28]}, "x = 256 x + 256, y = 1.28 x + 256"),
+        ({"names": ["x", "y", "z"], "scale": [256.0] * 3, "offset": [256.0] * 3}, "acts in 3 dimensions"),
+        ({"names": None, "scale": [1.0] * 3, "offset": [0.0] * 3}, "acts in 3 dimensions without names"),
+        ({"dt": 2.5}, "every 2.5"),
         ({"start": 20}, "share no step"),
     ],
 )
