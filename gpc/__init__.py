@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpc.composition import ComposedPolicy, average, both, compose, either, guide, schedule, split
     from gpc.denoise import NetworkDenoiser
     from gpc.load import load_policy
+    from gpc.steering import steer
     from gpc.superposition import And, Or
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _HOME = {
     "schedule": "gpc.composition",
     "search": "gpc.api",
     "split": "gpc.composition",
+    "steer": "gpc.steering",
 }
 __all__ = [
     "And",
@@ -66,6 +68,7 @@ __all__ = [
     "schedule",
     "search",
     "split",
+    "steer",
 ]
 
 

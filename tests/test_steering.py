@@ -1,0 +1,179 @@
+"""Steering against closed forms: a Gaussian times exp(-scale J) for a linear and a quadratic cost; the choice by a critic."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from models import ACTIONS, FixedPolicy, Gaussian, state
+
+import gpc
+from gpc.cli import main
+from gpc.composition import ComposedPolicy, compose
+from gpc.control import Sampling, sample_chunk
+from gpc.errors import InputError, RunError
+from gpc.policy import ActionSpec
+from gpc.steering import load_cost, smoothness, steer
+
+SPREAD = 0.4
+SPEC = ActionSpec(8, (2.0, 3.0), (1.0, -1.0))
+POLICY = FixedPolicy(Gaussian(0.3, SPREAD), SPEC, name="plain")
+
+
+def noise(rows, seed=0, draws=1):
+    return torch.randn(draws, rows, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def uphill(actions, observation):
+    """Linear: 0.7 of the first dimension at every step."""
+    return 0.7 * actions[..., 0].sum(1)
+
+
+def far_from_five(actions, observation):
+    return (actions - 5).square().sum((1, 2)) / 2
+
+
+def test_a_linear_cost_moves_a_gaussian_by_its_variance_times_the_gradient_exactly():
+    """N(m, s^2) exp(-c g a) = N(m - c s^2 g, s^2); g = 0.7 times the scale of 2 in normalised units."""
+    sampling, x = Sampling(steps=20), noise(50)
+    plain = sample_chunk(POLICY, state(50), x, sampling)
+    steered = sample_chunk(steer(POLICY, uphill, scale=1.5, spread=SPREAD), state(50), x, sampling)
+    shift = torch.tensor([1.5 * SPREAD**2 * 0.7 * 2, 0], dtype=torch.float64)
+    moved = Gaussian(0.3 - shift, SPREAD)
+    exact = sample_chunk(FixedPolicy(moved, SPEC), state(50), x, sampling)
+    torch.testing.assert_close(steered, exact, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        plain - steered, shift.expand_as(plain), atol=0.02, rtol=0
+    )  # noise at sigma_max is not all
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0])
+def test_a_quadratic_cost_samples_the_product_with_its_gaussian(scale):
+    """Precisions add: 1 / s^2 and scale * unit^2 at (5 - offset) / unit, per dimension; under Langevin, 1600 draws a dimension."""
+    sampling = Sampling("langevin", 16, corrections=200, rate=0.15)
+    drawn = noise(200, draws=sampling.draws(POLICY))
+    x = sample_chunk(steer(POLICY, far_from_five, scale), state(200), drawn, sampling).flatten(0, 1)
+    unit, offset = (torch.tensor(values, dtype=torch.float64) for values in (SPEC.scale, SPEC.offset))
+    precision = 1 / SPREAD**2 + scale * unit**2
+    mean, std = (0.3 / SPREAD**2 + scale * unit * (5 - offset)) / precision, precision**-0.5
+    assert ((x.mean(0) - mean).abs() / std).max() < 0.12  # one standard error is 0.025
+    torch.testing.assert_close(x.std(0), std, rtol=0.08, atol=0)
+
+
+def test_scale_zero_is_the_policy_itself_exactly():
+    x = noise(5)
+    plain = sample_chunk(POLICY, state(5), x, Sampling())
+    assert torch.equal(sample_chunk(steer(POLICY, far_from_five, 0), state(5), x, Sampling()), plain)
+
+
+def test_a_composition_is_steered_through_its_members():
+    x, other = noise(5), replace(POLICY, denoiser=Gaussian(-0.2, 0.3), name="other")
+    whole = steer(compose([POLICY, other], [0.25, 0.75]), uphill, 0.5)
+    members = compose([steer(POLICY, uphill, 0.5), steer(other, uphill, 0.5)], [0.25, 0.75])
+    assert isinstance(whole, ComposedPolicy)
+    assert torch.equal(*(sample_chunk(policy, state(5), x, Sampling()) for policy in (whole, members)))
+
+
+def test_a_steered_policy_says_so_in_its_fingerprint():
+    assert steer(POLICY, "smoothness", 2.0).fingerprint == "none steered by 2 smoothness, spread 0.5"
+    assert steer(POLICY, uphill).fingerprint == "none steered by 1 uphill, spread 0.5"
+
+
+def test_the_cost_sees_what_the_policy_sees_and_works_where_gradients_are_off():
+    def towards(actions, observation):
+        return (actions - observation["state"][:, -1:, :2]).square().sum((1, 2)) / 2
+
+    x = noise(2)
+    seen = {"state": torch.tensor([[[0.0, 0, 0], [9, -9, 0]], [[0, 0, 0], [-9, 9, 0]]])}
+    with torch.inference_mode():
+        seen = {"state": seen["state"] + 0}  # an inference tensor, which autograd alone would refuse
+        found = SPEC.decode(sample_chunk(steer(POLICY, towards, 50.0), seen, x, Sampling(steps=100)))
+    torch.testing.assert_close(found.mean(1), seen["state"][:, -1, :2].double(), atol=0.6, rtol=0)
+
+
+def test_smoothness_is_that_of_second_differences():
+    straight = torch.arange(6.0).reshape(1, 6, 1).expand(2, 6, 2)
+    assert smoothness(straight, {}).tolist() == [0, 0]
+    bent = straight.clone()
+    bent[1, 3, 0] += 2
+    assert smoothness(bent, {}).tolist() == [0, 0.5 * (4 + 16 + 4)]
+    rough = FixedPolicy(Gaussian(0.0, 0.5))
+    x = torch.randn(1, 20, 16, 2, dtype=torch.float64)
+    before, after = (
+        smoothness(ACTIONS.decode(sample_chunk(policy, state(20), x, Sampling())), {}).mean()
+        for policy in (rough, steer(rough, "smoothness"))
+    )
+    assert after < 0.6 * before
+
+
+def test_a_critic_takes_the_candidate_of_least_cost():
+    sampling = Sampling(candidates=5, critic=uphill)
+    drawn = noise(7, draws=5)
+    found = SPEC.decode(sample_chunk(POLICY, state(7), drawn, sampling))
+    every = torch.stack([SPEC.decode(sample_chunk(POLICY, state(7), own[None], Sampling())) for own in drawn])
+    least = torch.stack([uphill(chunks, {}) for chunks in every]).argmin(0)
+    torch.testing.assert_close(found, every[least, torch.arange(7)], atol=1e-12, rtol=0)
+    assert len(set(least.tolist())) > 1
+
+
+def test_a_critic_of_one_candidate_or_of_an_unknown_name_is_refused():
+    with pytest.raises(InputError, match=r"give it sampler\.candidates=4"):
+        Sampling(critic="smoothness")
+    with pytest.raises(InputError, match="unknown cost 'smoothnes'; did you mean 'smoothness'"):
+        Sampling(critic="smoothnes", candidates=2).check(POLICY)
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        (
+            lambda actions, observation: (actions.sum((1, 2)) - 1e6).log(),
+            "must be one finite number for each of 3 chunks",
+        ),
+        (lambda actions, observation: actions.sum(), r"must be one finite number for each of 3 chunks, not \(\)"),
+        (lambda actions, observation: actions.detach().sum((1, 2)), "has no gradient; as sampler.critic it needs none"),
+        (
+            lambda actions, observation: (actions * 0).sum((1, 2)).sqrt(),
+            "the gradient of cost '<lambda>' is not finite",
+        ),
+    ],
+)
+def test_a_cost_that_cannot_steer_is_named(cost, said):
+    with pytest.raises(RunError, match=said):
+        sample_chunk(steer(POLICY, cost), state(3), noise(3), Sampling())
+
+
+@pytest.mark.parametrize("settings", [{"scale": -1.0}, {"scale": float("inf")}, {"spread": 0.0}])
+def test_numbers_that_cannot_steer_are_refused(settings):
+    with pytest.raises(InputError, match="steer needs a finite scale >= 0 and spread > 0"):
+        steer(POLICY, uphill, **settings)
+
+
+def test_a_cost_is_found_by_name():
+    assert load_cost("smoothness") is smoothness
+    assert load_cost(uphill) is uphill
+
+
+def test_steering_and_critic_from_the_command_line(tiny, tmp_path, capsys):
+    ask = ["evaluate", f"policies=[{tiny[0]}]", "episodes=1", "env.max_steps=16", "video=0"]
+    run = [*ask, f"run_dir={tmp_path / 'run'}", "steer={tiny-noise: {cost: smoothness, scale: 0.01}}"]
+    assert main([*run, "sampler.candidates=2", "sampler.critic=smoothness"]) == 0
+    config = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
+    assert config["fingerprints"]["tiny-noise"].endswith("steered by 0.01 smoothness, spread 0.5")
+    assert config["sampler"]["critic"] == "smoothness"
+    capsys.readouterr()
+    for key, said in {
+        "steer={tiny: {cost: smoothness}}": "steer goes by policy; 'tiny' is none of tiny-noise",
+        "steer={tiny-noise: {cost: smoothness, sale: 1}}": "sale",
+        "steer={tiny-noise: {cost: fast}}": "unknown cost 'fast'",
+        "steer={tiny-noise: smoothness}": "give it as in 'steer={tiny-noise: {cost: smoothness, scale: 1}}'",
+    }.items():
+        assert main([*ask, key, f"run_dir={tmp_path / 'none'}"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_critic_from_python_is_recorded_by_its_name(tiny, tmp_path):
+    policy = gpc.load_policy(tiny[0])
+    overrides = ["env.max_steps=16", "sampler.candidates=2"]
+    gpc.evaluate(policy, episodes=1, critic=uphill, overrides=overrides, run_dir=str(tmp_path))
+    assert json.loads((tmp_path / "manifest.json").read_text())["config"]["sampler"]["critic"] == "uphill"
