@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpc.composition import ComposedPolicy, average, both, compose, either, guide, schedule, split
     from gpc.denoise import NetworkDenoiser
     from gpc.load import load_policy
-    from gpc.steering import steer
+    from gpc.steering import register_cost, steer
     from gpc.superposition import And, Or
 
 __version__ = "0.1.0"
@@ -40,6 +40,7 @@ _HOME = {
     "evaluate": "gpc.api",
     "guide": "gpc.composition",
     "load_policy": "gpc.load",
+    "register_cost": "gpc.steering",
     "schedule": "gpc.composition",
     "search": "gpc.api",
     "split": "gpc.composition",
@@ -65,6 +66,7 @@ __all__ = [
     "evaluate",
     "guide",
     "load_policy",
+    "register_cost",
     "schedule",
     "search",
     "split",

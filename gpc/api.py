@@ -19,7 +19,6 @@ from gpc.experiment import COMMANDS, Experiment
 from gpc.policy import Policy
 from gpc.record import Row, read_rows
 from gpc.rollout import Health
-from gpc.steering import Cost, name_of
 from gpc.superposition import And, Or
 from gpc.weight_search import Weights
 
@@ -71,19 +70,17 @@ def evaluate(
     env: str = "pusht",
     *,
     episodes: int = 50,
-    critic: Cost | None = None,
     overrides: Sequence[str] = (),
     run_dir: str | None = None,
 ) -> Result:
     """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`, `average`).
 
-    `overrides` are further keys as on the command line ("sampler.steps=16"); `critic` is a cost that chooses among
-    `sampler.candidates`, where it has no name for `sampler.critic`; without `run_dir` nothing is kept.
+    `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
     """
     policies, weights, composer = taken_apart(policy)
     shown = [f"env={env}", f"episodes={episodes}", *composer, f"weights={list(weights)}", "video=0", *overrides]
-    return _quietly("evaluate", policies, shown, run_dir, critic)
+    return _quietly("evaluate", policies, shown, run_dir)
 
 
 def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
@@ -135,14 +132,11 @@ def search(
     return _quietly("search", policies, [*shown, *overrides], run_dir)
 
 
-def _quietly(
-    kind: str, policies: Sequence[Policy], overrides: Sequence[str], run_dir: str | None, critic: Cost | None = None
-) -> Result:
+def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], run_dir: str | None) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(run_dir or f"{scratch}/run")
-        named = [f"sampler.critic={name_of(critic)}"] if critic else []
-        config = configured(kind, policies, [*overrides, *named])
-        experiment = Experiment(config, policies, Console(quiet=True), critic=critic)
+        config = configured(kind, policies, overrides)
+        experiment = Experiment(config, policies, Console(quiet=True))
         summary = COMMANDS[kind](experiment, folder)
         return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))), experiment.health)
 

@@ -67,8 +67,7 @@ class Side:
     weights: Weights
 
     def __post_init__(self) -> None:
-        self.experiment.compose(self.experiment.policy.policies, self.weights)  # raises where the weights do not fit
-        self.experiment.actor.check(self.weights)
+        self.experiment.check(self.weights)
 
     @property
     def name(self) -> str:

@@ -16,11 +16,10 @@ from gpc.composers import Average, Weightable
 from gpc.composition import ComposedDenoiser, ComposedPolicy, compose
 from gpc.denoise import Clamp, Decided, Denoiser
 from gpc.errors import InputError
-from gpc.load import suggest
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
-from gpc.policy import ActionSpec, Policy, observation_tensors
+from gpc.policy import ActionSpec, Policy, check_names, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, langevin, last, teleport
-from gpc.steering import Cost, judge, load_cost
+from gpc.steering import judge, load_cost
 from gpc.superposition import Superposed
 
 Array = npt.NDArray[Any]
@@ -51,7 +50,7 @@ class Sampling:
     corrections: int = 0
     rate: float = 0.1
     candidates: int = 1
-    critic: Cost | str | None = None
+    critic: str | None = None
     teleport: float | None = None
     spread: float = 0.5
     warm: float | None = None
@@ -300,9 +299,7 @@ class ChunkActor:
     def __post_init__(self) -> None:
         self.sampling.check(self.policy)
         self._check(self.policy)
-        names = [policy.name for policy in self.policy.policies]
-        for name in self.sampling.reuse.keys() - names:
-            raise InputError(f"sampler.reuse names {name!r}{suggest(name, names)}")
+        check_names("sampler.reuse", self.sampling.reuse, self.policy.policies)
 
     def check(self, weights: Sequence[float]) -> None:
         """Raises InputError where the policies that have weight in `weights` (parts * K,) cannot act without the others."""

@@ -19,18 +19,18 @@ from gpc.cluster import Executor
 from gpc.composers import Guidance, Weightable
 from gpc.composition import ComposedPolicy
 from gpc.config import bind, build
-from gpc.control import ChunkActor, Sampling
+from gpc.control import ChunkActor
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
 from gpc.errors import InputError
 from gpc.film import record_video
 from gpc.load import load_policy
-from gpc.policy import Policy, absolute, named, rename, simulator_of
+from gpc.policy import Policy, absolute, check_names, named, rename, simulator_of
 from gpc.record import Row, RunFolder, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
-from gpc.steering import Cost, steer
+from gpc.steering import steer
 from gpc.summary import summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights, one_hot
 
@@ -47,14 +47,9 @@ class Experiment:
     """One configuration applied to loaded policies: checks everything before anything runs."""
 
     def __init__(
-        self,
-        config: DictConfig,
-        policies: Sequence[Policy],
-        console: Console,
-        rivals: Sequence[Policy] = (),
-        critic: Cost | None = None,
+        self, config: DictConfig, policies: Sequence[Policy], console: Console, rivals: Sequence[Policy] = ()
     ) -> None:
-        """`rivals` are policies of other experiments that meet the same environment; `critic` has the name that `config` gives."""
+        """`rivals` are policies of other experiments that meet the same environment."""
         self.config, self.console = config, console
         self.compose: Callable[..., ComposedPolicy] = bind(config.composer)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
@@ -73,9 +68,7 @@ class Experiment:
         self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
         self.engine: Engine = build(config.engine)
         self.executor: Executor = build(config.executor)
-        sampling: Sampling = build(config.sampler)
-        sampling = replace(sampling, critic=critic or sampling.critic)
-        self.actor = ChunkActor(self.policy, sampling, self.env.n_action_steps)
+        self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
         self._check_environment(spec)
         everything = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
@@ -98,6 +91,11 @@ class Experiment:
     def fingerprints(self) -> dict[str, str]:
         """The policies' fingerprints by name."""
         return {policy.name: policy.fingerprint for policy in self.policy.policies}
+
+    def check(self, weights: Weights) -> None:
+        """Raises InputError where weights do not fit, or where the policies that have weight cannot act without the others."""
+        self.compose(self.policy.policies, weights)
+        self.actor.check(weights)
 
     def check_parents(self) -> None:
         """Raises InputError where a policy cannot act alone."""
@@ -198,13 +196,12 @@ def adapted(config: DictConfig, policies: Sequence[Policy], others: Sequence[Pol
 
     Raises InputError where a name is none of all policies'.
     """
-    everyone = [policy.name for policy in (*policies, *others)]
-    by_policy: dict[str, dict[str, Any]] = {name: {} for name in everyone}
+    by_policy: dict[str, dict[str, Any]] = {policy.name: {} for policy in policies}
     for key in ("origin", "action_names", "steer"):
-        for name, value in config[key].items():
-            if name not in by_policy:
-                raise InputError(f"{key} goes by policy; {name!r} is none of {', '.join(everyone)}")
-            by_policy[name][key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        given = cast(dict[str, Any], OmegaConf.to_container(config[key]))
+        check_names(key, given, [*policies, *others])
+        for name in given.keys() & by_policy.keys():
+            by_policy[name][key] = given[name]
     keys = cast(dict[str, str], OmegaConf.to_container(config.rename_map))
     return [_adapted(rename(policy, keys), by_policy[policy.name]) for policy in policies]
 
@@ -231,6 +228,7 @@ def compose_from(config: DictConfig) -> ComposedPolicy:
     if config.sampler.warm is not None:
         raise InputError(f"sampler.warm={config.sampler.warm} starts from the chunk before, which only a rollout knows")
     policies = adapted(config, loaded(config))
+    check_names("sampler.reuse", config.sampler.reuse, policies)
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
     return whole.weighted(torch.tensor(weights, dtype=torch.float64))
@@ -263,8 +261,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     """Episodes under one weight vector."""
     config = experiment.config
     weights = weights_of(config, len(experiment.names))
-    experiment.compose(experiment.policy.policies, weights)
-    experiment.actor.check(weights)
+    experiment.check(weights)
     seeds = range(config.seed, config.seed + config.episodes)
     experiment.warn_of_searched(path.parent, seeds)
     jobs = [Job(0, weights, seed) for seed in seeds]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpc.denoise import Clamp, Denoiser, Shifted
 from gpc.errors import InputError
+from gpc.load import suggest
 from gpc.noise import NoiseLevels
 from gpc.worker import EnvSpec
 
@@ -109,6 +110,13 @@ class Policy(Protocol):
 
     def condition(self, observation: Observation) -> Denoiser:
         """Encode one batch of observations; the denoiser may then be called many times."""
+
+
+def check_names(key: str, given: Iterable[str], policies: Sequence[Policy]) -> None:
+    """Raises InputError where a key of the configuration that goes by policy names none of these."""
+    names = [policy.name for policy in policies]
+    for name in set(given) - set(names):
+        raise InputError(f"{key} goes by policy; there is no {name!r}{suggest(name, names)}")
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """Steering: what a user's cost says of a chunk, as a gradient along the way and as the judge of several finished chunks.
 
-A cost J is a function of actions in the environment's units and of what the policy sees, found by name (an entry point of the
-group `gpc.costs`) or given from Python. Both ways of using it are those of inference-time policy steering (Wang et al. 2024,
+A cost J is a function of actions in the environment's units and of what the policy sees, with a name: an entry point of the group
+`gpc.costs`, or `register_cost`. Both ways of using it are those of inference-time policy steering (Wang et al. 2024,
 arXiv 2411.16627): `Steered` is its guided diffusion, `sampler.critic` its ranking of samples.
 """
 
@@ -21,6 +21,7 @@ from gpc.load import suggest
 from gpc.policy import ActionSpec, Adapted, Observation, Policy
 
 GROUP = "gpc.costs"
+REGISTERED: dict[str, Cost] = {}
 
 
 class Cost(Protocol):
@@ -38,18 +39,23 @@ def smoothness(actions: Tensor, observation: Observation) -> Tensor:
     return actions.diff(n=2, dim=1).square().sum((1, 2)) / 2
 
 
-def load_cost(cost: Cost | str) -> Cost:
-    """A cost by name; one that is a function already is returned as it is. Raises InputError where the name is unknown."""
-    if not isinstance(cost, str):
-        return cost
+def load_cost(name: str) -> Cost:
+    """A cost by name. Raises InputError where it is unknown or its package is not installed."""
     found = {point.name: point for point in entry_points(group=GROUP)}
-    if cost not in found:
-        raise InputError(f"unknown cost {cost!r}{suggest(cost, list(found))}")
+    if name in REGISTERED:
+        return REGISTERED[name]
+    if name not in found:
+        raise InputError(f"unknown cost {name!r}{suggest(name, [*found, *REGISTERED])}")
     try:
-        loaded: Cost = found[cost].load()
+        loaded: Cost = found[name].load()
     except ImportError as error:
-        raise InputError(f"cost {cost!r} needs a package that is missing ({error})") from None
+        raise InputError(f"cost {name!r} needs a package that is missing ({error})") from None
     return loaded
+
+
+def register_cost(name: str, cost: Cost) -> None:
+    """Give a cost a name in this process, as for `sampler.critic`; a package gives its own by an entry point."""
+    REGISTERED[name] = cost
 
 
 def name_of(cost: Cost | str) -> str:
@@ -112,7 +118,7 @@ def steer(policy: Policy, cost: Cost | str, scale: float = 1.0, spread: float = 
         raise InputError(f"steer needs a finite scale >= 0 and spread > 0, not {scale:g} and {spread:g}")
     if isinstance(policy, ComposedPolicy):
         return replace(policy, policies=tuple(steer(member, cost, scale, spread) for member in policy.policies))
-    found = load_cost(cost)
+    found = load_cost(cost) if isinstance(cost, str) else cost
 
     def bind(observation: Observation) -> Denoiser:
         return Steered(policy.condition(observation), found, scale, spread, policy.actions, observation)

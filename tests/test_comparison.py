@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,7 +37,6 @@ class Scripted:
     dies_after: int = 10**9
     rolled: list[tuple[int, int]] = field(default_factory=list)
     health: Health = field(default_factory=Health)
-    policy: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(policies=()))
 
     @property
     def names(self):
@@ -48,8 +46,8 @@ class Scripted:
     def config(self):
         return OmegaConf.create({"episodes": self.most, "block": 16, "seed": 1000})
 
-    def compose(self, policies, weights):
-        assert policies == self.policy.policies
+    def check(self, weights):
+        assert len(weights) == 1
 
     def warn_of_searched(self, runs, seeds):
         assert len(seeds) == self.most

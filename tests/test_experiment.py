@@ -226,6 +226,6 @@ def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):
     fingerprints = json.loads((tmp_path / "manifest.json").read_text())["config"]["fingerprints"]
     assert fingerprints["tiny-noise"].endswith('from agent_pos ["right", "up"]')
     assert main([*ask, "action_names={tiny: [right, up]}"]) == 2
-    assert "go by policy; 'tiny' is none of tiny-noise" in capsys.readouterr().err
+    assert "action_names goes by policy; there is no 'tiny'; choose one of tiny-noise" in capsys.readouterr().err
     assert main([*ask, "origin={tiny-noise: nowhere}"]) == 2
     assert "tiny-noise reads 'nowhere' (2,)" in capsys.readouterr().err

@@ -196,5 +196,5 @@ def test_settings_that_make_no_sense_are_refused(keys, said):
 
 
 def test_reuse_of_nobody_is_refused():
-    with pytest.raises(InputError, match=r"sampler\.reuse names 'nobody'"):
+    with pytest.raises(InputError, match=r"sampler\.reuse goes by policy; there is no 'nobody'"):
         ChunkActor(compose(PAIR), Sampling(reuse={"nobody": 2}), 1)
