@@ -80,7 +80,8 @@ class Steered:
 
     Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233) with the cost's gradient taken at the denoised action. v is what
     the noise leaves open of an action that has standard deviation `spread`, in normalised units; for a Gaussian of this spread
-    and a linear cost the result is exact. Scale 0 is the denoiser itself.
+    and a linear cost the result is exact. The pull is at most sqrt(v), root mean square: a steep cost would overshoot with
+    more, and so no chunk ends further than pi / 2 spreads from where the policy would have it. Scale 0 is the denoiser itself.
     """
 
     denoiser: Denoiser
@@ -93,8 +94,10 @@ class Steered:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; raises RunError where the cost has no finite gradient."""
         denoised = self.denoiser(x, sigma)
-        level = sigma.max() ** 2
-        return denoised - self.scale * level * self.spread**2 / (level + self.spread**2) * self._gradient(denoised)
+        left = 1 / (1 / sigma.max() ** 2 + 1 / self.spread**2)
+        pull = self.scale * left * self._gradient(denoised)
+        size = pull.square().mean((1, 2), keepdim=True).sqrt()
+        return denoised - pull * (left.sqrt() / size).clamp(max=1)
 
     def _gradient(self, denoised: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
