@@ -1,9 +1,11 @@
 """Steps against success: every sampler and speed-up, each policy of a pair alone and their composition.
 
     python scripts/steps.py run pusht --runs FOLDER            # hours; a finished cell is only read
-    python scripts/steps.py page --runs FOLDER --out docs/results/steps
+    python scripts/steps.py run pusht --runs AGAIN --seed 310000 --only dpmpp_2m-8 ancestral-16
+    python scripts/steps.py page --runs FOLDER --again AGAIN --out docs/results/steps
 
-A cell is a `gpc evaluate` of 100 episodes on seeds 300000 to 300099, where no weight was chosen and nothing else is reported.
+A cell is a `gpc evaluate` of 100 episodes on seeds 300000 to 300099, where no weight was chosen and nothing else is reported. What
+looks best there is looked at again on seeds of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 from tables import percent, run, short
 
 from gpc.figures import png
-from gpc.record import read_json, write_atomically
+from gpc.record import read_json, read_rows, write_atomically
+from gpc.stats import mcnemar, paired_difference
 
 EPISODES, SEED = 100, 300000
+DEFAULT = ("dpmpp_2m", 8)
 EVALUATIONS = (1, 2, 3, 5, 8, 16, 50, 100)
 TASKS = ("pusht", "lift")
 METHODS = ("dpmpp_2m", "euler", "ancestral", "heun", "renoise")
@@ -72,12 +77,14 @@ def cells(task: str) -> Iterator[Cell]:
         yield Cell("dpmpp_2m", asked, pair, f"reuse={{{pair[0]}: 2}}")
 
 
-def measure(task: str, folder: Path) -> None:
+def measure(task: str, folder: Path, seed: int, only: Sequence[str]) -> None:
     for cell in cells(task):
+        if only and f"{cell.method}-{cell.steps}{cell.key}" not in only:
+            continue
         weights = ",".join(["0.5"] * 2 if len(cell.members) > 1 else ["1"])
         keys = [f"env={task}", f"sampler={cell.method}", f"sampler.steps={cell.steps}", f"weights=[{weights}]"]
         keys += [f"sampler.{cell.key}"] if cell.key else []
-        keys += [f"episodes={EPISODES}", f"seed={SEED}", "engine.workers=1"]
+        keys += [f"episodes={EPISODES}", f"seed={seed}", "engine.workers=1"]
         run("evaluate", folder / task / cell.name, cell.members, *keys)
 
 
@@ -86,12 +93,13 @@ def evaluations(cell: Cell) -> int:
     return {"heun": 2 * cell.steps - 1, "langevin": 5 * cell.steps - 4}.get(cell.method, cell.steps)
 
 
-def page(tasks: Sequence[str], runs: Path, out: Path) -> None:
-    """A table and a plot of every cell that is finished."""
-    lines = [PREFACE]
-    for task in tasks:
-        done = [c for c in cells(task) if (runs / task / c.name / "summary.json").exists()]
-        found = {cell: read_json(runs / task / cell.name / "summary.json") for cell in done}
+def page(runs: Path, again: Path | None, out: Path) -> None:
+    """A table and a plot of every cell that is finished, and all policies of both tasks against the default."""
+    lines = [PREFACE, "## All together, against the default", "", *against_default(runs)]
+    if again:
+        lines += ["Again, on seeds of their own:", "", *against_default(again)]
+    for task in TASKS:
+        found = {cell: read_json(runs / task / cell.name / "summary.json") for cell in finished(task, runs)}
         who = list(dict.fromkeys(cell.members for cell in found))
         names = [" + ".join(map(short, members)) for members in who]
         lines += [f"## {task}", "", f"![success over evaluations on {task}](steps-{task}.png)", ""]
@@ -102,6 +110,35 @@ def page(tasks: Sequence[str], runs: Path, out: Path) -> None:
         lines.append("")
         out.with_name(f"steps-{task}.png").write_bytes(png(plot(found, who)))
     write_atomically(out.with_suffix(".md"), "\n".join(lines))
+
+
+def finished(task: str, runs: Path) -> list[Cell]:
+    return [cell for cell in dict.fromkeys(cells(task)) if (runs / task / cell.name / "summary.json").exists()]
+
+
+def against_default(runs: Path) -> list[str]:
+    """Every setting that all policies of both tasks have been measured in, seed by seed against the default."""
+    successes: dict[tuple[str, int], dict[tuple[str, tuple[str, ...]], list[bool]]] = {}
+    for task in TASKS:
+        for cell in finished(task, runs):
+            rows = sorted(read_rows(runs / task / cell.name / "episodes.jsonl"))
+            setting = cell.key.partition("=")[0] if "reuse" in cell.key else cell.key
+            where = (f"{cell.method} {setting}".strip(), evaluations(cell))
+            successes.setdefault(where, {})[task, cell.members] = [row.success for row in rows]
+    default = successes[DEFAULT]
+    lines = [
+        "| sampler | evaluations | policies | success % | against the default, points | p (McNemar) |",
+        "|---" * 6 + "|",
+    ]
+    for (name, count), own in successes.items():
+        groups = [members for members in default if members in own]
+        if len(groups) < (len(default) if "reuse" not in name else len(TASKS)):
+            continue
+        a, b = (np.concatenate([side[group] for group in groups]) for side in (own, default))
+        low, high = paired_difference(a, b)
+        change = f"{100 * (a.mean() - b.mean()):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        lines.append(f"| {name} | {count} | {len(groups)} | {100 * a.mean():.1f} | {change} | {mcnemar(a, b):.2g} |")
+    return [*lines, ""]
 
 
 def title(cell: Cell) -> str:
@@ -128,12 +165,15 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "page"))
     parser.add_argument("task", nargs="?", choices=TASKS)
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--again", type=Path)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     if chosen.action == "run":
-        measure(chosen.task, chosen.runs)
+        measure(chosen.task, chosen.runs, chosen.seed, chosen.only)
     else:
-        page(TASKS, chosen.runs, chosen.out)
+        page(chosen.runs, chosen.again, chosen.out)
 
 
 if __name__ == "__main__":
