@@ -73,8 +73,7 @@ class Experiment:
         everything = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
         self.resolved["env"] = {"_target_": "gpc.worker.EnvSpec", **asdict(spec)}
-        for note in filter(None, (member.note for member in self.policy.members)):
-            console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        say_notes(self.policy, console)
         self.health = Health()
 
     @property
@@ -220,10 +219,17 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
     return policy
 
 
-def compose_from(config: DictConfig) -> ComposedPolicy:
+def say_notes(policy: ComposedPolicy, console: Console) -> None:
+    """What is approximate about a composition."""
+    for note in filter(None, (member.note for member in policy.members)):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     """The composition that a configuration names, under its weights, to be asked for chunks from outside.
 
-    A policy without weight leaves altogether. Raises InputError where a chunk would need the one before.
+    A policy without weight leaves altogether. What is approximate is said. Raises InputError where a chunk
+    would need the one before.
     """
     if config.sampler.warm is not None:
         raise InputError(f"sampler.warm={config.sampler.warm} starts from the chunk before, which only a rollout knows")
@@ -231,7 +237,9 @@ def compose_from(config: DictConfig) -> ComposedPolicy:
     check_names("sampler.reuse", config.sampler.reuse, policies)
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
-    return whole.weighted(torch.tensor(weights, dtype=torch.float64))
+    policy = whole.weighted(torch.tensor(weights, dtype=torch.float64))
+    say_notes(policy, console)
+    return policy
 
 
 def weights_of(config: DictConfig, count: int) -> Weights:

@@ -28,7 +28,7 @@ LOCKSTEP = ["robot=simulated", "fps=10", "safety.hold=last", "mode=live", "clock
 
 def flown(tmp_path, *keys, planner=None, robot=None):
     config = load_config("deploy", [*LOCKSTEP, "seconds=4", *keys])
-    planner, robot = planner or planner_from(config), robot or robot_from(config)
+    planner, robot = planner or planner_from(config, Console(quiet=True)), robot or robot_from(config)
     outcome = deploy(config, planner, robot, tmp_path / "deployed", Console(quiet=True))
     return outcome, robot, read(tmp_path / "deployed/episode.zarr")
 

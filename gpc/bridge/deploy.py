@@ -47,7 +47,7 @@ def run(config: DictConfig, console: Console) -> Path:
 
     InputError before anything moves, RunError where the robot was stopped for a fault, Stopped by a signal or the stop key.
     """
-    planner = planner_from(config)
+    planner = planner_from(config, console)
     robot = robot_from(config)
     folder = Path(config.run_dir or f"runs/deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")
     outcome = deploy(config, planner, robot, folder, console)
@@ -59,14 +59,14 @@ def run(config: DictConfig, console: Console) -> Path:
     return folder
 
 
-def planner_from(config: DictConfig) -> Planner:
+def planner_from(config: DictConfig, console: Console) -> Planner:
     """The policies, or the server, that a configuration names."""
     if bool(config.policies) == (config.server is not None):
         raise InputError("give policies, as in 'policies=[pusht-flow]', or server=ws://host:port, one of them")
     if config.server is not None:
         return RemotePlanner(RemotePolicy(config.server, config.token, config.watchdog.max_age), config.seed)
     leave_a_core(config.reproducible)
-    return LocalPlanner(compose_from(config), build(config.sampler), config.seed, config.reproducible)
+    return LocalPlanner(compose_from(config, console), build(config.sampler), config.seed, config.reproducible)
 
 
 def robot_from(config: DictConfig) -> Robot:

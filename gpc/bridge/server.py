@@ -196,7 +196,7 @@ def door_of(config: DictConfig) -> Door:
 def run(config: DictConfig, console: Console) -> None:
     """The command: load, warm up, listen, until it is interrupted or terminated."""
     door = door_of(config)
-    policy = compose_from(config)
+    policy = compose_from(config, console)
     inference = Inference(policy, build(config.sampler), config.max_batch, config.reproducible)
     weights = cast(Weightable, policy.composer).weights.tolist()
     facts = {"policies": [member.name for member in policy.policies], "weights": weights}
