@@ -7,6 +7,7 @@ adapters in `policies/` are registered in the same way as an outside package's.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -29,14 +30,21 @@ def load_policy(source: str) -> Policy:
     loader, colon, path = source.partition(":")
     if not colon:
         loader, path = "bundled", source
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if loader not in found:
-        raise InputError(f"unknown policy loader {loader!r} in {source!r}{suggest(loader, list(found))}")
+    return cast("Policy", load_entry(GROUP, "policy loader", loader)(path))
+
+
+def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> Any:
+    """What a package registered under a name as an entry point of this group; `others` are names known besides.
+
+    Raises InputError where the name is unknown or the package lacks another one.
+    """
+    found = {point.name: point for point in entry_points(group=group)}
+    if name not in found:
+        raise InputError(f"unknown {kind} {name!r}{suggest(name, [*found, *others])}")
     try:
-        load = found[loader].load()
+        return found[name].load()
     except ImportError as error:
-        raise InputError(f"loader {loader!r} needs a package that is missing ({error}); run gpc doctor") from None
-    return cast("Policy", load(path))
+        raise InputError(f"{kind} {name!r} needs a package that is missing ({error}); run gpc doctor") from None
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from gpc.composition import ComposedPolicy
 from gpc.denoise import Denoiser
 from gpc.errors import InputError, RunError
-from gpc.load import suggest
+from gpc.load import load_entry
 from gpc.policy import ActionSpec, Adapted, Observation, Policy
 
 GROUP = "gpc.costs"
@@ -43,15 +42,9 @@ def smoothness(actions: Tensor, observation: Observation) -> Tensor:
 
 def load_cost(name: str) -> Cost:
     """A cost by name. Raises InputError where it is unknown or its package is not installed."""
-    found = {point.name: point for point in entry_points(group=GROUP)}
     if name in REGISTERED:
         return REGISTERED[name]
-    if name not in found:
-        raise InputError(f"unknown cost {name!r}{suggest(name, [*found, *REGISTERED])}")
-    try:
-        loaded: Cost = found[name].load()
-    except ImportError as error:
-        raise InputError(f"cost {name!r} needs a package that is missing ({error})") from None
+    loaded: Cost = load_entry(GROUP, "cost", name, REGISTERED)
     return loaded
 
 
