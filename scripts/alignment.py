@@ -36,9 +36,9 @@ that both of a pair are raised. {EPISODES} episodes each on seeds {SEED} to {SEE
 interval. A ratio of 1 adds no noise; at 1.1 (5 % around the mean) none is
 added yet, and the level is a little off. Made by `scripts/alignment.py`.
 
-No ratio up to 4 is shown to cost success: of 36 cells with a ratio above 1 one is below its column's first by more than chance alone
-would often have it (diffusion, 1.1, 8 steps), and more are above than below. PushT's chunks leave room for a blunter policy; a task
-that needs the last of precision may not.
+No ratio up to 4 is shown to cost success: of 36 cells with a ratio above 1 one is below its column's first by more than chance
+alone would often have it (diffusion, 1.1, 8 steps), and more are above than below. PushT's chunks leave room for a blunter
+policy; a task that needs the last of precision may not.
 """
 
 

@@ -33,24 +33,25 @@ CHEAPER = ("teleport=2", "warm=1")
 
 PREFACE = """# Steps against success
 
-100 episodes a cell on seeds 300000 to 300099, success in % with Wilson's 95 % interval; weights 0.5, 0.5 where two are named. No
-weight was chosen on these seeds. An evaluation asks every member once; langevin has four corrections a level, heun asks twice a
-step. A grid of 100 steps snaps to fewer levels where a policy has 100 trained ones. Made by `scripts/steps.py`.
+100 episodes a cell on seeds 300000 to 300099, success in % with Wilson's 95 % interval; weights 0.5, 0.5 where two are named.
+No weight was chosen on these seeds. An evaluation asks every member once; langevin has four corrections a level, heun asks
+twice a step. A grid of 100 steps snaps to fewer levels where a policy has 100 trained ones. Made by `scripts/steps.py`.
 
-The default is dpmpp_2m with 8 steps. With at most 8 evaluations no setting is shown to beat it over both tasks and all policies; euler
-with 8 is a little above (+2.8 points, +3.2 again on fresh seeds, neither shown). **Twice the price buys more: `sampler=ancestral`, with its 16
-steps, is 8 points above, and again 10 on fresh seeds (p = 9e-6)**, most where a policy alone wants noise (Lift's diffusion policy: 72 to
-94 %). Take it where 16 evaluations a chunk are affordable. More than 16 evaluations bring nothing in any sampler.
+The default is dpmpp_2m with 8 steps. With at most 8 evaluations no setting is shown to beat it over both tasks and all
+policies; euler with 8 is a little above (+2.8 points, +3.2 again on fresh seeds, neither shown). **Twice the price buys more:
+`sampler=ancestral`, with its 16 steps, is 8 points above, and again 10 on fresh seeds (p = 9e-6)**, most where a policy alone
+wants noise (Lift's diffusion policy: 72 to 94 %). Take it where 16 evaluations a chunk are affordable. More than 16 evaluations
+bring nothing in any sampler.
 
-Cheaper than the default, and not shown to be worse: renoise with 5 evaluations, `sampler.teleport=2` with 5, `sampler.warm=1` with 3, and
-`sampler.reuse` of one member (a quarter of two members' evaluations at 8 levels). Each has cells where it costs: teleport=2 and warm=1
-take 10 points and more from Lift's diffusion policy at 8 evaluations, where they are below the default over all. A warm start
-should be short: with 16 evaluations and more it is 7 points below. Below 5 evaluations dpmpp_2m's and heun's second-order steps fail
-over so wide gaps of sigma (Lift, 3 evaluations: 2 % where euler has 100 %); there `sampler.teleport=2` or euler serve. Lift's flow
-policy needs one evaluation.
+Cheaper than the default, and not shown to be worse: renoise with 5 evaluations, `sampler.teleport=2` with 5, `sampler.warm=1`
+with 3, and `sampler.reuse` of one member (a quarter of two members' evaluations at 8 levels). Each has cells where it costs:
+teleport=2 and warm=1 take 10 points and more from Lift's diffusion policy at 8 evaluations, where they are below the default
+over all. A warm start should be short: with 16 evaluations and more it is 7 points below. Below 5 evaluations dpmpp_2m's and
+heun's second-order steps fail over so wide gaps of sigma (Lift, 3 evaluations: 2 % where euler has 100 %); there
+`sampler.teleport=2` or euler serve. Lift's flow policy needs one evaluation.
 
-With 100 episodes an interval is 20 points wide at 50 %, and the largest of so many cells looks better than it is: that is why the best one
-was looked at again.
+With 100 episodes an interval is 20 points wide at 50 %, and the largest of so many cells looks better than it is: that is why
+the best one was looked at again.
 """
 
 
@@ -154,7 +155,7 @@ def title(cell: Cell) -> str:
 
 
 def plot(found: Mapping[Cell, Mapping[str, Any]], who: Sequence[tuple[str, ...]]) -> Figure:
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     for axes, members in zip(figure.subplots(1, len(who), sharey=True), who, strict=True):
         for name in dict.fromkeys(map(title, found)):
             mine = sorted(
@@ -163,8 +164,9 @@ def plot(found: Mapping[Cell, Mapping[str, Any]], who: Sequence[tuple[str, ...]]
             if mine:
                 axes.plot(*zip(*mine, strict=True), marker="o", markersize=3, label=name)
         axes.set(xscale="log", xlabel="evaluations a chunk", title=" + ".join(map(short, members)))
+        axes.set_xticks(EVALUATIONS, labels=map(str, EVALUATIONS))
     figure.axes[0].set_ylabel("success %")
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     return figure
 
 
