@@ -87,6 +87,12 @@ class Sampling:
                 f"sampler.reuse={{{wrong[0]}}}: a policy is asked at every level (1), every second one (2), ..."
             )
 
+    def check_alone(self, policies: Sequence[Policy]) -> None:
+        """Raises InputError where a chunk would need the one before, or where `reuse` names none of these policies."""
+        if self.warm is not None:
+            raise InputError(f"sampler.warm={self.warm} starts from the chunk before, which only a rollout knows")
+        check_names("sampler.reuse", self.reuse, policies)
+
     def draws(self, policy: Policy) -> int:
         """How many times a chunk's noise is drawn: at the start and along a stochastic method, for every sample that is taken."""
         steps = {"ancestral": self.steps, "langevin": self.steps * self.corrections}
@@ -312,8 +318,8 @@ class ChunkActor:
             raise InputError(
                 f"{policy.name} cannot act alone: it has no {', '.join(missing)}; give weight to a policy that has"
             )
-        stride = round(spec.dt / whole.dt)
-        first, ahead = spec.start * stride, (spec.start + spec.horizon - 1) * stride + 1
+        steps = Aligned(policy, whole).steps
+        first, ahead = steps.start + whole.start, steps.stop + whole.start
         if first > 0 or not 1 <= self.n_action_steps <= ahead:
             raise InputError(
                 f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {first} to {ahead - 1} from now; "

@@ -19,7 +19,7 @@ from gpc.cluster import Executor
 from gpc.composers import Guidance, Weightable
 from gpc.composition import ComposedPolicy
 from gpc.config import bind, build
-from gpc.control import ChunkActor
+from gpc.control import ChunkActor, Sampling
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
@@ -231,10 +231,9 @@ def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     A policy without weight leaves altogether. What is approximate is said. Raises InputError where a chunk
     would need the one before.
     """
-    if config.sampler.warm is not None:
-        raise InputError(f"sampler.warm={config.sampler.warm} starts from the chunk before, which only a rollout knows")
+    sampling: Sampling = build(config.sampler)
     policies = adapted(config, loaded(config))
-    check_names("sampler.reuse", config.sampler.reuse, policies)
+    sampling.check_alone(policies)
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
     policy = whole.weighted(torch.tensor(weights, dtype=torch.float64))

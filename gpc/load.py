@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,13 +39,19 @@ def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> 
 
     Raises InputError where the name is unknown or the package lacks another one.
     """
-    found = {point.name: point for point in entry_points(group=group)}
+    found = _registered(group)
     if name not in found:
         raise InputError(f"unknown {kind} {name!r}{suggest(name, [*found, *others])}")
     try:
         return found[name].load()
     except ImportError as error:
         raise InputError(f"{kind} {name!r} needs a package that is missing ({error}); run gpc doctor") from None
+
+
+@cache
+def _registered(group: str) -> dict[str, EntryPoint]:
+    """Looked up once: that reads the metadata of every installed package."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -170,7 +170,7 @@ def _leaves(node: Any, path: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Adapted:
-    """A policy that is seen in another way: `rename`, `named` and `absolute` make it."""
+    """A policy that is seen in another way: `rename`, `named`, `absolute` and `gpc.steer` make it."""
 
     policy: Policy
     actions: ActionSpec
@@ -233,11 +233,12 @@ def named(policy: Policy, names: Sequence[str]) -> Policy:
 
 
 def absolute(policy: Policy, key: str) -> Policy:
-    """A policy of moves from where the robot is when the chunk is planned, as one of absolute targets: exactly.
+    """A policy of moves from where the robot is when the chunk is planned, as one of absolute targets.
 
     `key`: the observation that says where it is, one number for each action dimension in the actions' units; its newest
-    counts. With b = observation / scale the denoised target is D(x - b) + b. Raises InputError where the policy predicts targets
-    already, or reads the key in another shape.
+    counts. With b = observation / scale the denoised target is D(x - b) + b, exactly; a chunk's is off where b is
+    not small against the sampler's first sigma, as sampling starts around 0. Raises InputError where the policy predicts
+    targets already, or reads the key in another shape.
     """
     own, reads = policy.actions, policy.observations
     if own.relative is False:

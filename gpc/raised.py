@@ -11,9 +11,7 @@ from torch import Tensor
 
 from gpc.denoise import Denoiser
 
-SPREAD = (
-    0.005  # taken for the standard deviation of normalised actions; less than most have (docs/design.md, section 1)
-)
+SPREAD = 0.005  # taken for the spread of normalised actions; less than most have (docs/design.md, section 1)
 
 
 @dataclass(frozen=True)

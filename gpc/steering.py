@@ -29,9 +29,10 @@ class Cost(Protocol):
     """What is to be small; a verifier's cost is minus its log-probability of success."""
 
     def __call__(self, actions: Tensor, observation: Observation) -> Tensor:
-        """Actions (batch, horizon, action), observation[key] (batch, n_obs_steps, *shape) -> cost (batch,), differentiable.
+        """Actions (batch, horizon, action), observation[key] (batch, n_obs_steps, *shape) -> cost (batch,).
 
-        Actions are in the environment's units; the observation holds what the policy reads.
+        Actions are in the environment's units; the observation holds what the policy reads. To steer, it must be twice
+        differentiable; what judges finished chunks needs no gradient.
         """
 
 
@@ -73,10 +74,11 @@ def judge(cost: Cost, actions: Tensor, observation: Observation) -> Tensor:
 class Steered:
     """`argmin_a scale J(a) + |a - denoised|^2 / (2 v)`, `v = sigma^2 spread^2 / (sigma^2 + spread^2)`: samples of p exp(-scale J).
 
-    Where J is linear it is `denoised - scale v grad J`, classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233); with the
-    cost's curvature a steep one does not overshoot. v is what the noise leaves open of an action that has standard deviation
-    `spread`, in normalised units; for a Gaussian of this spread and a quadratic cost the result is exact. One Newton step
-    from the denoised action, solved by conjugate gradients. Scale 0 is the denoiser itself.
+    Where J is linear it is `denoised - scale v grad J`, classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233); with
+    the cost's curvature a steep convex one does not overshoot (one that is not convex may, far). v is what the noise leaves
+    open of an action that has standard deviation `spread`, in normalised units; for a Gaussian of this spread and a quadratic
+    cost the result is exact. One Newton step from the denoised action, solved by conjugate gradients. Scale 0 is the denoiser
+    itself.
     """
 
     denoiser: Denoiser
@@ -142,7 +144,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def steer(policy: Policy, cost: Cost | str, scale: float = 1.0, spread: float = 0.5) -> Policy:
-    """The policy under a cost; see `Steered`. A composition is steered through its members, as their weights sum to one.
+    """The policy under a cost; see `Steered`. A composition is steered through its members, whose weights
+    should sum to one; each one's cost sees its own dimensions and steps.
 
     Raises InputError where the cost is unknown, or scale or spread are no positive numbers.
     """

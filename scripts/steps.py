@@ -74,8 +74,8 @@ def cells(task: str) -> Iterator[Cell]:
     pair = (f"{task}-diffusion", f"{task}-flow")
     for members in (pair, pair[:1], pair[1:]):
         for method in METHODS:
-            for asked in EVALUATIONS:
-                yield Cell(method, (asked + 1) // 2 if method == "heun" else asked, members)
+            for steps in dict.fromkeys((asked + 1) // 2 if method == "heun" else asked for asked in EVALUATIONS):
+                yield Cell(method, steps, members)
         for key in CHEAPER:
             for asked in EVALUATIONS:
                 if key != "teleport=2" or asked > 1:
@@ -122,7 +122,7 @@ def page(runs: Path, again: Path | None, out: Path) -> None:
 
 
 def finished(task: str, runs: Path) -> list[Cell]:
-    return [cell for cell in dict.fromkeys(cells(task)) if (runs / task / cell.name / "summary.json").exists()]
+    return [cell for cell in cells(task) if (runs / task / cell.name / "summary.json").exists()]
 
 
 def against_default(runs: Path) -> list[str]:

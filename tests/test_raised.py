@@ -115,11 +115,7 @@ def test_the_ode_narrows_a_raised_dimension_by_the_ratio_at_most(ratio, std):
 
 
 GAUSSIANS = [(-0.1, 0.02), (0.1, 0.05)]
-SCALES = (
-    1.0,
-    2.0,
-    4.0,
-)  # of the second policy: in its second and third dimension it sees a half and a quarter of the noise
+SCALES = (1.0, 2.0, 4.0)  # of the second policy: it sees the noise whole, half and a quarter of it
 
 
 def errors(corrections):

@@ -34,7 +34,7 @@ from gpc.control import Known, Sampling, sample_chunk
 from gpc.env import TASK, write_text
 from gpc.errors import InputError
 from gpc.load import load_policy
-from gpc.policy import Policy, check_names, rename
+from gpc.policy import Policy, rename
 
 
 @PreTrainedConfig.register_subclass("gpc")
@@ -221,9 +221,7 @@ def save(
     keys = dict(rename_map or {})
     policy = _composition(policies, weights, keys, None)
     sampling = sampling or Sampling()
-    if sampling.warm is not None:
-        raise InputError("sampling.warm starts from the chunk before, which only gpc's rollouts know")
-    check_names("sampling.reuse", sampling.reuse, policy.policies)
+    sampling.check_alone(policy.policies)
     spec = policy.actions
     if not 1 <= n_action_steps <= spec.start + spec.horizon:
         raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")
