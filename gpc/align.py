@@ -10,14 +10,15 @@ noise are raised to the level of the one with most; see `gpc.raised`. `note` say
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from statistics import geometric_mean
 
 import torch
 from torch import Tensor
 
-from gpc.denoise import Denoiser
+from gpc.denoise import Clamp, Denoiser
 from gpc.errors import InputError
 from gpc.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
 from gpc.policy import ActionSpec, ObservationSpec, Policy
@@ -106,10 +107,17 @@ class Aligned:
             )
         return f"{self.policy.name} {'; it '.join(told)}" if told else ""
 
-    def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-        """The policy's denoised action for the common x (batch, horizon, action); `opinions` says where it counts."""
+    def prepared(self, denoiser: Denoiser) -> Denoiser:
+        """The policy's denoiser for `denoise`: within its own bound where there is no common one, and raised."""
+        bound = self.policy.actions.bound
+        if bound is not None and self.common.bound is None:
+            denoiser = Clamp(denoiser, bound)
         if self.raised:
-            return self.back(Raised(denoiser, self.ratios)(self.seen(x), sigma))
+            denoiser = Raised(denoiser, tuple(r / self.ratio for r in self.ratios))
+        return denoiser
+
+    def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        """What a `prepared` denoiser says of the common x (batch, horizon, action); `opinions` says where it counts."""
         return self.back(denoiser(self.seen(x), sigma * self.ratio))
 
     def part(self, x: Tensor) -> Tensor:
@@ -165,22 +173,20 @@ class Aligned:
         return max(abs(r / self._mean - 1) for r in self.ratios)
 
 
-def align(policies: Sequence[Policy]) -> tuple[Aligned, ...]:
-    """Every policy in one coordinate: see `common_actions`.
+def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[Aligned, ...]:
+    """Every policy in one coordinate: that of `common_actions`, or of `actions_of_some`.
 
-    Raises InputError where action dimensions, times, representations or normalisers do not fit.
+    Raises InputError where times, representations or normalisers do not fit.
     """
-    common = common_actions(policies)
     members = tuple(Aligned(policy, common) for policy in policies)
-    for i, member in enumerate(members):
+    for member in members:
         _check_normaliser(member)
-        beside = [other for other in members[:i] if set(other.dims) & set(member.dims)]
-        for other in beside:
-            _check_representation(other.policy, member.policy)
-        near = beside or members[:i]
-        if near and not any((other.cover.any(1) & member.cover.any(1)).any() for other in near):
+    for one, other in combinations(members, 2):
+        if set(one.dims) & set(other.dims):
+            _check_representation(one.policy, other.policy)
+        if not bool((one.cover.any(1) & other.cover.any(1)).any()):
             raise InputError(
-                f"the chunks of {near[0].policy.name} and {member.policy.name} share no step; nothing would be composed"
+                f"the chunks of {one.policy.name} and {other.policy.name} share no step; nothing would be composed"
             )
     said = opinions(members).bool()
     for member, own in zip(members, said, strict=True):
@@ -201,34 +207,61 @@ def opinions(members: Sequence[Aligned]) -> Tensor:
 def common_actions(policies: Sequence[Policy]) -> ActionSpec:
     """The common coordinate: all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks.
 
-    A dimension's scale and offset are those of the first policy that has it. A policy without names has all dimensions. Raises
-    InputError where it has another number of them, or where a dt is no multiple of the smallest.
+    A dimension's scale and offset are those of the first policy that has it, and so is the bound; where these policies have
+    different ones there is none, and each keeps to its own. A policy without names has all dimensions. Raises InputError where
+    it has another number of them, or where a dt is no multiple of the smallest.
     """
     specs = [policy.actions for policy in policies]
     names = tuple(dict.fromkeys(name for spec in specs for name in spec.names or ())) or None
     dim, dt = len(names) if names else specs[0].dim, min(spec.dt for spec in specs)
     for policy, spec in zip(policies, specs, strict=True):
         if spec.names is None and spec.dim != dim:
+            others = f"the named ones are {', '.join(names)}" if names else f"{policies[0].name} in {dim}"
             raise InputError(
-                f"{policy.name} acts in {spec.dim} dimensions without names, the policies together in {dim}; say which, "
-                f"as in 'action_names={{{policy.name}: [...]}}'"
+                f"{policy.name} acts in {spec.dim} dimensions without names, {others}; say which is which, as in "
+                f"'action_names={{{policy.name}: [...]}}'"
             )
         if abs(spec.dt / dt - round(spec.dt / dt)) > SAME_LEVEL:
             raise InputError(
                 f"{policy.name} predicts every {spec.dt:g} control steps, another policy every {dt:g}: no multiple of it"
             )
-    strides = [round(spec.dt / dt) for spec in specs]
-    start = min(spec.start * stride for spec, stride in zip(specs, strides, strict=True))
-    end = max((spec.start + spec.horizon - 1) * stride for spec, stride in zip(specs, strides, strict=True))
+    start, horizon = _extent(specs, dt)
     owners: dict[int, tuple[ActionSpec, int]] = {}
     for spec in specs:
         for own, d in enumerate(_dims(spec, names)):
             owners.setdefault(d, (spec, own))
     scale, offset = zip(*((spec.scale[i], spec.offset[i]) for spec, i in (owners[d] for d in range(dim))), strict=True)
     bounds, moves = {spec.bound for spec, _ in owners.values()}, {spec.relative for spec, _ in owners.values()}
-    bound = None if None in bounds else max(b for b in bounds if b is not None)
+    bound = bounds.pop() if len(bounds) == 1 else None
     relative = moves.pop() if len(moves) == 1 else None
-    return ActionSpec(end + 1 - start, scale, offset, names, start, dt, bound, relative)
+    return ActionSpec(horizon, scale, offset, names, start, dt, bound, relative)
+
+
+def actions_of_some(policies: Sequence[Policy], whole: ActionSpec) -> ActionSpec:
+    """The coordinate in which some of a composition's policies act without the others: its dimensions, over their own steps.
+
+    One alone keeps its own normaliser, bound and dt, so that it is itself bit for bit; several have the whole's. Raises InputError
+    where they do not have all dimensions.
+    """
+    dims = [_dims(policy.actions, whole.names) for policy in policies]
+    missing = sorted(set(range(whole.dim)).difference(*dims))
+    if missing:
+        alone, lacking = " + ".join(policy.name for policy in policies), (_names(whole)[d] for d in missing)
+        raise InputError(f"{alone} cannot act alone: it has no {', '.join(lacking)}; give weight to a policy that has")
+    if len(policies) > 1:
+        start, horizon = _extent([policy.actions for policy in policies], whole.dt)
+        return replace(whole, start=start, horizon=horizon)
+    own, order = policies[0].actions, [dims[0].index(d) for d in range(whole.dim)]
+    scale, offset = (tuple(values[i] for i in order) for values in (own.scale, own.offset))
+    return replace(own, scale=scale, offset=offset, names=own.names and whole.names)
+
+
+def _extent(specs: Sequence[ActionSpec], dt: float) -> tuple[int, int]:
+    """The union of chunks: where it starts and how long it is, in steps of dt."""
+    strides = [round(spec.dt / dt) for spec in specs]
+    start = min(spec.start * stride for spec, stride in zip(specs, strides, strict=True))
+    end = max((spec.start + spec.horizon - 1) * stride for spec, stride in zip(specs, strides, strict=True))
+    return start, end + 1 - start
 
 
 def _dims(spec: ActionSpec, names: tuple[str, ...] | None) -> tuple[int, ...]:

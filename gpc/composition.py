@@ -16,12 +16,13 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from gpc.align import Aligned, align, common_actions, join_observations, opinions
+from gpc.align import Aligned, actions_of_some, align, common_actions, join_observations, opinions
 from gpc.composers import Average, Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
 from gpc.denoise import Denoiser, Finite, Held
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
-from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy, centre_of
+from gpc.raised import Raised
 from gpc.superposition import And, Or, begun
 
 Given = Sequence[float] | Tensor | None
@@ -37,7 +38,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class ComposedDenoiser:
-    """The members' denoisers under one composer."""
+    """The members' denoisers, each prepared by its `Aligned`, under one composer."""
 
     members: Sequence[Aligned]
     denoisers: Sequence[Denoiser]
@@ -54,6 +55,17 @@ class ComposedDenoiser:
         found = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
         results = iter([*found, *(job.result() for job in jobs)])
         return self.composer(x, sigma, [next(results) if on else None for on in needed], opinion)
+
+    def keyed(self, noise: Tensor) -> ComposedDenoiser:
+        """The same, for the chunks that start with this noise (batch, horizon, action): see `Raised`."""
+
+        def own(member: Aligned, denoiser: Denoiser) -> Denoiser:
+            if not isinstance(denoiser, Raised):
+                return denoiser
+            name = member.policy.name.encode()
+            return replace(denoiser, rows=[row.tobytes() + name for row in noise.cpu().numpy()])
+
+        return replace(self, denoisers=[own(m, d) for m, d in zip(self.members, self.denoisers, strict=True)])
 
     def reusing(self, every: Mapping[str, int]) -> ComposedDenoiser:
         """The same, but some of several members are asked at every n-th level only, by name; see `Held`."""
@@ -80,11 +92,13 @@ class ComposedDenoiser:
 class ComposedPolicy:
     """Policies under a composer: itself a `Policy`. Use `compose` to build one.
 
-    Raises InputError at construction where the policies do not fit: the message says which and why.
+    Raises InputError at construction where the policies do not fit: the message says which and why. `common` is the coordinate
+    where it is not the policies' own (`common_actions`): that of a composition which they are a part of.
     """
 
     policies: tuple[Policy, ...]
     composer: Composer
+    common: ActionSpec | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.composer, Weightable):
@@ -97,7 +111,7 @@ class ComposedPolicy:
     @cached_property
     def members(self) -> tuple[Aligned, ...]:
         """The policies in the common coordinate."""
-        return align(self.policies)
+        return align(self.policies, self.common or common_actions(self.policies))
 
     @property
     def name(self) -> str:
@@ -128,31 +142,44 @@ class ComposedPolicy:
     def weighted(self, weights: Tensor) -> ComposedPolicy:
         """The policies with any weight, under other weights of the same composer, (parts * K,) or (batch, parts * K).
 
-        A policy without weight leaves altogether: one-hot weights are the parent itself, in its own coordinate, on its
-        own levels. Raises InputError where the composer takes no weights.
+        A policy without weight leaves altogether, but dimensions stay as they are: see `actions_of_some`. One-hot weights are
+        the parent itself, on its own levels. Raises InputError where the composer takes no weights, or where those
+        that stay lack a dimension.
         """
         if not isinstance(self.composer, Weightable):
             raise InputError(f"{type(self.composer).__name__} takes no weights")
         rows = weights.reshape(*weights.shape[:-1], self.composer.parts, len(self.policies))
         kept = (rows != 0).flatten(0, -2).any(0).nonzero().flatten().tolist()
-        return ComposedPolicy(
-            tuple(self.policies[k] for k in kept), self.composer.weighted(rows[..., kept].flatten(-2))
-        )
+        policies = tuple(self.policies[k] for k in kept)
+        composer = self.composer.weighted(rows[..., kept].flatten(-2))
+        return ComposedPolicy(policies, composer, actions_of_some(policies, self.actions))
 
-    def joined(self, chunks: Sequence[Tensor]) -> Tensor:
-        """Finished chunks of the members (batch, horizon, action), in their own coordinates, under the composer."""
+    def joined(self, chunks: Sequence[Tensor], sigma: float = 0.0) -> Tensor:
+        """Chunks of the members (batch, horizon, action), in their own coordinates, under the composer as it is at sigma."""
         x = chunks[0].new_zeros(len(chunks[0]), self.actions.horizon, self.actions.dim)
         said = [member.back(own) for member, own in zip(self.members, chunks, strict=True)]
-        return self.composer(x, x.new_zeros(()), said, opinions(self.members))
+        return self.composer(x, x.new_tensor(sigma), said, opinions(self.members))
+
+    def centre(self, observation: Observation) -> Tensor | None:
+        """See `gpc.policy.Centred`: the members' centres, composed as their denoised actions are at the largest sigma."""
+        found = [centre_of(policy, observation) for policy in self.policies]
+        batch = next((len(centre) for centre in found if centre is not None), None)
+        if batch is None:
+            return None
+        chunks = []
+        for policy, centre in zip(self.policies, found, strict=True):
+            zeros = torch.zeros(batch, policy.actions.horizon, policy.actions.dim, dtype=torch.float64)
+            chunks.append(zeros if centre is None else zeros + centre)
+        return self.joined(chunks, self.levels.sigma_max)
 
     def condition(self, observation: Observation) -> ComposedDenoiser:
         """Each member encodes the observation steps that it reads."""
         self.observations.check(observation)
         denoisers = []
-        for policy in self.policies:
-            spec = policy.observations
+        for member in self.members:
+            policy, spec = member.policy, member.policy.observations
             seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
-            denoisers.append(Finite(policy.condition(seen), policy.name))
+            denoisers.append(member.prepared(Finite(policy.condition(seen), policy.name)))
         return ComposedDenoiser(self.members, denoisers, begun(self.composer))
 
 

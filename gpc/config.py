@@ -101,6 +101,8 @@ def completed(node: Any) -> Any:
 
     A run of an earlier version had the settings that came later at their defaults.
     """
+    if isinstance(node, list):
+        return [completed(item) for item in node]
     if not isinstance(node, Mapping):
         return node
     own = {key: completed(value) for key, value in node.items()}

@@ -14,10 +14,10 @@ from torch import Tensor
 from gpc.align import Aligned
 from gpc.composers import Average, Weightable
 from gpc.composition import ComposedDenoiser, ComposedPolicy, compose
-from gpc.denoise import Clamp, Decided, Denoiser
+from gpc.denoise import Clamp, Decided, Denoiser, Shifted
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
-from gpc.policy import ActionSpec, Policy, check_names, observation_tensors
+from gpc.policy import ActionSpec, Policy, centre_of, check_names, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, langevin, last, teleport
 from gpc.steering import judge, load_cost
 from gpc.superposition import Superposed
@@ -205,20 +205,26 @@ def sample_chunk(
         previous = None if previous is None else previous.repeat(many, 1, 1)
     denoiser = policy.condition(observation)
     if isinstance(denoiser, ComposedDenoiser):
-        denoiser = denoiser.reusing(sampling.reuse)
+        denoiser = denoiser.keyed(noise[0]).reusing(sampling.reuse)
     if policy.actions.bound is not None:
         denoiser = Clamp(denoiser, policy.actions.bound)
     if known is not None:
         decided = policy.actions.encode(torch.from_numpy(known.actions))
         denoiser = Decided(denoiser, decided, torch.from_numpy(known.weight))
-    x = sampling.sample(denoiser, policy.levels, noise, previous)
+    centre = centre_of(policy, observation)
+    if centre is None:
+        x = sampling.sample(denoiser, policy.levels, noise, previous)
+    else:  # samplers start from noise around 0
+        before = None if previous is None else previous - centre
+        x = centre + sampling.sample(Shifted(denoiser, -centre), policy.levels, noise, before)
     if many == 1:
         return x
     chunks = x.reshape(many, -1, *x.shape[1:])
     if sampling.critic is None:
         taken = most_typical(chunks)
     else:
-        taken = judge(load_cost(sampling.critic), policy.actions.decode(x), observation).reshape(many, -1).argmin(0)
+        cost = judge(load_cost(sampling.critic), sampling.critic, policy.actions.decode(x), observation)
+        taken = cost.reshape(many, -1).argmin(0)
     return chunks[taken, torch.arange(chunks.shape[1])]
 
 
@@ -234,7 +240,8 @@ def _average(
     chunks = []
     for member, own in zip(policy.members, noise.chunk(len(policy.members)), strict=True):
         alone = compose([member.policy])
-        seen = {key: observation[key] for key in alone.observations.shapes}
+        spec = alone.observations
+        seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
         before = None if previous is None else member.seen(previous)
         chunks.append(sample_chunk(alone, seen, member.part(own), sampling, known and known.of(member), before))
     return policy.joined(chunks)
@@ -312,12 +319,7 @@ class ChunkActor:
         self._check(self.policy.weighted(torch.tensor(weights, dtype=torch.float64)))
 
     def _check(self, policy: ComposedPolicy) -> None:
-        spec, whole = policy.actions, self.policy.actions
-        missing = sorted(set(whole.names or ()) - set(spec.names or whole.names or ()))
-        if missing:
-            raise InputError(
-                f"{policy.name} cannot act alone: it has no {', '.join(missing)}; give weight to a policy that has"
-            )
+        whole = self.policy.actions
         steps = Aligned(policy, whole).steps
         first, ahead = steps.start + whole.start, steps.stop + whole.start
         if first > 0 or not 1 <= self.n_action_steps <= ahead:

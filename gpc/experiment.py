@@ -34,6 +34,9 @@ from gpc.steering import steer
 from gpc.summary import summarize_evaluation, summarize_search
 from gpc.weight_search import Outcome, Search, Weights, one_hot
 
+BY_POLICY = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
+"""The keys that say something of policies by their names, and how one looks."""
+
 COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -159,8 +162,14 @@ class Experiment:
             _check_picture(env, self.config.video)
         env.close()
         if env.action_space.shape != (self.policy.actions.dim,):
+            actions = self.policy.actions
+            told = (
+                f": {', '.join(actions.names)}; 'action_names={{POLICY: [...]}}' says which is which"
+                if actions.names
+                else ""
+            )
             raise InputError(
-                f"{self.policy.name} acts in {self.policy.actions.dim} dimensions, {spec.target} in {env.action_space.shape}"
+                f"{self.policy.name} acts in {actions.dim} dimensions, {spec.target} in {env.action_space.shape}{told}"
             )
         own = {theirs: key for key, theirs in self.config.rename_map.items()}
         for policy in self.policy.policies:
@@ -195,14 +204,16 @@ def adapted(config: DictConfig, policies: Sequence[Policy], others: Sequence[Pol
 
     Raises InputError where a name is none of all policies'.
     """
+    everything = cast(dict[str, Any], OmegaConf.to_container(config))
     by_policy: dict[str, dict[str, Any]] = {policy.name: {} for policy in policies}
-    for key in ("origin", "action_names", "steer"):
-        given = cast(dict[str, Any], OmegaConf.to_container(config[key]))
+    for key, example in BY_POLICY.items():
+        given = everything.get(key) or {}
+        if not isinstance(given, dict):
+            raise InputError(f"{key}={given} must go by policy, as in '{key}={{{policies[0].name}: {example}}}'")
         check_names(key, given, [*policies, *others])
         for name in given.keys() & by_policy.keys():
             by_policy[name][key] = given[name]
-    keys = cast(dict[str, str], OmegaConf.to_container(config.rename_map))
-    return [_adapted(rename(policy, keys), by_policy[policy.name]) for policy in policies]
+    return [_adapted(rename(policy, everything["rename_map"]), by_policy[policy.name]) for policy in policies]
 
 
 def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
@@ -211,11 +222,11 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
     if "action_names" in settings:
         policy = named(policy, settings["action_names"])
     if "steer" in settings:
-        try:
-            policy = steer(policy, **settings["steer"])
-        except TypeError as error:
-            example = f"'steer={{{policy.name}: {{cost: smoothness, scale: 1}}}}'"
-            raise InputError(f"steer of {policy.name}: {error}; give it as in {example}") from None
+        given, known = settings["steer"], ("cost", "scale", "spread")
+        if not isinstance(given, Mapping) or "cost" not in given or not set(given) <= set(known):
+            example = f"'steer={{{policy.name}: {BY_POLICY['steer']}}}'"
+            raise InputError(f"steer of {policy.name} takes {', '.join(known)}, not {given}; give it as in {example}")
+        policy = steer(policy, **given)
     return policy
 
 
@@ -229,7 +240,7 @@ def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     """The composition that a configuration names, under its weights, to be asked for chunks from outside.
 
     A policy without weight leaves altogether. What is approximate is said. Raises InputError where a chunk
-    would need the one before.
+    would need the one before, or where the policies that have weight lack a dimension.
     """
     sampling: Sampling = build(config.sampler)
     policies = adapted(config, loaded(config))

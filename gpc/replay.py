@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gpc.env import Array
 from gpc.errors import InputError
-from gpc.experiment import Experiment
+from gpc.experiment import BY_POLICY, Experiment
 from gpc.film import film, write_video
 from gpc.load import load_policy
 from gpc.record import Row, read_json, read_rows, read_trajectory, versions
@@ -122,6 +122,9 @@ def _experiment(
         policies = [load_policy(source) for source in where]
     except InputError as error:
         raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
+    called = dict(zip(names, (policy.name for policy in policies), strict=True))
+    for key in BY_POLICY:  # the other side's settings are not this one's; a run from before a key has none
+        own[key] = {called[name]: value for name, value in (resolved.get(key) or {}).items() if name in called}
     experiment = Experiment(OmegaConf.create({**resolved, **own}), policies, console)
     for name, policy in zip(names, experiment.policy.policies, strict=True):
         if policy.fingerprint != config["fingerprints"][name]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 import gpc
-from gpc.align import Aligned
-from gpc.denoise import Clamp, Denoiser
-from gpc.noise import NoiseLevels
-from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.composers import Convex
+from gpc.composition import ComposedPolicy
+from gpc.policy import Policy
 from gpc.record import write_atomically
 
 RATIOS = (1.0, 1.1, 1.5, 2.0, 4.0)
@@ -42,46 +43,14 @@ policy; a task that needs the last of precision may not.
 """
 
 
-@dataclass(frozen=True)
-class Bent:
-    """A policy, seen from where its second action dimension holds `ratio` times less noise than its first."""
-
-    policy: Policy
-    ratio: float
-
-    @property
-    def aligned(self) -> Aligned:
-        own = self.policy.actions
-        return Aligned(self.policy, replace(own, scale=(own.scale[0], own.scale[1] / self.ratio), bound=None))
-
-    @property
-    def name(self) -> str:
-        return self.policy.name
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.policy.fingerprint} bent {self.ratio:g}"
-
-    @property
-    def actions(self) -> ActionSpec:
-        return self.aligned.common
-
-    @property
-    def observations(self) -> ObservationSpec:
-        return self.policy.observations
-
-    @property
-    def levels(self) -> NoiseLevels:
-        return self.aligned.levels
-
-    def condition(self, observation: Observation) -> Denoiser:
-        denoiser, bound, aligned = self.policy.condition(observation), self.policy.actions.bound, self.aligned
-        whole = denoiser if bound is None else Clamp(denoiser, bound)
-        return lambda x, sigma: aligned.denoise(whole, x, sigma)
+def bent(policy: Policy, ratio: float) -> Policy:
+    """The policy, seen from where its second action dimension holds `ratio` times less noise than its first."""
+    scale = policy.actions.scale[0], policy.actions.scale[1] / ratio
+    return ComposedPolicy((policy,), Convex(torch.ones(1)), replace(policy.actions, scale=scale, bound=None))
 
 
 def cell(names: Sequence[str], ratio: float, sampler: Sequence[str]) -> str:
-    policy = gpc.compose([Bent(gpc.load_policy(name), ratio) for name in names])
+    policy = gpc.compose([bent(gpc.load_policy(name), ratio) for name in names])
     found = gpc.evaluate(policy, episodes=EPISODES, overrides=[*sampler, f"seed={SEED}", "engine.workers=1"])
     low, high = found.success_ci95
     return f"{100 * found.success:.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -8,7 +8,7 @@ from gpc.composition import compose
 from gpc.control import Sampling, sample_chunk
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels
-from gpc.policy import ActionSpec, ObservationSpec, absolute, named
+from gpc.policy import ActionSpec, ObservationSpec, absolute, named, rename
 
 FINE = Sampling(steps=12, sigma_max=20.0, sigma_min=0.02)
 OTHER = replace(ACTIONS, scale=(4.0, 4.0), offset=(1.0, -2.0))
@@ -75,7 +75,7 @@ def test_a_ratio_that_can_only_be_a_mistake_is_refused_with_both_normalisers():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (ActionSpec(16, (1.0,), (0.0,)), "acts in 1 dimensions without names, the policies together in 2"),
+        (ActionSpec(16, (1.0,), (0.0,)), "acts in 1 dimensions without names, the named ones are x, y; say which"),
         (replace(ACTIONS, dt=2.5), "every 2.5 control steps, another policy every 1: no multiple"),
         (replace(ACTIONS, start=20), "share no step"),
     ],
@@ -129,7 +129,8 @@ def test_policies_without_names_have_all_dimensions():
     unnamed = FixedPolicy(Gaussian(1.0), replace(ACTIONS, names=None))
     assert compose([unnamed, FixedPolicy(Gaussian())]).actions.names == ("x", "y")
     with pytest.raises(
-        InputError, match=r"fixed acts in 2 dimensions without names, the policies together in 3.*action_names={fixed"
+        InputError,
+        match=r"fixed acts in 2 dimensions without names, the named ones are x, y, z; say .*action_names={fixed",
     ):
         compose([FixedPolicy(Gaussian()), unnamed, plan_of([[0.0]] * 16, names=("z",))])
 
@@ -182,10 +183,19 @@ def test_the_bound_and_the_kind_of_action_are_those_of_the_policies_that_have_th
     def arm(name, **spec):
         return plan_of([[0.0]] * 4, names=(name,), **spec)
 
-    assert compose([arm("x", bound=1.0, relative=False), arm("y", bound=2.0, relative=False)]).actions.bound == 2.0
+    assert compose([arm("x", bound=1.0), arm("y", bound=1.0)]).actions.bound == 1.0
+    assert compose([arm("x", bound=1.0, relative=False), arm("y", bound=2.0, relative=False)]).actions.bound is None
     assert compose([arm("x", bound=1.0), arm("y")]).actions.bound is None
     assert compose([arm("x", relative=False), arm("y", relative=True)]).actions.relative is None
     assert compose([arm("x", bound=1.0, relative=False), arm("x")]).actions.bound == 1.0
+
+
+@pytest.mark.parametrize("other", [None, 2.0])
+def test_an_arm_keeps_to_its_own_bound_beside_another(other):
+    """2.5 everywhere: the left arm ends at its bound of 1.5, and the right one at its own or nowhere."""
+    left, right = (plan_of([[2.5]] * 16, names=(name,), bound=bound) for name, bound in (("l", 1.5), ("r", other)))
+    found = sample_chunk(compose([left, right]), state(3), noise(), Sampling())
+    torch.testing.assert_close(found[0, 0].tolist(), [1.5, other or 2.5])
 
 
 def test_moves_from_an_observation_become_targets_exactly():
@@ -208,6 +218,37 @@ def test_moves_from_an_observation_become_targets_exactly():
         compose([targets, moves])
 
 
+@pytest.mark.parametrize("far", [1.0, 10.0, 300.0])
+@pytest.mark.parametrize("method", ["dpmpp_2m", "ancestral", "renoise", "langevin"])
+def test_a_chunk_of_targets_is_that_of_the_moves_further_on(far, method):
+    """Also where that is far from 0, around which samplers start; b = far / scale."""
+    spec = ActionSpec(16, (2.0,) * 3, (1.0,) * 3, relative=True)
+    moves, sampling = FixedPolicy(Gaussian(0.3, 0.5), spec, name="moves"), Sampling(method, steps=4)
+    drawn = torch.randn(5, 4, 16, 3, dtype=torch.float64)
+    observation = {"state": torch.full((4, 2, 3), far)}
+    plain = sample_chunk(moves, state(4), drawn, sampling)
+    for policy in (absolute(moves, "state"), named(absolute(rename(moves, {"state": "p"}), "p"), ["a", "b", "c"])):
+        seen = {key: observation["state"] for key in policy.observations.shapes}
+        found = sample_chunk(policy, seen, drawn, sampling)
+        torch.testing.assert_close(found, plain + far / 2, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("first", ["moves", "targets"])
+def test_moves_from_far_away_compose_with_targets_there(first):
+    """N(100 + 0.3, 0.5) from both: the targets' own normaliser has 100 in its middle, the moves' origin is there."""
+    moves = FixedPolicy(Gaussian(0.3, 0.5), ActionSpec(16, (1.0,) * 3, (0.0,) * 3, relative=True), name="moves")
+    targets = FixedPolicy(
+        Gaussian(0.03, 0.05), ActionSpec(16, (10.0,) * 3, (100.0,) * 3, relative=False), name="targets"
+    )
+    both = [absolute(moves, "state"), targets]
+    policy = compose(both if first == "moves" else both[::-1], [0.5, 0.5])
+    drawn, observation = torch.randn(1, 200, 16, 3, dtype=torch.float64), {"state": torch.full((200, 2, 3), 100.0)}
+    found = policy.actions.decode(sample_chunk(policy, observation, drawn, Sampling(steps=30, sigma_max=80.0)))
+    assert float(found.mean()) == pytest.approx(100.3, abs=0.03)
+    assert float(found.std()) == pytest.approx(0.5, rel=0.03)
+    assert policy.centre(observation).mean() == pytest.approx(100.0 if first == "moves" else 0.0)
+
+
 def test_moves_keep_their_bound_when_they_become_targets():
     far = FixedPolicy(lambda x, sigma: torch.full_like(x, 4.0), ActionSpec(2, (1.0,) * 3, (0.0,) * 3, bound=1.0))
     observation = {"state": torch.full((1, 2, 3), 10.0)}
@@ -221,6 +262,12 @@ def test_moves_keep_their_bound_when_they_become_targets():
         (lambda: absolute(FixedPolicy(Gaussian(), replace(ACTIONS, relative=False)), "p"), "absolute targets already"),
         (lambda: absolute(FixedPolicy(Gaussian()), "state"), r"reads 'state' as \(3,\), its moves have 2 dimensions"),
         (lambda: named(FixedPolicy(Gaussian()), ["x"]), "action_names gives fixed 1 names, it acts in 2 dimensions"),
+        (lambda: named(FixedPolicy(Gaussian()), "xy"), "action_names gives fixed xy, which is no list of names"),
+        (lambda: named(FixedPolicy(Gaussian()), 3), "action_names gives fixed 3, which is no list of names"),
+        (
+            lambda: absolute(FixedPolicy(Gaussian()), ["state"]),
+            r"origin gives fixed \['state'\], which is no observation",
+        ),
     ],
 )
 def test_what_cannot_be_said_of_a_policy_is_refused(wrong, message):
@@ -288,6 +335,17 @@ def test_a_shorter_history_is_the_newest_frames():
     reader = Reader(Gaussian(), observations=ObservationSpec({"state": (3,)}, 1))
     compose([FixedPolicy(Gaussian()), reader], [0.5, 0.5]).condition({"state": frames})
     assert torch.equal(seen[0], frames[:, 1:])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (2, 0, 1)])
+def test_every_two_chunks_share_a_step_in_whatever_order_they_come(order):
+    """Two that share none would have nothing to compose when the third has no weight."""
+    short, long, late = (
+        FixedPolicy(Gaussian(), replace(ACTIONS, horizon=horizon, start=start), name=name)
+        for name, horizon, start in (("short", 4, 0), ("long", 20, 0), ("late", 4, 10))
+    )
+    with pytest.raises(InputError, match=r"the chunks of (short and late|late and short) share no step"):
+        compose([(short, long, late)[i] for i in order])
 
 
 def test_chunks_that_only_touch_share_no_step():

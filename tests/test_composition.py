@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -14,7 +15,7 @@ import gpc
 from gpc import composition
 from gpc.composers import Convex, Guidance
 from gpc.composition import ComposedDenoiser, ComposedPolicy, compose, guide, schedule, split
-from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
+from gpc.control import ChunkActor, Sampling, keyed_noise, plan, sample_chunk
 from gpc.denoise import NetworkDenoiser
 from gpc.errors import InputError, RunError
 from gpc.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving, trained_sigmas
@@ -423,6 +424,86 @@ def test_equal_parts_are_the_plain_mixture_and_one_hot_parts_the_parent(parents,
     batch = torch.tensor([[0.3, 0.7, 0.3, 0.7], [1.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.0, 1.0]])
     mixed = policy.weighted(batch).condition(observation)(x, sigma)
     assert torch.allclose(mixed[:1], plain[:1], atol=1e-12)
+
+
+def saying(value, name, **spec):
+    """A policy that says `value`, one number for each dimension, at every step, in its own normalised units."""
+    value = torch.tensor(value, dtype=torch.float64)
+    spec = {"scale": (1.0,) * len(value), "offset": (0.0,) * len(value), "horizon": 4} | spec
+    return FixedPolicy(lambda x, sigma: value.expand_as(x), ActionSpec(**spec), name=name)
+
+
+TURNED = [
+    saying([1.0, 2.0, 3.0], "a", names=("x", "y", "z")),
+    saying([30.0, 20.0, 10.0], "b", names=("z", "y", "x")),
+    saying([300.0, 200.0, 100.0], "c", names=("z", "y", "x")),
+]
+
+
+def planned(policy, rows=1):
+    """What the policy's first step is, by way of what serves and deploys it."""
+    seeds = np.arange(rows)
+    return plan(policy, Sampling(), {"state": np.zeros((rows, 2, 3))}, seeds, seeds)[:, -policy.actions.start]
+
+
+def test_groups_name_the_same_dimensions_when_a_policy_leaves():
+    policy = split(TURNED, [0, 1, 0, 0, 0, 1], groups=[[0, 1], [2]])  # x and y from b, z from c
+    kept = policy.weighted(policy.composer.weights)
+    assert (kept.policies, kept.actions.names) == (tuple(TURNED[1:]), ("x", "y", "z"))
+    for whole in (policy, kept):
+        assert planned(whole).tolist() == [[10, 20, 300]]
+
+
+def test_a_parent_alone_speaks_in_the_order_of_the_whole():
+    policy = compose(TURNED, [0.2, 0.3, 0.5])
+    for k, wanted in enumerate(([1, 2, 3], [10, 20, 30], [100, 200, 300])):
+        alone = policy.weighted(torch.eye(3, dtype=torch.float64)[k])
+        assert (alone.policies, alone.actions.names) == ((TURNED[k],), ("x", "y", "z"))
+        assert planned(alone).tolist() == [wanted]
+
+
+def test_a_parent_alone_keeps_its_own_normaliser_bound_levels_and_time():
+    own = replace(ACTIONS, scale=(2.0, 3.0), offset=(1.0, 0.0), names=("y", "x"), bound=3.0, dt=2.0, start=-1)
+    parent = FixedPolicy(Gaussian(), own, NoiseLevels(0.1, 7.0), name="parent")
+    policy = compose([FixedPolicy(Gaussian()), parent], [0.5, 0.5])
+    alone = policy.weighted(torch.tensor([0.0, 1.0]))
+    assert alone.actions == replace(own, scale=(3.0, 2.0), offset=(0.0, 1.0), names=("x", "y"))
+    assert alone.levels == parent.levels
+    unnamed = FixedPolicy(Gaussian(), replace(own, names=None), name="parent")
+    assert compose([FixedPolicy(Gaussian()), unnamed]).weighted(torch.tensor([0.0, 1.0])).actions == unnamed.actions
+
+
+def test_edges_mean_the_wholes_noise_when_the_first_policy_leaves():
+    """Edge 1 in the first policy's units is 0.1 in those of the two that stay."""
+    first, coarse, fine = saying([0.0], "first"), *(saying([v], str(v), scale=(10.0,)) for v in (1.0, 2.0))
+    policy = schedule([first, coarse, fine], [0, 1, 0, 0, 0, 1], edges=[1.0]).weighted(
+        torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+    )
+    assert policy.actions.scale == (1.0,)
+    for level, wanted in ((2.0, 10.0), (0.5, 20.0)):
+        x, sigma = torch.zeros(1, 4, 1, dtype=torch.float64), torch.tensor(level, dtype=torch.float64)
+        assert policy.condition(state())(x, sigma)[0, 0].tolist() == [wanted]
+
+
+def test_policies_whose_dt_is_no_multiple_of_each_others_act_without_the_one_that_both_are_multiples_of():
+    """dt 1, 2 and 3: the coordinate keeps its dt of 1; only steps that nobody plans any more are gone."""
+    fast, two, three = saying([0.0], "fast", horizon=20), *(saying([1.0], str(dt), dt=dt) for dt in (2.0, 3.0))
+    policy = compose([fast, two, three]).weighted(torch.tensor([0.0, 0.5, 0.5]))
+    assert (policy.actions.dt, policy.actions.start, policy.actions.horizon) == (1.0, 0, 10)
+    assert planned(policy).tolist() == [[1.0]]
+
+
+def test_those_that_stay_must_have_every_dimension():
+    arms = [
+        saying([1.0], "left", names=("l",)),
+        saying([2.0], "right", names=("r",)),
+        saying([3.0, 4.0], "both", names=("l", "r")),
+    ]
+    policy = compose(arms)
+    assert planned(policy.weighted(torch.tensor([0.5, 0.5, 0.0]))).tolist() == [[1, 2]]
+    assert planned(policy.weighted(torch.tensor([0.0, 0.0, 1.0]))).tolist() == [[3, 4]]
+    with pytest.raises(InputError, match="right cannot act alone: it has no l; give weight to a policy that has"):
+        policy.weighted(torch.tensor([0.0, 1.0, 0.0]))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import FixedPolicy, Gaussian, state
+from models import ACTIONS, FixedPolicy, Gaussian, state
 
 from gpc.align import Aligned
 from gpc.composition import compose
@@ -44,40 +44,66 @@ def test_a_gaussian_of_the_expected_spread_is_denoised_exactly_whatever_noise_wa
     y = draw(4, 16, 3)
     noise = sigma * y.new_tensor(ratios)
     wanted = (SPREAD**2 * y + noise**2 * 0.3) / (SPREAD**2 + noise**2)
-    found = Raised(Gaussian(0.3, SPREAD), ratios)(y, sigma)
+    found = Raised(Gaussian(0.3, SPREAD), tuple(r / 3 for r in ratios))(y, 3 * sigma)
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
 
 
-def test_what_is_told_is_what_is_seen():
-    """The network is told 3 sigma, and every dimension of what it sees has that much noise, also those that had less."""
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_told_is_what_is_seen(own):
+    """Every dimension of what the network sees has the noise that it is told, also those that had less; row by row."""
     told = []
 
     def listen(x, sigma):
-        told.append((float(sigma), x.std((0, 1))))
+        told.append((sigma, x.std(1)))
         return x
 
-    sigma = torch.tensor(0.7, dtype=torch.float64)
-    y = sigma * torch.tensor([1.0, 0.5, 3.0], dtype=torch.float64) * draw(20, 1000, 3)
-    Raised(listen, (1.0, 0.5, 3.0))(y, sigma)
-    assert told[0][0] == pytest.approx(2.1)
-    assert told[0][1].tolist() == pytest.approx([2.1] * 3, rel=0.02)  # 20 000 draws: 0.5 % is one standard error
+    sigma = torch.tensor([0.7, 2.1] if own else 2.1, dtype=torch.float64)
+    level = sigma.expand(2).reshape(2, 1, 1)
+    x = level * torch.tensor([1 / 3, 1 / 6, 1.0], dtype=torch.float64) * draw(2, 20_000, 3)
+    Raised(listen, (1 / 3, 1 / 6, 1.0))(x, sigma)
+    ((heard, seen),) = told
+    assert torch.equal(heard, sigma)
+    torch.testing.assert_close(seen, level[:, 0].expand(2, 3), rtol=0.02, atol=0)  # one standard error is 0.5 %
 
 
 def test_equal_ratios_add_no_noise():
     y, sigma = draw(4, 16, 3), torch.tensor(0.7, dtype=torch.float64)
-    torch.testing.assert_close(Raised(Gaussian(), (2.0, 2.0, 2.0))(y, sigma), Gaussian()(y, 2 * sigma))
+    torch.testing.assert_close(Raised(Gaussian(), (1.0, 1.0, 1.0))(y, sigma), Gaussian()(y, sigma))
 
 
-def test_a_row_has_its_own_noise_whatever_shares_its_batch():
-    rows, level = draw(5, 16, 2), torch.tensor(0.5, dtype=torch.float64)
-    noise = noise_for(rows, level)
-    assert torch.equal(noise_for(rows[2:3], level)[0], noise[2])
-    assert torch.equal(noise_for(rows.flip(0), level).flip(0), noise)
-    assert not torch.equal(noise_for(rows, 2 * level), noise)
-    assert len({row.numpy().tobytes() for row in noise}) == 5
-    many = noise_for(draw(200, 16, 2), level)
-    assert float(many.mean()) == pytest.approx(0, abs=4 / many.numel() ** 0.5)
-    assert float(many.std()) == pytest.approx(1, rel=0.04)
+def test_a_row_has_its_own_noise():
+    keys = [bytes([number]) for number in range(200)]
+    noise = noise_for(keys, draw(200, 16, 2))
+    assert torch.equal(noise_for(keys[2:3], draw(1, 16, 2))[0], noise[2])
+    assert len({row.numpy().tobytes() for row in noise}) == 200
+    assert float(noise.mean()) == pytest.approx(0, abs=4 / noise.numel() ** 0.5)
+    assert float(noise.std()) == pytest.approx(1, rel=0.04)
+
+
+def heard_by(rows):
+    """The noise that a raised denoiser adds at each of three calls at two levels, (calls, batch, horizon, action)."""
+    seen = []
+
+    def listen(x, sigma):
+        seen.append(x / sigma)
+        return x
+
+    raised = Raised(listen, (1.0, 0.5), rows)
+    for level in (1.0, 1.0, 2.0):
+        raised(torch.zeros(2, 4, 2, dtype=torch.float64), torch.tensor(level, dtype=torch.float64))
+    return torch.stack(seen)[..., 1:]
+
+
+def test_noise_of_a_known_chunk_is_new_at_every_call_and_the_same_in_a_repetition():
+    first, again = heard_by([b"a", b"b"]), heard_by([b"b", b"a"])
+    assert torch.equal(again.flip(1), first)
+    assert len({row.numpy().tobytes() for row in first.flatten(0, 1)}) == 6
+
+
+def test_noise_without_a_chunk_is_that_of_what_is_asked():
+    noise = heard_by(None)
+    assert torch.equal(noise[0, 0], noise[1, 1])
+    assert not torch.equal(noise[0], noise[2])
 
 
 def test_a_composition_with_a_raised_member_is_the_same_in_any_batch():
@@ -87,6 +113,44 @@ def test_a_composition_with_a_raised_member_is_the_same_in_any_batch():
     assert torch.equal(sample_chunk(policy, state(6), noise, Sampling()), whole)
     alone = sample_chunk(policy, state(1), noise[:, 3:4], Sampling())
     torch.testing.assert_close(alone, whole[3:4], atol=1e-12, rtol=0)
+
+
+def test_candidates_are_paired_in_a_raised_members_noise_too():
+    """Weights of 0.5 and 0.49 on the same noise: chunks differ by what the weights change, not by another draw."""
+    members, noise = [member(-0.3, 0.3, horizon=16), member(0.3, 0.3, (1.0, 4.0), 16, "bent")], draw(1, 64, 16, 2)
+    half, less = (sample_chunk(compose(members, [w, 1 - w]), state(64), noise, Sampling()) for w in (0.5, 0.49))
+    assert float((half - less)[..., 1].std()) < 0.01
+    other = sample_chunk(compose(members, [0.5, 0.5]), state(64), draw(1, 64, 16, 2, seed=1), Sampling())
+    assert float((half - other)[..., 1].std()) > 0.1
+
+
+def test_rounding_in_a_network_does_not_draw_other_noise():
+    def rounded(x, sigma):
+        return Gaussian()(x, sigma) * (1 + 1e-12)
+
+    first, other = (FixedPolicy(denoiser, replace(ACTIONS, scale=(1.0, 4.0))) for denoiser in (Gaussian(), rounded))
+    noise = draw(1, 8, 16, 2)
+    found = [
+        sample_chunk(compose([FixedPolicy(Gaussian(), name="flat"), p]), state(8), noise, Sampling())
+        for p in (first, other)
+    ]
+    torch.testing.assert_close(*found, atol=1e-9, rtol=0)
+
+
+def test_two_raised_members_have_noise_of_their_own():
+    seen = {}
+
+    def listening(name):
+        def listen(x, sigma):
+            seen[name] = x
+            return Gaussian()(x, sigma)
+
+        return FixedPolicy(listen, replace(ACTIONS, scale=(1.0, 4.0)), name=name)
+
+    policy = compose([FixedPolicy(Gaussian(), name="flat"), listening("one"), listening("two")])
+    sample_chunk(policy, state(), draw(1, 1, 16, 2), Sampling(steps=1))
+    assert torch.equal(seen["one"][..., 0], seen["two"][..., 0])
+    assert not torch.equal(seen["one"][..., 1], seen["two"][..., 1])
 
 
 def test_the_note_says_how_much_noise_is_added():
@@ -105,7 +169,8 @@ def test_the_ode_narrows_a_raised_dimension_by_the_ratio_at_most(ratio, std):
     policy = Aligned(bent, replace(bent.actions, scale=(1.0, 1.0)))  # its second dimension has 1 / ratio of the noise
     sigmas = karras_sigmas(300, 0.0005, 20.0)
     noise = draw(1, 4000, 2)
-    x = last(langevin(lambda x, sigma: policy.denoise(bent.denoiser, x, sigma), 20 * noise, sigmas, None, 0, 0.1))
+    raised = policy.prepared(bent.denoiser)
+    x = last(langevin(lambda x, sigma: policy.denoise(raised, x, sigma), 20 * noise, sigmas, None, 0, 0.1))
     q = torch.logspace(-5, 0, 4000, dtype=torch.float64) * 20 / ratio
     p = ratio * q
     slope = q**2 * (SPREAD**2 + p**2) / ((SPREAD**2 + q**2) * (std**2 + p**2))

@@ -55,25 +55,31 @@ def test_another_configuration_is_refused_naming_the_difference(tmp_path):
         RunFolder(tmp_path, {"policies": ["a"], "sampler": {"steps": 16}}, 4)
 
 
-def test_a_setting_of_a_later_version_was_at_its_default_before(tmp_path):
-    before = {
-        "sampler": {"_target_": "gpc.control.Sampling", "steps": 8},
-        "composer": {"_target_": "gpc.composition.either"},
-    }
-    RunFolder(tmp_path, before, 4).close()
-    after = {
-        "sampler": before["sampler"] | {"candidates": 1, "reuse": {}},
-        "composer": before["composer"] | {"temperature": 1.0},
-    }
-    RunFolder(tmp_path, after, 4).close()
-    for changed in (
-        {"sampler": after["sampler"] | {"candidates": 2}},
-        {"composer": after["composer"] | {"temperature": 0.0}},
-    ):
-        with pytest.raises(
-            InputError, match=r"sampler\.candidates=1, now it is 2|composer\.temperature=1\.0, now it is 0\.0"
-        ):
-            RunFolder(tmp_path, after | changed, 4)
+BEFORE = {
+    "sampler": {"_target_": "gpc.control.Sampling", "steps": 8},
+    "composer": {"_target_": "gpc.composition.either"},
+    "sides": [{"composer": {"_target_": "gpc.composition.either"}}],
+}
+AFTER = {
+    "sampler": BEFORE["sampler"] | {"candidates": 1, "reuse": {}},
+    "composer": BEFORE["composer"] | {"temperature": 1.0},
+    "sides": [{"composer": BEFORE["composer"] | {"temperature": 1.0}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sampler": AFTER["sampler"] | {"candidates": 2}}, r"sampler\.candidates=1, now it is 2"),
+        ({"composer": AFTER["composer"] | {"temperature": 0.0}}, r"composer\.temperature=1\.0, now it is 0\.0"),
+        ({"sides": [{"composer": AFTER["composer"] | {"temperature": 0.0}}]}, r"begun with sides=.*0\.0"),
+    ],
+)
+def test_a_setting_of_a_later_version_was_at_its_default_before(changed, said, tmp_path):
+    RunFolder(tmp_path, BEFORE, 4).close()
+    RunFolder(tmp_path, AFTER, 4).close()
+    with pytest.raises(InputError, match=said):
+        RunFolder(tmp_path, AFTER | changed, 4)
 
 
 def test_two_processes_cannot_write_in_one_folder(tmp_path):
