@@ -160,6 +160,9 @@ def _one_line(error: BaseException, name: str) -> str:
     key = re.search(r"(?:Could not override|Key) '([\w.]+)'", text)
     if key and "not in" in text + " not in":
         return f"unknown key {key[1]!r} in {name}{suggest(key[1], _known_keys(name))}"
+    flat = re.search(r"Error merging override \+\+(\w+)=", text)
+    if flat:
+        return f"{flat[1]} takes pairs, as in '{flat[1]}={{NAME: VALUE}}'"
     unset = re.search(r"Missing mandatory value: (\S+)", text)
     return f"{unset[1]} is not set; give it on the command line, as in {_example({unset[1]})}" if unset else text
 

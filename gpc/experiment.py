@@ -163,13 +163,10 @@ class Experiment:
         env.close()
         if env.action_space.shape != (self.policy.actions.dim,):
             actions = self.policy.actions
-            told = (
-                f": {', '.join(actions.names)}; 'action_names={{POLICY: [...]}}' says which is which"
-                if actions.names
-                else ""
-            )
+            names = f" ({', '.join(actions.names)})" if actions.names else ""
             raise InputError(
-                f"{self.policy.name} acts in {actions.dim} dimensions, {spec.target} in {env.action_space.shape}{told}"
+                f"{self.policy.name} acts in {actions.dim} dimensions{names}, {spec.target} in {env.action_space.shape}; "
+                "'action_names={POLICY: [x,y]}' says which dimensions of two policies are the same"
             )
         own = {theirs: key for key, theirs in self.config.rename_map.items()}
         for policy in self.policy.policies:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian
 
-from gpc.composition import compose
+from gpc.composition import average, compose
 from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, VariancePreserving
@@ -131,6 +131,16 @@ def test_an_arm_without_the_other_is_refused_before_anything_runs():
     actor.check([0.5, 0.5])
     with pytest.raises(InputError, match=r"left cannot act alone: it has no right\.x, right\.y"):
         actor.check([1.0, 0.0])
+
+
+def test_averaged_members_see_as_many_observations_as_each_reads():
+    short = FixedPolicy(
+        Gaussian(), observations=replace(FixedPolicy(Gaussian()).observations, n_obs_steps=1), name="short"
+    )
+    policy = average([FixedPolicy(Gaussian()), short])
+    assert sample_chunk(
+        policy, {"state": torch.zeros(3, 2, 3)}, torch.randn(2, 3, 16, 2).double(), Sampling()
+    ).shape == (3, 16, 2)
 
 
 def test_a_slower_policy_alone_is_interpolated_to_the_compositions_steps_and_named_in_its_order():

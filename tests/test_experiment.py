@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 import zarr
 from conftest import make_card, save_policy
+from rich.console import Console
 
 import gpc
 from gpc.cli import main
 from gpc.config import load_config
+from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read, write_replay_buffer
+from gpc.errors import InputError
+from gpc.experiment import compose_from
+from gpc.policy import observation_tensors
 from gpc.record import read_rows
 
 SEARCH = ["search=grid", "env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
@@ -218,6 +223,31 @@ def test_policies_of_some_dimensions_each_act_together(tmp_path, capsys):
     for refused in (["evaluate", *both, "weights=[1,0]"], ["search", *both], ["diagnose", *both]):
         assert main(refused) == 2
         assert "cannot act alone: it has no up" in capsys.readouterr().err
+
+
+def test_what_serves_and_deploys_speaks_in_the_order_of_the_whole_whoever_has_weight(tiny):
+    """tiny-flow's dimensions are the other way round; without weight for tiny-noise a robot must not get y as x."""
+    keys = [f"policies=[{','.join(tiny)}]", "action_names={tiny-flow: [y, x]}", "weights=[0,1]"]
+    flow, numbers = gpc.load_policy(tiny[1]), np.zeros(2, np.int64)
+    seen = {key: np.ones((2, 2, *shape), np.float32) for key, shape in flow.observations.shapes.items()}
+    found = plan(compose_from(load_config("serve", keys), Console(quiet=True)), Sampling(), seen, numbers, numbers)
+    noise = keyed_noise(numbers, numbers, 1, flow.actions).flip(-1)
+    own = flow.actions.decode(sample_chunk(flow, observation_tensors(seen), noise, Sampling()))
+    assert np.array_equal(found, own.flip(-1))
+
+
+def test_one_arm_of_two_is_neither_served_nor_deployed(tiny):
+    keys = [f"policies=[{','.join(tiny)}]", "action_names={tiny-flow: [a, b]}", "weights=[1,0]"]
+    with pytest.raises(InputError, match="tiny-noise cannot act alone: it has no a, b"):
+        compose_from(load_config("serve", keys), Console(quiet=True))
+
+
+def test_names_that_do_not_meet_are_shown_with_the_key_that_mends_it(tiny, tmp_path, capsys):
+    ask = ["evaluate", f"policies=[{','.join(tiny)}]", "weights=[0.5,0.5]", f"run_dir={tmp_path}"]
+    assert main([*ask, "action_names={tiny-flow: [a0, a1]}"]) == 2
+    assert (
+        "acts in 4 dimensions (x, y, a0, a1), gpc.envs.pusht:PushT in (2,); 'action_names={" in capsys.readouterr().err
+    )
 
 
 def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):

@@ -92,6 +92,25 @@ def test_the_other_side_of_a_comparison_and_guidance_come_out_the_same(tiny, sai
     assert said(tmp_path / "guidance", 0)[0] == 0
 
 
+def test_a_key_by_policy_of_the_other_side_does_not_get_in_the_way(tiny, said, tmp_path):
+    keys = ["steer={tiny-noise: {cost: smoothness, scale: 0.01}}", "action_names={tiny-flow: [x, y]}"]
+    ask = ["compare", f"policies=[{','.join(tiny)}]", *SHORT, *keys, "episodes=1", f"run_dir={tmp_path}"]
+    assert main(ask) == 0
+    for episode in (0, 1):
+        code, text = said(tmp_path, episode)
+        assert code == 0, text
+
+
+def test_a_run_from_before_a_key_by_policy_existed_is_replayed(searched, said, tmp_path):
+    for name in ("episodes.jsonl", "trajectories.zarr"):
+        (tmp_path / name).symlink_to(searched / name)
+    manifest = json.loads((searched / "manifest.json").read_text())
+    for key in ("origin", "action_names", "steer"):
+        del manifest["resolved"][key]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert said(tmp_path, mixture(searched))[0] == 0
+
+
 def test_policies_that_were_loaded_elsewhere_are_named_and_another_one_is_refused(tiny, parents, said, tmp_path):
     gpc.evaluate(parents[0], episodes=1, overrides=SHORT, run_dir=str(tmp_path))
     code, text = said(tmp_path, 0)

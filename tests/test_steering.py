@@ -8,7 +8,7 @@ import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 
 from gpc.cli import main
-from gpc.composition import ComposedPolicy, compose
+from gpc.composition import average, both, compose, either, guide
 from gpc.control import Sampling, sample_chunk
 from gpc.errors import InputError, RunError
 from gpc.policy import ActionSpec
@@ -73,9 +73,36 @@ def test_conjugate_gradients_solve_each_row_as_if_alone():
     torch.testing.assert_close(solved(times([1]), right[1:2]), found[1:2], atol=1e-13, rtol=0)
 
 
-def test_where_a_cost_curves_down_the_step_is_that_of_its_gradient():
+@pytest.mark.parametrize("curvature", [-3.0, 0.001, 0.9])
+def test_where_a_cost_curves_down_the_step_is_that_of_its_gradient(curvature):
+    """Also where the matrix, which is the identity and the Hessian, is still positive: its inverse would be a leap."""
     right = torch.ones(1, 2, 2, dtype=torch.float64)
-    assert torch.equal(solved(lambda step: -3 * step, right), right)
+    assert torch.equal(solved(lambda step: curvature * step, right), right)
+
+
+def test_flat_directions_beside_steep_ones_are_solved():
+    """Eigenvalues 1 and 1e8: the steep one must not hide the flat one from conjugate gradients."""
+    right = torch.tensor([[[1.0, 2.0], [0.5, -1.0]]], dtype=torch.float64)
+    steep = torch.tensor([1e8, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(solved(lambda step: steep * step, right), right / steep, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("radius", [0.2, 0.5])
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_a_bump_round_an_obstacle_pushes_away_from_it_and_no_further(radius, scale):
+    """exp(-|a|^2 / 2 r^2) at 0 curves down inside r. Nobody ends further out than its own steepest slope could take it."""
+
+    def bump(actions, observation):
+        return torch.exp(-actions.square() / (2 * radius**2)).sum((1, 2))
+
+    around = FixedPolicy(Gaussian(0.0, 0.3), replace(ACTIONS, horizon=8))
+    x = noise(200)
+    plain, steered = (
+        sample_chunk(p, state(200), x, Sampling()) for p in (around, steer(around, bump, scale, spread=0.3))
+    )
+    slope = scale * 0.3**2 * 0.607 / radius
+    assert float(steered.abs().max()) < float(plain.abs().max()) + slope
+    assert float(bump(steered, {}).mean()) < float(bump(plain, {}).mean())
 
 
 def test_scale_zero_is_the_policy_itself_exactly():
@@ -84,12 +111,48 @@ def test_scale_zero_is_the_policy_itself_exactly():
     assert torch.equal(sample_chunk(steer(POLICY, far_from_five, 0), state(5), x, Sampling()), plain)
 
 
-def test_a_composition_is_steered_through_its_members():
+def test_a_composition_is_steered_as_a_whole():
+    """Of one policy twice it is that policy, steered; a linear cost over its members is the same as over all."""
     x, other = noise(5), replace(POLICY, denoiser=Gaussian(-0.2, 0.3), name="other")
-    whole = steer(compose([POLICY, other], [0.25, 0.75]), uphill, 0.5)
-    members = compose([steer(POLICY, uphill, 0.5), steer(other, uphill, 0.5)], [0.25, 0.75])
-    assert isinstance(whole, ComposedPolicy)
-    assert torch.equal(*(sample_chunk(policy, state(5), x, Sampling()) for policy in (whole, members)))
+    chunks = [
+        sample_chunk(policy, state(5), x, Sampling())
+        for policy in (
+            steer(compose([POLICY, other], [0.25, 0.75]), uphill, 0.5),
+            compose([steer(POLICY, uphill, 0.5), steer(other, uphill, 0.5)], [0.25, 0.75]),
+        )
+    ]
+    torch.testing.assert_close(*chunks, atol=1e-12, rtol=0)
+
+
+def test_the_cost_of_a_composition_sees_all_its_dimensions_and_guidance_does_not_multiply_it():
+    left, right = (
+        replace(POLICY, actions=replace(SPEC, names=(f"{side}.x", f"{side}.y")), name=side) for side in ("l", "r")
+    )
+    seen = []
+
+    def watched(actions, observation):
+        seen.append(actions.shape)
+        return uphill(actions, observation)
+
+    sample_chunk(steer(compose([left, right]), watched), state(5), torch.randn(1, 5, 8, 4).double(), Sampling())
+    assert set(seen) == {(5, 8, 4)}
+    twice, plain = guide([POLICY, replace(POLICY, name="again")], [1.0, 1.0]), guide([POLICY], [1.0])
+    x, sigma = noise(5)[0], torch.tensor(0.3, dtype=torch.float64)
+    pulls = [
+        steer(policy, uphill).condition(state(5))(x, sigma) - policy.condition(state(5))(x, sigma)
+        for policy in (twice, plain)
+    ]
+    torch.testing.assert_close(*pulls, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("make", [average, both, either])
+def test_a_composition_that_is_no_sum_of_scores_is_not_steered(make):
+    with pytest.raises(InputError, match=r"composer=(average|and|or) needs .* steer the policies, then compose them"):
+        steer(make([POLICY, replace(POLICY, name="other")]), uphill)
+
+
+def test_a_steered_policy_may_have_a_name_of_its_own():
+    assert (steer(POLICY, uphill).name, steer(POLICY, uphill, name="careful").name) == ("plain", "careful")
 
 
 def test_a_steered_policy_says_so_in_its_fingerprint():
@@ -149,11 +212,17 @@ def test_a_critic_of_one_candidate_or_of_an_unknown_name_is_refused():
             lambda actions, observation: (actions.sum((1, 2)) - 1e6).log(),
             "must be one finite number for each of 3 chunks",
         ),
-        (lambda actions, observation: actions.sum(), r"must be one finite number for each of 3 chunks, not \(\)"),
+        (lambda actions, observation: actions.sum(), r"must be one finite number for each of 3 chunks, .* not \(\)"),
         (lambda actions, observation: actions.detach().sum((1, 2)), "has no gradient; as sampler.critic it needs none"),
         (
             lambda actions, observation: (actions * 0).sum((1, 2)).sqrt(),
             "the gradient of cost '<lambda>' is not finite",
+        ),
+        (lambda actions, observation: 3.0, "as a tensor of floats, not float"),
+        (lambda actions, observation: (actions > 0).any(2).any(1), "as a tensor of floats, not one of torch.bool"),
+        (
+            lambda actions, observation: torch.cdist(actions, actions[:, :3].detach() + 1).sum((1, 2)),
+            "cost '<lambda>' cannot be differentiated twice .* as sampler.critic it needs no gradient",
         ),
     ],
 )
@@ -162,7 +231,24 @@ def test_a_cost_that_cannot_steer_is_named(cost, said):
         sample_chunk(steer(POLICY, cost), state(3), noise(3), Sampling())
 
 
-@pytest.mark.parametrize("settings", [{"scale": -1.0}, {"scale": float("inf")}, {"spread": 0.0}])
+def test_a_cost_is_called_by_the_name_that_it_was_registered_under():
+    register_cost("keep_left", lambda actions, observation: actions.sum((1, 2)) * float("nan"))
+    for policy, sampling in (
+        (POLICY, Sampling(candidates=4, critic="keep_left")),
+        (steer(POLICY, "keep_left"), Sampling()),
+    ):
+        with pytest.raises(RunError, match="cost 'keep_left' must be"):
+            sample_chunk(policy, state(3), noise(3, draws=sampling.draws(policy)), sampling)
+
+
+def test_what_is_no_cost_is_refused():
+    with pytest.raises(InputError, match="steer of plain: 3 is neither a cost nor the name of one"):
+        steer(POLICY, 3)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scale": -1.0}, {"scale": float("inf")}, {"spread": 0.0}, {"scale": "1"}, {"spread": True}]
+)
 def test_numbers_that_cannot_steer_are_refused(settings):
     with pytest.raises(InputError, match="steer needs a finite scale >= 0 and spread > 0"):
         steer(POLICY, uphill, **settings)
@@ -187,6 +273,10 @@ def test_steering_and_critic_from_the_command_line(tiny, tmp_path, capsys):
         "steer={tiny-noise: {cost: smoothness, sale: 1}}": "sale",
         "steer={tiny-noise: {cost: fast}}": "unknown cost 'fast'",
         "steer={tiny-noise: smoothness}": "give it as in 'steer={tiny-noise: {cost: smoothness, scale: 1}}'",
+        "steer={tiny-noise: {cost: 3}}": "steer of tiny-noise: 3 is neither a cost nor the name of one",
+        "steer={tiny-noise: {cost: smoothness, scale: x}}": "steer needs a finite scale >= 0",
+        "steer=smoothness": "steer=smoothness must go by policy, as in 'steer={tiny-noise: {cost:",
+        "action_names=[x,y]": "action_names takes pairs, as in 'action_names={NAME: VALUE}'",
     }.items():
         assert main([*ask, key, f"run_dir={tmp_path / 'none'}"]) == 2
         assert said in capsys.readouterr().err
