@@ -56,7 +56,8 @@ class Experiment:
         self.config, self.console = config, console
         self.compose: Callable[..., ComposedPolicy] = bind(config.composer)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
-        self.policy = self.compose(adapted(config, policies, others))
+        everything = resolved(config)
+        self.policy = self.compose(adapted(everything, policies, others))
         names = [policy.name for policy in (*policies, *others)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -73,7 +74,6 @@ class Experiment:
         self.executor: Executor = build(config.executor)
         self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
         self._check_environment(spec)
-        everything = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
         self.resolved["env"] = {"_target_": "gpc.worker.EnvSpec", **asdict(spec)}
         say_notes(self.policy, console)
@@ -106,7 +106,8 @@ class Experiment:
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """What determines results: these keys of the configuration and the policies' fingerprints."""
-        chosen = {key: OmegaConf.to_container(self.config, resolve=True)[key] for key in ("env", "sampler", *keys)}  # type: ignore[index,call-overload]
+        everything = resolved(self.config)
+        chosen = {key: everything[key] for key in ("env", "sampler", *keys)}
         return {"policies": self.names, "fingerprints": self.fingerprints, **chosen}
 
     def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
@@ -177,6 +178,11 @@ class Experiment:
                     )
 
 
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain dicts, lists and values."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
 def run(config: DictConfig, kind: str, console: Console) -> Path:
     """A command of the command line: load, run, print, report. Returns the run folder."""
     experiment = Experiment(config, loaded(config), console)
@@ -196,21 +202,20 @@ def loaded(config: DictConfig) -> list[Policy]:
     return policies
 
 
-def adapted(config: DictConfig, policies: Sequence[Policy], others: Sequence[Policy] = ()) -> list[Policy]:
-    """The policies as `rename_map` has their observations, and as what goes by policy has each of them.
+def adapted(settings: Mapping[str, Any], policies: Sequence[Policy], others: Sequence[Policy] = ()) -> list[Policy]:
+    """The policies as `rename_map` has their observations, and as each key of `BY_POLICY` has each of them.
 
     Raises InputError where a name is none of all policies'.
     """
-    everything = cast(dict[str, Any], OmegaConf.to_container(config))
     by_policy: dict[str, dict[str, Any]] = {policy.name: {} for policy in policies}
     for key, example in BY_POLICY.items():
-        given = everything.get(key) or {}
+        given = settings.get(key) or {}
         if not isinstance(given, dict):
             raise InputError(f"{key}={given} must go by policy, as in '{key}={{{policies[0].name}: {example}}}'")
         check_names(key, given, [*policies, *others])
         for name in given.keys() & by_policy.keys():
             by_policy[name][key] = given[name]
-    return [_adapted(rename(policy, everything["rename_map"]), by_policy[policy.name]) for policy in policies]
+    return [_adapted(rename(policy, settings["rename_map"]), by_policy[policy.name]) for policy in policies]
 
 
 def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
@@ -240,7 +245,7 @@ def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     would need the one before, or where the policies that have weight lack a dimension.
     """
     sampling: Sampling = build(config.sampler)
-    policies = adapted(config, loaded(config))
+    policies = adapted(resolved(config), loaded(config))
     sampling.check_alone(policies)
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)

@@ -106,6 +106,24 @@ def test_a_chunk_goes_on_from_what_the_robot_is_doing(policy):
     torch.testing.assert_close(policy.predict_action_chunk(observe(0), noise, 0, left_over, 0), free)
 
 
+def test_two_one_arm_policies_are_two_arms_in_lerobot_too(tiny, tmp_path):
+    keys = {"action_names": {"tiny-noise": ["l.x", "l.y"], "tiny-flow": ["r.x", "r.y"]}}
+    steered = {"steer": {"tiny-flow": {"cost": "smoothness", "scale": 0.01}}}
+    save(tmp_path, tiny, [0.5, 0.5], **keys, **steered)
+    config = PreTrainedConfig.from_pretrained(tmp_path)
+    assert config.action_names == keys["action_names"]
+    assert config.output_features["action"].shape == (4,)
+    policy = get_policy_class("gpc").from_pretrained(tmp_path).policy
+    assert policy.actions.names == ("l.x", "l.y", "r.x", "r.y")
+    assert policy.policies[1].fingerprint.endswith("steered by 0.01 smoothness, spread 0.5")
+    for wrong, said in (
+        ({"action_names": {"tiny": ["x", "y"]}}, "action_names goes by policy; there is no 'tiny'"),
+        ({"action_name": {}}, "unknown setting 'action_name'; did you mean 'action_names'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            save(tmp_path / "none", tiny, [0.5, 0.5], **wrong)
+
+
 def test_a_member_that_reads_instructions_is_told_lerobots_task(tmp_path):
     vla = save_smolvla(tmp_path / "vla")[0]
     save(tmp_path / "composed", [f"lerobot:{vla}"], [1.0])

@@ -33,8 +33,9 @@ from gpc.composition import ComposedPolicy, compose
 from gpc.control import Known, Sampling, sample_chunk
 from gpc.env import TASK, write_text
 from gpc.errors import InputError
-from gpc.load import load_policy
-from gpc.policy import Policy, rename
+from gpc.experiment import BY_POLICY, adapted
+from gpc.load import load_policy, suggest
+from gpc.policy import Policy
 
 
 @PreTrainedConfig.register_subclass("gpc")
@@ -42,12 +43,16 @@ from gpc.policy import Policy, rename
 class GpcConfig(PreTrainedConfig):
     """Members as for `load_policy` (a path that lies in the saved folder may be relative to it), weights and sampler.
 
-    `rename_map` gives LeRobot's name for each observation that a member calls otherwise.
+    `rename_map` gives LeRobot's name for each observation that a member calls otherwise; `origin`, `action_names` and `steer`
+    go by policy (docs/alignment.md, docs/operators.md).
     """
 
     policies: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     rename_map: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    action_names: dict[str, list[str]] = field(default_factory=dict)
+    steer: dict[str, dict[str, Any]] = field(default_factory=dict)
     sampling: Sampling = field(default_factory=Sampling)
     n_action_steps: int = 8
     rtc_config: RTCConfig | None = None  # LeRobot's real-time control looks for it
@@ -78,7 +83,7 @@ class GpcPolicy(PreTrainedPolicy):
 
     def __init__(self, config: GpcConfig, folder: Path | None = None, **_: Any) -> None:
         super().__init__(config)
-        self.policy = _composition(config.policies, config.weights, config.rename_map, folder)
+        self.policy = _composition(config.policies, config.weights, vars(config), folder)
         self.reset()
 
     @classmethod
@@ -174,15 +179,15 @@ def _from_lerobot(value: Tensor | list[str], image: bool) -> Tensor:
 
 
 def _composition(
-    sources: Sequence[str], weights: Sequence[float], keys: Mapping[str, str], folder: Path | None
+    sources: Sequence[str], weights: Sequence[float], settings: Mapping[str, Any], folder: Path | None
 ) -> ComposedPolicy:
     members: list[Policy] = []
     for source in sources:
         loader, colon, path = source.partition(":")
         inside = folder / path if folder and colon else None
         source = f"{loader}:{inside}" if inside and inside.exists() else source
-        members.append(rename(load_policy(source), keys))
-    return compose(members, list(weights))
+        members.append(load_policy(source))
+    return compose(adapted(settings, members), list(weights))
 
 
 def make_gpc_pre_post_processors(
@@ -210,16 +215,21 @@ def save(
     policies: Sequence[str],
     weights: Sequence[float],
     *,
-    rename_map: Mapping[str, str] | None = None,
     sampling: Sampling | None = None,
     n_action_steps: int = 8,
+    rename_map: Mapping[str, str] | None = None,
+    **by_policy: Mapping[str, Any],
 ) -> None:
     """Write a composition as a LeRobot policy folder, for `--policy.pretrained_path`.
 
-    Loads the members first: raises InputError where one is missing or they do not fit.
+    `by_policy`: `origin`, `action_names`, `steer`; see `GpcConfig`. Loads the members first: raises InputError where one is
+    missing or they do not fit.
     """
-    keys = dict(rename_map or {})
-    policy = _composition(policies, weights, keys, None)
+    unknown = sorted(set(by_policy) - set(BY_POLICY))
+    if unknown:
+        raise InputError(f"unknown setting {unknown[0]!r}{suggest(unknown[0], list(BY_POLICY))}")
+    settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
+    policy = _composition(policies, weights, settings, None)
     sampling = sampling or Sampling()
     sampling.check_alone(policy.policies)
     spec = policy.actions
@@ -233,7 +243,7 @@ def save(
         push_to_hub=False,
         policies=list(policies),
         weights=list(weights),
-        rename_map=keys,
+        **settings,
         sampling=sampling,
         n_action_steps=n_action_steps,
     )
