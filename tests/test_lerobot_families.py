@@ -325,6 +325,7 @@ def test_smolvla_and_a_policy_of_other_normalisers_compose_and_say_at_what_price
     stats = statistics(("observation.state", "observation.images.top"))
     stats["action"] |= {"max": torch.tensor([512.0, 256.0])}
     folder = save(tmp_path / "ddpm", keys=("observation.state", "observation.images.top"), stats=stats)[0]
-    assert main(["evaluate", f"policies=[lerobot:{folder},lerobot:{folders['smolvla']}]", *SMALL]) == 0
+    members, run = f"policies=[lerobot:{folder},lerobot:{folders['smolvla']}]", tmp_path / "run"
+    assert main(["evaluate", members, *SMALL, f"run_dir={run}"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "note: vla is given up to 2 times the noise: its normaliser differs per dimension" in said
