@@ -156,9 +156,10 @@ class ComposedPolicy:
 
     def joined(self, chunks: Sequence[Tensor], sigma: float = 0.0) -> Tensor:
         """Chunks of the members (batch, horizon, action), in their own coordinates, under the composer as it is at sigma."""
-        x = chunks[0].new_zeros(len(chunks[0]), self.actions.horizon, self.actions.dim)
         said = [member.back(own) for member, own in zip(self.members, chunks, strict=True)]
-        return self.composer(x, x.new_tensor(sigma), said, opinions(self.members))
+        opinion = opinions(self.members)
+        middle = (torch.stack(said) * opinion[:, None]).sum(0) / opinion.sum(0)  # what signed weights lead away from
+        return self.composer(middle, middle.new_tensor(sigma), said, opinion)
 
     def centre(self, observation: Observation) -> Tensor | None:
         """See `gpc.policy.Centred`: the members' centres, composed as their denoised actions are at the largest sigma."""

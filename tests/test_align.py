@@ -4,7 +4,7 @@ import pytest
 import torch
 from models import ACTIONS, WIDE, FixedPolicy, Gaussian, state
 
-from gpc.composition import compose
+from gpc.composition import compose, guide
 from gpc.control import Sampling, sample_chunk
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels
@@ -247,6 +247,13 @@ def test_moves_from_far_away_compose_with_targets_there(first):
     assert float(found.mean()) == pytest.approx(100.3, abs=0.03)
     assert float(found.std()) == pytest.approx(0.5, rel=0.03)
     assert policy.centre(observation).mean() == pytest.approx(100.0 if first == "moves" else 0.0)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.5, -0.5]])
+def test_guided_moves_are_sampled_around_where_they_begin_whatever_the_weights_sum_to(weights):
+    moves = [FixedPolicy(Gaussian(), ActionSpec(16, (1.0,) * 3, (0.0,) * 3), name=name) for name in "ab"]
+    policy = guide([absolute(one, "state") for one in moves], weights)
+    assert (policy.centre({"state": torch.full((2, 2, 3), 50.0)}) == 50).all()
 
 
 def test_moves_keep_their_bound_when_they_become_targets():
