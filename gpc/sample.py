@@ -20,9 +20,13 @@ Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
 def euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
     """Euler in sigma, which is DDIM with eta = 0 (Song et al. 2021, eq. 12) and a flow model's Euler loop."""
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
-        denoised = denoiser(x, sigma)
-        x = denoised + after / sigma * (x - denoised)
+        x = _down(denoiser, x, sigma, after)
         yield x
+
+
+def _down(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
+    denoised = denoiser(x, sigma)
+    return denoised + after / sigma * (x - denoised)
 
 
 def ancestral(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[int], Tensor]) -> Iterator[Tensor]:
@@ -83,8 +87,7 @@ def langevin(
     (Du et al. 2023, arXiv 2302.11552). The bias of a step at sigma is of order `rate sigma^2` over the data's variance.
     """
     for i, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = denoiser(x, sigma)
-        x = denoised + after / sigma * (x - denoised)
+        x = _down(denoiser, x, sigma, after)
         for j in range(corrections if after > 0 else 0):
             x = x + rate * (denoiser(x, after) - x) + after * (2 * rate) ** 0.5 * noise(i * corrections + j)
         yield x
