@@ -13,6 +13,7 @@ from gpc.noise import karras_sigmas
 from gpc.policy import ActionSpec
 from gpc.raised import SPREAD, Raised, noise_for
 from gpc.sample import langevin, last
+from gpc.testing import check_policy
 
 
 def draw(*shape, seed=0):
@@ -231,3 +232,9 @@ def test_the_langevin_sample_has_the_exact_compositions_mean_and_spread():
     mean, std = product(gaussians, [0.5, 0.5])
     assert ((x.mean(1)[0] - mean) / std).abs().max() < 0.15
     assert x.std(1)[0].tolist() == pytest.approx([std] * 3, rel=0.05)
+
+
+def test_a_composition_with_a_raised_member_keeps_the_contract_of_a_policy():
+    """A sigma for each row, rows that do not see each other, the same answer to the same call; it is blunter, so not `trained`."""
+    bent = FixedPolicy(Gaussian(), replace(ACTIONS, scale=(1.0, 4.0)), name="bent")
+    check_policy(compose([FixedPolicy(Gaussian()), bent]), trained=False)
