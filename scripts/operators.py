@@ -27,11 +27,7 @@ OPERATORS = {
 }
 KEYS = ("sampler=ancestral", "sampler.steps=50", "episodes=100", "seed=200000", "engine.workers=1")
 
-WHO = {
-    "diffusion": (("pusht-diffusion",), "weights=[1]"),
-    "flow": (("pusht-flow",), "weights=[1]"),
-    "convex": (("pusht-diffusion", "pusht-flow"), "weights=[0.5,0.5]"),
-}
+WHO = {"diffusion": "weights=[1]", "flow": "weights=[1]", "convex": "weights=[0.5,0.5]"}
 
 
 def operators(task: str, runs: Path) -> None:
@@ -41,21 +37,24 @@ def operators(task: str, runs: Path) -> None:
 
 
 def best(runs: Path) -> None:
-    print("| PushT | one chunk: success % | best of 4 | difference, points | p (McNemar) |\n|---|---|---|---|---|")
-    for name in WHO:
-        (one, before), (four, after) = (episodes(runs, name, count, 400, 600_000, str(count)) for count in (1, 4))
-        print(f"| {name} | {one} | {four} | {apart(after, before)} |")
+    print("| | one chunk: success % | best of 4 | difference, points | p (McNemar) |\n|---|---|---|---|---|")
+    for task, name, count in (*(("pusht", name, 400) for name in WHO), ("lift", "diffusion", 200)):
+        (one, before), (four, after) = (episodes(runs, task, name, k, count, 600_000, str(k)) for k in (1, 4))
+        print(f"| {task}, {name} | {one} | {four} | {apart(after, before)} |")
     print("\n| PushT, best of 4 | success % | convex less this, points | p (McNemar) |\n|---|---|---|---|")
-    rows = {name: episodes(runs, name, 4, 1000, 700_000, "again") for name in WHO}
+    rows = {name: episodes(runs, "pusht", name, 4, 1000, 700_000, "again") for name in WHO}
     for name, (four, won) in rows.items():
         print(f"| {name} | {four} | {'|' if name == 'convex' else apart(rows['convex'][1], won)} |")
 
 
-def episodes(runs: Path, name: str, candidates: int, count: int, seed: int, what: str) -> tuple[str, list[bool]]:
+def episodes(
+    runs: Path, task: str, name: str, candidates: int, count: int, seed: int, what: str
+) -> tuple[str, list[bool]]:
     """Success in percent with its interval, and episode by episode."""
-    (policies, weights), folder = WHO[name], runs / f"best-pusht-{name}-{what}"
-    keys = (weights, f"sampler.candidates={candidates}", f"episodes={count}", f"seed={seed}", "engine.workers=1")
-    summary = run("evaluate", folder, policies, "env=pusht", *keys)
+    folder = runs / f"best-{task}-{name}-{what}"
+    policies = [f"{task}-{member}" for member in (("diffusion", "flow") if name == "convex" else (name,))]
+    keys = (WHO[name], f"sampler.candidates={candidates}", f"episodes={count}", f"seed={seed}", "engine.workers=1")
+    summary = run("evaluate", folder, policies, f"env={task}", *keys)
     rows = sorted(read_rows(folder / "episodes.jsonl"), key=lambda row: row.seed)
     return percent(summary), [row.success for row in rows]
 
