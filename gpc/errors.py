@@ -25,3 +25,8 @@ class Stopped(GpcError):
 
 class RunError(GpcError):
     """A failure while running; what had finished is kept (exit code 1)."""
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an error on one line of at most `limit` characters; its type if it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

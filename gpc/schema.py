@@ -1,0 +1,70 @@
+"""Data from outside (files of a run, cards, answers of a server) as typed objects: every field is checked once, when it is read.
+
+The types are dataclasses or `msgspec.Struct`s; bounds stand beside the field, as in `Annotated[int, Meta(ge=1, le=64)]`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gpc.errors import InputError, one_line
+
+T = TypeVar("T")
+FILE_LIMIT = 64 * 2**20  # bytes of a JSON file
+
+
+def read(kind: type[T], path: Path, limit: int = FILE_LIMIT) -> T:
+    """Read a JSON file.
+
+    Args:
+        kind: type of the result.
+        path: file to read.
+        limit: largest size in bytes; a larger file is refused before it is read.
+
+    Raises:
+        InputError: the file is missing, unreadable, too large, no JSON, or does not fit `kind`; the field is named.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise InputError(f"{path} has {size} bytes, at most {limit} are read")
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    return decode(kind, content, str(path))
+
+
+def decode(kind: type[T], content: bytes, where: str) -> T:
+    """Decode JSON; `where` names its source in errors.
+
+    Raises:
+        InputError: no JSON (NaN and Infinity are none), or a field is missing, unknown, of another type or out of bounds.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: {_reason(error)}") from None
+
+
+def convert(kind: type[T], data: Mapping[str, Any], where: str) -> T:
+    """Check plain data (maps, lists, numbers, text) of a server; `where` names its source in errors.
+
+    Raises:
+        InputError: a field is missing, unknown, of another type or out of bounds.
+    """
+    try:
+        return msgspec.convert(data, kind)
+    except (msgspec.ValidationError, RecursionError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The error on one line, the field first."""
+    text, _, place = one_line(error).rpartition(" - at `")
+    return f"{place.rstrip('`').removeprefix('$').lstrip('.')}: {text}" if text else one_line(error)
