@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpc.composers import Average
 from gpc.composition import ComposedPolicy
-from gpc.denoise import Denoiser
+from gpc.denoise import Denoiser, columns
 from gpc.errors import InputError, RunError
 from gpc.load import load_entry
 from gpc.policy import ActionSpec, Adapted, Observation, Policy
@@ -89,7 +89,7 @@ class Steered:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; raises RunError where the cost has no finite gradient, or cannot be differentiated twice."""
         denoised = self.denoiser(x, sigma)
-        left = self.scale / (1 / sigma.max() ** 2 + 1 / self.spread**2)
+        left = self.scale / (1 / columns(sigma, x) ** 2 + 1 / self.spread**2)
         with torch.inference_mode(False), torch.enable_grad():
             at = denoised.clone().requires_grad_()
             gradient = self._gradient(at)

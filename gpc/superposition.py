@@ -128,6 +128,11 @@ class Followed:
     log_density: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)  # x, scores, sigma
 
+    @property
+    def name(self) -> str:
+        """Name of the operator in configurations."""
+        return type(self.rule).__name__.lower()
+
     def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`."""
         return self.rule.needs(opinion, sigma)
