@@ -58,7 +58,7 @@ def test_the_sample_of_equal_spreads_is_the_weighted_mean():
     """For equal variances the product at every level is the noised product: the composition is exact end to end."""
     members = [Gaussian(-1.0, 0.4), Gaussian(2.0, 0.4)]
     policy = compose([FixedPolicy(m) for m in members], [0.25, 0.75])
-    x = sample_chunk(policy, state(4), noise(), Sampling("heun", 200, 50.0, 0.001))
+    x = sample_chunk(policy, state(4), noise(), Sampling("dpmpp_2m", 400, 50.0, 0.001))
     target = Gaussian(0.25 * -1.0 + 0.75 * 2.0, 0.4)
     # The probability-flow ODE maps x(sigma_max) to the mean plus its deviation, scaled.
     start = 50.0 * noise()[0]

@@ -14,7 +14,7 @@ from gpc.diagnosis import Overheard, alignment, disagreement, seconds
 from gpc.env import Pointing
 from gpc.envs.pusht import PushT
 
-SAMPLING = Sampling("heun", 12, 20.0, 0.01)
+SAMPLING = Sampling("dpmpp_2m", 12, 20.0, 0.01)
 SEEN = {"state": np.zeros((5, 2, 3))}
 
 

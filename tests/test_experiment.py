@@ -207,7 +207,6 @@ def test_every_example_of_the_help_and_the_readme_is_a_valid_configuration(capsy
     assert len(examples) >= 5
     for kind, overrides in examples:
         assert load_config(kind, overrides).policies
-    assert load_config("evaluate", ["policies=[a]", "sampler=heun"]).sampler.method == "heun"
 
 
 def test_policies_of_some_dimensions_each_act_together(tmp_path, capsys):
