@@ -8,7 +8,7 @@ predictions, inputs and normalisers do not matter here: each is a `Policy`, alig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpc.align import Aligned, actions_of_some, align, common_actions, join_observations, opinions
 from gpc.composers import Average, Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
-from gpc.denoise import Denoiser, Finite, Held
+from gpc.denoise import Denoiser, Finite
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy, centre_of
@@ -86,13 +86,6 @@ class ComposedDenoiser:
             return replace(denoiser, rows=[row.tobytes() + name for row in noise.cpu().numpy()])
 
         return replace(self, denoisers=[own(m, d) for m, d in zip(self.members, self.denoisers, strict=True)])
-
-    def reusing(self, every: Mapping[str, int]) -> ComposedDenoiser:
-        """The same, but some of several members are asked at every n-th level only, by name; see `Held`."""
-        if not every or len(self.members) == 1:
-            return self
-        counts = [every.get(member.policy.name, 1) for member in self.members]
-        return replace(self, denoisers=[Held(d, n) for d, n in zip(self.denoisers, counts, strict=True)])
 
     def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
         """Who has an opinion where at this level (K, horizon, action), and who is needed; kept, as some solvers call twice."""

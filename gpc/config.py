@@ -54,7 +54,7 @@ NUMBERS = (
     *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
 )
 # their keys are the policies' and the simulator's own
-OPEN = r"rename_map|origin|steer|action_names|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"
+OPEN = r"rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -96,16 +96,22 @@ def build(config: DictConfig, **extra: Any) -> Any:
         raise InputError(_one_line(error.__cause__ or error, config._target_)) from None
 
 
-def completed(node: Any) -> Any:
-    """A recorded configuration with the defaults of whatever its `_target_`s name, so that what means the same is equal.
+REMOVED = {"gpc.control.Sampling": {"rho": 7.0, "warm": None, "reuse": {}}}
+"""Settings of earlier versions by target, and the value that is what gpc does now."""
 
-    A run of an earlier version had the settings that came later at their defaults.
+
+def completed(node: Any) -> Any:
+    """Add the defaults of each `_target_` to a recorded configuration, so that what means the same is equal.
+
+    A run of an earlier version had the settings that came later at their defaults; a setting that was removed since is
+    dropped if its value was what gpc does now.
     """
     if isinstance(node, list):
         return [completed(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    own = {key: completed(value) for key, value in node.items()}
+    gone = REMOVED.get(node.get("_target_", ""), {})
+    own = {key: completed(value) for key, value in node.items() if key not in gone or value != gone[key]}
     return _defaults(own["_target_"]) | own if own.get("_target_") in ALLOWED else own
 
 

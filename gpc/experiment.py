@@ -19,7 +19,7 @@ from gpc.cluster import Executor
 from gpc.composers import Guidance, Weightable
 from gpc.composition import ComposedPolicy
 from gpc.config import bind, build
-from gpc.control import ChunkActor, Sampling
+from gpc.control import ChunkActor
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
@@ -241,12 +241,12 @@ def say_notes(policy: ComposedPolicy, console: Console) -> None:
 def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     """The composition that a configuration names, under its weights, to be asked for chunks from outside.
 
-    A policy without weight leaves altogether. What is approximate is said. Raises InputError where a chunk
-    would need the one before, or where the policies that have weight lack a dimension.
+    A policy of weight 0 is removed. Notes on what is approximate are printed.
+
+    Raises:
+        InputError: the policies that have weight lack a dimension.
     """
-    sampling: Sampling = build(config.sampler)
     policies = adapted(resolved(config), loaded(config))
-    sampling.check_alone(policies)
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
     policy = whole.weighted(torch.tensor(weights, dtype=torch.float64))

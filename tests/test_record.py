@@ -61,7 +61,7 @@ BEFORE = {
     "sides": [{"composer": {"_target_": "gpc.composition.either"}}],
 }
 AFTER = {
-    "sampler": BEFORE["sampler"] | {"candidates": 1, "reuse": {}},
+    "sampler": BEFORE["sampler"] | {"candidates": 1},
     "composer": BEFORE["composer"] | {"temperature": 1.0},
     "sides": [{"composer": BEFORE["composer"] | {"temperature": 1.0}}],
 }
@@ -80,6 +80,15 @@ def test_a_setting_of_a_later_version_was_at_its_default_before(changed, said, t
     RunFolder(tmp_path, AFTER, 4).close()
     with pytest.raises(InputError, match=said):
         RunFolder(tmp_path, AFTER | changed, 4)
+
+
+def test_a_setting_that_was_removed_since_is_ignored_at_the_value_that_it_now_has(tmp_path):
+    old = BEFORE["sampler"] | {"rho": 7.0, "warm": None, "reuse": {}}
+    RunFolder(tmp_path / "a", BEFORE | {"sampler": old}, 4).close()
+    RunFolder(tmp_path / "a", BEFORE, 4).close()
+    RunFolder(tmp_path / "b", BEFORE | {"sampler": old | {"warm": 1.0}}, 4).close()
+    with pytest.raises(InputError, match=r"sampler\.warm=1\.0, now it is None"):
+        RunFolder(tmp_path / "b", BEFORE, 4)
 
 
 def test_two_processes_cannot_write_in_one_folder(tmp_path):
