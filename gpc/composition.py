@@ -24,7 +24,7 @@ from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy, centre_of
 from gpc.raised import Raised
-from gpc.superposition import And, Followed, Or, begun
+from gpc.superposition import And, Or
 
 Given = Sequence[float] | Tensor | None
 """Weights as users give them."""
@@ -55,14 +55,16 @@ class ComposedDenoiser:
         Raises:
             InputError: no member was trained at a level, or rows differ in level under a composer that follows a batch.
         """
-        levels = sigma.unique()
+        levels = dict.fromkeys(sigma.flatten().tolist())
         if len(levels) == 1:
-            return self._at(x, levels[0])
-        if isinstance(self.composer, Followed):
-            raise InputError(f"composer={self.composer.name} needs one noise level for all rows of a batch")
+            return self._at(x, sigma.flatten()[0])
+        if self.composer.stochastic:
+            raise InputError(
+                "a composer that follows log-densities (or, and) needs one noise level for all rows of a batch"
+            )
         out = torch.empty_like(x)
         for level in levels:
-            out[sigma == level] = self._at(x, level)[sigma == level]
+            out[sigma == level] = self._at(x, sigma.new_tensor(level))[sigma == level]
         return out
 
     def _at(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -194,7 +196,7 @@ class ComposedPolicy:
             policy, spec = member.policy, member.policy.observations
             seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
             denoisers.append(member.prepared(Finite(policy.condition(seen), policy.name)))
-        return ComposedDenoiser(self.members, denoisers, begun(self.composer))
+        return ComposedDenoiser(self.members, denoisers, self.composer.start())
 
 
 def compose(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:

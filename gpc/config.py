@@ -96,7 +96,7 @@ def build(config: DictConfig, **extra: Any) -> Any:
         raise InputError(_one_line(error.__cause__ or error, config._target_)) from None
 
 
-REMOVED = {"gpc.control.Sampling": {"rho": 7.0, "warm": None, "reuse": {}}}
+REMOVED: dict[str, dict[str, Any]] = {"gpc.control.Sampling": {"rho": 7.0, "warm": None, "reuse": {}}}
 """Settings of earlier versions by target, and the value that is what gpc does now."""
 
 

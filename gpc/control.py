@@ -20,7 +20,6 @@ from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
 from gpc.policy import ActionSpec, Policy, centre_of, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, langevin, last, teleport
 from gpc.steering import judge, load_cost
-from gpc.superposition import Superposed
 
 Array = npt.NDArray[Any]
 GRIDS = ("karras", "trained")
@@ -87,11 +86,7 @@ class Sampling:
     def check(self, policy: Policy) -> None:
         """Raises InputError where the critic is unknown or the policy's composer needs the noise of a stochastic method."""
         _ = self.critic and load_cost(self.critic)
-        if (
-            isinstance(policy, ComposedPolicy)
-            and isinstance(policy.composer, Superposed)
-            and self.method != "ancestral"
-        ):
+        if isinstance(policy, ComposedPolicy) and policy.composer.stochastic and self.method != "ancestral":
             name = type(policy.composer).__name__.lower()
             raise InputError(
                 f"composer={name} follows densities along noisy steps; take sampler=ancestral, not {self.method}"

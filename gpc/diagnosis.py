@@ -34,7 +34,6 @@ from gpc.experiment import Experiment, folder_of, loaded, numbers
 from gpc.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.policy import observation_tensors
 from gpc.record import write_atomically
-from gpc.superposition import begun
 from gpc.weight_search import one_hot, simplex
 from gpc.worker import Lane, Order
 
@@ -47,6 +46,20 @@ class Overheard:
 
     composer: Composer
     heard: list[tuple[float, list[Tensor]]] = field(default_factory=list)
+
+    @property
+    def stochastic(self) -> bool:
+        """See `Composer`."""
+        return self.composer.stochastic
+
+    @property
+    def linear(self) -> bool:
+        """See `Composer`."""
+        return self.composer.linear
+
+    def start(self) -> Overheard:
+        """See `Composer`; the calls go to the same list."""
+        return replace(self, composer=self.composer.start())
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """See `Composer`."""
@@ -69,7 +82,7 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     """
     batch = len(next(iter(observation.values())))
     noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.draws(policy), policy.actions)
-    listening = Overheard(begun(policy.composer))
+    listening = Overheard(policy.composer)
     sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
     pairs = list(combinations(range(len(policy.policies)), 2))
     apart = [[(said[i] - said[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, said in listening.heard]

@@ -14,13 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpc.composers import Average
 from gpc.composition import ComposedPolicy
 from gpc.denoise import Denoiser, columns
 from gpc.errors import InputError, RunError
 from gpc.load import load_entry
 from gpc.policy import ActionSpec, Adapted, Observation, Policy
-from gpc.superposition import Superposed
 
 GROUP = "gpc.costs"
 REGISTERED: dict[str, Cost] = {}
@@ -163,7 +161,7 @@ def steer(
     numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (scale, spread))
     if not numbers or not 0 <= scale < float("inf") or not 0 < spread < float("inf"):
         raise InputError(f"steer needs a finite scale >= 0 and spread > 0, not {scale} and {spread}")
-    if isinstance(policy, ComposedPolicy) and isinstance(policy.composer, Average | Superposed):
+    if isinstance(policy, ComposedPolicy) and not policy.composer.linear:
         kind = type(policy.composer).__name__.lower()
         raise InputError(
             f"composer={kind} needs its members' own scores or chunks; steer the policies, then compose them"
