@@ -19,7 +19,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from gpc.env import Array, Frame, Pointing
 from gpc.errors import InputError
 from gpc.experiment import Experiment, folder_of, loaded, numbers
 from gpc.figures import chunk_plot, disagreement_plot, error_plot, png
+from gpc.inert import Console
 from gpc.policy import observation_tensors
 from gpc.record import write_atomically
 from gpc.superposition import begun

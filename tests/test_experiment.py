@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import zarr
 from conftest import make_card, save_policy
-from rich.console import Console
 
 import gpc
 from gpc.cli import main
@@ -22,6 +21,7 @@ from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read, write_replay_buffer
 from gpc.errors import InputError
 from gpc.experiment import compose_from
+from gpc.inert import Console
 from gpc.policy import observation_tensors
 from gpc.record import read_rows
 
