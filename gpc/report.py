@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Column, Table
 
-from gpc.errors import RunError, one_line
+from gpc.errors import RunError, missing
 from gpc.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
 from gpc.inert import Console, notice, template
 from gpc.record import read_json, write_atomically
@@ -215,9 +215,8 @@ def _section(what: str, build: Callable[[], list[Block]]) -> list[Block]:
     try:
         return build()
     except Exception as error:
-        problem = f"{what} is missing: {type(error).__name__}: {one_line(error)}"
-        notice(problem)
-        return [("text", problem)]
+        notice(missing(what, error))
+        return [("text", missing(what, error))]
 
 
 def _write(page: Path, title: str, blocks: Sequence[Block]) -> Path:

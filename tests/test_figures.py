@@ -112,11 +112,12 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("policies", [[FIRST, SECOND], [FIRST, SECOND, "$a$"], [FIRST, SECOND, "$", "$$"]], ids=len)
-@pytest.mark.parametrize("name", DRAWN)
-def test_every_figure_is_drawn_with_hostile_names(name, policies, tmp_path, monkeypatch):
-    if len(policies) > 2 and name not in ("weight_plot", "outcome_matrix"):
-        pytest.skip("draws no more policies")
+THREE, FOUR = [FIRST, SECOND, "$a$"], [FIRST, SECOND, "$", "$$"]
+CASES = [(name, [FIRST, SECOND]) for name in DRAWN] + [("weight_plot", THREE), ("weight_plot", FOUR)]
+
+
+@pytest.mark.parametrize(("name", "policies"), CASES, ids=[f"{name}-{len(policies)}" for name, policies in CASES])
+def test_every_figure_is_drawn_with_hostile_names(name, policies, tmp_path):
     figure = DRAWN[name](race(tmp_path / "run", policies, 0.5))
     assert png(figure).startswith(b"\x89PNG")
     written = [text for text in figure.findobj(Text) if text.get_text()]

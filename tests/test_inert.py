@@ -111,7 +111,7 @@ try:
 except ValueError:
     {ending}
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert "ValueError: \\u001b]0;owned\\u0007 of a server" in done.stderr
     assert "fail()" in done.stderr or "in fail" in done.stderr
     assert harmful(done.stderr) == set()
