@@ -1,10 +1,11 @@
-"""What a person reads: tables in the terminal, the video, a self-contained page of one run or of several."""
+"""Show what came out: tables in the terminal, and a self-contained page (`page.html`) of one run or of several."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,15 +88,15 @@ def write_report(path: Path) -> Path:
     title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
     blocks: list[Block] = [("verdict", summary["verdict"])] if "verdict" in summary else []
     if search:
-        blocks += _picture("success over the weights", lambda: weight_plot(summary), path / "curve.png")
+        blocks += _picture("success over the weights", partial(weight_plot, summary), path / "curve.png")
     if errors := summary.get("denoising_error"):
         blocks += [("heading", "Denoising errors"), ("text", errors["verdict"])]
-        blocks += _picture("errors over sigma", lambda: error_plot(errors), path / "errors.png")
-    blocks += _section("the table", lambda: [("table", _figures(summary))])
+        blocks += _picture("errors over sigma", partial(error_plot, errors), path / "errors.png")
+    blocks += _section("the table", partial(_figures, summary))
     if search:
-        blocks += _section("the seeds", lambda: _seeds(run, path / "outcomes.png"))
-        blocks += _section("the progress", lambda: _progress({path.name: run}, path / "progress.png"))
-    blocks += _section("the video", lambda: _video(path / "episodes.mp4"))
+        blocks += _section("the seeds", partial(_seeds, run, path / "outcomes.png"))
+        blocks += _section("the progress", partial(_progress, {path.name: run}, path / "progress.png"))
+    blocks += _section("the video", partial(_video, path / "episodes.mp4"))
     breakdowns = f"Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}."
     blocks += [("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
     return _write(path / "report.html", title, blocks)
@@ -117,9 +118,9 @@ def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console
         printed.append((shown, notes))
         blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
         searches = {str(run.path): run for run in group if run.summary["kind"] == "search"}
-        blocks += _section("the progress", lambda runs=searches: _progress(runs))  # type: ignore[misc]
+        blocks += _section("the progress", partial(_progress, searches))
         for run in group:
-            blocks += _section(str(run.path), lambda run=run: _summarized(run))  # type: ignore[misc]
+            blocks += _section(str(run.path), partial(_summarized, run))
     _write(page, f"A study of {len(runs)} runs", blocks)
     for shown, notes in printed:
         console.print(shown)
@@ -161,18 +162,19 @@ def _summarized(run: Run) -> list[Block]:
     """The part of a study's page about one run."""
     blocks: list[Block] = [("heading", str(run.path)), ("verdict", _said(run.summary))]
     if run.summary["kind"] == "search":
-        blocks += [*_picture("success over the weights", lambda: weight_plot(run.summary)), *_seeds(run)]
+        blocks += [*_picture("success over the weights", partial(weight_plot, run.summary)), *_seeds(run)]
     return blocks
 
 
-def _figures(summary: Mapping[str, Any]) -> list[Sequence[str]]:
-    return [HEAD, *([name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary))]
+def _figures(summary: Mapping[str, Any]) -> list[Block]:
+    rows = [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]
+    return [("table", [HEAD, *rows])]
 
 
 def _seeds(run: Run, file: Path | None = None) -> list[Block]:
     """The matrix of outcomes, and how many report seeds came out in which way, with episodes to look at."""
     blocks: list[Block] = [("heading", "Seeds")]
-    blocks += _picture("outcome of every seed under every weights", lambda: outcome_matrix(run), file)
+    blocks += _picture("outcome of every seed under every weights", partial(outcome_matrix, run), file)
     found = outcomes(run, "report")
     if not found:
         return [*blocks, ("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
@@ -191,7 +193,7 @@ def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[Block]:
     known = {name: run for name, run in runs.items() if searched([run])}
     if not known:
         return []
-    return [("heading", "Progress"), *_picture("episodes spent against the best", lambda: progress_plot(known), file)]
+    return [("heading", "Progress"), *_picture("episodes spent against the best", partial(progress_plot, known), file)]
 
 
 def _video(clip: Path) -> list[Block]:
