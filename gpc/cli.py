@@ -9,16 +9,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
-from gpc.errors import GpcError, InputError, RunError
+from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.inert import Console, guard_process
 from gpc.load import suggest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+LONGEST_ERROR = 4000  # characters
 HELP = """\
 [bold]gpc[/]: compose pretrained robot policies at test time, with honest statistics.
 
@@ -56,24 +57,25 @@ The same command after an interruption goes on where it stopped.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 (failed while running), 2 (bad input) or 130 (interrupted)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    guard_process()
     console, errors = Console(), Console(stderr=True)
     try:
         if not args or args[0] in ("-h", "--help"):
-            console.print(HELP, highlight=False, soft_wrap=True)
+            console.print(Text.from_markup(HELP), soft_wrap=True)
             return 0
         if args[0] == "--version":
             import gpc
 
-            console.print(gpc.__version__, highlight=False)
+            console.print(gpc.__version__)
             return 0
         if args[0] not in COMMANDS:
             raise InputError(f"unknown command {args[0]!r}{suggest(args[0], list(COMMANDS))}")
         COMMANDS[args[0]](console, args[1:])
     except GpcError as error:
-        errors.print(f"[red]gpc:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(Text("gpc:", "red"), one_line(error, LONGEST_ERROR), soft_wrap=True)
         return error.exit_code
     except KeyboardInterrupt:
-        errors.print("[yellow]gpc:[/] interrupted; the same command goes on from here", highlight=False)
+        errors.print(Text("gpc:", "yellow"), "interrupted; the same command goes on from here")
         return 130
     return 0
 
@@ -95,7 +97,7 @@ def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     from gpc.config import describe, load_config
 
     if {"-h", "--help"} & set(args):
-        console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
+        console.print(*describe(name).splitlines(), sep="\n", soft_wrap=True)
         return None
     return load_config(name, args)
 
@@ -107,7 +109,7 @@ def _experiment(console: Console, name: str, args: list[str]) -> None:
 
         run = comparison.run if name == "compare" else experiment.run
         folder = run(config, name, console)
-        console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _diagnose(console: Console, args: list[str]) -> None:
@@ -116,7 +118,7 @@ def _diagnose(console: Console, args: list[str]) -> None:
         from gpc import diagnosis
 
         folder = diagnosis.run(config, "diagnose", console)
-        console.print(f"pictures: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"pictures: {folder}", soft_wrap=True)
 
 
 def _policies(console: Console, args: list[str]) -> None:
@@ -152,11 +154,11 @@ def _report(console: Console, args: list[str]) -> None:
     if len(paths) > 1:
         page, store = Path("study.html"), Path("study.db")
         write_study(paths, page, store, console)
-        console.print(f"every episode: {store}", highlight=False, soft_wrap=True)
+        console.print(f"every episode: {store}", soft_wrap=True)
     else:
         page = write_report(paths[0])
         print_summary(paths[0], console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _replay(console: Console, args: list[str]) -> None:
@@ -169,7 +171,7 @@ def _replay(console: Console, args: list[str]) -> None:
     from gpc.replay import replay
 
     found = replay(given.run, given.episode, given.policies, console, given.video)
-    console.print(*found.lines(), sep="\n", highlight=False, soft_wrap=True, markup=False)
+    console.print(*found.lines(), sep="\n", soft_wrap=True)
     if not found.same:
         raise RunError(f"episode {given.episode} of {given.run} did not come out the same")
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpc.cluster import Executor
@@ -25,6 +24,7 @@ from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
 from gpc.errors import InputError
 from gpc.film import record_video
+from gpc.inert import Console, file_name
 from gpc.load import load_policy
 from gpc.policy import Policy, absolute, check_names, named, rename, simulator_of
 from gpc.record import Row, RunFolder, searched_seeds
@@ -38,7 +38,7 @@ BY_POLICY = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost
 """The keys that say something of policies by their names, and how one looks."""
 
 COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(),
     MofNCompleteColumn(),
     TimeElapsedColumn(),
@@ -121,7 +121,6 @@ class Experiment:
                 self.console.print(
                     f"note: {path} chose weights of these policies on seeds {min(searched)} to {max(searched)}, where the "
                     "chosen ones look better than they are; a figure to report needs other seeds",
-                    highlight=False,
                     soft_wrap=True,
                 )
 
@@ -235,7 +234,7 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
 def say_notes(policy: ComposedPolicy, console: Console) -> None:
     """What is approximate about a composition."""
     for note in filter(None, (member.note for member in policy.members)):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
@@ -263,18 +262,18 @@ def weights_of(config: DictConfig, count: int) -> Weights:
 
 
 def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> Path:
-    """The run folder that a configuration names, or the one that its environment and policies suggest."""
-    return Path(config.run_dir or f"runs/{kind}-{env.lower().replace('/', '-')}-{'+'.join(names)}")
+    """Return the run folder that a configuration names, or one in runs/ whose name is made of environment and policies."""
+    return Path(config.run_dir or Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}")))
 
 
 def finish(experiment: Experiment, folder: Path) -> None:
-    """What people read of a run that has its summary: the table in the terminal, the video, the page."""
-    print_summary(folder, experiment.console)
+    """What people read of a run that has its summary: the video, the page, then the table in the terminal."""
     if experiment.config.video:
         env = experiment.env.make()
         record_video(env, folder, experiment.config.video)
         env.close()
     write_report(folder)
+    print_summary(folder, experiment.console)
 
 
 def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from gpc.env import Array, Environment
+from gpc.inert import label
 from gpc.record import Row, read_json, read_rows, read_trajectory
 from gpc.summary import by_candidate
 
@@ -50,7 +51,7 @@ def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: in
                 frame = frames[min(i, len(frames) - 1)]
                 canvas = Image.new("RGB", (frame.shape[1], frame.shape[0] + 32), "white")
                 canvas.paste(Image.fromarray(frame), (0, 32))
-                ImageDraw.Draw(canvas).text((6, 9), title, fill="black", font_size=14)
+                ImageDraw.Draw(canvas).text((6, 9), label(title), fill="black", font_size=14)
                 shown.append(np.asarray(canvas))
             cast(Any, writer).append_data(np.concatenate(shown, axis=1))
 

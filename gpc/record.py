@@ -222,7 +222,7 @@ def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old or the new content, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from gpc.env import Array
 from gpc.errors import InputError
 from gpc.experiment import BY_POLICY, Experiment
 from gpc.film import film, write_video
+from gpc.inert import Console
 from gpc.load import load_policy
 from gpc.record import Row, read_json, read_rows, read_trajectory, versions
 from gpc.rollout import Episode, Job, rollout

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 import zarr
-from rich.console import Console
 from toy_robots import Arm, Line
 
 import gpc
@@ -20,6 +19,7 @@ from gpc.config import load_config
 from gpc.control import Sampling
 from gpc.demonstrations import read
 from gpc.errors import InputError
+from gpc.inert import Console
 from gpc.record import read_trajectory
 
 pytest.importorskip("lerobot")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import make_card, save_policy
-from rich.console import Console
+from hostile import NAMES
 
 import gpc
 from gpc.cli import main
@@ -21,7 +21,8 @@ from gpc.config import load_config
 from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read, write_replay_buffer
 from gpc.errors import InputError
-from gpc.experiment import compose_from
+from gpc.experiment import Experiment, compose_from, finish, folder_of
+from gpc.inert import Console
 from gpc.policy import observation_tensors
 from gpc.record import read_rows
 
@@ -258,3 +259,37 @@ def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):
     assert "action_names goes by policy; there is no 'tiny'; choose one of tiny-noise" in capsys.readouterr().err
     assert main([*ask, "origin={tiny-noise: nowhere}"]) == 2
     assert "tiny-noise reads 'nowhere' (2,)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policys_name_chooses_no_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = folder_of(load_config("search", ["policies=[a,b]"]), "search", name, [name, "b"])
+    folder.mkdir(parents=True)
+    assert [path.relative_to(tmp_path) for path in tmp_path.glob("*/*")] == [folder]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert not set(":\n\x1b\u202e") & set(folder.name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "env", "names", "folder"),
+    [
+        ("search", "PushT", ["pusht-diffusion", "pusht-flow"], "search-pusht-pusht-diffusion+pusht-flow"),
+        ("evaluate", "gymnasium/FetchPush-v3", ["my_policy.v2"], "evaluate-gymnasium-fetchpush-v3-my_policy.v2"),
+        ("compare", "PushT", ["a + b [0.4, 0.6]", "b"], "compare-pusht-a + b [0.4, 0.6]+b"),
+    ],
+)
+def test_harmless_names_keep_the_folder_that_they_had(kind, env, names, folder):
+    assert folder_of(load_config(kind, ["policies=[a,b]"]), kind, env, names) == Path("runs", folder)
+    assert folder_of(load_config(kind, ["policies=[a,b]", "run_dir=../mine:1"]), kind, env, names) == Path("../mine:1")
+
+
+def test_a_table_that_cannot_be_printed_does_not_cost_the_page(undisturbed, tiny, tmp_path, monkeypatch):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    (folder / "report.html").unlink()
+    config = load_config("search", [f"policies=[{','.join(tiny)}]", *SEARCH, "video=0"])
+    experiment = Experiment(config, [gpc.load_policy(source) for source in tiny], Console())
+    monkeypatch.setattr(Console, "print", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finish(experiment, folder)
+    assert "data:image/png;base64" in (folder / "report.html").read_text()

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from gpc.bridge.client import RemotePolicy
 from gpc.bridge.inference import leave_a_core
@@ -28,6 +27,7 @@ from gpc.config import build
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError, RunError, Stopped
 from gpc.experiment import compose_from
+from gpc.inert import Console, file_name
 
 CLOCKS = ("real", "lockstep")
 SWITCH = 0.0005  # seconds after which a thread must let another run; Python's 0.005 is a period of 200 Hz
@@ -49,7 +49,7 @@ def run(config: DictConfig, console: Console) -> Path:
     """
     planner = planner_from(config, console)
     robot = robot_from(config)
-    folder = Path(config.run_dir or f"runs/deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = Path(config.run_dir or Path("runs", file_name(f"deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")))
     outcome = deploy(config, planner, robot, folder, console)
     console.print(f"{folder}: {outcome.why}", highlight=False, soft_wrap=True)
     if outcome.code > 1:

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from rich.console import Console
 
 from gpc.bridge.loop import Tick
 from gpc.bridge.pilot import MODES, Event
 from gpc.demonstrations import ACTION
 from gpc.env import Array
 from gpc.errors import InputError
+from gpc.inert import Console
 from gpc.record import versions, write_atomically
 
 EVERY = 1.0  # seconds between writings: what a kill can cost

@@ -21,7 +21,6 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -35,6 +34,7 @@ from gpc.composers import Weightable
 from gpc.config import build
 from gpc.errors import GpcError, InputError
 from gpc.experiment import compose_from
+from gpc.inert import Console
 
 LOG = logging.getLogger(__name__)
 

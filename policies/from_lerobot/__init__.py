@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -27,6 +26,7 @@ from torch import Tensor
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError
+from gpc.inert import notice
 from gpc.noise import NoiseLevels, Schedule
 from gpc.policies.checkpoint import representation
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
@@ -130,7 +130,7 @@ def find(source: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    print(f"gpc: fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)", file=sys.stderr)
+    notice(f"fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)")
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError) as error:

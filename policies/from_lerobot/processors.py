@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES
 from safetensors import SafetensorError
 
 from gpc.errors import InputError
+from gpc.inert import notice
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -196,10 +196,9 @@ def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[
     alone = [key for key in cameras if key not in source]
     if len(alone) < len(cameras):
         for key in alone:
-            print(
-                f"gpc: {folder / PRE} renames cameras, but none to {key!r}; an environment must offer it, or "
-                f"'rename_map={{{key}: ITS KEY}}'; if it was trained without, take it out of input_features in {CONFIG}",
-                file=sys.stderr,
+            notice(
+                f"{folder / PRE} renames cameras, but none to {key!r}; an environment must offer it, or "
+                f"'rename_map={{{key}: ITS KEY}}'; if it was trained without, take it out of input_features in {CONFIG}"
             )
     shapes = {}
     for key, feature in features.items():
