@@ -154,7 +154,7 @@ def _numbers(name: str, value: Any) -> Array:
 def _shaped(key: str, name: str, value: Array, shape: tuple[int, ...]) -> Array:
     """The value if it has the shape; never reshaped: another layout of a picture has as many numbers."""
     if value.shape != shape:
-        raise RunError(f"the robot's {name!r} has the shape {value.shape}; for {key!r} the policy reads {shape}")
+        raise RunError(f"the robot's {name!r} has the shape {value.shape}; {key!r} takes {shape or 'a number'}")
     return value
 
 
