@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import select
+import signal
 import sys
 import termios
 import time
@@ -45,6 +46,8 @@ def flight(run, kind, what, keys):
         status = result if ended else None
     while select.select([ours], [], [], 0.2)[0]:
         output += os.read(ours, 4096).decode()
+    if status is None or os.WIFSTOPPED(status):
+        os.kill(process, signal.SIGKILL)
     summary = json.loads(Path(run, "summary.json").read_text()) if Path(run, "summary.json").exists() else {}
     return {
         "exit": os.WEXITSTATUS(status) if status is not None and os.WIFEXITED(status) else f"status {status}",
