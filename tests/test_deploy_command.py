@@ -198,6 +198,22 @@ def test_a_signal_in_virtual_time_ends_the_episode_in_good_order(tmp_path):
     assert not arm.is_connected
 
 
+def test_a_robot_that_is_not_disconnected_is_a_fault_though_a_signal_came_first(tmp_path):
+    class Stuck(Arm):
+        def send_action(self, action):
+            if len(self.sent) == 10:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().send_action(action)
+
+        def disconnect(self):
+            raise OSError("the port is busy")
+
+    outcome, _, _ = flown(tmp_path, planner=Line(), robot=Stuck())
+    words = "SIGTERM; the robot was not disconnected: OSError: the port is busy"
+    assert (outcome.why, outcome.code) == (words, 1)
+    assert json.loads((tmp_path / "deployed/summary.json").read_text())["why"] == words
+
+
 def test_a_driver_that_fails_in_virtual_time_is_disconnected_and_named(tmp_path):
     class Unplugged(Arm):
         def connect(self, calibrate=True):

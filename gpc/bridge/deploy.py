@@ -99,7 +99,8 @@ def deploy(
             why = loop.pilot.why if loop.pilot.mode == STOPPED else operator.why or "the time is over"
             code = operator.code if operator.why else int(loop.pilot.mode == STOPPED)
         except RunError as error:
-            figures, why, code = {}, str(error), operator.code or 1
+            figures, code = {}, 1  # a fault, whatever was asked for before
+            why = str(error) if operator.why in str(error) else f"{operator.why}; {error}"
         finally:
             recorder.close()
         summary = recorder.finish({"why": why, "mode": config.mode, "events": dict(recorder.kinds), **figures})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 _UNCATCHABLE = {"SIGKILL", "SIGSTOP"}
-_HARMLESS = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH"}  # ignored by default
+_HARMLESS = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGINFO"}  # ignored by default
 _ERRORS = {"SIGPIPE", "SIGXFSZ"}  # Python ignores them: the write raises an OSError
 _FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"}  # the faulty instruction would run again
 _OTHERS = {getattr(signal, name) for name in _UNCATCHABLE | _HARMLESS | _ERRORS | _FAULTS if hasattr(signal, name)}

@@ -118,9 +118,9 @@ class RobotThread(Thread):
 
 
 def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> Timing:
-    """One episode in real time; returns when the robot is disconnected, or is given up.
+    """Fly one episode in real time; returns when the robot is disconnected, or is given up.
 
-    Raises InputError where the robot is not ready, RunError where it fails or hangs; why the pilot stopped is its own.
+    Raises InputError if the robot is not ready, RunError if it fails or hangs; why the pilot stopped is its own.
     """
     thread = RobotThread(loop, planner, clock, operator)
     thread.start()
@@ -202,8 +202,6 @@ def _give_up(thread: RobotThread) -> None:
     last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot)), daemon=True)
     last.start()
     last.join(1.0)
-    problem = (
-        "disconnect hangs, too: cut its power" if not problems else problems[0] and f"{problems[0]}: cut its power"
-    )
+    problem = problems[0] if problems else "disconnect hangs, too"
     reason = f"{thread.operator.why}; its driver was given up after {thread.clock.disconnect_within:g} s"
-    thread.failure = RunError("; ".join(filter(None, (reason, problem))))
+    thread.failure = RunError(f"{reason}; {problem}: cut its power" if problem else reason)

@@ -78,10 +78,9 @@ class Recorder:
         """
         if (path / "manifest.json").exists():
             raise InputError(f"{path} holds an episode already; choose another run_dir")
-        viewer = View(view) if view else None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._disk = Disk(path)
+            self._disk, viewer = Disk(path), View(view) if view else None
             content = {"schema_version": 1, "config": manifest, "versions": versions()}
             write_atomically(path / "manifest.json", json.dumps(content, indent=1) + "\n")
         except OSError as error:
