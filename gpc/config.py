@@ -8,17 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.resources import files
 from inspect import Parameter, signature
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
+from msgspec import Meta
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gpc.errors import InputError
 from gpc.load import suggest
+from gpc.schema import Seconds, check
 
 # Hydra imports and calls whatever `_target_` names; nothing but these is ever handed to it.
 ALLOWED = frozenset(
@@ -49,10 +52,25 @@ ALLOWED = frozenset(
     }
 )
 
-NUMBERS = (
-    *("episodes", "block", "seed", "video", "max_batch"),
-    *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
-)
+Count = Annotated[int, Meta(ge=1, le=10**6)]
+Seed = Annotated[int, Meta(ge=0, le=2**31)]
+KINDS: Mapping[str, Any] = {
+    **{key: Count for key in ("episodes", "block", "max_batch")},
+    **{f"{phase}.{key}": Count for phase in ("search", "report") for key in ("budget", "episodes")},
+    **{key: Seed for key in ("seed", "search.seed", "report.seed")},
+    "video": Annotated[int, Meta(ge=0, le=10**6)],
+    "fps": Annotated[float, Meta(gt=0, le=1000)],
+    "rate": Annotated[float, Meta(gt=0, le=1e6)] | None,
+    "seconds": Seconds | None,
+    "clock.latency": Annotated[float, Meta(ge=0, le=1e9)],
+    "server": str | None,
+    "task": str,
+    "dataset": str | None,
+    "view": bool | str,
+    **{f"stitch.{key}": Count for key in ("n_action_steps", "every", "kept")},
+}
+"""Types and bounds of settings, in every command that has them; what is built from a `_target_` checks itself."""
+
 # their keys are the policies' and the simulator's own
 OPEN = r"rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
 
@@ -73,14 +91,14 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, name)) from None
-    _check_targets(config)
-    _check_numbers(config)
+    _check_nodes(config)
+    _check_kinds(config)
     return config
 
 
 def bind(config: DictConfig) -> Callable[..., Any]:
     """What a config node's `_target_` names, with the node's arguments: call it with the others."""
-    _check_targets(config)
+    _check_nodes(config)
     bound: Callable[..., Any] = instantiate(config, _partial_=True, _convert_="all")
     return bound
 
@@ -132,16 +150,15 @@ def options(group: str) -> list[str]:
     )
 
 
-def _check_numbers(config: DictConfig) -> None:
-    """Counts and seeds must be whole numbers that make sense; InputError names the key."""
-    for key in NUMBERS:
-        value = OmegaConf.select(config, key, default=1)
-        low, high = (0, 2**31) if key.endswith("seed") else (key != "video", 10**6)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise InputError(f"{key}={value} must be a whole number, at least {low:d} and at most {high}")
+def _check_kinds(config: DictConfig) -> None:
+    for key, kind in KINDS.items():
+        value = OmegaConf.select(config, key, default=MISSING)
+        if value is not MISSING:
+            check(kind, value, key)
 
 
-def _check_targets(node: DictConfig) -> None:
+def _check_nodes(node: DictConfig) -> None:
+    """Refuse targets that are not allowed, and NaN, wherever they stand."""
     _walk(OmegaConf.to_container(node, resolve=True), "")
 
 
@@ -150,6 +167,8 @@ def _walk(value: Any, where: str) -> None:
     for key, item in pairs:
         if key == "_target_" and item not in ALLOWED:
             raise InputError(f"{where}_target_={item} is not allowed; gpc builds only {', '.join(sorted(ALLOWED))}")
+        if isinstance(item, float) and np.isnan(item):  # every comparison with a bound would be false
+            raise InputError(f"{where}{key}={item} is not a number")
         _walk(item, f"{where}{key}.")
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
 from gpc.bridge.planner import Planner, answer
 from gpc.bridge.robot import Reading, Robot, Wiring
@@ -134,14 +135,21 @@ class Loop:
         return self.wiring.action(reading) if known else None
 
 
-def lockstep(loop: Loop, planner: Planner, period: float, steps: int, latency: float = 0.0) -> int:
+def lockstep(
+    loop: Loop, planner: Planner, period: float, steps: int, latency: float = 0.0, operator: Operator | None = None
+) -> int:
     """Fly `steps` periods in virtual time: a reply is handed in at the first period `latency` seconds after its ask, or later.
 
-    Ends early when the pilot stops. With latency 0 the actions are those of `gpc evaluate`. Returns how many were flown.
+    Ends early when the pilot stops, as it does when the operator asks for it. With latency 0 the actions are those of
+    `gpc evaluate`. Returns how many were flown.
     """
+    operator = operator or Operator()
     coming: deque[tuple[float, Reply]] = deque()
     for i in range(steps):
         now = i * period
+        operator.look()
+        if operator.why:
+            loop.pilot.stop(now, operator.why)
         if ask := loop.sense(now):
             coming.append((now + latency - period * 1e-6, answer(planner, ask)))
         while coming and coming[0][0] <= now:
