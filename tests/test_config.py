@@ -29,7 +29,7 @@ def test_nan_is_refused_for_every_number_of_every_command():
             with pytest.raises(InputError, match=rf"{key}=nan"):
                 load_config(command, [*given, f"{key}=nan"])
         tried |= keys
-    assert {"fps", "watchdog.deadline", "clock.latency", "engine.timeout", "sampler.rho", "timeout"} <= tried
+    assert {"fps", "watchdog.deadline", "clock.latency", "engine.timeout", "sampler.sigma_max", "timeout"} <= tried
 
 
 @pytest.mark.parametrize(
