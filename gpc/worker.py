@@ -1,4 +1,4 @@
-"""A simulator process: `python -m gpc.worker FD` serves its lanes over the socket that it inherited.
+"""A simulator process: `python -P -m gpc.worker FD` serves its lanes over the socket that it inherited.
 
 A process of its own (not a fork, and without the parent's `__main__`): it never loads torch, and a crash, a hang or a leak
 of a simulator stays outside the engine. It ends when the engine closes the socket or dies.

@@ -106,7 +106,10 @@ def test_a_signal_to_the_command_ends_it_in_good_order(tmp_path, tiny, number):
         f"run_dir={tmp_path}/run",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpc.cli", "deploy", *keys], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-m", "gpc.cli", "deploy", *keys],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     began = time.monotonic()
     while not any("ok: " in line for line in iter(process.stdout.readline, "") if "ok" in line):

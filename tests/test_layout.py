@@ -36,7 +36,7 @@ def test_the_runtime_imports_neither_policies_nor_simulators(path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "envs").glob("*.py")))
 def test_a_simulator_process_never_loads_torch(name):
     code = f"import sys, gpc.worker, gpc.envs.{name}; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize("target", ["shutil.copy", "os.system", "gpc.record.write_atomically", "builtins.eval"])

@@ -73,5 +73,7 @@ def _stored(names: tuple[str, ...]) -> str | None:
     except OSError:
         return None
     except (netrc.NetrcParseError, UnicodeDecodeError) as error:
-        raise InputError(f"~/.netrc (or $NETRC) cannot be read: {one_line(error)}; correct it, or give token=") from None
+        raise InputError(
+            f"~/.netrc (or $NETRC) cannot be read: {one_line(error)}; correct it, or give token="
+        ) from None
     return next((known[name][2] for name in names if name in known and name != "default"), None)

@@ -125,7 +125,9 @@ class RemotePolicy:
             fix = f"give token=, or 'machine {self._address.host} login gpc password TOKEN' in ~/.netrc"
             return InputError(f"policy server {self.url} {sent}; {fix}")
         if 300 <= status < 400:
-            return InputError(f"policy server {self.url} redirects, which is not followed; give the url that it serves on")
+            return InputError(
+                f"policy server {self.url} redirects, which is not followed; give the url that it serves on"
+            )
         return InputError(f"policy server {self.url} refuses the connection ({status}): {body}")
 
     def _give_up(self) -> None:
