@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from gpc.align import Aligned
@@ -42,14 +43,14 @@ class Sampling:
     """
 
     method: str = "dpmpp_2m"
-    steps: int = 8
+    steps: Annotated[int, Meta(le=10**4)] = 8
     sigma_max: float = 40.0
     sigma_min: float = 0.01
     rho: float = 7.0
     grid: str = "karras"
-    corrections: int = 0
+    corrections: Annotated[int, Meta(le=1000)] = 0
     rate: float = 0.1
-    candidates: int = 1
+    candidates: Annotated[int, Meta(le=1024)] = 1
     critic: str | None = None
     teleport: float | None = None
     spread: float = 0.5

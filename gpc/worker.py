@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
+from msgspec import Meta
 
 from gpc.env import Array, Environment, Frame
 
@@ -32,10 +33,10 @@ class EnvSpec:
     """
 
     target: str
-    n_action_steps: int
-    max_steps: int
+    n_action_steps: Annotated[int, Meta(ge=0, le=10**4)]
+    max_steps: Annotated[int, Meta(ge=0, le=10**6)]
     observation_keys: tuple[str, ...] | None = None
-    n_obs_steps: int = 1
+    n_obs_steps: Annotated[int, Meta(ge=1, le=1024)] = 1
     options: Mapping[str, Any] | None = None
     history: Mapping[str, int] | None = None
 
