@@ -183,7 +183,7 @@ def test_a_warm_chunk_starts_from_what_the_one_before_planned_for_its_steps():
     [
         ({"corrections": 2}, "sampler.corrections=2"),
         ({"rate": 1.5}, "sampler.rate=1.5"),
-        ({"candidates": 0}, "candidates >= 1"),
+        ({"candidates": 0}, "1 to 1024 candidates"),
         ({"teleport": 100.0}, "sampler.teleport=100"),
         ({"warm": 1.0, "grid": "trained"}, "sampler.warm=1"),
         ({"teleport": 1.0, "steps": 1}, "sampler.steps=2"),

@@ -35,9 +35,9 @@ POISONS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def watched():
-    """The events of this process that name what a poisoned folder names; listening ends with the module."""
+    """The events of this process, during a test, that name what a poisoned folder names."""
     events, on = [], [True]
 
     def hook(event, args):
@@ -169,7 +169,6 @@ def test_what_belongs_to_a_package_or_a_path_waits_for_trust(
     assert watched == []
     assert main([*ask, "--trust"]) == 2
     assert POISONED in capsys.readouterr().err  # there is none
-    watched.clear()
 
 
 def test_what_only_looks_like_an_environment_is_called_under_no_circumstances(compared, tiny, tmp_path, capsys):
