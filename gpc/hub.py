@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 NOT_FETCHED = "what a file names is not fetched: give a folder, or if you trust the name, run `hf download NAME` first"
 
@@ -12,7 +13,8 @@ NOT_FETCHED = "what a file names is not fetched: give a folder, or if you trust 
 @contextmanager
 def offline() -> Iterator[None]:
     """Enter a block in which names come from folders or the hub's cache, and no code that they bring is offered to be run."""
-    constants, utils = import_module("huggingface_hub.constants"), import_module("huggingface_hub.utils")
+    constants: Any = import_module("huggingface_hub.constants")
+    utils: Any = import_module("huggingface_hub.utils")
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     utils.reset_sessions()
     try:
@@ -27,7 +29,7 @@ def offline() -> Iterator[None]:
 def _no_prompt() -> Iterator[None]:
     """transformers asks at the terminal, for so many seconds, whether to run the code of a folder; 0: it refuses."""
     try:
-        code = import_module("transformers.dynamic_module_utils")
+        code: Any = import_module("transformers.dynamic_module_utils")
     except ImportError:
         yield
         return

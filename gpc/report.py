@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from gpc.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
-from gpc.record import read_json
+from gpc.record import read_json, write_atomically
 from gpc.store import write_store
 from gpc.study import OUTCOMES, RANKED, Run, Standing, entries, leaderboard, outcomes, read_run, searched, tasks
 from gpc.summary import mixture
@@ -106,7 +106,7 @@ def write_report(path: Path) -> Path:
     )
     parts.append(f"<h2>Run</h2><pre>{html.escape(json.dumps(run.manifest, indent=1))}</pre>")
     page = path / "report.html"
-    page.write_text("\n".join(parts))
+    write_atomically(page, "\n".join(parts))
     return page
 
 
@@ -131,7 +131,7 @@ def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console
             parts.append(f"<h2>{html.escape(str(run.path))}</h2><p class=verdict>{html.escape(_said(run.summary))}</p>")
             if run.summary["kind"] == "search":
                 parts += [_picture("success over the weights", weight_plot(run.summary)), *_seeds(run)]
-    page.write_text("\n".join(parts))
+    write_atomically(page, "\n".join(parts))
 
 
 def _standing(standing: Standing) -> list[str]:

@@ -211,6 +211,23 @@ def test_a_report_reads_and_writes_in_its_folder_alone(compared, tmp_path, watch
     assert changed <= {"run", "report.html", "curve.png", "outcomes.png", "progress.png", "comparison.png"}
 
 
+def test_a_link_in_a_folder_is_written_through_by_no_command(compared, tiny, tmp_path, capsys):
+    victim = tmp_path / "victim"
+    victim.write_text("the user's own")
+    folder = shutil.copytree(compared, tmp_path / "run")
+    for name in ("report.html", "summary.json", "manifest.json"):
+        (folder / f"{name}.tmp").symlink_to(victim)
+    (folder / "report.html").unlink()
+    (folder / "report.html").symlink_to(victim)
+    assert main(["report", str(folder)]) == 0
+    assert victim.read_text() == "the user's own"
+    (folder / "lock").unlink()
+    (folder / "lock").symlink_to(victim)
+    assert main(["evaluate", f"policies=[{tiny[0]}]", *SHORT, "episodes=1", f"run_dir={folder}"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert victim.read_text() == "the user's own"
+
+
 def test_the_module_of_an_environment_that_the_user_types_is_imported(tmp_path, monkeypatch):
     (tmp_path / "typed_by_the_user.py").write_text("raise ImportError('it was imported')")
     monkeypatch.syspath_prepend(tmp_path)
