@@ -166,11 +166,12 @@ def _replay(console: Console, args: list[str]) -> None:
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--episode", type=int, required=True, help="the line of episodes.jsonl, from 0")
     parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
+    parser.add_argument("--trust", action="store_true", help="the folder is your own: load what it names")
     parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
     given = parser.parse_args(args)
     from gpc.replay import replay
 
-    found = replay(given.run, given.episode, given.policies, console, given.video)
+    found = replay(given.run, given.episode, given.policies, console, given.video, given.trust)
     console.print(*found.lines(), sep="\n", soft_wrap=True)
     if not found.same:
         raise RunError(f"episode {given.episode} of {given.run} did not come out the same")

@@ -56,19 +56,21 @@ class Sampling:
             raise InputError(f"unknown sampler {self.method!r}; choose one of {', '.join(METHODS)}")
         if self.grid not in GRIDS:
             raise InputError(f"sampler.grid={self.grid!r}: choose one of {', '.join(GRIDS)}")
-        if self.steps < 1:
-            raise InputError(f"sampler.steps={self.steps}: at least one step is needed")
+        if not 1 <= self.steps <= 10_000:
+            raise InputError(f"sampler.steps={self.steps}: choose a number from 1 to 10000")
         if not 0 < self.sigma_min < self.sigma_max:
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
         self._check_options()
 
     def _check_options(self) -> None:
-        if self.corrections < 0 or (self.corrections and self.method != "langevin"):
-            raise InputError(f"sampler.corrections={self.corrections}: a number of steps of sampler=langevin, from 0")
+        if not 0 <= self.corrections <= 1000 or (self.corrections and self.method != "langevin"):
+            raise InputError(f"sampler.corrections={self.corrections}: steps of sampler=langevin, from 0 to 1000")
         if not 0 < self.rate < 1:
             raise InputError(f"sampler.rate={self.rate:g}: choose a number between 0 and 1")
-        if self.candidates < 1 or self.spread < 0:
-            raise InputError(f"sampler needs candidates >= 1 and spread >= 0, not {self.candidates}, {self.spread:g}")
+        if not 1 <= self.candidates <= 1024 or self.spread < 0:
+            raise InputError(
+                f"sampler needs 1 to 1024 candidates and spread >= 0, not {self.candidates}, {self.spread:g}"
+            )
         if self.critic is not None and self.candidates == 1:
             raise InputError("sampler.critic chooses among candidates; give it sampler.candidates=4, say")
         sigma = self.teleport

@@ -37,6 +37,11 @@ from gpc.weight_search import Outcome, Search, Weights, one_hot
 BY_POLICY = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
 """The keys that say something of policies by their names, and how one looks."""
 
+ENVIRONMENTS = tuple(
+    f"gpc.envs.{name}" for name in ("pusht:PushT", "from_robosuite:Robosuite", "from_gymnasium:Gymnasium")
+)
+"""What `env.target` may be: any other name of these modules would be called, too."""
+
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
     BarColumn(),
@@ -65,8 +70,8 @@ class Experiment:
         spec: EnvSpec = build(config.env)
         if spec.target == "policy":
             spec = simulator_of([*policies, *others], spec)
-        if not spec.target.startswith("gpc.envs."):
-            raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
+        if spec.target not in ENVIRONMENTS:
+            raise InputError(f"env.target={spec.target} is not an environment of gpc.envs: {', '.join(ENVIRONMENTS)}")
         observations = self.policy.observations
         keys, steps = tuple(observations.shapes), observations.n_obs_steps
         self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())

@@ -64,7 +64,7 @@ class RunFolder:
         self.path, self.length = path, length
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
+            self._lock = os.fdopen(os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         except OSError as error:
             raise InputError(f"run_dir={path} cannot be written: {error.strerror}") from None
         try:
@@ -222,7 +222,8 @@ def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader, or a kill, sees the old or the new content, never a part."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # in a folder of others it may be a link to any file
+    with temporary.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

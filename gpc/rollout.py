@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from gpc.env import Array, Frame
 from gpc.errors import InputError, RunError
+from gpc.process import python, search_path
 from gpc.worker import EnvSpec, Failure, Order, Report
 
 __all__ = ["Actor", "Engine", "EnvSpec", "Episode", "Health", "Job", "rollout"]
@@ -116,14 +116,14 @@ class _Worker:
 
     def __init__(self, env: EnvSpec, lanes: int, timeout: float) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "gpc.worker", str(theirs.fileno())]
+        command = python("-m", "gpc.worker", str(theirs.fileno()))
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self.connection = Connection(ours.detach())
         self.flights: list[_Flight | None] = [None] * lanes
         self.timeout, self.started = timeout, False
         self.deadline: float | None = None
-        self.send([sys.path, env, lanes])
+        self.send([search_path(), env, lanes])
 
     def send(self, message: object) -> None:
         self.deadline = time.monotonic() + self.timeout

@@ -89,6 +89,7 @@ def successes(args: argparse.Namespace, folder: Path) -> Iterator[tuple[Path, di
     """Episodes in the order of their seeds; the caller stops when it has enough."""
     work = partial(play, args.task, tuple(args.observations), folder)
     seeds, pending = itertools.count(args.seed), deque()
+    os.environ["PYTHONSAFEPATH"] = "1"  # workers begin with `python -c`, which imports from the current folder first
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         try:
             while True:

@@ -169,7 +169,7 @@ def test_the_command_runs_pairs_and_writes_what_it_promises(undisturbed, capsys)
 
 
 def test_a_killed_command_goes_on_to_the_same_files(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=1")]
+    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=1")]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < 4:
         time.sleep(0.01)

@@ -52,7 +52,7 @@ def free_port():
 
 
 def start(host, port, *before):
-    command = [*before, sys.executable, "-c", SERVE, host, str(port)]
+    command = [*before, sys.executable, "-P", "-c", SERVE, host, str(port)]
     here = Path(__file__).parent
     where = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'scripts'}"}  # as pytest has it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=where)

@@ -78,7 +78,7 @@ def test_workers_and_batch_size_do_not_change_the_table(undisturbed, tiny, tmp_p
 
 
 def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
     for target in (3, 9, 16):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < target:

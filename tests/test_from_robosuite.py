@@ -309,7 +309,7 @@ print([name for name in ("torch", "robomimic", "OpenGL") if name in sys.modules]
 
 def test_a_simulator_process_is_light_and_quiet() -> None:
     env = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
-    done = subprocess.run([sys.executable, "-c", LIGHT], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", LIGHT], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 

@@ -143,7 +143,7 @@ def test_a_teleport_of_no_spread_is_an_euler_step():
     [
         ({"corrections": 2}, "sampler.corrections=2"),
         ({"rate": 1.5}, "sampler.rate=1.5"),
-        ({"candidates": 0}, "candidates >= 1"),
+        ({"candidates": 0}, "1 to 1024 candidates"),
         ({"teleport": 100.0}, "sampler.teleport=100"),
         ({"teleport": 1.0, "grid": "trained"}, "sampler.teleport=1"),
         ({"teleport": 1.0, "steps": 1}, "sampler.steps=2"),

@@ -129,7 +129,7 @@ with RunFolder(Path(sys.argv[1]), {}, 3) as folder:
 def test_fifty_kills_lose_no_acknowledged_row_and_tear_none(tmp_path):
     rng, acknowledged = np.random.default_rng(0), set()
     for _ in range(50):
-        child = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        child = subprocess.Popen([sys.executable, "-P", "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         line = child.stdout.readline()
         time.sleep(rng.uniform(0, 0.03))
         child.send_signal(signal.SIGKILL)

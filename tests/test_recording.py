@@ -79,7 +79,7 @@ for i in range(100000):
 
 @pytest.mark.parametrize("after", [100, 200])
 def test_killed_anywhere_what_was_recorded_stays_readable(tmp_path, after):
-    command = [sys.executable, "-c", WRITE, str(tmp_path / "run")]
+    command = [sys.executable, "-P", "-c", WRITE, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
     while int(process.stdout.readline()) < after:
         pass

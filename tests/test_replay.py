@@ -24,7 +24,7 @@ def searched(tiny, tmp_path_factory):
 @pytest.fixture
 def said(capsys):
     def run(folder, episode, *more):
-        code = main(["replay", str(folder), "--episode", str(episode), *more])
+        code = main(["replay", str(folder), "--episode", str(episode), "--trust", *more])
         captured = capsys.readouterr()
         return code, " ".join((captured.out + captured.err).split())
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError
+from gpc.hub import NOT_FETCHED, offline
 from gpc.inert import notice
 from gpc.noise import NoiseLevels, Schedule
 from gpc.policies.checkpoint import representation
@@ -38,7 +39,6 @@ from gpc.policies.from_lerobot.processors import (
     affine,
     load_processors,
     observed,
-    offline,
     raw_shapes,
     read_json,
 )
@@ -178,8 +178,7 @@ def _load_model(folder: Path, config: Any) -> Any:
         KeyError,
     ) as error:  # transformers: no such folder or repository, no network
         raise InputError(
-            f"{folder / CONFIG}: LeRobot cannot build this network ({' '.join(str(error).split())}); what it names must be a "
-            "folder or in the hub's cache"
+            f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({' '.join(str(error).split())}); {NOT_FETCHED}"
         ) from None
     try:
         load_model(model, folder / WEIGHTS, strict=True)
@@ -189,6 +188,12 @@ def _load_model(folder: Path, config: Any) -> Any:
             f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network"
         ) from None
     return model.eval().requires_grad_(False)
+
+
+def _named(config: Any) -> str:
+    """The model that a configuration names, for an error."""
+    name = getattr(config, "vlm_model_name", None)
+    return f" from {name!r}" if name else ""
 
 
 def _name(folder: Path) -> str:
