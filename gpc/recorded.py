@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct, field, to_builtins
 
+from gpc.config import completed
 from gpc.control import Sampling
 from gpc.errors import InputError
 from gpc.load import bundled_cards, is_ours
@@ -118,7 +119,7 @@ def rebuilt(recorded: Resolved, composer: Composer) -> dict[str, Any]:
     """Return the configuration of an episode, for one simulator in one process."""
     found: dict[str, Any] = to_builtins(recorded)
     config = {key: found[key] or {} for key in ("env", "sampler", "rename_map", "action_names", "origin", "steer")}
-    return {**config, "composer": to_builtins(composer), **SINGLE_PROCESS}
+    return {**config, "sampler": completed(config["sampler"]), "composer": to_builtins(composer), **SINGLE_PROCESS}
 
 
 def requests(recorded: Resolved, sources: Sequence[str]) -> Iterator[Request]:
