@@ -28,12 +28,12 @@ from gpc.composition import ComposedPolicy
 from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
+from gpc.disk import write_atomically, writing
 from gpc.env import Array, Frame, Pointing
 from gpc.errors import InputError
 from gpc.experiment import Experiment, folder_of, loaded, numbers
 from gpc.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.policy import observation_tensors
-from gpc.record import write_atomically
 from gpc.superposition import begun
 from gpc.weight_search import one_hot, simplex
 from gpc.worker import Lane, Order
@@ -211,9 +211,10 @@ def run(config: DictConfig, kind: str, console: Console) -> Path:
     folder = folder_of(config, kind, experiment.env.name, experiment.names)
     with console.status("playing an episode"):
         found, pictures = diagnose(experiment, policy)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", json.dumps(found, indent=1) + "\n")
     for name, content in pictures.items():
-        (folder / name).write_bytes(content)
+        write_atomically(folder / name, content)
     show(found, console)
     return folder

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Column, Table
 
+from gpc.disk import write_atomically
 from gpc.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
-from gpc.record import read_json
 from gpc.store import write_store
 from gpc.study import OUTCOMES, RANKED, Run, Standing, entries, leaderboard, outcomes, read_run, searched, tasks
-from gpc.summary import mixture
+from gpc.summary import mixture, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a run folder's table and verdict."""
-    summary = read_json(path / "summary.json")
+    summary = read_summary(path)
     console.print(table(summary))
     if "verdict" in summary:
         console.print(summary["verdict"], highlight=False)
@@ -106,7 +106,7 @@ def write_report(path: Path) -> Path:
     )
     parts.append(f"<h2>Run</h2><pre>{html.escape(json.dumps(run.manifest, indent=1))}</pre>")
     page = path / "report.html"
-    page.write_text("\n".join(parts))
+    write_atomically(page, "\n".join(parts))
     return page
 
 
@@ -131,7 +131,7 @@ def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console
             parts.append(f"<h2>{html.escape(str(run.path))}</h2><p class=verdict>{html.escape(_said(run.summary))}</p>")
             if run.summary["kind"] == "search":
                 parts += [_picture("success over the weights", weight_plot(run.summary)), *_seeds(run)]
-    page.write_text("\n".join(parts))
+    write_atomically(page, "\n".join(parts))
 
 
 def _standing(standing: Standing) -> list[str]:
@@ -207,7 +207,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def _picture(alt: str, figure: Figure, file: Path | None = None) -> str:
     content = png(figure)
     if file:
-        file.write_bytes(content)
+        write_atomically(file, content)
     return f'<img alt="{alt}" src="{_data_uri(content, "image/png")}">'
 
 

@@ -93,11 +93,11 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_finished(tmp_path):
     if mount.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        big = {"action": np.random.default_rng(0).normal(size=(20_000, 2))}
+        big = [{"action": np.random.default_rng(seed).normal(size=(20_000, 2))} for seed in range(20)]
         with RunFolder(tmp_path, CONFIG, 20_000) as folder:
             folder.append(row(0), STEPS)
             with pytest.raises(RunError, match=r"the disk is full; \d+ finished episodes are kept"):
-                deque(folder.append(row(seed), big) for seed in range(1, 20))
+                deque(folder.append(row(seed), big[seed]) for seed in range(1, 20))
             kept = len(folder.rows)
         assert len(read_rows(tmp_path / "episodes.jsonl")) == kept >= 1
     finally:
