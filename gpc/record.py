@@ -14,6 +14,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, Queue
@@ -244,8 +245,9 @@ class Writer:
                     self._failure.append(error)
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a result, where installed."""
+    """Versions of Python and of the installed packages of `PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -42,7 +43,7 @@ class Trajectories:
         self._path, self._length = path / FOLDER, length
         with _checked(self._path, InputError, passed=OSError):
             self._group = zarr.open_group(_DurableStore(self._path), mode="a", zarr_format=3)
-            self._arrays = dict(self._group.arrays())
+            self._arrays: dict[str, Any] = {name: self._group[name] for name in _names(self._path)}
 
     def write(self, start: int, batch: Sequence[Mapping[str, Array]]) -> None:
         """Write the episodes of numbers `start` and following; they are on disk when this returns.
@@ -78,6 +79,7 @@ class Trajectories:
             chunks=(max(1, per_file // CHUNKS), *shape),
             shards=(per_file, *shape),
             dtype=value.dtype,
+            compressors=ZstdCodec(checksum=True),
             fill_value=np.nan,
             chunk_key_encoding={"name": "v2", "separator": "."},
         )
@@ -106,10 +108,15 @@ def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
     """
     with _checked(path / FOLDER, InputError, f"has no episode {episode} that can be read"):
         group = zarr.open_group(path / FOLDER, mode="r", zarr_format=3)
-        found = {name: _episode(name, array, episode) for name, array in group.arrays()}
+        found = {name: _episode(name, group[name], episode) for name in _names(path / FOLDER)}
     if "action" not in found:
         raise InputError(f"{path} has episodes.jsonl but no actions; copy its trajectories.zarr, too")
     return {name: value[~np.isnan(value.reshape(len(value), -1)).all(1)] for name, value in found.items()}
+
+
+def _names(path: Path) -> list[str]:
+    """The arrays: a kill may leave the folder of one that has no metadata yet."""
+    return sorted(file.parent.name for file in path.glob("*/zarr.json"))
 
 
 def _episode(name: str, array: Any, episode: int) -> Array:
