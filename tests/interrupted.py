@@ -1,7 +1,6 @@
 """A search that may be killed, or run out of disk, at any moment; each run is a fork of one process, so that it starts at once.
 
-Everything is gpc's own but one thing: a simulator is a thread, not a process, so that none has to be started for each of hundreds of
-runs.
+Everything is gpc's own but one thing: a simulator is a thread, not a process, so that hundreds of runs need not start one each.
 """
 
 import errno
