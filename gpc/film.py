@@ -56,11 +56,10 @@ def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: in
         try:
             _encode(temporary, panels, fps)
             count_frames_and_secs(temporary)  # an encoder whose disk is full at the very end does not fail
-            temporary.replace(path)
         except (OSError, RuntimeError, ValueError) as error:
+            temporary.unlink()
             raise RunError(f"{path} cannot be written: {one_line(error, 80)} (is the disk full?)") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        temporary.replace(path)
 
 
 def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -> None:

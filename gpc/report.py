@@ -98,7 +98,7 @@ def write_report(path: Path) -> Path:
         parts += _seeds(run, path / "outcomes.png")
         parts += _progress({path.name: run}, path / "progress.png")
     clip = path / "episodes.mp4"
-    if clip.exists() and clip.stat().st_size < MAX_VIDEO_BYTES:
+    if clip.is_file() and clip.stat().st_size < MAX_VIDEO_BYTES:
         source = _data_uri(clip.read_bytes(), "video/mp4")
         parts.append(f'<h2>Episodes</h2><video controls loop muted src="{source}"></video>')
     parts.append(

@@ -102,14 +102,18 @@ def test_a_reward_that_is_no_number_names_environment_and_seed():
 
 
 PAUSED = """
-import sys
-from pathlib import Path
-import test_rollout
-health = test_rollout.Health()
-spec = test_rollout.env(trouble="slow")
-for episode in test_rollout.rollout(test_rollout.JOBS[:6], test_rollout.homing, spec, test_rollout.Engine(timeout=2.0), health):
+from collections import deque
+from test_rollout import JOBS, Engine, Health, env, homing
+from gpc.rollout import _Run
+run = _Run(deque(JOBS[:6]), homing, env(trouble="slow"), Engine(), Health())
+run.start()
+for episode in run.episodes():
+    for worker in run.workers:
+        worker.timeout = 2.0  # from now on: a machine may be slow to start one
     print(episode.job.seed, flush=True)
-print(health.breakdowns, flush=True)
+print(run.health.breakdowns, flush=True)
+for worker in run.workers:
+    worker.close()
 """
 
 
@@ -120,7 +124,7 @@ def test_a_group_that_was_paused_for_longer_than_the_timeout_is_not_a_breakdown(
     )
     lines = [child.stdout.readline()]
     os.killpg(child.pid, signal.SIGSTOP)
-    time.sleep(2.5)
+    time.sleep(3)
     os.killpg(child.pid, signal.SIGCONT)
     lines += child.stdout.readlines()
     assert child.wait() == 0
