@@ -26,7 +26,7 @@ from gpc.errors import InputError, one_line
 from gpc.film import record_video
 from gpc.load import load_policy
 from gpc.policy import Policy, absolute, check_names, named, rename, simulator_of
-from gpc.record import Row, RunFolder, Writer, searched_seeds
+from gpc.record import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
 from gpc.steering import steer
@@ -124,7 +124,7 @@ class Experiment:
                     soft_wrap=True,
                 )
 
-    def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job], title: str = "") -> list[Row]:
+    def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
         """Run the jobs that the folder does not hold yet; returns the rows of all jobs. The bar counts what is on disk."""
         todo = [job for job in jobs if not _done(folder, phase, job)]
         if todo:
@@ -347,7 +347,7 @@ def _denoising_error(experiment: Experiment) -> DenoisingError | None:
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)
 
 
-def _done(folder: RunFolder, phase: str, job: Job) -> bool:
+def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
     row = folder.rows.get((phase, job.candidate, job.seed))
     if row and row.weights != job.weights:
         raise InputError(
@@ -357,7 +357,7 @@ def _done(folder: RunFolder, phase: str, job: Job) -> bool:
     return row is not None
 
 
-def _row(phase: str, episode: Episode) -> Row:
+def _row(phase: Phase, episode: Episode) -> Row:
     job = episode.job
     return Row(phase, job.candidate, job.seed, job.weights, episode.success, episode.score, episode.steps)
 

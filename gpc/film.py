@@ -67,7 +67,7 @@ def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -
     from PIL import Image, ImageDraw
 
     longest = max(len(frames) for _, frames in panels)
-    settings = {"codec": "libx264", "macro_block_size": 16, "quality": 6, "ffmpeg_log_level": "quiet"}
+    settings: dict[str, Any] = {"codec": "libx264", "macro_block_size": 16, "quality": 6, "ffmpeg_log_level": "quiet"}
     with imageio.get_writer(path, fps=fps, **settings) as writer:
         for i in range(longest):
             shown = []

@@ -36,6 +36,7 @@ def undisturbed(searches, tmp_path_factory):
     begin = time.monotonic()
     code, size = searches.run(folder / "second")
     assert code == 0
+    assert int(size) > 10_000
     assert content(folder / "first") == content(folder / "second")
     return content(folder / "second"), time.monotonic() - begin, int(size)
 

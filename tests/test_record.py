@@ -1,6 +1,5 @@
 import json
 import os
-import pickle
 import resource
 import shutil
 import subprocess
@@ -269,26 +268,28 @@ def test_a_run_does_not_continue_over_a_damaged_trajectory(tmp_path):
         folder.append(row(2), STEPS)
 
 
-class Command:
-    """What a pickle of a stranger runs when it is loaded."""
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
-
-
-def test_a_trajectory_of_a_stranger_runs_nothing(tmp_path):
-    command = Command()
-    command.mark = tmp_path / "executed"
-    array = tmp_path / "trajectories.zarr/action"
-    array.mkdir(parents=True)
-    described = {"zarr_format": 2, "shape": [1, 2], "chunks": [1, 2], "dtype": "<f4", "compressor": {"id": "pickle"}}
-    described |= {"filters": None, "fill_value": 0.0, "order": "C"}
-    (array / ".zarray").write_text(json.dumps(described))
-    (array.parent / ".zgroup").write_text('{"zarr_format": 2}')
-    (array / "0.0").write_bytes(pickle.dumps(command))
-    with pytest.raises(InputError):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shape": [256, 2**40, 2]}, "chunks of 8796093022208 bytes"),
+        ({"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]}, "encoded with gzip"),
+    ],
+)
+def test_a_trajectory_of_a_stranger_takes_no_other_memory_or_codecs_than_our_own(change, words, tmp_path):
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
+        folder.append(row(1), STEPS)
+    path = tmp_path / "trajectories.zarr/action/zarr.json"
+    found = json.loads(path.read_text())
+    found |= {
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [1, *change.get("shape", found["shape"])[1:]]},
+        }
+    }
+    found |= {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]}
+    path.write_text(json.dumps(found | change))
+    with pytest.raises(InputError, match=f"no episode 0 that can be read: action .*{words}"):
         read_trajectory(tmp_path, 0)
-    assert not command.mark.exists()
 
 
 ROW = {"phase": "search", "candidate": 0, "seed": 7, "weights": [0.1, 0.9], "success": True, "score": 0.5, "steps": 3}
