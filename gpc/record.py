@@ -52,7 +52,7 @@ class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     weights: Annotated[tuple[float, ...], Meta(min_length=1)]
     success: bool
     score: float
-    steps: Annotated[int, Meta(ge=1)]
+    steps: Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
     @property
     def key(self) -> Key:

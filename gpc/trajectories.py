@@ -70,15 +70,16 @@ class Trajectories:
 
     def _create(self, name: str, value: Array) -> Any:
         shape = (self._length, *value.shape[1:])
+        dtype = value.dtype if value.dtype.kind == "f" else np.dtype(np.float64)  # whole numbers have no NaN
         per_file = EPISODES
-        while per_file > 1 and per_file * prod(shape) * value.dtype.itemsize > FILE_BYTES:
+        while per_file > 1 and per_file * prod(shape) * dtype.itemsize > FILE_BYTES:
             per_file //= 2
         return self._group.create_array(
             name,
             shape=(0, *shape),
             chunks=(max(1, per_file // CHUNKS), *shape),
             shards=(per_file, *shape),
-            dtype=value.dtype,
+            dtype=dtype,
             compressors=ZstdCodec(checksum=True),
             fill_value=np.nan,
             chunk_key_encoding={"name": "v2", "separator": "."},

@@ -231,6 +231,12 @@ def test_a_trajectory_that_is_too_large_to_be_written_again_with_many_has_few_be
         assert np.prod(folder._trajectories._arrays["action"].shards) * 4 <= FILE_BYTES
 
 
+def test_whole_numbers_that_a_policy_observes_are_recorded(tmp_path):
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
+        folder.append(row(0), STEPS | {"buttons": np.array([[1, 0], [0, 2**40]])})
+    assert read_trajectory(tmp_path, 0)["buttons"].tolist() == [[1, 0], [0, 2**40]]
+
+
 def test_a_folder_with_a_file_for_each_episode_is_continued_and_read(tmp_path):
     RunFolder(tmp_path, CONFIG, 4).close()
     group = zarr.open_group(tmp_path / "trajectories.zarr", mode="a")
