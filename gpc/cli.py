@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, so that what is open is closed: the cursor comes back, rows reach the disk."""
+    """Raise `Terminated` at SIGTERM, so that rows reach the disk and the cursor returns."""
 
     def terminate(*_: object) -> NoReturn:
         raise Terminated

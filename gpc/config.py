@@ -106,7 +106,8 @@ def completed(node: Any) -> Any:
     if not isinstance(node, Mapping):
         return node
     own = {key: completed(value) for key, value in node.items()}
-    return _defaults(own["_target_"]) | own if own.get("_target_") in ALLOWED else own
+    target = own.get("_target_")  # of a file, so it may be anything
+    return _defaults(target) | own if isinstance(target, str) and target in ALLOWED else own
 
 
 def _defaults(target: str) -> dict[str, Any]:

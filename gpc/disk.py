@@ -15,7 +15,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def writing(target: object, kind: type[GpcError] = RunError) -> Iterator[None]:
-    """Turn an OSError of the block into one line: `target` cannot be written, and the reason."""
+    """Turn an OSError of the block into one line that names `target` and the cause."""
     try:
         yield
     except OSError as error:
@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file, whole or not at all; its content and its name are on disk when this returns.
+    """Replace a file, whole or not at all, on disk when this returns.
 
     Raises:
         OSError: the file cannot be written; the old content stays.
@@ -57,7 +57,7 @@ def replace_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_whole(file: int, content: bytes | memoryview) -> None:
-    """Write every byte to a file descriptor: one write may be cut short.
+    """Write every byte to a file descriptor; a single write may be cut short.
 
     Raises:
         OSError: the disk took a part only.

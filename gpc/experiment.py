@@ -125,7 +125,10 @@ class Experiment:
                 )
 
     def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
-        """Run the jobs that the folder does not hold yet; returns the rows of all jobs. The bar counts what is on disk."""
+        """Run the jobs that the folder lacks; returns the rows of all jobs.
+
+        The progress bar counts the rows that are on disk.
+        """
         todo = [job for job in jobs if not _done(folder, phase, job)]
         if todo:
             folder.check_versions()
@@ -264,7 +267,7 @@ def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> 
 
 
 def finish(experiment: Experiment, folder: Path) -> None:
-    """Write what people read of a run that has its summary: the table in the terminal, the video, the page."""
+    """Print the table of a run that has its summary; write its video and its page."""
     print_summary(folder, experiment.console)
     if experiment.config.video:
         try:

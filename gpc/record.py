@@ -26,7 +26,7 @@ from msgspec import Meta
 
 from gpc import schema
 from gpc.config import completed
-from gpc.disk import reason, write_whole, writing
+from gpc.disk import reason, sync_folder, write_whole, writing
 from gpc.disk import write_atomically as write_atomically
 from gpc.env import Array
 from gpc.errors import GpcError, InputError, RunError
@@ -105,6 +105,7 @@ class RunFolder:
             self.rows: dict[Key, Row] = {row.key: row for row in read_rows(rows, mend=True)}
             self._file = os.open(rows, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             self._trajectories = Trajectories(self.path, length)
+            sync_folder(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -153,10 +154,10 @@ class RunFolder:
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def check_versions(self) -> None:
-        """Check, before episodes are added, that those of the folder were computed by the installed packages.
+        """Check that the folder was begun with the installed packages.
 
         Raises:
-            InputError: another version of a package is installed; a table would mix the results of both.
+            InputError: another version of a package is installed; more episodes would mix the results of both in one table.
         """
         installed = versions()
         for name, recorded in self._versions.items():
@@ -197,10 +198,10 @@ class RunFolder:
 
 
 class Writer:
-    """Keeps episodes in a thread of its own, beside the networks; if `WAITING` episodes wait for the disk, `put` waits.
+    """Keep episodes in a thread of its own, beside the networks.
 
-    `kept` is called with the number of episodes that have reached the disk since the last call. Leaving the block writes what
-    waits.
+    If `WAITING` episodes wait for the disk, `put` waits. `kept` is called with the number of episodes that have reached the disk
+    since the last call. Leaving the block writes the episodes that wait.
     """
 
     def __init__(self, folder: RunFolder, kept: Callable[[int], None]) -> None:
@@ -219,7 +220,7 @@ class Writer:
             self._check()
 
     def put(self, row: Row, trajectory: Mapping[str, Array]) -> None:
-        """Hand over an episode; raises what went wrong with earlier ones."""
+        """Hand over an episode; raises the failure of an earlier one."""
         self._check()
         self._queue.put((row, trajectory))
 
@@ -228,7 +229,7 @@ class Writer:
             raise error
 
     def _run(self) -> None:
-        """Write what waits, together; after a failure, take and drop it, so that `put` returns."""
+        """Write what waits, together; drop it after a failure, so that `put` returns."""
         going = True
         while going:
             batch = [self._queue.get()]
@@ -258,7 +259,7 @@ def versions() -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run folder.
+    """Read a JSON file of a run folder.
 
     Raises:
         InputError: it is missing or damaged.
@@ -269,7 +270,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_versioned(kind: Any, path: Path) -> dict[str, Any]:
-    """A JSON file of a run folder whose "schema_version" is this version's and whose fields are those of `kind`.
+    """Read a JSON file of a run folder; check its "schema_version" and the fields of `kind`.
 
     Raises:
         InputError: it is missing or damaged, its version is another one, or a field does not fit and is named.
@@ -284,7 +285,7 @@ def read_versioned(kind: Any, path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path, mend: bool = False) -> list[Row]:
-    """The rows of an episodes.jsonl; `mend` cuts off a last line that a kill left incomplete.
+    """Read an episodes.jsonl; `mend` cuts off a last line that a kill left torn.
 
     Raises:
         InputError: the file cannot be read.

@@ -102,7 +102,11 @@ class _DurableStore(LocalStore):
 
 
 def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
-    """What was recorded of a run folder's episode, without the filling; `episode` is its line in episodes.jsonl, from 0.
+    """Read the recorded arrays of an episode, without the filling.
+
+    Args:
+        path: run folder.
+        episode: line in episodes.jsonl, from 0.
 
     Raises:
         InputError: it is missing or damaged.
@@ -121,7 +125,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _episode(name: str, array: Any, episode: int) -> Array:
-    """One entry of an array that needs no more memory and no other codecs than gpc's own arrays."""
+    """Read one entry of an array, if it needs no more memory and no other codecs than gpc's own."""
     inner = array.chunks
     outer = array.shards or inner
     size = prod(inner) * array.dtype.itemsize
@@ -143,7 +147,7 @@ def _codecs(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _checked(
     path: Path, kind: type[GpcError], problem: str = "is damaged", passed: type[Exception] | tuple[()] = ()
 ) -> Iterator[None]:
-    """Turn what zarr raises over a damaged folder, which may be anything, into one line; `passed` is none of that."""
+    """Turn the errors of zarr over damaged files, which may be any but `passed`, into one line."""
     try:
         yield
     except passed:

@@ -351,6 +351,12 @@ def test_a_manifest_that_does_not_fit_is_one_line(content, words, tmp_path):
     assert str(tmp_path / "manifest.json") in str(caught.value)
 
 
+def test_a_target_of_a_stranger_that_is_no_name_is_a_difference_like_any(tmp_path):
+    RunFolder(tmp_path, {"sampler": {"_target_": {}}}, 4).close()
+    with pytest.raises(InputError, match="was begun with sampler="):
+        RunFolder(tmp_path, CONFIG, 4)
+
+
 def test_another_version_of_a_package_does_not_add_to_a_table(tmp_path):
     RunFolder(tmp_path, CONFIG, 4).close()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
