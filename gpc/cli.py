@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -54,8 +57,16 @@ The same command after an interruption goes on where it stopped.
 """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends a command as Ctrl-C does."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 (failed while running), 2 (bad input) or 130 (interrupted)."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 (failed while running), 2 (bad input), 130 (interrupted) or 143 (terminated).
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     guard_process()
     console, errors = Console(), Console(stderr=True)
@@ -70,14 +81,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args[0] not in COMMANDS:
             raise InputError(f"unknown command {args[0]!r}{suggest(args[0], list(COMMANDS))}")
-        COMMANDS[args[0]](console, args[1:])
+        with _terminable():
+            COMMANDS[args[0]](console, args[1:])
     except GpcError as error:
         errors.print(Text("gpc:", "red"), one_line(error, LONGEST_ERROR), soft_wrap=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        errors.print(Text("gpc:", "yellow"), "interrupted; the same command goes on from here")
-        return 130
+    except KeyboardInterrupt as error:
+        how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        errors.print(Text("gpc:", "yellow"), f"{how}; the same command goes on from here")
+        return code
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, so that rows reach the disk and the cursor returns."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _evaluate(console: Console, args: list[str]) -> None:

@@ -27,13 +27,13 @@ from gpc.composition import ComposedPolicy
 from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
+from gpc.disk import write_atomically, writing
 from gpc.env import Array, Frame, Pointing
 from gpc.errors import InputError, missing
 from gpc.experiment import Experiment, folder_of, loaded, numbers
 from gpc.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.inert import Console, notice
 from gpc.policy import observation_tensors
-from gpc.record import write_atomically
 from gpc.weight_search import one_hot, simplex
 from gpc.worker import Lane, Order
 
@@ -226,11 +226,12 @@ def run(config: DictConfig, kind: str, console: Console) -> Path:
     folder = folder_of(config, kind, experiment.env.name, experiment.names)
     with console.status("playing an episode"):
         found, pictures = diagnose(experiment, policy)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", json.dumps(found, indent=1) + "\n")
     for name, draw in pictures.items():
         try:
-            (folder / name).write_bytes(png(draw()))
+            write_atomically(folder / name, png(draw()))
         except Exception as error:  # the diagnosis and the other pictures must not be lost
             notice(missing(name, error))
     show(found, console)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +21,12 @@ from gpc.control import ChunkActor
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
-from gpc.errors import InputError
+from gpc.errors import InputError, missing
 from gpc.film import record_video
-from gpc.inert import Console, file_name
+from gpc.inert import Console, file_name, notice
 from gpc.load import load_policy
 from gpc.policy import Policy, absolute, check_names, named, rename, simulator_of
-from gpc.record import Row, RunFolder, searched_seeds
+from gpc.record import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
 from gpc.steering import steer
@@ -129,22 +128,22 @@ class Experiment:
                     soft_wrap=True,
                 )
 
-    def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job], title: str = "") -> list[Row]:
-        """Run the jobs that the folder does not hold yet, under a progress bar; returns the rows of all of them."""
+    def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
+        """Run the jobs that the folder lacks; returns the rows of all jobs.
+
+        The progress bar counts the rows that are on disk.
+        """
         todo = [job for job in jobs if not _done(folder, phase, job)]
+        if todo:
+            folder.check_versions()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
         try:
-            with Progress(*COLUMNS, console=self.console, transient=True) as progress, ThreadPoolExecutor(1) as writer:
+            with Progress(*COLUMNS, console=self.console, transient=True) as progress:
                 bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
-                writing: deque[Future[None]] = deque()  # the disk's share of the time passes beside the networks
-                for episode in self.executor(todo, self.actor, self.env, self.engine, self.health):
-                    writing.append(writer.submit(folder.append, _row(phase, episode), episode.trajectory))
-                    while writing and writing[0].done():
-                        writing.popleft().result()
-                    progress.advance(bar)
-                for written in writing:
-                    written.result()
+                with Writer(folder, partial(progress.advance, bar)) as writer:
+                    for episode in self.executor(todo, self.actor, self.env, self.engine, self.health):
+                        writer.put(_row(phase, episode), episode.trajectory)
         finally:
             torch.set_num_threads(threads)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
@@ -272,11 +271,12 @@ def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> 
 
 
 def finish(experiment: Experiment, folder: Path) -> None:
-    """What people read of a run that has its summary: the video, the page, then the table in the terminal."""
+    """Write the video and the page of a run that has its summary, then print its table."""
     if experiment.config.video:
-        env = experiment.env.make()
-        record_video(env, folder, experiment.config.video)
-        env.close()
+        try:
+            record_video(experiment.env, folder, experiment.config.video)
+        except Exception as error:  # a camera or an encoder that fails must not cost the page
+            notice(missing("the video", error))
     write_report(folder)
     print_summary(folder, experiment.console)
 
@@ -352,7 +352,7 @@ def _denoising_error(experiment: Experiment) -> DenoisingError | None:
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)
 
 
-def _done(folder: RunFolder, phase: str, job: Job) -> bool:
+def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
     row = folder.rows.get((phase, job.candidate, job.seed))
     if row and row.weights != job.weights:
         raise InputError(
@@ -362,7 +362,7 @@ def _done(folder: RunFolder, phase: str, job: Job) -> bool:
     return row is not None
 
 
-def _row(phase: str, episode: Episode) -> Row:
+def _row(phase: Phase, episode: Episode) -> Row:
     job = episode.job
     return Row(phase, job.candidate, job.seed, job.weights, episode.success, episode.score, episode.steps)
 

@@ -19,9 +19,10 @@ from gpc.film import film, write_video
 from gpc.inert import Console
 from gpc.load import load_policy
 from gpc.policy import Policy
-from gpc.record import Row, read_json, read_rows, read_trajectory, versions
+from gpc.record import Row, read_json, read_rows, versions
 from gpc.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
 from gpc.rollout import Episode, Job, rollout
+from gpc.trajectories import read_trajectory
 
 
 @dataclass(frozen=True)

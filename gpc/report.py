@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Column, Table
 
-from gpc.errors import RunError, missing
+from gpc.disk import write_atomically
+from gpc.errors import missing
 from gpc.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
 from gpc.inert import Console, notice, template
-from gpc.record import read_json, write_atomically
 from gpc.store import write_store
 from gpc.study import OUTCOMES, RANKED, Run, Standing, entries, leaderboard, outcomes, read_run, searched, tasks
-from gpc.summary import mixture
+from gpc.summary import mixture, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +63,7 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a run folder's table and verdict."""
-    summary = read_json(path / "summary.json")
+    summary = read_summary(path)
     console.print(table(summary))
     if "verdict" in summary:
         console.print(summary["verdict"])
@@ -197,7 +197,7 @@ def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[Block]:
 
 
 def _video(clip: Path) -> list[Block]:
-    if not clip.exists() or clip.stat().st_size >= MAX_VIDEO_BYTES:
+    if not clip.is_file() or clip.stat().st_size >= MAX_VIDEO_BYTES:
         return []
     return [("heading", "Episodes"), ("video", _data_uri(clip.read_bytes(), "video/mp4"))]
 
@@ -206,7 +206,7 @@ def _picture(alt: str, draw: Callable[[], Figure], file: Path | None = None) -> 
     def build() -> list[Block]:
         content = png(draw())
         if file:
-            file.write_bytes(content)
+            write_atomically(file, content)
         return [("picture", (alt, _data_uri(content, "image/png")))]
 
     return _section(f"the figure, {alt},", build)
@@ -222,10 +222,7 @@ def _section(what: str, build: Callable[[], list[Block]]) -> list[Block]:
 
 
 def _write(page: Path, title: str, blocks: Sequence[Block]) -> Path:
-    try:
-        write_atomically(page, template("page.html").render(title=title, blocks=blocks) + "\n")
-    except OSError as error:
-        raise RunError(f"{page} cannot be written: {error.strerror or error}") from None
+    write_atomically(page, template("page.html").render(title=title, blocks=blocks) + "\n")
     return page
 
 

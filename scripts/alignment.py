@@ -19,9 +19,9 @@ import gpc
 from gpc import align
 from gpc.composers import Convex
 from gpc.composition import ComposedPolicy
+from gpc.disk import write_atomically
 from gpc.noise import NEAR_LEVEL
 from gpc.policy import Policy
-from gpc.record import write_atomically
 from gpc.stats import mcnemar, paired_difference
 
 RATIOS = (1.0, 1.1, 1.5, 2.0, 4.0)

@@ -29,9 +29,10 @@ import numpy as np
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpc.demonstrations import Demonstrations, write_replay_buffer, write_robomimic
+from gpc.disk import write_atomically
 from gpc.envs import experts
 from gpc.errors import GpcError, InputError
-from gpc.record import read_json, write_atomically
+from gpc.record import read_json
 from gpc.stats import wilson
 
 TASKS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}

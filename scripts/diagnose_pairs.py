@@ -21,8 +21,9 @@ from typing import Any
 from scipy import stats
 from tables import ROOT, short
 
+from gpc.disk import write_atomically
 from gpc.load import bundled_cards
-from gpc.record import read_json, write_atomically
+from gpc.record import read_json
 
 TASKS = ("pusht", "lift", "can", "square")
 

@@ -20,8 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from tables import percent, run, short
 
+from gpc.disk import write_atomically
 from gpc.figures import png
-from gpc.record import read_json, read_rows, write_atomically
+from gpc.record import read_json, read_rows
 from gpc.stats import mcnemar, paired_difference
 
 EPISODES, SEED = 100, 300000

@@ -20,7 +20,7 @@ from gpc.control import Sampling
 from gpc.demonstrations import read
 from gpc.errors import InputError
 from gpc.inert import Console
-from gpc.record import read_trajectory
+from gpc.trajectories import read_trajectory
 
 pytest.importorskip("lerobot")
 LOCKSTEP = ["robot=simulated", "fps=10", "safety.hold=last", "mode=live", "clock.kind=lockstep"]

@@ -1,12 +1,16 @@
 """Whole commands on tiny policies: the same table whatever happens on the way."""
 
 import json
+import os
+import pty
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +18,16 @@ import pytest
 import zarr
 from conftest import make_card, save_policy
 from hostile import NAMES
+from imageio_ffmpeg import count_frames_and_secs
 
 import gpc
 from gpc.cli import main
 from gpc.config import load_config
 from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read, write_replay_buffer
-from gpc.errors import InputError
+from gpc.errors import InputError, RunError
 from gpc.experiment import Experiment, compose_from, finish, folder_of
+from gpc.film import write_video
 from gpc.inert import Console
 from gpc.policy import observation_tensors
 from gpc.record import read_rows
@@ -89,6 +95,90 @@ def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
     assert main(arguments(tiny, tmp_path)) == 0
     assert table(tmp_path) == table(undisturbed)
     assert (tmp_path / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+
+
+def test_sigterm_ends_a_search_as_ctrl_c_does(tiny, tmp_path):
+    """On a terminal: the cursor comes back, the exit code says why, and the same command goes on."""
+    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown, sent = b"", False
+    with suppress(OSError):  # the terminal ends with the process
+        while part := os.read(ours, 1024):
+            shown += part
+            if not sent and len(read_rows(tmp_path / "episodes.jsonl")) >= 3:
+                child.terminate()
+                sent = True
+    os.close(ours)
+    assert child.wait() == 143
+    assert b"terminated; the same command goes on from here" in shown
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") >= 0
+    assert 3 <= len(table(tmp_path)) < 38
+    assert main(arguments(tiny, tmp_path, "video=0")) == 0
+
+
+def test_other_packages_do_not_add_to_a_run_but_print_a_finished_one(undisturbed, tiny, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"versions": manifest["versions"] | {"torch": "1.0"}}))
+    assert main(arguments(tiny, tmp_path / "run", "video=0")) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    rows = tmp_path / "run/episodes.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    capsys.readouterr()
+    assert main(arguments(tiny, tmp_path / "run", "video=0")) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"was begun with torch 1.0, now {manifest['versions']['torch']} is installed" in error
+    assert error.endswith("pip install 'torch==1.0', or use another run_dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("curve.png", 1), ("report.html", 1), ("summary.json", 1), ("lock", 2), ("trajectories.zarr/zarr.json", 2)],
+)
+def test_a_file_that_cannot_be_written_is_one_line(name, code, undisturbed, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert main(arguments(tiny, folder, "video=0")) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{folder}" in error
+    assert main(arguments(tiny, folder, "video=0")) == code  # no lock was kept
+
+
+def test_a_failed_video_does_not_cost_the_page(undisturbed, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for name in ("report.html", "episodes.mp4"):
+        (folder / name).unlink()
+    (folder / "episodes.mp4").mkdir()
+    assert main(arguments(tiny, folder)) == 0
+    assert "note: no video: " in capsys.readouterr().out
+    assert (folder / "report.html").exists()
+
+
+def test_a_video_on_a_full_disk_is_one_line_and_leaves_the_old_one(tmp_path):
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    frames, failed = np.random.default_rng(0).integers(0, 255, (100, 96, 96, 3), np.uint8), []
+    try:
+        for count in (1, 5, 8, 10, 12, 14, 16, 20, 100):  # the disk is full at the end, or in the middle
+            try:
+                write_video(tmp_path / "clip.mp4", [("now", frames[:count])])
+            except RunError as error:
+                failed.append(str(error))
+            else:
+                assert count_frames_and_secs(tmp_path / "clip.mp4")[0] == count
+        assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert len(failed) >= 2
+    assert all(re.match(r".*clip\.mp4 cannot be written: .*is the disk full\?", text) for text in failed)
 
 
 HELD_OUT = Path(__file__).parent / "data/pusht-held-out.zarr.zip"

@@ -21,9 +21,10 @@ import gpc
 import gpc.gl
 from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin, world_points
 from gpc.errors import InputError, RunError
-from gpc.record import read_rows, read_trajectory
+from gpc.record import read_rows
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
 from gpc.testing import check_env
+from gpc.trajectories import read_trajectory
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
 LOW = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos", "robot0_gripper_qvel")

@@ -32,10 +32,11 @@ import zarr
 from gpc.bridge.loop import Tick
 from gpc.bridge.pilot import MODES, Event
 from gpc.demonstrations import ACTION
+from gpc.disk import write_atomically
 from gpc.env import Array
 from gpc.errors import InputError, one_line
 from gpc.inert import Console
-from gpc.record import versions, write_atomically
+from gpc.record import versions
 
 EVERY = 1.0  # seconds between writings: what a kill can cost
 ROWS = 1024  # of numbers in one chunk of an array; pictures have one each
