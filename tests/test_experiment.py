@@ -99,7 +99,7 @@ def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
 
 def test_sigterm_ends_a_search_as_ctrl_c_does(tiny, tmp_path):
     """On a terminal: the cursor comes back, the exit code says why, and the same command goes on."""
-    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
     ours, theirs = pty.openpty()
     child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
@@ -136,7 +136,7 @@ def test_other_packages_do_not_add_to_a_run_but_print_a_finished_one(undisturbed
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("curve.png", 1), ("report.html", 1), ("summary.json", 1), ("lock", 2), ("trajectories.zarr/zarr.json", 2)],
+    [("curve.png", 0), ("report.html", 1), ("summary.json", 1), ("lock", 2), ("trajectories.zarr/zarr.json", 2)],
 )
 def test_a_file_that_cannot_be_written_is_one_line(name, code, undisturbed, tiny, tmp_path, capsys):
     folder = tmp_path / "run"
@@ -157,7 +157,7 @@ def test_a_failed_video_does_not_cost_the_page(undisturbed, tiny, tmp_path, caps
         (folder / name).unlink()
     (folder / "episodes.mp4").mkdir()
     assert main(arguments(tiny, folder)) == 0
-    assert "note: no video: " in capsys.readouterr().out
+    assert "the video is missing: " in capsys.readouterr().err
     assert (folder / "report.html").exists()
 
 

@@ -33,7 +33,7 @@ FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SI
 
 
 def test_every_signal_that_would_end_or_stop_the_process_is_a_request_to_stop():
-    ends = {int(line) for line in subprocess.check_output([sys.executable, "-c", ENDS], text=True).split()}
+    ends = {int(line) for line in subprocess.check_output([sys.executable, "-P", "-c", ENDS], text=True).split()}
     assert {signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGUSR1} <= ends  # as this system has it
     assert set(SIGNALS) == ends - FAULTS - {signal.SIGPIPE, signal.SIGXFSZ}
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -91,7 +91,7 @@ os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
 
 
 def test_in_the_background_of_a_terminal_nothing_waits_for_it():
-    command = [sys.executable, "-c", BACKGROUND]
+    command = [sys.executable, "-P", "-c", BACKGROUND]
     assert int(subprocess.check_output(command, text=True, timeout=20)) == 10
 
 

@@ -162,7 +162,7 @@ for limit in map(int, sys.argv[2:]):
 
 def test_files_that_cannot_grow_end_the_record_with_whole_lines_and_steps(tmp_path):
     limits = ("10", "100", "1000", "3000", "7000", "10000000")
-    command = [sys.executable, "-c", LIMITED, str(tmp_path), *limits]
+    command = [sys.executable, "-P", "-c", LIMITED, str(tmp_path), *limits]
     output = subprocess.check_output(command, text=True, cwd=Path(__file__).parent)
     for limit, summary in zip(limits, map(json.loads, output.splitlines()), strict=True):
         lines = (tmp_path / limit / "events.jsonl").read_bytes()

@@ -120,7 +120,7 @@ for worker in run.workers:
 def test_a_group_that_was_paused_for_longer_than_the_timeout_is_not_a_breakdown():
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     child = subprocess.Popen(
-        [sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True, env=here, start_new_session=True
+        [sys.executable, "-P", "-c", PAUSED], stdout=subprocess.PIPE, text=True, env=here, start_new_session=True
     )
     lines = [child.stdout.readline()]
     os.killpg(child.pid, signal.SIGSTOP)
