@@ -22,6 +22,8 @@ from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError
 from gpc.inert import Console
 
+WITH_TESTS = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+
 NAN = np.full(2, np.nan)
 
 
@@ -80,7 +82,7 @@ for i in range(100000):
 @pytest.mark.parametrize("after", [100, 200])
 def test_killed_anywhere_what_was_recorded_stays_readable(tmp_path, after):
     command = [sys.executable, "-P", "-c", WRITE, str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=WITH_TESTS)
     while int(process.stdout.readline()) < after:
         pass
     time.sleep(0.007)
@@ -163,7 +165,7 @@ for limit in map(int, sys.argv[2:]):
 def test_files_that_cannot_grow_end_the_record_with_whole_lines_and_steps(tmp_path):
     limits = ("10", "100", "1000", "3000", "7000", "10000000")
     command = [sys.executable, "-P", "-c", LIMITED, str(tmp_path), *limits]
-    output = subprocess.check_output(command, text=True, cwd=Path(__file__).parent)
+    output = subprocess.check_output(command, text=True, env=WITH_TESTS)
     for limit, summary in zip(limits, map(json.loads, output.splitlines()), strict=True):
         lines = (tmp_path / limit / "events.jsonl").read_bytes()
         assert lines[-1:] in (b"", b"\n")
