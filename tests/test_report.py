@@ -126,7 +126,7 @@ def test_a_summary_writes_no_element(runs):
         "td",
         "pre",
     }
-    assert "<script>alert(1)</script>" in page.text
+    assert "<script>alert(2)</script>" in page.text
 
 
 def test_a_part_that_fails_is_one_line_and_the_rest_is_written(runs, monkeypatch, capsys):
