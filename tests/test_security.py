@@ -21,7 +21,7 @@ IMPORTS = {
     "gpc/worker.py:make": "an environment of experiment.ENVIRONMENTS; from Python the caller's own",
     "envs/from_gymnasium.py:_make": "the module of `module:Id` that the user typed; from a run folder only with --trust",
     "policies/from_lerobot/__init__.py:_read_config": "a kind of families.FAMILIES",
-    "robots/from_lerobot.py:_register": "a plug-in of LeRobot that is installed and that the user typed",
+    "robots/from_lerobot.py:_register": "LeRobot's own robots and cameras, and its installed plug-ins",
 }
 """Where a module is imported by a name that is no constant, and why that name is not from a file or a server."""
 
