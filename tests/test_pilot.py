@@ -131,7 +131,7 @@ def test_late_and_reordered_replies_are_discarded():
     assert [event.text for event in flown.events if event.kind == "discarded"] == ["chunk 0 came out of order"]
     assert flown.act(0.3)[0] == 0
     flown.receive(0.3, Reply(7, ramp(0)))
-    late = pilot(patience=Patience(deadline=0.3, max_age=0.3))
+    late = pilot(patience=Patience(deadline=0.3, max_age=0.3, observation_deadline=0.5))
     ask = late.observe(0, frame())
     late.observe(0.4, frame())
     late.receive(0.4, Reply(ask.number, ramp(0)))

@@ -59,7 +59,9 @@ def test_a_robot_that_says_where_it_is_does_not_jump_at_the_start():
     limited = gate(velocity=2.0)
     limited.start(np.array([0.0, 0.0]))
     assert "velocity of elbow" in limited.admit(np.array([1.0, 0.0]))
-    np.testing.assert_array_equal(limited.hold(), [0.0, 0.0])
+    assert limited.hold() is None  # a reading is no command
+    assert limited.admit(np.array([0.1, 0.0])) is None
+    np.testing.assert_array_equal(limited.hold(), [0.1, 0.0])
 
 
 def test_without_further_limits_the_hold_is_the_last_target_and_no_move():
@@ -140,12 +142,15 @@ def test_limits_that_make_no_sense_are_bad_input(given, why):
         limits_from(SPEC, 0.1, **given)
 
 
-@pytest.mark.parametrize(("relative", "why"), [(None, "does not say"), (True, "are moves")])
-def test_the_hold_must_be_named_where_the_policy_does_not_say_that_it_sends_targets(relative, why):
-    with pytest.raises(InputError, match=why):
+@pytest.mark.parametrize("relative", [None, True])
+def test_the_hold_must_be_named_if_the_policy_does_not_send_targets(relative):
+    with pytest.raises(
+        InputError, match=r"safety\.hold=null needs a policy on this machine whose actions are targets; name"
+    ):
         limits_from(ActionSpec(8, (1.0,), (0.0,), bound=1.0, relative=relative), 0.1)
 
 
 def test_a_policy_without_a_range_needs_positions():
-    with pytest.raises(InputError, match="does not say its actions' range"):
-        limits_from(ActionSpec(8, (1.0,), (0.0,), relative=False), 0.1)
+    for bound in (None, np.inf):
+        with pytest.raises(InputError, match="needs a policy on this machine whose actions have a range; give"):
+            limits_from(ActionSpec(8, (1.0,), (0.0,), bound=bound, relative=False), 0.1)

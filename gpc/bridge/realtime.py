@@ -62,7 +62,7 @@ class RobotThread(Thread):
         self.timing = Timing()
         self.connected, self.go = Flag(), Flag()
         self.first: Frame = {}  # what the robot saw when it was connected
-        self.beat = time.monotonic()  # its last sign of life
+        self.beat = loop.clock.now()  # its last sign of life
         self.failure: Exception | None = None
 
     def run(self) -> None:
@@ -89,13 +89,14 @@ class RobotThread(Thread):
                 f"{robot.name} is not calibrated; run lerobot-calibrate --robot.type={robot.name} with its other "
                 "--robot.* settings, as its configuration has them here"
             )
-        self.first = self.loop.wiring.frame(robot.get_observation())
+        self.first, _ = self.loop.read()
 
     def _fly(self) -> None:
-        begin, n, pilot = time.monotonic(), 0, self.loop.pilot
+        clock, n, pilot = self.loop.clock, 0, self.loop.pilot
+        begin = clock.now()
         while not self.loop.over and not self.loop.cut.is_set():
-            self._wait(begin + n * self.clock.period)
-            self.beat = now = time.monotonic()
+            clock.wait(begin + n * self.clock.period)
+            self.beat = now = clock.now()
             late = now - begin - n * self.clock.period
             skipped = int(late / self.clock.period)  # what was missed is not made up for
             self.timing.late.append(late)
@@ -105,16 +106,12 @@ class RobotThread(Thread):
                 self.operator.finish()
             if self.operator.why:
                 pilot.stop(now, self.operator.why)
-            if ask := self.loop.sense(now):
+            if ask := self.loop.sense():
                 self.planner.ask(ask)
-            self.beat = now = time.monotonic()
+            self.beat = now = clock.now()
             for reply in self.planner.received():
                 pilot.receive(now, reply)
-            self.loop.drive(now, late)
-
-    def _wait(self, until: float) -> None:
-        if (left := until - time.monotonic()) > 0:
-            time.sleep(left)
+            self.loop.drive(late)
 
     def _disconnect(self) -> None:
         try:
@@ -134,7 +131,7 @@ def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) ->
     try:
         _prepare(thread, planner)
     finally:
-        thread.beat = time.monotonic()
+        thread.beat = loop.clock.now()
         thread.go.set()
     _watch(thread)
     _give_up(thread)
@@ -178,11 +175,13 @@ def _until(flag: Flag, seconds: float, operator: Operator) -> bool:
 def _watch(thread: RobotThread) -> None:
     """Until the robot's thread ends, or must be given up."""
     loop, patience = thread.loop, thread.loop.pilot.patience
-    held, stopped_at = False, None
+    held, stopped_at, looked = False, None, loop.clock.now()
     while thread.is_alive():
         thread.join(WATCH)
         thread.operator.look()
-        now = time.monotonic()
+        before, looked = looked, (now := loop.clock.now())
+        if now - before > patience.observation_deadline:  # the process was paused, not the robot
+            thread.beat = now
         silent = now - thread.beat - thread.clock.period
         if silent > patience.observation_deadline and not held:
             loop.sink.event(Event(now, HOLD, f"the robot has not answered for {silent:.3f} s; nothing is sent"))
@@ -202,7 +201,7 @@ def _give_up(thread: RobotThread) -> None:
     if not thread.is_alive():
         return
     thread.loop.cut.set()
-    thread.loop.sink.event(Event(time.monotonic(), STOPPED, thread.operator.why))
+    thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.operator.why))
     last = Thread(target=thread.loop.robot.disconnect, daemon=True)
     last.start()
     last.join(1.0)
