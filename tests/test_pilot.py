@@ -168,6 +168,62 @@ def test_no_observation_means_hold_then_stop_and_no_jump_where_they_come_back():
     assert flown.mode == STOPPED
 
 
+def test_after_a_gap_between_observations_only_a_chunk_for_a_later_one_is_flown():
+    flown = pilot()
+    fly(flown, 4, at_once)
+    pending = flown.observe(0.4, frame())
+    assert flown.act(0.4) is not None
+    fresh = flown.observe(6.5, frame())  # the process was paused
+    assert (flown.mode, flown.why) == (HOLD, "no observation for 6.100 s")
+    before = flown.step
+    flown.receive(6.5, Reply(pending.number, ramp(4)))
+    assert flown.act(6.5)[0] == pytest.approx(0.04)  # the last target again
+    assert (flown.mode, flown.step) == (HOLD, before)
+    flown.receive(6.5, Reply(fresh.number, ramp(fresh.step)))
+    assert flown.act(6.51)[0] == pytest.approx(0.05)
+    assert kinds(flown) == [OK, HOLD, "discarded", OK]
+
+
+def test_a_plan_is_not_flown_long_after_the_time_that_it_is_for():
+    """Three stalls, each shorter than any other deadline."""
+    flown = pilot(RecedingHorizon(7), Patience(deadline=9, max_age=0.25, observation_deadline=0.25))
+    now, sent = 0.0, []
+    for stall in (0.0, 0.1, 0.1, 0.1):
+        for _ in range(1 if stall else 2):
+            now += DT + stall
+            for each in at_once(0, flown.observe(now, frame())):
+                flown.receive(now, each)
+            sent.append(flown.act(now)[0])
+    assert (flown.mode, flown.why) == (HOLD, "the plan is 0.300 s behind its time (max_age 0.25 s)")
+    np.testing.assert_allclose(sent, [0, 0.01, 0.02, 0.03, 0.03], atol=1e-12)
+
+
+def test_after_a_pause_the_robot_is_at_rest_and_nothing_is_braked():
+    flown = pilot(acceleration=0.5)  # 0.005 a step more in each step
+    chunk = np.repeat(0.0025 * np.arange(-1, 7)[:, None] ** 2, DIM, 1)
+    flown.gate.start(np.zeros(DIM))
+    flown.receive(0, Reply(flown.observe(0, frame()).number, chunk))
+    for i in range(4):
+        flown.observe(i * DT, frame())
+        last = flown.act(i * DT)
+    flown.observe(9.0, frame())
+    np.testing.assert_array_equal(flown.act(9.0), last)
+    assert flown.gate.at_rest
+
+
+@pytest.mark.parametrize("mode", [HOLD, STOPPED])
+def test_a_hold_that_would_break_a_limit_is_a_stop_without_an_action(mode, monkeypatch):
+    flown = pilot()
+    fly(flown, 3, at_once)
+    monkeypatch.setattr(type(flown.gate.limits), "brake", lambda *_: np.full(DIM, np.nan))
+    if mode == STOPPED:
+        flown.stop(0.3, "SIGINT")
+    assert fly(flown, 4, lambda i, ask: [], begin=9) == [None] * 4
+    assert flown.mode == STOPPED
+    assert flown.gate.at_rest
+    assert "the hold must not be sent: x, 0 actions from now, is nan" in [event.text for event in flown.events]
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_camera_that_shows_the_same_picture_bit_for_bit_is_dead(frozen):
     flown = pilot(patience=Patience(frozen_after=0.4, stop_after=0.3))

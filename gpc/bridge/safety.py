@@ -273,8 +273,9 @@ def _holds(spec: ActionSpec, hold: str | Sequence[str] | None) -> Sequence[str]:
     if hold is None:
         if spec.relative is not False:
             raise InputError(
-                "safety.hold=null needs a policy on this machine whose actions are targets; name the hold "
-                "of each dimension, as in safety.hold=last (targets), safety.hold=zero (moves) or 'safety.hold=[zero,zero,last]' (moves and a gripper)"
+                "safety.hold=null needs a policy on this machine whose actions are targets; name the hold of each dimension, "
+                "as in safety.hold=last (targets), safety.hold=zero (moves) or 'safety.hold=[zero,zero,last]' (moves and a "
+                "gripper)"
             )
         hold = "last"
     kinds = [hold] * spec.dim if isinstance(hold, str) else list(hold)
