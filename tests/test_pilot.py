@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot, Reply
-from gpc.bridge.safety import ROUNDING, Gate, limits_from
-from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon, TemporalEnsembling
+from gpc.bridge.safety import Gate, limits_from
+from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon
 from gpc.errors import InputError
 from gpc.policy import ActionSpec
 
@@ -270,60 +270,3 @@ def test_a_stitch_that_outruns_the_chunk_is_bad_input():
 def test_patience_is_positive(value):
     with pytest.raises(InputError, match=r"watchdog\.deadline"):
         Patience(deadline=value)
-
-
-def hostile(rng, ask, centre):
-    """A chunk of some kind, from good to absurd."""
-    chunk = centre + np.cumsum(0.004 * rng.standard_normal((SPEC.horizon, DIM)), 0)
-    match rng.integers(12):
-        case 0:
-            chunk[rng.integers(8), rng.integers(DIM)] = rng.choice([np.nan, np.inf, -np.inf])
-        case 1:
-            chunk[rng.integers(8)] += rng.normal(0, 3, DIM)
-        case 2:
-            chunk = rng.normal(0, 1, rng.integers(0, 10, 2))
-        case 3:
-            return Reply(ask.number, None, "RuntimeError: out of memory")
-        case 4:
-            chunk = chunk * 1e300
-        case 5:
-            chunk += rng.normal(0, 0.1, DIM)
-    return Reply(ask.number, chunk)
-
-
-@pytest.mark.parametrize(
-    ("stitch", "substeps", "limits", "periods"),
-    [
-        (RecedingHorizon(4), 1, {"velocity": 0.5}, 45_000),
-        (TemporalEnsembling(1, 0.1, 8), 2, {"velocity": 0.5}, 45_000),
-        (RealTimeChunking(3), 4, {"velocity": 2.0, "acceleration": 8.0}, 10_000),
-        (RecedingHorizon(2), 1, {"velocity": 0.5, "acceleration": 3.0, "jerk": 60.0}, 8_000),
-    ],
-)
-def test_whatever_the_planner_does_nothing_outside_the_limits_is_ever_sent(stitch, substeps, limits, periods):
-    rng, dt = np.random.default_rng(periods + substeps), DT / substeps
-    flown = pilot(stitch, Patience(0.35, 0.6, 0.25, None, 1e9), substeps, **limits)
-    waiting, sent, modes = [], [], []
-    for i in range(periods):
-        now = i * dt
-        ask = flown.observe(now, frame(i)) if flown.begins_step and rng.random() > 0.1 else None
-        if ask and rng.random() > 0.05:  # else the reply is lost
-            centre = sent[-1] if sent and rng.random() > 0.1 else rng.uniform(-1, 1, DIM)
-            waiting.append((now + rng.exponential(0.1), hostile(rng, ask, centre)))
-        if waiting and rng.random() < 0.05:
-            waiting.append(waiting[0])  # twice
-        ready = [reply for due, reply in waiting if due <= now]
-        waiting = [pair for pair in waiting if pair[0] > now]
-        for reply in rng.permutation(len(ready)):
-            flown.receive(now, ready[reply])
-        if (action := flown.act(now)) is not None:
-            sent.append(action)
-        modes.append(flown.mode)
-    stream = np.array(sent)
-    assert len(stream) > 0.95 * periods
-    assert 0.2 < np.mean(np.array(modes) == OK) < 0.95
-    assert np.isfinite(stream).all()
-    assert np.abs(stream).max() <= 1 + 2 * ROUNDING
-    for n, name in enumerate(("velocity", "acceleration", "jerk"), 1):
-        found = np.abs(np.diff(stream, n, axis=0)).max() / dt**n
-        assert found <= limits.get(name, np.inf) * (1 + 3 * ROUNDING)

@@ -10,9 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-COUNTING = getattr(
-    time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC
-)  # Linux; elsewhere the monotonic clock counts a suspend
+# Linux's CLOCK_MONOTONIC stands still while the machine is suspended; that of macOS does not
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class TimeSource(Protocol):
@@ -30,7 +29,7 @@ class RealClock:
 
     def now(self) -> float:
         """See `TimeSource`."""
-        return time.clock_gettime(COUNTING)
+        return time.clock_gettime(CLOCK)
 
     def wait(self, until: float) -> None:
         """See `TimeSource`."""

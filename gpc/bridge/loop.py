@@ -102,9 +102,8 @@ class Loop:
         except Exception as error:  # whatever a driver raises
             self.pilot.failed(now, _described(error))
             return None
-        idle = (
-            self.mode != LIVE and self.pilot.mode == HOLD
-        )  # nothing followed what was asked: begin where the robot is
+        # until there is an action to follow, the stream starts where the robot is now
+        idle = self.mode != LIVE and self.pilot.mode == HOLD
         if (idle or not gate.begun) and (why := gate.start(self._where)):
             self.pilot.failed(now, why)
             return None

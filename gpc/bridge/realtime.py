@@ -175,11 +175,11 @@ def _until(flag: Flag, seconds: float, operator: Operator) -> bool:
 def _watch(thread: RobotThread) -> None:
     """Until the robot's thread ends, or must be given up."""
     loop, patience = thread.loop, thread.loop.pilot.patience
-    held, stopped_at, looked = False, None, loop.clock.now()
+    held, stopped_at, now = False, None, loop.clock.now()
     while thread.is_alive():
         thread.join(WATCH)
         thread.operator.look()
-        before, looked = looked, (now := loop.clock.now())
+        before, now = now, loop.clock.now()
         if now - before > patience.observation_deadline:  # the process was paused, not the robot
             thread.beat = now
         silent = now - thread.beat - thread.clock.period
