@@ -122,10 +122,8 @@ class HostileRobot:
         if kind:
             self.count[f"read {kind}"] += 1
             reading = self._spoiled(kind, reading)
-        unchecked = kind == "glitch" and (
-            self.received or not self.task.says_where
-        )  # positions count at the start alone
-        if kind in ("", "jump", "late", "hang", "frozen") or unchecked:
+        start = self.task.says_where and not self.received and not self.task.moves.all()  # then it must be in range
+        if kind in ("", "jump", "late", "hang", "frozen") or (kind == "glitch" and not start):
             self.seen.append(began)
             if self.task.says_where and not self.received:
                 self.started = np.array([reading[name] for name in self.joints])
