@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 
-from hostile import CHUNKS, READS, SENDS, fly
+from hostile_world import CHUNKS, READS, SENDS, fly
 
 SENDINGS = int(os.environ.get("GPC_SOAK", 40_000))  # 1,000,000 before a release
 
