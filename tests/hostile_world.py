@@ -92,6 +92,7 @@ class HostileRobot:
         self.position = self.rng.uniform(0.9 * task.low, 0.9 * task.high)
         self.is_connected, self.received, self.seen = False, [], []
         self.started = None  # where it last said it was, before anything was sent
+        self.rejected = False  # the first action that was sent: then it is recorded as a stop
         self.picture, self.frozen_until, self.reads = 0, 0.0, 0
         self.trouble = self.rng.choice([0.0, 0.003, 0.02])
         self.bad_start = int(self.rng.choice([0, 0, 0, 4, 400]))
@@ -182,6 +183,7 @@ class HostileRobot:
             self.count[f"send {kind}"] += 1
             self.clock.time += self.rng.uniform(0, 2) * self.task.dt
             self.is_connected = self.is_connected and kind != "gone"
+            self.rejected = self.rejected or len(self.received) == 1
             if kind in ("refused", "gone"):
                 raise ConnectionError("no status packet")
             if kind == "garbage":
@@ -305,7 +307,8 @@ class Flight:
             found.append("the robot was not disconnected")
         if self.planner.spoiled:
             found.append("a number that is not finite was planned from")
-        if len(received) and not (self.modes.flown and received[0, 0] == self.modes.flown[0][1]):
+        begun = [sent for _, sent, _ in self.modes.flown[:1]]
+        if len(received) and not self.robot.rejected and begun != [received[0, 0]]:
             found.append("something was sent before an action of a plan")
         return found + self._stale(deadline)
 
