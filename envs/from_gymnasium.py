@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from gpc.env import Array, Environment, Frame
-from gpc.errors import InputError, RunError
+from gpc.errors import InputError, RunError, one_line
 from gpc.gl import choose_gl, undecided
 from gpc.load import suggest
 
@@ -111,8 +111,8 @@ def _make(task: str, max_steps: int, settings: Mapping[str, Any]) -> Any:
         given = {"render_mode": "rgb_array", "disable_env_checker": True, **settings}
         with undecided():
             return gymnasium.make(name, max_episode_steps=max_steps, **given)
-    except (ImportError, gymnasium.error.Error, TypeError, ValueError) as error:
-        raise InputError(f"gymnasium cannot make {task}: {' '.join(str(error).split())[:300]}") from None
+    except (ImportError, OSError, gymnasium.error.Error, TypeError, ValueError) as error:
+        raise InputError(f"gymnasium cannot make {task}: {one_line(error)}") from None
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

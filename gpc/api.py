@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 from gpc.composers import Average, Convex, Guidance, PerDimension, Scheduled
 from gpc.composition import ComposedPolicy
 from gpc.config import load_config
 from gpc.errors import InputError
 from gpc.experiment import COMMANDS, Experiment
+from gpc.inert import Console
 from gpc.policy import Policy
 from gpc.record import Row, read_rows
 from gpc.rollout import Health

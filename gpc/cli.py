@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
-from gpc.errors import GpcError, InputError, RunError
+from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.inert import Console, guard_process
 from gpc.load import suggest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+LONGEST_ERROR = 4000  # characters
 HELP = """\
 [bold]gpc[/]: compose pretrained robot policies at test time, with honest statistics.
 
@@ -40,7 +44,7 @@ HELP = """\
   gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
   gpc compare env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' episodes=200 run_dir=runs/compare
   gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
-  gpc evaluate 'policies=\\[pusht-beso]' sampler=heun sampler.steps=3
+  gpc evaluate 'policies=\\[pusht-beso]' sampler=ancestral       # twice the evaluations of the default, more success
   gpc serve 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' port=8000
   gpc deploy robot=simulated 'policies=\\[pusht-flow]' fps=10 safety.hold=last mode=live seconds=30
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
@@ -53,29 +57,57 @@ The same command after an interruption goes on where it stopped.
 """
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends a command as Ctrl-C does."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 (failed while running), 2 (bad input) or 130 (interrupted)."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 (failed while running), 2 (bad input), 130 (interrupted) or 143 (terminated).
+    """
     args = list(sys.argv[1:] if argv is None else argv)
+    guard_process()
     console, errors = Console(), Console(stderr=True)
     try:
         if not args or args[0] in ("-h", "--help"):
-            console.print(HELP, highlight=False, soft_wrap=True)
+            console.print(Text.from_markup(HELP), soft_wrap=True)
             return 0
         if args[0] == "--version":
             import gpc
 
-            console.print(gpc.__version__, highlight=False)
+            console.print(gpc.__version__)
             return 0
         if args[0] not in COMMANDS:
             raise InputError(f"unknown command {args[0]!r}{suggest(args[0], list(COMMANDS))}")
-        COMMANDS[args[0]](console, args[1:])
+        with _terminable():
+            COMMANDS[args[0]](console, args[1:])
     except GpcError as error:
-        errors.print(f"[red]gpc:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(Text("gpc:", "red"), one_line(error, LONGEST_ERROR), soft_wrap=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        errors.print("[yellow]gpc:[/] interrupted; the same command goes on from here", highlight=False)
-        return 130
+    except KeyboardInterrupt as error:
+        how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        errors.print(Text("gpc:", "yellow"), f"{how}; the same command goes on from here")
+        return code
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, so that rows reach the disk and the cursor returns."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _evaluate(console: Console, args: list[str]) -> None:
@@ -95,7 +127,7 @@ def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     from gpc.config import describe, load_config
 
     if {"-h", "--help"} & set(args):
-        console.print(describe(name), highlight=False, soft_wrap=True, markup=False)
+        console.print(*describe(name).splitlines(), sep="\n", soft_wrap=True)
         return None
     return load_config(name, args)
 
@@ -107,7 +139,7 @@ def _experiment(console: Console, name: str, args: list[str]) -> None:
 
         run = comparison.run if name == "compare" else experiment.run
         folder = run(config, name, console)
-        console.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _diagnose(console: Console, args: list[str]) -> None:
@@ -116,7 +148,7 @@ def _diagnose(console: Console, args: list[str]) -> None:
         from gpc import diagnosis
 
         folder = diagnosis.run(config, "diagnose", console)
-        console.print(f"pictures: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"pictures: {folder}", soft_wrap=True)
 
 
 def _policies(console: Console, args: list[str]) -> None:
@@ -152,11 +184,11 @@ def _report(console: Console, args: list[str]) -> None:
     if len(paths) > 1:
         page, store = Path("study.html"), Path("study.db")
         write_study(paths, page, store, console)
-        console.print(f"every episode: {store}", highlight=False, soft_wrap=True)
+        console.print(f"every episode: {store}", soft_wrap=True)
     else:
         page = write_report(paths[0])
         print_summary(paths[0], console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _replay(console: Console, args: list[str]) -> None:
@@ -164,12 +196,13 @@ def _replay(console: Console, args: list[str]) -> None:
     parser.add_argument("run", type=Path, help="the run folder")
     parser.add_argument("--episode", type=int, required=True, help="the line of episodes.jsonl, from 0")
     parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
+    parser.add_argument("--trust", action="store_true", help="the folder is your own: load what it names")
     parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
     given = parser.parse_args(args)
     from gpc.replay import replay
 
-    found = replay(given.run, given.episode, given.policies, console, given.video)
-    console.print(*found.lines(), sep="\n", highlight=False, soft_wrap=True, markup=False)
+    found = replay(given.run, given.episode, given.policies, console, given.video, given.trust)
+    console.print(*found.lines(), sep="\n", soft_wrap=True)
     if not found.same:
         raise RunError(f"episode {given.episode} of {given.run} did not come out the same")
 

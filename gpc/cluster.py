@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Protocol
 
 from gpc.errors import InputError, RunError
+from gpc.process import search_path
 from gpc.rollout import Actor, Engine, EnvSpec, Episode, Health, Job, rollout
 
 
@@ -121,9 +124,13 @@ class Ray:
         if not ray.is_initialized():
             try:
                 _knock(self.address or "local")
-                ray.init(
-                    self.address or "local", log_to_driver=False, include_dashboard=None if self.address else False
-                )
+                with TemporaryDirectory() as empty:  # else Ray's workers import from this process's current folder
+                    ray.init(
+                        self.address or "local",
+                        log_to_driver=False,
+                        include_dashboard=None if self.address else False,
+                        runtime_env={"working_dir": empty, "env_vars": _script_path()},
+                    )
             except (OSError, ValueError) as error:
                 raise InputError(f"executor.address={self.address}: no Ray cluster answers ({_line(error)})") from None
         return ray
@@ -154,6 +161,12 @@ def _knock(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _script_path() -> dict[str, str]:
+    """Ray's variables for the folder of this process's script, in front of the node's own PYTHONPATH."""
+    script = os.path.dirname(os.path.realpath(sys.argv[0]))
+    return {"PYTHONPATH": f"{script}{os.pathsep}${{PYTHONPATH}}"} if script in search_path() else {}
 
 
 def _line(error: BaseException) -> str:

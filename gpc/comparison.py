@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from gpc.api import configured, taken_apart
 from gpc.errors import InputError
 from gpc.experiment import Experiment, finish, folder_of, loaded, numbers
+from gpc.inert import Console
 from gpc.policy import Policy
 from gpc.record import Row, RunFolder, read_rows
 from gpc.rollout import Job

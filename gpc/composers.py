@@ -24,6 +24,17 @@ ROUNDING = 1e-9  # weights that sum to one but for rounding leave nothing of x, 
 class Composer(Protocol):
     """Combines the members' denoised actions at one (x, sigma)."""
 
+    @property
+    def stochastic(self) -> bool:
+        """True if the composer follows a batch along the noisy steps of a stochastic sampler."""
+
+    @property
+    def linear(self) -> bool:
+        """True if the result is a sum of the members' denoised actions, so that a cost can steer the sum as a whole."""
+
+    def start(self) -> Composer:
+        """Return the composer for a new batch of chunks; one without a state returns itself."""
+
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """Combine.
 
@@ -51,8 +62,19 @@ class Weightable(Composer, Protocol):
         """The same composer under other weights; InputError where they are not what it takes."""
 
 
+class Stateless:
+    """Defaults of a composer that keeps nothing from one noise level to the next."""
+
+    stochastic: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    def start(self) -> Self:
+        """See `Composer`."""
+        return self
+
+
 @dataclass(frozen=True)
-class Weighted(ABC):
+class Weighted(Stateless, ABC):
     """`x + sum_i w_i (denoised_i - x)`, what `Convex` and `Guidance` share; weights (K,) or (batch, K).
 
     Raises InputError where the weights are not what the composer takes.
@@ -140,6 +162,8 @@ class Average(Mixture):
     obstacle lies the obstacle: what it is good for is to show what composing scores adds.
     """
 
+    linear = False
+
 
 @dataclass(frozen=True)
 class Guidance(Weighted):
@@ -161,7 +185,7 @@ class Guidance(Weighted):
 
 
 @dataclass(frozen=True)
-class Parted(ABC):
+class Parted(Stateless, ABC):
     """Several convex combinations, each with its say in a part of the chunk's making; weights as `Weightable` has them.
 
     That the rows are convex is checked when they are first used, as `ComposedPolicy` does when it is built.

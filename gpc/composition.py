@@ -8,22 +8,23 @@ predictions, inputs and normalisers do not matter here: each is a `Policy`, alig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from threading import current_thread
 
 import torch
 from torch import Tensor
 
 from gpc.align import Aligned, actions_of_some, align, common_actions, join_observations, opinions
 from gpc.composers import Average, Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
-from gpc.denoise import Denoiser, Finite, Held
+from gpc.denoise import Denoiser, Finite
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, merge_levels
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy, centre_of
 from gpc.raised import Raised
-from gpc.superposition import And, Or, begun
+from gpc.superposition import And, Or
 
 Given = Sequence[float] | Tensor | None
 """Weights as users give them."""
@@ -31,9 +32,12 @@ Given = Sequence[float] | Tensor | None
 THREADED_BATCH = 16  # from this batch on a thread for each member pays (measured: two networks cost 1.07x of one at 64)
 
 
+MEMBER_THREAD = "gpc-member"
+
+
 @lru_cache(maxsize=8)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="gpc-member")
+    return ThreadPoolExecutor(threads, thread_name_prefix=MEMBER_THREAD)
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,29 @@ class ComposedDenoiser:
     plans: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`; sigma is one level for the whole batch."""
-        level = float(sigma.max())
-        opinion, needed = self._plan(level)
+        """See `Denoiser`. Rows of several levels cost one evaluation of the batch for each level.
+
+        Raises:
+            InputError: no member was trained at a level, or rows differ in level under a composer that follows a batch.
+        """
+        levels = dict.fromkeys(sigma.flatten().tolist())
+        if len(levels) == 1:
+            return self._at(x, sigma.flatten()[0])
+        if self.composer.stochastic:
+            raise InputError(
+                "a composer that follows log-densities (or, and) needs one noise level for all rows of a batch"
+            )
+        out = torch.empty_like(x)
+        for level in levels:
+            out[sigma == level] = self._at(x, sigma.new_tensor(level))[sigma == level]
+        return out
+
+    def _at(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Combine the members' outputs at one level, sigma ()."""
+        opinion, needed = self._plan(float(sigma))
         calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, needed, strict=True) if on]
-        threaded = calls[1:] if len(x) >= THREADED_BATCH else []  # the first runs here
+        nested = current_thread().name.startswith(MEMBER_THREAD)  # would wait for a thread of the pool that it occupies
+        threaded = calls[1:] if len(x) >= THREADED_BATCH and not nested else []  # the first runs here
         jobs = [_pool(len(self.members)).submit(m.denoise, d, x, sigma) for m, d in threaded]
         found = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
         results = iter([*found, *(job.result() for job in jobs)])
@@ -66,13 +88,6 @@ class ComposedDenoiser:
             return replace(denoiser, rows=[row.tobytes() + name for row in noise.cpu().numpy()])
 
         return replace(self, denoisers=[own(m, d) for m, d in zip(self.members, self.denoisers, strict=True)])
-
-    def reusing(self, every: Mapping[str, int]) -> ComposedDenoiser:
-        """The same, but some of several members are asked at every n-th level only, by name; see `Held`."""
-        if not every or len(self.members) == 1:
-            return self
-        counts = [every.get(member.policy.name, 1) for member in self.members]
-        return replace(self, denoisers=[Held(d, n) for d, n in zip(self.denoisers, counts, strict=True)])
 
     def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
         """Who has an opinion where at this level (K, horizon, action), and who is needed; kept, as some solvers call twice."""
@@ -181,7 +196,7 @@ class ComposedPolicy:
             policy, spec = member.policy, member.policy.observations
             seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
             denoisers.append(member.prepared(Finite(policy.condition(seen), policy.name)))
-        return ComposedDenoiser(self.members, denoisers, begun(self.composer))
+        return ComposedDenoiser(self.members, denoisers, self.composer.start())
 
 
 def compose(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:

@@ -6,55 +6,71 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from importlib.resources import files
 from inspect import Parameter, signature
-from typing import Any
+from pkgutil import resolve_name
+from typing import Annotated, Any, cast
 
+import numpy as np
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from msgspec import Meta
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.load import suggest
+from gpc.schema import Seconds, check
 
-# Hydra imports and calls whatever `_target_` names; nothing but these is ever handed to it.
-ALLOWED = frozenset(
-    {
-        "gpc.worker.EnvSpec",
-        "gpc.rollout.Engine",
-        "gpc.cluster.Local",
-        "gpc.cluster.Ray",
-        "gpc.control.Sampling",
-        "gpc.composition.average",
-        "gpc.composition.both",
-        "gpc.composition.compose",
-        "gpc.composition.either",
-        "gpc.composition.guide",
-        "gpc.composition.schedule",
-        "gpc.composition.split",
-        "gpc.robots.from_lerobot.make_robot",
-        "gpc.weight_search.Grid",
-        "gpc.weight_search.Racing",
-        "gpc.weight_search.Random",
-        "gpc.weight_search.Demos",
-        "gpc.bayesian_search.Bayesian",
-        "gpc.bridge.pilot.Patience",
-        "gpc.bridge.safety.limits_from",
-        "gpc.bridge.stitch.RealTimeChunking",
-        "gpc.bridge.stitch.RecedingHorizon",
-        "gpc.bridge.stitch.TemporalEnsembling",
-    }
-)
+# What a `_target_` may name, in each part of a configuration: it is imported and called.
+ALLOWED: Mapping[str, frozenset[str]] = {
+    "env": frozenset({"gpc.worker.EnvSpec"}),
+    "engine": frozenset({"gpc.rollout.Engine"}),
+    "executor": frozenset({"gpc.cluster.Local", "gpc.cluster.Ray"}),
+    "sampler": frozenset({"gpc.control.Sampling"}),
+    "composer": frozenset(
+        f"gpc.composition.{name}" for name in ("average", "both", "compose", "either", "guide", "schedule", "split")
+    ),
+    "search": frozenset(
+        {
+            *(f"gpc.weight_search.{name}" for name in ("Grid", "Racing", "Random", "Demos")),
+            "gpc.bayesian_search.Bayesian",
+        }
+    ),
+    "robot": frozenset({"gpc.robots.from_lerobot.make_robot"}),
+    "watchdog": frozenset({"gpc.bridge.pilot.Patience"}),
+    "safety": frozenset({"gpc.bridge.safety.limits_from"}),
+    "stitch": frozenset(
+        f"gpc.bridge.stitch.{name}" for name in ("RealTimeChunking", "RecedingHorizon", "TemporalEnsembling")
+    ),
+}
+TARGETS = frozenset().union(*ALLOWED.values())
+COMPARED = frozenset().union(*(ALLOWED[part] for part in ("env", "sampler", "composer", "search")))
+HYDRAS = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})  # keys of Hydra's instantiate
 
-NUMBERS = (
-    *("episodes", "block", "seed", "video", "max_batch"),
-    *(f"{phase}.{key}" for phase in ("search", "report") for key in ("budget", "episodes", "seed")),
-)
+Count = Annotated[int, Meta(ge=1, le=10**6)]
+Seed = Annotated[int, Meta(ge=0, le=2**31)]
+KINDS: Mapping[str, Any] = {
+    **{key: Count for key in ("episodes", "block", "max_batch")},
+    **{f"{phase}.{key}": Count for phase in ("search", "report") for key in ("budget", "episodes")},
+    **{key: Seed for key in ("seed", "search.seed", "report.seed")},
+    "video": Annotated[int, Meta(ge=0, le=10**6)],
+    "fps": Annotated[float, Meta(gt=0, le=1000)],
+    "rate": Annotated[float, Meta(gt=0, le=1e6)] | None,
+    "seconds": Seconds | None,
+    "clock.latency": Annotated[float, Meta(ge=0, le=1e9)],
+    "server": str | None,
+    "task": str,
+    "dataset": str | None,
+    "view": bool | str,
+    **{f"stitch.{key}": Count for key in ("n_action_steps", "every", "kept")},
+}
+"""Types and bounds of settings, in every command that has them; what is built from a `_target_` checks itself."""
+
 # their keys are the policies' and the simulator's own
-OPEN = r"rename_map|origin|steer|action_names|sampler\.reuse|env\.options\.settings|robot\.(observations|settings)"
+OPEN = r"rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -73,44 +89,62 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, name)) from None
-    _check_targets(config)
-    _check_numbers(config)
+    check_nodes(config)
+    _check_kinds(config)
     return config
 
 
 def bind(config: DictConfig) -> Callable[..., Any]:
-    """What a config node's `_target_` names, with the node's arguments: call it with the others."""
-    _check_targets(config)
-    bound: Callable[..., Any] = instantiate(config, _partial_=True, _convert_="all")
-    return bound
+    """Return what a config node's `_target_` names, with the node's arguments: call it with the others.
+
+    Raises InputError if the target is not on the allow-list, takes no such argument, or needs a package that is missing.
+    """
+    node = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    _check_target(node, TARGETS, "")
+    target = node.pop("_target_")
+    try:
+        called = resolve_name(target)
+    except ImportError as error:
+        raise InputError(f"{target} needs a package that is missing ({one_line(error)}); run gpc doctor") from None
+    unknown = sorted(node.keys() - signature(called).parameters.keys())
+    if unknown:
+        raise InputError(f"{target} takes no {unknown[0]!r}")
+    return partial(called, **node)
 
 
 def build(config: DictConfig, **extra: Any) -> Any:
-    """The object that a config node's `_target_` names; `extra` are further arguments of it.
+    """Return the object that a config node's `_target_` names; `extra` are further arguments of it.
 
-    Raises InputError where the target is not on the allow-list or its arguments do not fit.
+    Raises InputError if the target is not on the allow-list or its arguments do not fit.
     """
     try:
         return bind(config)(**extra)
-    except (HydraException, TypeError) as error:
-        raise InputError(_one_line(error.__cause__ or error, config._target_)) from None
+    except TypeError as error:
+        raise InputError(f"{config._target_}: {one_line(error)}") from None
+
+
+REMOVED: dict[str, dict[str, Any]] = {"gpc.control.Sampling": {"rho": 7.0, "warm": None, "reuse": {}}}
+"""Settings of earlier versions by target, and the value that is what gpc does now."""
 
 
 def completed(node: Any) -> Any:
-    """A recorded configuration with the defaults of whatever its `_target_`s name, so that what means the same is equal.
+    """Add the defaults of each `_target_` to a recorded configuration, so that what means the same is equal.
 
-    A run of an earlier version had the settings that came later at their defaults.
+    A run of an earlier version had the settings that came later at their defaults; a setting that was removed since is
+    dropped if its value was what gpc does now.
     """
     if isinstance(node, list):
         return [completed(item) for item in node]
     if not isinstance(node, Mapping):
         return node
-    own = {key: completed(value) for key, value in node.items()}
-    return _defaults(own["_target_"]) | own if own.get("_target_") in ALLOWED else own
+    target = node.get("_target_")
+    gone = REMOVED.get(target, {}) if isinstance(target, str) else {}
+    own = {key: completed(value) for key, value in node.items() if key not in gone or value != gone[key]}
+    return _defaults(target) | own if isinstance(target, str) and target in COMPARED else own
 
 
 def _defaults(target: str) -> dict[str, Any]:
-    called = get_object(target)
+    called = resolve_name(target)
     if is_dataclass(called):
         found = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(called)}
     else:
@@ -126,25 +160,39 @@ def options(group: str) -> list[str]:
     )
 
 
-def _check_numbers(config: DictConfig) -> None:
-    """Counts and seeds must be whole numbers that make sense; InputError names the key."""
-    for key in NUMBERS:
-        value = OmegaConf.select(config, key, default=1)
-        low, high = (0, 2**31) if key.endswith("seed") else (key != "video", 10**6)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise InputError(f"{key}={value} must be a whole number, at least {low:d} and at most {high}")
+def _check_kinds(config: DictConfig) -> None:
+    for key, kind in KINDS.items():
+        value = OmegaConf.select(config, key, default=MISSING)
+        if value is not MISSING:
+            check(kind, value, key)
 
 
-def _check_targets(node: DictConfig) -> None:
-    _walk(OmegaConf.to_container(node, resolve=True), "")
+def check_nodes(config: DictConfig) -> None:
+    """Raise InputError if a part of the configuration names a `_target_` that is not allowed there, or holds NaN."""
+    for part, node in cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)).items():
+        if isinstance(node, dict) and "_target_" in node:
+            _check_target(node, ALLOWED.get(part, frozenset()), f"{part}.")
+        else:
+            _check_plain({part: node}, "")
 
 
-def _walk(value: Any, where: str) -> None:
+def _check_target(node: Mapping[str, Any], allowed: frozenset[str], where: str) -> None:
+    """The node's own target is one of these, and nothing inside of it has one."""
+    target = node.get("_target_")
+    if not isinstance(target, str) or target not in allowed:
+        choice = ", ".join(sorted(allowed)) or "nothing"
+        raise InputError(f"{where}_target_={target} is not allowed; gpc builds only {choice} there")
+    _check_plain({key: value for key, value in node.items() if key != "_target_"}, where)
+
+
+def _check_plain(value: Any, where: str) -> None:
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in pairs:
-        if key == "_target_" and item not in ALLOWED:
-            raise InputError(f"{where}_target_={item} is not allowed; gpc builds only {', '.join(sorted(ALLOWED))}")
-        _walk(item, f"{where}{key}.")
+        if key in HYDRAS:
+            raise InputError(f"{where}{key}={item} is not allowed: gpc builds nothing there")
+        if isinstance(item, float) and np.isnan(item):  # every comparison with a bound would be false
+            raise InputError(f"{where}{key}={item} is not a number")
+        _check_plain(item, f"{where}{key}.")
 
 
 def _example(missing: set[str]) -> str:

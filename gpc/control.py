@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -17,10 +17,9 @@ from gpc.composition import ComposedDenoiser, ComposedPolicy, compose
 from gpc.denoise import Clamp, Decided, Denoiser, Shifted
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels, karras_sigmas, snap_sigmas, trained_sigmas
-from gpc.policy import ActionSpec, Policy, centre_of, check_names, observation_tensors
+from gpc.policy import ActionSpec, Policy, centre_of, observation_tensors
 from gpc.sample import DETERMINISTIC, METHODS, ancestral, langevin, last, teleport
 from gpc.steering import judge, load_cost
-from gpc.superposition import Superposed
 
 Array = npt.NDArray[Any]
 GRIDS = ("karras", "trained")
@@ -36,16 +35,14 @@ class Sampling:
     them; the other settings of the grid have no part in it.
 
     `corrections` and `rate` are those of method "langevin". Of `candidates` chunks the one nearest to all others is taken or, where
-    there is a `critic`, the one of least cost. The rest makes sampling cheaper: the first step goes down to sigma `teleport` as if
-    data were a Gaussian of standard deviation `spread`; a chunk starts at sigma `warm` from the one before, moved on; the
-    members that `reuse` names are asked at every n-th level only.
+    there is a `critic`, the one of least cost. With `teleport` the first step goes down to that sigma as if data were a Gaussian
+    of standard deviation `spread`.
     """
 
     method: str = "dpmpp_2m"
     steps: int = 8
     sigma_max: float = 40.0
     sigma_min: float = 0.01
-    rho: float = 7.0
     grid: str = "karras"
     corrections: int = 0
     rate: float = 0.1
@@ -53,45 +50,34 @@ class Sampling:
     critic: str | None = None
     teleport: float | None = None
     spread: float = 0.5
-    warm: float | None = None
-    reuse: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"unknown sampler {self.method!r}; choose one of {', '.join(METHODS)}")
         if self.grid not in GRIDS:
             raise InputError(f"sampler.grid={self.grid!r}: choose one of {', '.join(GRIDS)}")
-        if self.steps < 1:
-            raise InputError(f"sampler.steps={self.steps}: at least one step is needed")
+        if not 1 <= self.steps <= 10_000:
+            raise InputError(f"sampler.steps={self.steps}: choose a number from 1 to 10000")
         if not 0 < self.sigma_min < self.sigma_max:
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
         self._check_options()
 
     def _check_options(self) -> None:
-        if self.corrections < 0 or (self.corrections and self.method != "langevin"):
-            raise InputError(f"sampler.corrections={self.corrections}: a number of steps of sampler=langevin, from 0")
+        if not 0 <= self.corrections <= 1000 or (self.corrections and self.method != "langevin"):
+            raise InputError(f"sampler.corrections={self.corrections}: steps of sampler=langevin, from 0 to 1000")
         if not 0 < self.rate < 1:
             raise InputError(f"sampler.rate={self.rate:g}: choose a number between 0 and 1")
-        if self.candidates < 1 or self.spread < 0:
-            raise InputError(f"sampler needs candidates >= 1 and spread >= 0, not {self.candidates}, {self.spread:g}")
+        if not 1 <= self.candidates <= 1024 or self.spread < 0:
+            raise InputError(
+                f"sampler needs 1 to 1024 candidates and spread >= 0, not {self.candidates}, {self.spread:g}"
+            )
         if self.critic is not None and self.candidates == 1:
             raise InputError("sampler.critic chooses among candidates; give it sampler.candidates=4, say")
-        for key, sigma in (("teleport", self.teleport), ("warm", self.warm)):
-            if sigma is not None and not (self.sigma_min < sigma < self.sigma_max and self.grid == "karras"):
-                raise InputError(f"sampler.{key}={sigma:g}: a level between sigma_min and sigma_max of grid=karras")
-        if self.teleport is not None and self.steps < 2:
+        sigma = self.teleport
+        if sigma is not None and not (self.sigma_min < sigma < self.sigma_max and self.grid == "karras"):
+            raise InputError(f"sampler.teleport={sigma:g}: a level between sigma_min and sigma_max of grid=karras")
+        if sigma is not None and self.steps < 2:
             raise InputError("sampler.teleport takes a step of its own; give it sampler.steps=2 or more")
-        wrong = [f"{name}: {every}" for name, every in self.reuse.items() if every < 1]
-        if wrong:
-            raise InputError(
-                f"sampler.reuse={{{wrong[0]}}}: a policy is asked at every level (1), every second one (2), ..."
-            )
-
-    def check_alone(self, policies: Sequence[Policy]) -> None:
-        """Raises InputError where a chunk would need the one before, or where `reuse` names none of these policies."""
-        if self.warm is not None:
-            raise InputError(f"sampler.warm={self.warm} starts from the chunk before, which only a rollout knows")
-        check_names("sampler.reuse", self.reuse, policies)
 
     def draws(self, policy: Policy) -> int:
         """How many times a chunk's noise is drawn: at the start and along a stochastic method, for every sample that is taken."""
@@ -102,43 +88,37 @@ class Sampling:
     def check(self, policy: Policy) -> None:
         """Raises InputError where the critic is unknown or the policy's composer needs the noise of a stochastic method."""
         _ = self.critic and load_cost(self.critic)
-        if (
-            isinstance(policy, ComposedPolicy)
-            and isinstance(policy.composer, Superposed)
-            and self.method != "ancestral"
-        ):
+        if isinstance(policy, ComposedPolicy) and policy.composer.stochastic and self.method != "ancestral":
             name = type(policy.composer).__name__.lower()
             raise InputError(
                 f"composer={name} follows densities along noisy steps; take sampler=ancestral, not {self.method}"
             )
 
-    def sigmas(self, levels: NoiseLevels, warm: bool = False) -> Tensor:
-        """The grid for a policy: descending, (about steps + 1,), on trained levels where it has them.
+    def sigmas(self, levels: NoiseLevels) -> Tensor:
+        """The grid for a policy: descending, (about steps + 1,), on its trained levels if it is discrete.
 
-        `warm`: for a chunk that starts from the one before. Raises InputError where the sampler's range and the policy's do
-        not meet, or where it has no such trained levels.
+        Raises:
+            InputError: the sampler's range and the policy's do not meet, or the policy has no such trained levels.
         """
         if self.grid == "trained":
             return trained_sigmas(levels, self.steps)
         low, high = max(self.sigma_min, levels.sigma_min), min(self.sigma_max, levels.sigma_max)
-        top = (self.warm if warm else self.teleport) or high
+        top = self.teleport or high
         if low >= high or not low < top <= high:
             raise InputError(
                 f"sampler.sigma_min={self.sigma_min:g}, sampler.sigma_max={self.sigma_max:g}: the policy was trained from "
                 f"sigma={levels.sigma_min:.4g} to {levels.sigma_max:.4g}"
             )
-        if warm or self.teleport is None:
-            return snap_sigmas(karras_sigmas(self.steps, low, top, self.rho), levels)
-        below = karras_sigmas(self.steps - 1, low, top, self.rho)
+        if self.teleport is None:
+            return snap_sigmas(karras_sigmas(self.steps, low, top), levels)
+        below = karras_sigmas(self.steps - 1, low, top)
         return snap_sigmas(torch.cat([below.new_tensor([high]), below]), levels)
 
-    def sample(self, denoiser: Denoiser, levels: NoiseLevels, noise: Tensor, previous: Tensor | None = None) -> Tensor:
+    def sample(self, denoiser: Denoiser, levels: NoiseLevels, noise: Tensor) -> Tensor:
         """A sample of a denoiser with these levels, from noise (as often as the method draws, batch, horizon, action)."""
-        sigmas = self.sigmas(levels, warm=previous is not None)
+        sigmas = self.sigmas(levels)
         x, noise = sigmas[0] * noise[0], noise[1:]
-        if previous is not None:
-            x = previous + x
-        elif self.teleport is not None:
+        if self.teleport is not None:
             x, sigmas = teleport(denoiser, x, sigmas[0], sigmas[1], self.spread), sigmas[1:]
         match self.method:
             case "ancestral":
@@ -155,11 +135,13 @@ def keyed_noise(seeds: Array, chunks: Array, count: int, actions: ActionSpec) ->
     The same seed therefore meets the same noise under every candidate's weights (common random numbers).
     """
     shape = (count, actions.horizon, actions.dim)
-    rows = [
-        np.random.Generator(np.random.Philox(key=np.array([seed, chunk], np.uint64))).standard_normal(shape)
-        for seed, chunk in zip(seeds, chunks, strict=True)
-    ]
-    return torch.from_numpy(np.stack(rows, axis=1))
+    bits = np.random.Philox(key=0)
+    generator, start = np.random.Generator(bits), bits.state  # setting a state costs a tenth of a new generator
+    noise = np.empty((count, len(seeds), *shape[1:]))
+    for i, key in enumerate(np.stack([seeds.astype(np.uint64), chunks.astype(np.uint64)], axis=1)):
+        bits.state = start | {"state": start["state"] | {"key": key}}
+        noise[:, i] = generator.standard_normal(shape)
+    return torch.from_numpy(noise)
 
 
 @dataclass(frozen=True)
@@ -187,25 +169,24 @@ def sample_chunk(
     noise: Tensor,
     sampling: Sampling,
     known: Known | None = None,
-    previous: Tensor | None = None,
 ) -> Tensor:
     """Sample normalised chunks (batch, horizon, action) from noise (`sampling.draws(policy)`, batch, horizon, action).
 
-    `previous`, like the result: what `sampling.warm` starts from. Raises InputError where sampler and composer do not fit.
+    Raises:
+        InputError: sampler and composer do not fit.
     """
     sampling.check(policy)
     if averages(policy):
-        return _average(policy, observation, noise, sampling, known, previous)
+        return _average(policy, observation, noise, sampling, known)
     many = sampling.candidates
     if many > 1:
         policy = repeated(policy, many)
         observation = {key: value.repeat(many, *[1] * (value.ndim - 1)) for key, value in observation.items()}
         noise = noise.reshape(many, -1, *noise.shape[1:]).transpose(0, 1).flatten(1, 2)
         known = known and known.repeated(many)
-        previous = None if previous is None else previous.repeat(many, 1, 1)
     denoiser = policy.condition(observation)
     if isinstance(denoiser, ComposedDenoiser):
-        denoiser = denoiser.keyed(noise[0]).reusing(sampling.reuse)
+        denoiser = denoiser.keyed(noise[0])
     if policy.actions.bound is not None:
         denoiser = Clamp(denoiser, policy.actions.bound)
     if known is not None:
@@ -213,10 +194,9 @@ def sample_chunk(
         denoiser = Decided(denoiser, decided, torch.from_numpy(known.weight))
     centre = centre_of(policy, observation)
     if centre is None:
-        x = sampling.sample(denoiser, policy.levels, noise, previous)
+        x = sampling.sample(denoiser, policy.levels, noise)
     else:  # samplers start from noise around 0
-        before = None if previous is None else previous - centre
-        x = centre + sampling.sample(Shifted(denoiser, -centre), policy.levels, noise, before)
+        x = centre + sampling.sample(Shifted(denoiser, -centre), policy.levels, noise)
     if many == 1:
         return x
     chunks = x.reshape(many, -1, *x.shape[1:])
@@ -234,7 +214,6 @@ def _average(
     noise: Tensor,
     sampling: Sampling,
     known: Known | None,
-    previous: Tensor | None,
 ) -> Tensor:
     """The members' own chunks, averaged: each is sampled alone, from noise of its own."""
     chunks = []
@@ -242,8 +221,7 @@ def _average(
         alone = compose([member.policy])
         spec = alone.observations
         seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
-        before = None if previous is None else member.seen(previous)
-        chunks.append(sample_chunk(alone, seen, member.part(own), sampling, known and known.of(member), before))
+        chunks.append(sample_chunk(alone, seen, member.part(own), sampling, known and known.of(member)))
     return policy.joined(chunks)
 
 
@@ -280,18 +258,15 @@ def plan(
     seeds: Array,
     chunks: Array,
     known: Known | None = None,
-    previous: Array | None = None,
 ) -> Array:
     """Whole chunks (batch, horizon, action) in the environment's units, the first step being `policy.actions.start` from now.
 
-    observation[key] (batch, n_obs_steps or more, *shape); the noise is that of (seed, chunk number), both (batch,);
-    `previous`, like the result, is what was planned for these steps before, where `sampling.warm` is to start from it.
+    observation[key] (batch, n_obs_steps or more, *shape); the noise is that of (seed, chunk number), both (batch,).
     """
     spec, steps = policy.actions, policy.observations.n_obs_steps
     seen = {key: value[:, -steps:] for key, value in observation.items()}
     noise = keyed_noise(seeds, chunks, sampling.draws(policy), spec)
-    before = None if previous is None else spec.encode(torch.from_numpy(previous))
-    return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, known, before)).numpy()
+    return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, known)).numpy()
 
 
 def padded(rows: Array) -> Array:
@@ -306,13 +281,10 @@ class ChunkActor:
     policy: ComposedPolicy
     sampling: Sampling
     n_action_steps: int
-    planned: dict[tuple[int, bytes], Array] = field(default_factory=dict, repr=False, compare=False)
-    """What `sampling.warm` starts the next chunk from, (horizon, action) by seed and weights."""
 
     def __post_init__(self) -> None:
         self.sampling.check(self.policy)
         self._check(self.policy)
-        check_names("sampler.reuse", self.sampling.reuse, self.policy.policies)
 
     def check(self, weights: Sequence[float]) -> None:
         """Raises InputError where the policies that have weight in `weights` (parts * K,) cannot act without the others."""
@@ -327,7 +299,7 @@ class ChunkActor:
                 f"n_action_steps={self.n_action_steps}: {policy.name} predicts steps {first} to {ahead - 1} from now; "
                 f"choose 1 to {ahead}"
             )
-        _ = [self.sampling.sigmas(policy.levels, warm) for warm in {False, self.sampling.warm is not None}]
+        _ = self.sampling.sigmas(policy.levels)
 
     def __call__(self, observation: Mapping[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
         """observation[key] (batch, n_obs_steps, *shape), weights (batch, parts * K) -> (batch, n_action_steps, action).
@@ -335,33 +307,14 @@ class ChunkActor:
         Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
         weighted = (weights.reshape(len(weights), -1, len(self.policy.policies)) != 0).any(1)
-        warm = (chunks > 0) & (self.sampling.warm is not None)
-        alike = np.column_stack([weighted, warm])
         spec = self.policy.actions
         actions = np.empty((len(seeds), self.n_action_steps, spec.dim))
-        for kind in np.unique(alike, axis=0):
-            rows = np.flatnonzero((alike == kind).all(1))
+        for members in np.unique(weighted, axis=0):
+            rows = np.flatnonzero((weighted == members).all(1))
             taken = padded(rows)
             policy = self.policy.weighted(torch.from_numpy(weights[taken]))
             seen = {key: value[taken] for key, value in observation.items()}
-            aligned = Aligned(policy, spec)
-            before = aligned.part(self._planned(seeds[taken], weights[taken])).numpy() if warm[rows[0]] else None
-            chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken], previous=before)[: len(rows)]
-            whole = aligned.placed(torch.from_numpy(chunk)).numpy()
+            chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken])[: len(rows)]
+            whole = Aligned(policy, spec).placed(torch.from_numpy(chunk)).numpy()
             actions[rows] = whole[:, -spec.start : self.n_action_steps - spec.start]
-            if self.sampling.warm is not None:
-                self._keep(seeds[rows], weights[rows], whole)
         return actions
-
-    def _planned(self, seeds: Array, weights: Array) -> Tensor:
-        """What the chunk before planned for the steps of this one, (batch, horizon, action)."""
-        return torch.from_numpy(np.stack([self.planned[key] for key in _keys(seeds, weights)]))
-
-    def _keep(self, seeds: Array, weights: Array, chunk: Array) -> None:
-        """For the next chunk: the steps after those that are executed, the last one repeated."""
-        later = np.minimum(np.arange(chunk.shape[1]) + self.n_action_steps, chunk.shape[1] - 1)
-        self.planned.update(zip(_keys(seeds, weights), chunk[:, later], strict=True))
-
-
-def _keys(seeds: Array, weights: Array) -> list[tuple[int, bytes]]:
-    return [(int(seed), row.tobytes()) for seed, row in zip(seeds, weights, strict=True)]

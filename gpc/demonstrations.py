@@ -23,7 +23,8 @@ import numpy as np
 import zarr
 
 from gpc.env import Array
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
+from gpc.hub import offline
 
 PAD = 7  # Diffusion Policy's: a chunk of 16 of which 8 are executed
 ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions
@@ -161,7 +162,7 @@ def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: st
     columns[ACTION] = _column(demonstrations.actions)
     name = f"local/{path.name}"
     if (path / "meta/info.json").exists():
-        dataset = lerobot.LeRobotDataset(name, root=path)
+        dataset = _dataset(lerobot, path)
     else:
         features = {key: _feature(value) for key, value in columns.items()}
         dataset = lerobot.LeRobotDataset.create(name, fps, features, root=path, use_videos=False)
@@ -227,7 +228,7 @@ def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
         raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
     if not any(path.glob("data/**/*.parquet")):
         raise InputError(f"{path} is a LeRobotDataset without its data/*.parquet; it is not downloaded")
-    dataset = lerobot.LeRobotDataset(f"local/{path.name}", root=path)
+    dataset = _dataset(lerobot, path)
     chosen = _choose(path, keys, [key for key in dataset.features if key.startswith("observation.")])
     names = [*chosen, ACTION, "episode_index"]
     rows = [{name: row[name].numpy() for name in names} for row in (dataset[i] for i in range(len(dataset)))]
@@ -236,6 +237,17 @@ def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
         columns[key] = np.round(255 * columns[key].transpose(0, 2, 3, 1)).astype(np.uint8)
     ends = np.flatnonzero(np.diff(columns["episode_index"], append=-1)) + 1
     return Demonstrations({key: columns[key] for key in chosen}, columns[ACTION], ends)
+
+
+def _dataset(lerobot: Any, path: Path) -> Any:
+    """A LeRobotDataset in a local folder; for one that lacks a file LeRobot would ask the hub."""
+    try:
+        with offline():
+            return lerobot.LeRobotDataset(f"local/{path.name}", root=path)
+    except Exception as error:  # whatever its readers, and those of datasets and pyarrow, raise
+        raise InputError(
+            f"{path} is a LeRobotDataset that cannot be read ({one_line(error)}); nothing is fetched"
+        ) from None
 
 
 def _h5py(path: Path) -> Any:

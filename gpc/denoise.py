@@ -7,7 +7,7 @@ The score and the probability-flow ODE follow from it: `score = (denoised - x) /
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -139,26 +139,6 @@ class Decided:
         """See `Denoiser`."""
         out = self.denoiser(x, sigma)
         return out + self.weight[..., None] * (self.known - out)
-
-
-@dataclass
-class Held:
-    """Asks its denoiser at every `every`-th level only, and repeats in between what it said last; for one batch of chunks."""
-
-    denoiser: Denoiser
-    every: int
-    levels: int = field(default=0, init=False)
-    level: float | None = field(default=None, init=False)
-    said: Tensor | None = field(default=None, init=False)
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`."""
-        level = float(sigma.max())
-        if level != self.level:
-            self.level, self.levels = level, self.levels + 1
-        if self.said is None or self.levels % self.every == 1 % self.every:
-            self.said = self.denoiser(x, sigma)
-        return self.said
 
 
 @dataclass(frozen=True)

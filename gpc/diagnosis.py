@@ -14,12 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -28,15 +27,18 @@ from gpc.composition import ComposedPolicy
 from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
+from gpc.disk import write_atomically, writing
 from gpc.env import Array, Frame, Pointing
-from gpc.errors import InputError
+from gpc.errors import InputError, missing
 from gpc.experiment import Experiment, folder_of, loaded, numbers
 from gpc.figures import chunk_plot, disagreement_plot, error_plot, png
+from gpc.inert import Console, notice
 from gpc.policy import observation_tensors
-from gpc.record import write_atomically
-from gpc.superposition import begun
 from gpc.weight_search import one_hot, simplex
 from gpc.worker import Lane, Order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPEATS = 5  # chunks that are timed; their median counts
 
@@ -47,6 +49,20 @@ class Overheard:
 
     composer: Composer
     heard: list[tuple[float, list[Tensor]]] = field(default_factory=list)
+
+    @property
+    def stochastic(self) -> bool:
+        """See `Composer`."""
+        return self.composer.stochastic
+
+    @property
+    def linear(self) -> bool:
+        """See `Composer`."""
+        return self.composer.linear
+
+    def start(self) -> Overheard:
+        """See `Composer`; the calls go to the same list."""
+        return replace(self, composer=self.composer.start())
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """See `Composer`."""
@@ -69,7 +85,7 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     """
     batch = len(next(iter(observation.values())))
     noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.draws(policy), policy.actions)
-    listening = Overheard(begun(policy.composer))
+    listening = Overheard(policy.composer)
     sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
     pairs = list(combinations(range(len(policy.policies)), 2))
     apart = [[(said[i] - said[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, said in listening.heard]
@@ -120,8 +136,8 @@ def alignment(policy: ComposedPolicy) -> list[dict[str, Any]]:
     return found
 
 
-def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The diagnosis (docs/diagnosis.md), and its pictures as PNG by file name."""
+def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, Any], dict[str, Callable[[], Figure]]]:
+    """Return the diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name."""
     config, sampling = experiment.config, experiment.actor.sampling
     errors = _errors(experiment, sampling)
     lane = Lane.of(experiment.env)
@@ -150,15 +166,14 @@ def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, 
             name: seconds(partial(_chunks, one, sampling, seen, config.seed, 1)) for name, one in everyone.items()
         },
     }
-    pictures = {
-        "disagreement.png": png(disagreement_plot(found)),
-        "chunks.png": png(
-            chunk_plot(chunks, decisions[middle][1], lane.env.pixels if isinstance(lane.env, Pointing) else None)
-        ),
+    pixels = lane.env.pixels if isinstance(lane.env, Pointing) else None
+    pictures: dict[str, Callable[[], Figure]] = {
+        "disagreement.png": partial(disagreement_plot, found),
+        "chunks.png": partial(chunk_plot, chunks, decisions[middle][1], pixels),
     }
     if errors:
         found["denoising_error"] = errors.explain(experiment.names, simplex(len(experiment.names)), {})
-        pictures["errors.png"] = png(error_plot(found["denoising_error"]))
+        pictures["errors.png"] = partial(error_plot, found["denoising_error"])
     return found, pictures
 
 
@@ -211,9 +226,13 @@ def run(config: DictConfig, kind: str, console: Console) -> Path:
     folder = folder_of(config, kind, experiment.env.name, experiment.names)
     with console.status("playing an episode"):
         found, pictures = diagnose(experiment, policy)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", json.dumps(found, indent=1) + "\n")
-    for name, content in pictures.items():
-        (folder / name).write_bytes(content)
+    for name, draw in pictures.items():
+        try:
+            write_atomically(folder / name, png(draw()))
+        except Exception as error:  # the diagnosis and the other pictures must not be lost
+            notice(missing(name, error))
     show(found, console)
     return folder

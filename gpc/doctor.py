@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from rich.table import Table
+from rich.text import Text
 
 from gpc import gl
 
@@ -55,7 +56,8 @@ def diagnose() -> Table:
     """The findings as a table for the terminal."""
     table = Table("", "what", "found", "needed for", "mend with")
     for item in findings():
-        table.add_row("[red]x[/]" if item.mend else "[green]ok[/]", item.what, item.found, item.needed_for, item.mend)
+        mark = Text("x", "red") if item.mend else Text("ok", "green")
+        table.add_row(mark, item.what, item.found, item.needed_for, item.mend)
     return table
 
 

@@ -30,3 +30,8 @@ class RunError(GpcError):
 def one_line(error: object, limit: int = 300) -> str:
     """The text of an error on one line of at most `limit` characters; its type if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def missing(what: str, error: Exception) -> str:
+    """Return one line about a part that failed while the rest goes on."""
+    return f"{what} is missing: {type(error).__name__}: {one_line(error)}"

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpc.cluster import Executor
 from gpc.composers import Guidance, Weightable
 from gpc.composition import ComposedPolicy
 from gpc.config import bind, build
-from gpc.control import ChunkActor, Sampling
+from gpc.control import ChunkActor
 from gpc.demonstrations import read
 from gpc.denoising_error import DenoisingError, measure
 from gpc.env import Environment
-from gpc.errors import InputError
+from gpc.errors import InputError, missing
 from gpc.film import record_video
+from gpc.inert import Console, file_name, notice
 from gpc.load import load_policy
 from gpc.policy import Policy, absolute, check_names, named, rename, simulator_of
-from gpc.record import Row, RunFolder, searched_seeds
+from gpc.record import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.report import print_summary, write_report
 from gpc.rollout import Engine, EnvSpec, Episode, Health, Job
 from gpc.steering import steer
@@ -37,8 +36,13 @@ from gpc.weight_search import Outcome, Search, Weights, one_hot
 BY_POLICY = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
 """The keys that say something of policies by their names, and how one looks."""
 
+ENVIRONMENTS = tuple(
+    f"gpc.envs.{name}" for name in ("pusht:PushT", "from_robosuite:Robosuite", "from_gymnasium:Gymnasium")
+)
+"""What `env.target` may be: any other name of these modules would be called, too."""
+
 COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(),
     MofNCompleteColumn(),
     TimeElapsedColumn(),
@@ -65,8 +69,8 @@ class Experiment:
         spec: EnvSpec = build(config.env)
         if spec.target == "policy":
             spec = simulator_of([*policies, *others], spec)
-        if not spec.target.startswith("gpc.envs."):
-            raise InputError(f"env.target={spec.target} is not an environment of gpc.envs")
+        if spec.target not in ENVIRONMENTS:
+            raise InputError(f"env.target={spec.target} is not an environment of gpc.envs: {', '.join(ENVIRONMENTS)}")
         observations = self.policy.observations
         keys, steps = tuple(observations.shapes), observations.n_obs_steps
         self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
@@ -121,26 +125,25 @@ class Experiment:
                 self.console.print(
                     f"note: {path} chose weights of these policies on seeds {min(searched)} to {max(searched)}, where the "
                     "chosen ones look better than they are; a figure to report needs other seeds",
-                    highlight=False,
                     soft_wrap=True,
                 )
 
-    def roll(self, folder: RunFolder, phase: str, jobs: Sequence[Job], title: str = "") -> list[Row]:
-        """Run the jobs that the folder does not hold yet, under a progress bar; returns the rows of all of them."""
+    def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
+        """Run the jobs that the folder lacks; returns the rows of all jobs.
+
+        The progress bar counts the rows that are on disk.
+        """
         todo = [job for job in jobs if not _done(folder, phase, job)]
+        if todo:
+            folder.check_versions()
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
         try:
-            with Progress(*COLUMNS, console=self.console, transient=True) as progress, ThreadPoolExecutor(1) as writer:
+            with Progress(*COLUMNS, console=self.console, transient=True) as progress:
                 bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
-                writing: deque[Future[None]] = deque()  # the disk's share of the time passes beside the networks
-                for episode in self.executor(todo, self.actor, self.env, self.engine, self.health):
-                    writing.append(writer.submit(folder.append, _row(phase, episode), episode.trajectory))
-                    while writing and writing[0].done():
-                        writing.popleft().result()
-                    progress.advance(bar)
-                for written in writing:
-                    written.result()
+                with Writer(folder, partial(progress.advance, bar)) as writer:
+                    for episode in self.executor(todo, self.actor, self.env, self.engine, self.health):
+                        writer.put(_row(phase, episode), episode.trajectory)
         finally:
             torch.set_num_threads(threads)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
@@ -235,18 +238,18 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
 def say_notes(policy: ComposedPolicy, console: Console) -> None:
     """What is approximate about a composition."""
     for note in filter(None, (member.note for member in policy.members)):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     """The composition that a configuration names, under its weights, to be asked for chunks from outside.
 
-    A policy without weight leaves altogether. What is approximate is said. Raises InputError where a chunk
-    would need the one before, or where the policies that have weight lack a dimension.
+    A policy of weight 0 is removed. Notes on what is approximate are printed.
+
+    Raises:
+        InputError: the policies that have weight lack a dimension.
     """
-    sampling: Sampling = build(config.sampler)
     policies = adapted(resolved(config), loaded(config))
-    sampling.check_alone(policies)
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
     policy = whole.weighted(torch.tensor(weights, dtype=torch.float64))
@@ -263,18 +266,19 @@ def weights_of(config: DictConfig, count: int) -> Weights:
 
 
 def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> Path:
-    """The run folder that a configuration names, or the one that its environment and policies suggest."""
-    return Path(config.run_dir or f"runs/{kind}-{env.lower().replace('/', '-')}-{'+'.join(names)}")
+    """Return the run folder that a configuration names, or one in runs/ whose name is made of environment and policies."""
+    return Path(config.run_dir or Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}")))
 
 
 def finish(experiment: Experiment, folder: Path) -> None:
-    """What people read of a run that has its summary: the table in the terminal, the video, the page."""
-    print_summary(folder, experiment.console)
+    """Write the video and the page of a run that has its summary, then print its table."""
     if experiment.config.video:
-        env = experiment.env.make()
-        record_video(env, folder, experiment.config.video)
-        env.close()
+        try:
+            record_video(experiment.env, folder, experiment.config.video)
+        except Exception as error:  # a camera or an encoder that fails must not cost the page
+            notice(missing("the video", error))
     write_report(folder)
+    print_summary(folder, experiment.console)
 
 
 def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
@@ -348,7 +352,7 @@ def _denoising_error(experiment: Experiment) -> DenoisingError | None:
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)
 
 
-def _done(folder: RunFolder, phase: str, job: Job) -> bool:
+def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
     row = folder.rows.get((phase, job.candidate, job.seed))
     if row and row.weights != job.weights:
         raise InputError(
@@ -358,7 +362,7 @@ def _done(folder: RunFolder, phase: str, job: Job) -> bool:
     return row is not None
 
 
-def _row(phase: str, episode: Episode) -> Row:
+def _row(phase: Phase, episode: Episode) -> Row:
     job = episode.job
     return Row(phase, job.candidate, job.seed, job.weights, episode.success, episode.score, episode.steps)
 

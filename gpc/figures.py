@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpc import inert
 from gpc.env import Array
 from gpc.errors import InputError
 from gpc.record import Row
@@ -25,7 +26,8 @@ MOST_CURVES = 3
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
+    """Return the figure as a PNG file's content; its texts are inert from then on."""
+    inert.figure(figure)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -260,8 +262,11 @@ def _sizes(candidates: Sequence[Mapping[str, Any]], largest: float) -> list[floa
 
 
 def _ticks(axes: Axes, labels: Sequence[str]) -> None:
+    """Name the places 0, 1, ... of an axis; matplotlib writes these names anew when it draws, hence inert before."""
     step = -(-len(labels) // MOST_TICKS)
-    axes.set_xticks(range(0, len(labels), step), labels[::step], rotation=90, fontsize=6)
+    axes.set_xticks(
+        range(0, len(labels), step), [inert.label(name) for name in labels[::step]], rotation=90, fontsize=6
+    )
 
 
 def _figure(width: float, height: float) -> Figure:

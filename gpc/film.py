@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from gpc.disk import writing
 from gpc.env import Array, Environment
-from gpc.record import Row, read_json, read_rows, read_trajectory
-from gpc.summary import by_candidate
+from gpc.errors import RunError, one_line
+from gpc.inert import label
+from gpc.record import Row, read_rows
+from gpc.summary import by_candidate, read_summary
+from gpc.trajectories import read_trajectory
+from gpc.worker import EnvSpec
 
 
-def record_video(env: Environment, path: Path, count: int) -> None:
+def record_video(spec: EnvSpec, path: Path, count: int) -> None:
     """Write `episodes.mp4`: the recorded actions of each candidate's first `count` report seeds, done again side by side."""
-    rows, summary = read_rows(path / "episodes.jsonl"), read_json(path / "summary.json")
+    rows, summary = read_rows(path / "episodes.jsonl"), read_summary(path)
     place = {row: i for i, row in enumerate(rows)}
     groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
     panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
-    for i in range(min(count, len(groups[0]))):
-        films = [film(env, row.seed, read_trajectory(path, place[row])["action"]) for row in (g[i] for g in groups)]
-        longest = max(map(len, films))
-        for (_, frames), shown in zip(panels, films, strict=True):
-            frames += shown + [shown[-1]] * (longest - len(shown))
+    with closing(spec.make()) as env:
+        for i in range(min(count, len(groups[0]))):
+            films = [film(env, row.seed, read_trajectory(path, place[row])["action"]) for row in (g[i] for g in groups)]
+            longest = max(map(len, films))
+            for (_, frames), shown in zip(panels, films, strict=True):
+                frames += shown + [shown[-1]] * (longest - len(shown))
     write_video(path / "episodes.mp4", panels)
 
 
@@ -38,19 +45,39 @@ def film(env: Environment, seed: int, actions: Array) -> list[Array]:
 
 
 def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20) -> None:
-    """Write an mp4 of several episodes side by side: (title, frames (height, width, 3) uint8) for each panel."""
+    """Write an mp4 of several episodes side by side: (title, frames (height, width, 3) uint8) for each panel.
+
+    Raises:
+        RunError: the file cannot be written; an older one stays.
+    """
+    from imageio_ffmpeg import count_frames_and_secs
+
+    temporary = path.with_name(f"unfinished-{path.name}")
+    with writing(path):
+        temporary.touch()
+        try:
+            _encode(temporary, panels, fps)
+            count_frames_and_secs(temporary)  # an encoder whose disk is full at the very end does not fail
+        except (OSError, RuntimeError, ValueError) as error:
+            temporary.unlink()
+            raise RunError(f"{path} cannot be written: {one_line(error, 80)} (is the disk full?)") from None
+        temporary.replace(path)
+
+
+def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -> None:
     import imageio.v2 as imageio
     from PIL import Image, ImageDraw
 
     longest = max(len(frames) for _, frames in panels)
-    with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=16, quality=6) as writer:
+    settings: dict[str, Any] = {"codec": "libx264", "macro_block_size": 16, "quality": 6, "ffmpeg_log_level": "quiet"}
+    with imageio.get_writer(path, fps=fps, **settings) as writer:
         for i in range(longest):
             shown = []
             for title, frames in panels:
                 frame = frames[min(i, len(frames) - 1)]
                 canvas = Image.new("RGB", (frame.shape[1], frame.shape[0] + 32), "white")
                 canvas.paste(Image.fromarray(frame), (0, 32))
-                ImageDraw.Draw(canvas).text((6, 9), title, fill="black", font_size=14)
+                ImageDraw.Draw(canvas).text((6, 9), label(title), fill="black", font_size=14)
                 shown.append(np.asarray(canvas))
             cast(Any, writer).append_data(np.concatenate(shown, axis=1))
 

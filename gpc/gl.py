@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 from gpc.errors import InputError
+from gpc.process import python
 
 PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
 """Backend, in order of preference -> the Debian package that it needs."""
@@ -20,7 +20,7 @@ _PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_curren
 def probe(backend: str) -> str:
     """Try a backend in a process of its own (a broken driver may crash); the error's last line, or "" where it works."""
     done = subprocess.run(
-        [sys.executable, "-c", _PROBE],
+        python("-c", _PROBE),
         env=os.environ | {"MUJOCO_GL": backend},
         capture_output=True,
         timeout=60,

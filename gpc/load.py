@@ -54,6 +54,11 @@ def _registered(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
+def is_ours(group: str, name: str) -> bool:
+    """Return whether the entry point of this name belongs to gpc itself, not to another package."""
+    return name in _registered(group) and _registered(group)[name].value.startswith("gpc.")
+
+
 def suggest(word: str, known: list[str]) -> str:
     """The end of an error line: the nearest known word, or all of them."""
     close = get_close_matches(word, known, n=1)

@@ -3,46 +3,54 @@
 `manifest.json` says what the run is and, under "resolved", how to run it again; `episodes.jsonl` holds one row for each
 finished (phase, candidate, seed), and `trajectories.zarr` what happened in them: "action" and "reward" at every step, and the
 numeric observations at every decision, each an array (episodes, length, ...) whose i-th entry belongs to the i-th line of
-`episodes.jsonl`, filled up with NaN. A row is acknowledged when it is on disk; the trajectory is written before it.
+`episodes.jsonl`, filled up with NaN. A row is acknowledged when it is on disk; the trajectory is on disk before it.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from queue import Empty, Queue
+from threading import Lock, Thread
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import zarr
+import msgspec
+from msgspec import Meta
 
+from gpc import schema
 from gpc.config import completed
+from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
 from gpc.env import Array
 from gpc.errors import GpcError, InputError, RunError
+from gpc.trajectories import Trajectories
 
+SCHEMA_VERSION = 1  # of manifest.json and summary.json
 PACKAGES = ("gpc", "torch", "numpy", "scipy", "optuna", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
+NEUTRAL = ("python", "zarr")  # recorded, but they compute nothing that is in a row
+WAITING = 64  # finished episodes that may wait for the disk
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Phase = Literal["search", "report", "evaluate", "compare"]
 Key = tuple[str, int, int]
-ROOM = 256  # episodes for which a trajectory array makes room at a time
 
 
-@dataclass(frozen=True, order=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """One finished episode; (phase, candidate, seed) is its key."""
 
-    phase: str
-    candidate: int
-    seed: int
-    weights: tuple[float, ...]
+    phase: Phase
+    candidate: Count
+    seed: Count
+    weights: Annotated[tuple[float, ...], Meta(min_length=1)]
     success: bool
     score: float
-    steps: int
+    steps: Annotated[int, Meta(ge=1, le=2**63 - 1)]
 
     @property
     def key(self) -> Key:
@@ -50,35 +58,52 @@ class Row:
         return self.phase, self.candidate, self.seed
 
 
+class Manifest(msgspec.Struct):
+    """What every manifest.json holds; `resolved` is missing in those of early versions."""
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    resolved: dict[str, Any] | None = None
+
+
 class RunFolder:
     """One experiment on disk; open it with the configuration that determines its results, and an episode's longest length.
 
-    `resolved` is the whole configuration, kept for `gpc replay`. Opening a folder again resumes it. Raises InputError where
-    the folder belongs to another configuration (the first difference is named) or another process writes in it, RunError
-    where its rows are damaged.
+    `resolved` is the whole configuration, kept for `gpc replay`. Opening a folder again resumes it.
+
+    Raises:
+        InputError: the folder cannot be written, belongs to another configuration (the first difference is named), or
+            another process writes in it.
+        RunError: its rows are damaged.
     """
 
     def __init__(
         self, path: Path, config: Mapping[str, Any], length: int, resolved: Mapping[str, Any] | None = None
     ) -> None:
-        self.path, self.length = path, length
-        try:
+        self.path, self._file, self._access = path, -1, Lock()
+        with writing(f"run_dir={path}", InputError):
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / "lock").open("w")
-        except OSError as error:
-            raise InputError(f"run_dir={path} cannot be written: {error.strerror}") from None
+            self._lock = os.fdopen(os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise InputError(
-                f"{path} is in use by another gpc process; wait for it or choose another run_dir"
-            ) from None
-        self._check_manifest(json.loads(json.dumps(config)), resolved)
-        self.rows: dict[Key, Row] = {row.key: row for row in read_rows(path / "episodes.jsonl", mend=True)}
-        self._file: IO[bytes] = (path / "episodes.jsonl").open("ab")
-        self._group = zarr.open_group(path / "trajectories.zarr", mode="a")
-        self._arrays = dict(self._group.arrays())
+            self._open(json.loads(json.dumps(config)), length, resolved)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, config: dict[str, Any], length: int, resolved: Mapping[str, Any] | None) -> None:
+        rows = self.path / "episodes.jsonl"
+        with writing(f"run_dir={self.path}", InputError):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path} is in use by another gpc process; wait for it or choose another run_dir"
+                ) from None
+            self._versions = self._check_manifest(config, resolved)
+            self.rows: dict[Key, Row] = {row.key: row for row in read_rows(rows, mend=True)}
+            self._file = os.open(rows, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            self._trajectories = Trajectories(self.path, length)
+            sync_folder(self.path)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -88,23 +113,35 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process in."""
-        self._file.close()
-        self._lock.close()
+        with self._access:
+            if self._file >= 0:
+                os.close(self._file)
+            self._file = -1
+            self._lock.close()
 
     def append(self, row: Row, trajectory: Mapping[str, Array]) -> None:
-        """Keep one episode; returns when it is on disk. Raises RunError where the disk is full: earlier rows stay."""
-        end = self._file.tell()
-        try:
-            self._write_trajectory(len(self.rows), trajectory)
-            self._file.write(json.dumps(asdict(row)).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            os.truncate(self._file.fileno(), end)
-            why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-            kept = len(self.rows)
-            raise RunError(f"{self.path}: {why}; {kept} finished episodes are kept, the same command goes on") from None
-        self.rows[row.key] = row
+        """Keep one episode; see `extend`."""
+        self.extend([(row, trajectory)])
+
+    def extend(self, episodes: Sequence[tuple[Row, Mapping[str, Array]]]) -> None:
+        """Keep episodes; returns when they are on disk.
+
+        Raises:
+            RunError: the folder is gone or cannot be written, as on a full disk; earlier episodes stay.
+        """
+        with self._access:
+            end = self._end()
+            try:
+                self._trajectories.write(len(self.rows), [trajectory for _, trajectory in episodes])
+                write_whole(self._file, b"".join(_line(row) for row, _ in episodes))
+                os.fsync(self._file)
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(self._file, end)
+                raise RunError(
+                    f"{self.path}: {reason(error)}; {len(self.rows)} finished episodes are kept, the same command goes on"
+                ) from None
+            self.rows |= {row.key: row for row, _ in episodes}
 
     def phase(self, name: str) -> list[Row]:
         """The finished rows of a phase, ordered by candidate and seed."""
@@ -114,37 +151,102 @@ class RunFolder:
         """Replace a JSON file of the folder, whole or not at all."""
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
-    def _write_trajectory(self, index: int, trajectory: Mapping[str, Array]) -> None:
-        for name, value in trajectory.items():
-            shape = (self.length, *value.shape[1:])
-            if name not in self._arrays:
-                self._arrays[name] = self._group.create_array(
-                    name, shape=(0, *shape), chunks=(1, *shape), dtype=value.dtype, fill_value=np.nan
-                )
-            array = self._arrays[name]
-            if index >= array.shape[0]:
-                array.resize((index + ROOM, *shape))
-            filled = np.full(shape, np.nan, value.dtype)
-            filled[: len(value)] = value
-            array[index] = filled
+    def check_versions(self) -> None:
+        """Check that the folder was begun with the installed packages.
 
-    def _check_manifest(self, config: dict[str, Any], resolved: Mapping[str, Any] | None) -> None:
+        Raises:
+            InputError: another version of a package is installed; more episodes would mix the results of both in one table.
+        """
+        installed = versions()
+        for name, recorded in self._versions.items():
+            if name not in NEUTRAL and installed.get(name, recorded) != recorded:
+                raise InputError(
+                    f"{self.path} was begun with {name} {recorded}, now {installed[name]} is installed, and one table must not "
+                    f"mix them; pip install '{name}=={recorded}', or use another run_dir"
+                )
+
+    def _end(self) -> int:
+        """Where the next row begins; RunError if the file is no longer the folder's."""
+        own = os.fstat(self._file)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(own, (self.path / "episodes.jsonl").stat()):
+                return own.st_size
+        raise RunError(f"{self.path} was deleted or moved while the run wrote in it; the same command begins it anew")
+
+    def _check_manifest(self, config: dict[str, Any], resolved: Mapping[str, Any] | None) -> Mapping[str, str]:
+        """The recorded versions, of a folder that belongs to the configuration."""
         path = self.path / "manifest.json"
         if not path.exists():
             if (self.path / "episodes.jsonl").exists():
                 raise InputError(f"{self.path} has episodes but no manifest.json; choose another run_dir")
-            manifest = {"schema_version": 1, "config": config, "versions": versions(), "resolved": resolved}
+            manifest = {
+                "schema_version": SCHEMA_VERSION,
+                "config": config,
+                "versions": versions(),
+                "resolved": resolved,
+            }
             self.write_json("manifest.json", manifest)
-            return
-        before = read_json(path)["config"]
-        for key, old, new in _differences(completed(before), completed(config)):
+            return versions()
+        before = read_versioned(Manifest, path)
+        for key, old, new in _differences(completed(before["config"]), completed(config)):
             raise InputError(
                 f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )
+        return dict(before["versions"])
 
 
+class Writer:
+    """Keep episodes in a thread of its own, beside the networks.
+
+    If `WAITING` episodes wait for the disk, `put` waits. `kept` is called with the number of episodes that have reached the disk
+    since the last call. Leaving the block writes the episodes that wait.
+    """
+
+    def __init__(self, folder: RunFolder, kept: Callable[[int], None]) -> None:
+        self._folder, self._kept, self._failure = folder, kept, list[BaseException]()
+        self._queue: Queue[tuple[Row, Mapping[str, Array]] | None] = Queue(WAITING)
+        self._thread = Thread(target=self._run, name="gpc-writer", daemon=True)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None:
+            self._check()
+
+    def put(self, row: Row, trajectory: Mapping[str, Array]) -> None:
+        """Hand over an episode; raises the failure of an earlier one."""
+        self._check()
+        self._queue.put((row, trajectory))
+
+    def _check(self) -> None:
+        for error in self._failure:
+            raise error
+
+    def _run(self) -> None:
+        """Write what waits, together; drop it after a failure, so that `put` returns."""
+        going = True
+        while going:
+            batch = [self._queue.get()]
+            with suppress(Empty):
+                while len(batch) < WAITING:
+                    batch.append(self._queue.get_nowait())
+            episodes = [item for item in batch if item is not None]
+            going = len(episodes) == len(batch)
+            if episodes and not self._failure:
+                try:
+                    self._folder.extend(episodes)
+                    self._kept(len(episodes))
+                except BaseException as error:
+                    self._failure.append(error)
+
+
+@cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that can change a result, where installed."""
+    """Versions of Python and of the installed packages of `PACKAGES`."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -155,39 +257,59 @@ def versions() -> dict[str, str]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a run folder; InputError where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it holds no JSON object")
+    """Read a JSON file of a run folder.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    if not path.exists():
+        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}")
+    return schema.read(dict[str, Any], path)
+
+
+def read_versioned(kind: Any, path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run folder; check its "schema_version" and the fields of `kind`.
+
+    Raises:
+        InputError: it is missing or damaged, its version is another one, or a field does not fit and is named.
+    """
+    content = read_json(path)
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} has schema_version {content.get('schema_version')}, not {SCHEMA_VERSION}; use the gpc that wrote it"
+        )
+    schema.convert(kind, content, str(path))
     return content
 
 
 def read_rows(path: Path, mend: bool = False) -> list[Row]:
-    """The rows of an episodes.jsonl; `mend` cuts off a last line that a kill left incomplete.
+    """Read an episodes.jsonl; `mend` cuts off a last line that a kill left torn.
 
-    Raises RunError naming the first whole line that cannot be read.
+    Raises:
+        InputError: the file cannot be read.
+        RunError: a whole line is damaged or repeats an episode; its number and its field are named.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return []
-    content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
     whole = content.rfind(b"\n") + 1
     if mend and whole < len(content):
         os.truncate(path, whole)
-    rows = []
+    rows: dict[Key, Row] = {}
     for number, line in enumerate(content[:whole].splitlines(), 1):
         try:
-            fields = json.loads(line)
-            rows.append(Row(**fields | {"weights": tuple(fields["weights"])}))
-        except (ValueError, TypeError, KeyError):
-            raise RunError(
-                f"{path}, line {number} is damaged; delete it and all lines after it, then run the same command again"
-            ) from None
-    return rows
+            row = schema.decode(Row, line, f"{path}, line {number} is damaged")
+            if row.key in rows:
+                raise InputError(
+                    f"{path}, line {number} repeats an episode: {row.phase} {row.candidate}, seed {row.seed}"
+                )
+        except InputError as error:
+            raise RunError(f"{error}; delete it and all lines after it, then run the same command again") from None
+        rows[row.key] = row
+    return list(rows.values())
 
 
 def searched_seeds(runs: Path, fingerprints: Mapping[str, str]) -> dict[Path, set[int]]:
@@ -197,36 +319,15 @@ def searched_seeds(runs: Path, fingerprints: Mapping[str, str]) -> dict[Path, se
     """
     found = {}
     for path in sorted(runs.glob("*/manifest.json")):
-        with suppress(GpcError, OSError, LookupError, TypeError):
-            if read_json(path)["config"]["fingerprints"] == fingerprints:
+        with suppress(GpcError):
+            if read_versioned(Manifest, path)["config"].get("fingerprints") == fingerprints:
                 rows = read_rows(path.with_name("episodes.jsonl"))
                 found[path.parent] = {row.seed for row in rows if row.phase == "search"}
     return found
 
 
-def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
-    """What was recorded of a run folder's episode, without the filling; `episode` is its line in episodes.jsonl, from 0.
-
-    Raises InputError where it is missing or damaged.
-    """
-    try:
-        arrays = dict(zarr.open_group(path / "trajectories.zarr", mode="r").arrays())
-        found = {name: np.asarray(array[episode]) for name, array in arrays.items()}
-    except (OSError, ValueError, IndexError, RuntimeError) as error:
-        raise InputError(f"{path / 'trajectories.zarr'} has no episode {episode} that can be read: {error}") from None
-    if "action" not in found:
-        raise InputError(f"{path} has episodes.jsonl but no actions; copy its trajectories.zarr, too")
-    return {name: value[~np.isnan(value.reshape(len(value), -1)).all(1)] for name, value in found.items()}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old or the new content, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _line(row: Row) -> bytes:
+    return json.dumps(msgspec.structs.asdict(row)).encode() + b"\n"
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

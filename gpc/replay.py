@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
 
+from gpc.config import check_nodes
 from gpc.env import Array
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.experiment import BY_POLICY, Experiment
 from gpc.film import film, write_video
+from gpc.inert import Console
 from gpc.load import load_policy
-from gpc.record import Row, read_json, read_rows, read_trajectory, versions
+from gpc.policy import Policy
+from gpc.record import Row, read_json, read_rows, versions
+from gpc.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
 from gpc.rollout import Episode, Job, rollout
-from gpc.study import acting
+from gpc.trajectories import read_trajectory
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Replay:
         """
         stride = 1 if key in ("action", "reward") else self.n_action_steps
         ours, theirs = self.recorded[key], self.again.trajectory[key]
+        if ours.shape[1:] != theirs.shape[1:]:
+            return 0
         shared = min(len(ours), len(theirs))
         differ = np.flatnonzero((ours[:shared] != theirs[:shared]).reshape(shared, -1).any(1))
         if len(differ):
@@ -82,57 +87,102 @@ class Replay:
         return told if self.changed else [*told, "all versions that the run recorded are installed: another machine?"]
 
 
-def replay(path: Path, episode: int, sources: Sequence[str], console: Console, clip: Path | None = None) -> Replay:
-    """Run the episode in that line of episodes.jsonl again, counted from 0; write both to `clip` as a video.
+def replay(
+    path: Path, episode: int, sources: Sequence[str], console: Console, clip: Path | None = None, trust: bool = False
+) -> Replay:
+    """Run a recorded episode again.
 
-    `sources` say where the policies are now (none: where they were). Raises InputError where the run folder does not hold
-    enough, or a policy is another one than was recorded.
+    Args:
+        path: the run folder.
+        episode: its line in episodes.jsonl, from 0.
+        sources: where the policies are now; none: where they were.
+        console: for notes.
+        clip: video file to which both are written.
+        trust: whether what the folder names may be loaded; without, only what is gpc's own is, and `sources`.
+
+    Raises:
+        InputError: the folder does not hold enough, names something that is not gpc's own, or a policy is another one than
+            was recorded.
     """
     manifest, rows = read_json(path / "manifest.json"), read_rows(path / "episodes.jsonl")
     if not 0 <= episode < len(rows):
         raise InputError(f"{path} has the episodes 0 to {len(rows) - 1}, not {episode}")
-    row, recorded = rows[episode], read_trajectory(path, episode)
-    experiment = _experiment(path, manifest, row, sources, console, bool(clip))
+    row, trajectory = rows[episode], read_trajectory(path, episode)
+    recorded = read_recorded(manifest, str(path / "manifest.json"))
+    experiment = _experiment(
+        f"{shlex.quote(str(path))} --episode {episode}", recorded, row, sources, console, bool(clip), trust
+    )
     torch.set_num_threads(1)  # as the engine's caller does: more would change the networks' rounding
     job = Job(row.candidate, row.weights, row.seed)
     (again,) = rollout([job], experiment.actor, experiment.env, experiment.engine)
     if clip:
         env = experiment.env.make()
-        played = {"recorded": recorded["action"], "now": again.trajectory["action"]}
+        played = {"recorded": trajectory["action"], "now": again.trajectory["action"]}
         write_video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
         env.close()
-    return Replay(row, recorded, again, experiment.env.n_action_steps, _changed(manifest["versions"]))
+    return Replay(row, trajectory, again, experiment.env.n_action_steps, _changed(recorded.versions))
 
 
 def _experiment(
-    path: Path, manifest: Mapping[str, Any], row: Row, sources: Sequence[str], console: Console, draws: bool
+    command: str, recorded: Manifest, row: Row, sources: Sequence[str], console: Console, draws: bool, trust: bool
 ) -> Experiment:
     """What the row was run by; its policies must have the recorded fingerprints."""
-    resolved, config, names = manifest.get("resolved"), manifest["config"], acting(manifest, row)
-    if resolved is None:
-        raise InputError(f"{path} was begun before run folders held the whole configuration; run it anew elsewhere")
-    known = dict(zip(config["policies"], resolved["policies"], strict=False))  # a comparison in Python knows one side's
+    config, resolved = recorded.config, recorded.resolved
+    assert resolved is not None
+    names, composer = config.policies, resolved.composer
+    if row.phase == "compare":
+        side = _side(config, row)
+        names, composer = side.policies, side.composer
+    known = dict(zip(config.policies, resolved.policies, strict=False))  # a comparison in Python knows one side's
     where = list(sources) or [known.get(name, name) for name in names]
     if len(where) != len(names):
         raise InputError(f"--policies names {len(where)}; the episode was run by {len(names)}: {', '.join(names)}")
-    side = config["sides"][row.candidate] if row.phase == "compare" else {}
-    own = {"policies": where, "video": int(draws), "engine": resolved["engine"] | {"lanes": 1, "workers": 1}}
-    own |= {"composer": side["composer"]} if side else {}
+    if not trust:
+        _refuse(command, names, list(requests(resolved, [] if sources else where)))
     try:
         policies = [load_policy(source) for source in where]
     except InputError as error:
         raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
     called = dict(zip(names, (policy.name for policy in policies), strict=True))
-    for key in BY_POLICY:  # the other side's settings are not this one's; a run from before a key has none
-        own[key] = {called[name]: value for name, value in (resolved.get(key) or {}).items() if name in called}
-    experiment = Experiment(OmegaConf.create({**resolved, **own}), policies, console)
-    for name, policy in zip(names, experiment.policy.policies, strict=True):
-        if policy.fingerprint != config["fingerprints"][name]:
+    own = rebuilt(resolved, composer)
+    for key in BY_POLICY:  # the other side's settings are not this one's
+        own[key] = {called[name]: value for name, value in own[key].items() if name in called}
+    whole = OmegaConf.create({**own, "policies": where, "video": int(draws)})
+    check_nodes(whole)
+    experiment = Experiment(whole, policies, console)
+    experiment.check(row.weights)
+    _check_fingerprints(names, experiment.policy.policies, config.fingerprints)
+    return experiment
+
+
+def _side(config: Settings, row: Row) -> Side:
+    if config.sides is None or not 0 <= row.candidate < len(config.sides):
+        raise InputError(f"the manifest has no side {row.candidate}, which the episode is of")
+    return config.sides[row.candidate]
+
+
+def _refuse(command: str, names: Sequence[str], asked: Sequence[Request]) -> None:
+    """Raise InputError if there is anything that the reader has not allowed, with the command that allows it."""
+    if not asked:
+        return
+    moved = (
+        f"say where {', '.join(names)} are now, as in --policies loader:path, or " if asked[0].key == "policies" else ""
+    )
+    what = ", ".join(f"{key}={value!r}" for key, value in asked)
+    raise InputError(
+        f"the run names {one_line(what)}, which is not loaded because a folder names it; {moved}if the folder is your own: "
+        f"gpc replay {command} --trust"
+    )
+
+
+def _check_fingerprints(names: Sequence[str], policies: Sequence[Policy], fingerprints: Mapping[str, str]) -> None:
+    for name, policy in zip(names, policies, strict=True):
+        before = fingerprints.get(name, "none")
+        if policy.fingerprint != before:
             raise InputError(
                 f"{policy.name} is not the {name} that was recorded: its fingerprint is {policy.fingerprint[:12]}, not "
-                f"{config['fingerprints'][name][:12]}; say where that one is with --policies"
+                f"{before[:12]}; say where that one is with --policies"
             )
-    return experiment
 
 
 def _changed(recorded: Mapping[str, str]) -> dict[str, tuple[str, str]]:

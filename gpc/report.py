@@ -1,33 +1,27 @@
-"""What a person reads: tables in the terminal, the video, a self-contained page of one run or of several."""
+"""Show what came out: tables in the terminal, and a self-contained page (`page.html`) of one run or of several."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from rich.table import Column, Table
 
+from gpc.disk import write_atomically
+from gpc.errors import missing
 from gpc.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
-from gpc.record import read_json
+from gpc.inert import Console, notice, template
 from gpc.store import write_store
 from gpc.study import OUTCOMES, RANKED, Run, Standing, entries, leaderboard, outcomes, read_run, searched, tasks
-from gpc.summary import mixture
+from gpc.summary import mixture, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left } .verdict { font-size: 1.15rem; border-left: 4px solid #2a6; padding-left: 1rem }
-img, video { max-width: 100% } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .85rem }
-"""
 MAX_VIDEO_BYTES = 8_000_000
 HEAD = ("weights", "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)")
 LEADERBOARD = (
@@ -38,6 +32,10 @@ NEAR_BEST = (
     "● cannot be told from the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the truly best "
     "is among these but for a chance of 5 %. p: McNemar's exact test against the best parent, on shared seeds."
 )
+
+
+Block = tuple[Literal["heading", "verdict", "text", "code", "table", "picture", "video"], Any]
+"""A part of a page and its content: text; rows of text, the head first; (alternative text, source); source."""
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -65,73 +63,68 @@ def table(summary: Mapping[str, Any]) -> Table:
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a run folder's table and verdict."""
-    summary = read_json(path / "summary.json")
+    summary = read_summary(path)
     console.print(table(summary))
     if "verdict" in summary:
-        console.print(summary["verdict"], highlight=False)
+        console.print(summary["verdict"])
     if "denoising_error" in summary:
-        console.print(summary["denoising_error"]["verdict"], highlight=False)
+        console.print(summary["denoising_error"]["verdict"])
     if summary["infrastructure_errors"]:
         count = summary["infrastructure_errors"]
-        console.print(
-            f"{count} simulator breakdowns; their episodes were run again and are not failures", highlight=False
-        )
+        console.print(f"{count} simulator breakdowns; their episodes were run again and are not failures")
 
 
 def write_report(path: Path) -> Path:
     """Write `report.html` (and the figures of a search as PNG files) from a run folder's files; returns the page.
 
-    Raises InputError where the folder is not a finished run.
+    A part that fails, such as a figure, is one line on the page and on stderr; the rest is still written.
+
+    Raises:
+        InputError: the folder is not a finished run.
+        RunError: the page cannot be written.
     """
     run = read_run(path)
     summary, search = run.summary, run.summary["kind"] == "search"
-    parts = _opening((" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"]))
-    if "verdict" in summary:
-        parts.append(f"<p class=verdict>{html.escape(summary['verdict'])}</p>")
+    title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
+    blocks: list[Block] = [("verdict", summary["verdict"])] if "verdict" in summary else []
     if search:
-        parts.append(_picture("success over the weights", weight_plot(summary), path / "curve.png"))
+        blocks += _picture("success over the weights", partial(weight_plot, summary), path / "curve.png")
     if errors := summary.get("denoising_error"):
-        parts.append(f"<h2>Denoising errors</h2><p>{html.escape(errors['verdict'])}</p>")
-        parts.append(_picture("errors over sigma", error_plot(errors), path / "errors.png"))
-    parts.append(_table(HEAD, [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]))
+        blocks += [("heading", "Denoising errors"), ("text", errors["verdict"])]
+        blocks += _picture("errors over sigma", partial(error_plot, errors), path / "errors.png")
+    blocks += _section("the table", partial(_figures, summary))
     if search:
-        parts += _seeds(run, path / "outcomes.png")
-        parts += _progress({path.name: run}, path / "progress.png")
-    clip = path / "episodes.mp4"
-    if clip.exists() and clip.stat().st_size < MAX_VIDEO_BYTES:
-        source = _data_uri(clip.read_bytes(), "video/mp4")
-        parts.append(f'<h2>Episodes</h2><video controls loop muted src="{source}"></video>')
-    parts.append(
-        f"<p>Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}.</p>"
-    )
-    parts.append(f"<h2>Run</h2><pre>{html.escape(json.dumps(run.manifest, indent=1))}</pre>")
-    page = path / "report.html"
-    page.write_text("\n".join(parts))
-    return page
+        blocks += _section("the seeds", partial(_seeds, run, path / "outcomes.png"))
+        blocks += _section("the progress", partial(_progress, {path.name: run}, path / "progress.png"))
+    blocks += _section("the video", partial(_video, path / "episodes.mp4"))
+    breakdowns = f"Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}."
+    blocks += [("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
+    return _write(path / "report.html", title, blocks)
 
 
 def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console) -> None:
     """Several runs on one page, a leaderboard for each task first, and in one store; the leaderboards are printed, too."""
     runs = [read_run(path) for path in dict.fromkeys(paths)]
     write_store(runs, store)
-    parts = _opening(f"A study of {len(runs)} runs")
+    blocks: list[Block] = []
+    printed: list[tuple[Table, list[str]]] = []
     for task, group in tasks(runs).items():
-        board = leaderboard(entries(group))
         left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
         notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
-        lines = [_standing(standing) for standing in board]
+        standings = [_standing(standing) for standing in leaderboard(entries(group))]
         shown = Table(*LEADERBOARD[:6], title=task)
-        for line in lines:
-            shown.add_row(*line[:6])
-        console.print(shown)
-        console.print(*notes, highlight=False)
-        parts += [f"<h2>{html.escape(task)}</h2>", _table(LEADERBOARD, lines), f"<p>{html.escape(' '.join(notes))}</p>"]
-        parts += _progress({str(run.path): run for run in group if run.summary["kind"] == "search"})
+        for standing in standings:
+            shown.add_row(*standing[:6])
+        printed.append((shown, notes))
+        blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
+        searches = {str(run.path): run for run in group if run.summary["kind"] == "search"}
+        blocks += _section("the progress", partial(_progress, searches))
         for run in group:
-            parts.append(f"<h2>{html.escape(str(run.path))}</h2><p class=verdict>{html.escape(_said(run.summary))}</p>")
-            if run.summary["kind"] == "search":
-                parts += [_picture("success over the weights", weight_plot(run.summary)), *_seeds(run)]
-    page.write_text("\n".join(parts))
+            blocks += _section(str(run.path), partial(_summarized, run))
+    _write(page, f"A study of {len(runs)} runs", blocks)
+    for shown, notes in printed:
+        console.print(shown)
+        console.print(*notes)
 
 
 def _standing(standing: Standing) -> list[str]:
@@ -165,50 +158,72 @@ def _said(summary: Mapping[str, Any]) -> str:
     return f"{name}: {success} % success, score {score}, {episodes} episodes on seeds {seeds}."
 
 
-def _seeds(run: Run, file: Path | None = None) -> list[str]:
+def _summarized(run: Run) -> list[Block]:
+    """The part of a study's page about one run."""
+    blocks: list[Block] = [("heading", str(run.path)), ("verdict", _said(run.summary))]
+    if run.summary["kind"] == "search":
+        blocks += [*_picture("success over the weights", partial(weight_plot, run.summary)), *_seeds(run)]
+    return blocks
+
+
+def _figures(summary: Mapping[str, Any]) -> list[Block]:
+    rows = [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]
+    return [("table", [HEAD, *rows])]
+
+
+def _seeds(run: Run, file: Path | None = None) -> list[Block]:
     """The matrix of outcomes, and how many report seeds came out in which way, with episodes to look at."""
-    parts = ["<h2>Seeds</h2>", _picture("outcome of every seed under every weights", outcome_matrix(run), file)]
+    blocks: list[Block] = [("heading", "Seeds")]
+    blocks += _picture("outcome of every seed under every weights", partial(outcome_matrix, run), file)
     found = outcomes(run, "report")
     if not found:
-        return [*parts, "<p>The winner is a parent: there is no mixture whose outcomes could be counted.</p>"]
+        return [*blocks, ("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
     weights = tuple(run.summary["winner"]["weights"])
     episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
-    lines = []
+    counts = [["report seeds", "count", "the mixture's episodes, K"]]
     for kind in OUTCOMES:
         seeds = [seed for seed, name in found.items() if name == kind]
-        lines.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
+        counts.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
     hint = f"gpc replay {run.path} --episode K --video FILE.mp4 shows one of them again."
-    return [
-        *parts,
-        _table(["report seeds", "count", "the mixture's episodes, K"], lines),
-        f"<p>{html.escape(hint)}</p>",
-    ]
+    return [*blocks, ("table", counts), ("text", hint)]
 
 
-def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[str]:
+def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[Block]:
     """Nothing where no search ran an episode."""
     known = {name: run for name, run in runs.items() if searched([run])}
-    return (
-        ["<h2>Progress</h2>", _picture("episodes spent against the best", progress_plot(known), file)] if known else []
-    )
+    if not known:
+        return []
+    return [("heading", "Progress"), *_picture("episodes spent against the best", partial(progress_plot, known), file)]
 
 
-def _opening(title: str) -> list[str]:
-    name = html.escape(title)
-    return [f"<!doctype html><meta charset=utf-8><title>gpc: {name}</title><style>{STYLE}</style>", f"<h1>{name}</h1>"]
+def _video(clip: Path) -> list[Block]:
+    if not clip.is_file() or clip.stat().st_size >= MAX_VIDEO_BYTES:
+        return []
+    return [("heading", "Episodes"), ("video", _data_uri(clip.read_bytes(), "video/mp4"))]
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<table><tr>{top}</tr>{body}</table>"
+def _picture(alt: str, draw: Callable[[], Figure], file: Path | None = None) -> list[Block]:
+    def build() -> list[Block]:
+        content = png(draw())
+        if file:
+            write_atomically(file, content)
+        return [("picture", (alt, _data_uri(content, "image/png")))]
+
+    return _section(f"the figure, {alt},", build)
 
 
-def _picture(alt: str, figure: Figure, file: Path | None = None) -> str:
-    content = png(figure)
-    if file:
-        file.write_bytes(content)
-    return f'<img alt="{alt}" src="{_data_uri(content, "image/png")}">'
+def _section(what: str, build: Callable[[], list[Block]]) -> list[Block]:
+    """Return the blocks of one part; if it fails, one line in its place: the episodes have run, the page must not be lost."""
+    try:
+        return build()
+    except Exception as error:
+        notice(missing(what, error))
+        return [("text", missing(what, error))]
+
+
+def _write(page: Path, title: str, blocks: Sequence[Block]) -> Path:
+    write_atomically(page, template("page.html").render(title=title, blocks=blocks) + "\n")
+    return page
 
 
 def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,10 @@ import numpy as np
 
 from gpc.env import Array, Frame
 from gpc.errors import InputError, RunError
+from gpc.process import python, search_path
 from gpc.worker import EnvSpec, Failure, Order, Report
+
+SLICE = 1.0  # seconds of one wait: however long the machine sleeps in it, a worker's timeout loses no more
 
 __all__ = ["Actor", "Engine", "EnvSpec", "Episode", "Health", "Job", "rollout"]
 
@@ -60,7 +62,11 @@ class Actor(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """How to run: none of it changes a result. `timeout` in seconds for one chunk of one worker's lanes."""
+    """How to run: none of it changes a result.
+
+    `timeout` is in seconds for one chunk of one worker's lanes, and counts while the engine waits: not while it computes, is
+    stopped or sleeps with its machine.
+    """
 
     lanes: int = 64
     workers: int = 2
@@ -116,23 +122,23 @@ class _Worker:
 
     def __init__(self, env: EnvSpec, lanes: int, timeout: float) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "gpc.worker", str(theirs.fileno())]
+        command = python("-m", "gpc.worker", str(theirs.fileno()))
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self.connection = Connection(ours.detach())
         self.flights: list[_Flight | None] = [None] * lanes
         self.timeout, self.started = timeout, False
-        self.deadline: float | None = None
-        self.send([sys.path, env, lanes])
+        self.patience: float | None = None  # seconds until it is late; None: nothing is expected of it
+        self.send([search_path(), env, lanes])
 
     def send(self, message: object) -> None:
-        self.deadline = time.monotonic() + self.timeout
+        self.patience = self.timeout
         with suppress(OSError):  # if it died, the read that follows says so
             self.connection.send(message)
 
     def receive(self) -> list[Report]:
         """The reports; raises RunError with the cause if the process raised, died, or is late."""
-        if self.deadline is not None and not self.connection.poll(0):
+        if self.patience is not None and not self.connection.poll(0):
             raise RunError(f"the simulator did not answer within {self.timeout:g} s")
         try:
             answer = self.connection.recv()
@@ -141,7 +147,7 @@ class _Worker:
             raise RunError(f"the simulator process died (exit code {code})") from None
         if isinstance(answer, Failure):
             raise RunError(answer.cause)
-        self.started, self.deadline = True, None
+        self.started, self.patience = True, None
         return cast(list[Report], answer)
 
     def close(self) -> None:
@@ -172,15 +178,15 @@ class _Run:
 
     def episodes(self) -> Iterator[Episode]:
         """Serve whichever worker is ready until every job is done."""
-        while busy := [w for w in self.workers if w.deadline is not None]:
+        while busy := [(w, w.patience) for w in self.workers if w.patience is not None]:
+            longest = min(SLICE, *(patience for _, patience in busy))
             begin = time.monotonic()
-            first = min(w.deadline for w in busy if w.deadline is not None)
-            wait([w.connection for w in busy], timeout=max(0.0, first - begin))
-            now = time.monotonic()
-            self.health.waiting_seconds += now - begin
-            for worker in busy:
-                late = worker.deadline is not None and worker.deadline <= now
-                if late or worker.connection.poll(0):
+            wait([worker.connection for worker, _ in busy], timeout=longest)
+            waited = time.monotonic() - begin
+            self.health.waiting_seconds += waited
+            for worker, patience in busy:
+                worker.patience = patience - min(waited, longest)  # more has passed only if this process was stopped
+                if worker.patience <= 0 or worker.connection.poll(0):
                     yield from self._serve(worker)
 
     def _serve(self, worker: _Worker) -> Iterator[Episode]:
@@ -194,6 +200,8 @@ class _Run:
         for report in reports:
             flight = worker.flights[report.lane]
             assert flight is not None
+            if not np.isfinite(report.rewards).all():
+                raise RunError(f"{self.env.target} returned a reward of NaN or infinity (seed {flight.job.seed})")
             flight.rewards += report.rewards
             flight.success |= report.success
             if report.done:

@@ -41,7 +41,11 @@ def ancestral(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[in
 
 
 def heun(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Heun's second-order step, Euler into zero (Karras et al. 2022, algorithm 1); two evaluations a step."""
+    """Heun's second-order step, Euler into zero (Karras et al. 2022, algorithm 1); two evaluations a step.
+
+    A reference for orders of convergence, not a setting: with 8 evaluations a chunk its success is 7.8 % if dpmpp_2m has 67.2 %
+    (docs/results/steps.md), and it equals dpmpp_2m only from 49 evaluations on.
+    """
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
         slope = (x - denoiser(x, sigma)) / sigma
         guess = x + (after - sigma) * slope
@@ -106,7 +110,7 @@ def teleport(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor, spread
     return mean + shrink * (x - mean)
 
 
-DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
+DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
 METHODS = (*DETERMINISTIC, "ancestral", "langevin")
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
+import numpy as np
+from msgspec import Meta
 
 from gpc.errors import InputError, one_line
 
 T = TypeVar("T")
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
+"""A time of the world: positive, and not infinite."""
 FILE_LIMIT = 64 * 2**20  # bytes of a JSON file
 
 
@@ -62,6 +66,28 @@ def convert(kind: type[T], data: Mapping[str, Any], where: str) -> T:
         return msgspec.convert(data, kind)
     except (msgspec.ValidationError, RecursionError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {_reason(error)}") from None
+
+
+def check(kind: Any, value: object, name: str) -> None:
+    """Check a setting; `name` is its key in a configuration.
+
+    Raises:
+        InputError: the value is of another type or out of bounds.
+    """
+    try:
+        msgspec.convert(value.item() if isinstance(value, np.generic) else value, kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{name}={value}: {_reason(error)}") from None
+
+
+def check_fields(settings: object, prefix: str) -> None:
+    """Check a dataclass by the types and bounds beside its fields; for its `__post_init__`.
+
+    Raises:
+        InputError: a field is of another type or out of bounds; `prefix` and its name are the key in a configuration.
+    """
+    for name, kind in get_type_hints(type(settings), include_extras=True).items():
+        check(kind, getattr(settings, name), prefix + name)
 
 
 def _reason(error: Exception) -> str:

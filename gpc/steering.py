@@ -14,13 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpc.composers import Average
 from gpc.composition import ComposedPolicy
-from gpc.denoise import Denoiser
+from gpc.denoise import Denoiser, columns
 from gpc.errors import InputError, RunError
 from gpc.load import load_entry
 from gpc.policy import ActionSpec, Adapted, Observation, Policy
-from gpc.superposition import Superposed
 
 GROUP = "gpc.costs"
 REGISTERED: dict[str, Cost] = {}
@@ -89,7 +87,7 @@ class Steered:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; raises RunError where the cost has no finite gradient, or cannot be differentiated twice."""
         denoised = self.denoiser(x, sigma)
-        left = self.scale / (1 / sigma.max() ** 2 + 1 / self.spread**2)
+        left = self.scale / (1 / columns(sigma, x) ** 2 + 1 / self.spread**2)
         with torch.inference_mode(False), torch.enable_grad():
             at = denoised.clone().requires_grad_()
             gradient = self._gradient(at)
@@ -163,7 +161,7 @@ def steer(
     numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (scale, spread))
     if not numbers or not 0 <= scale < float("inf") or not 0 < spread < float("inf"):
         raise InputError(f"steer needs a finite scale >= 0 and spread > 0, not {scale} and {spread}")
-    if isinstance(policy, ComposedPolicy) and isinstance(policy.composer, Average | Superposed):
+    if isinstance(policy, ComposedPolicy) and not policy.composer.linear:
         kind = type(policy.composer).__name__.lower()
         raise InputError(
             f"composer={kind} needs its members' own scores or chunks; steer the policies, then compose them"

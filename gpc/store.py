@@ -43,7 +43,7 @@ def write_store(runs: Sequence[Run], path: Path) -> None:
                 _add(database, run)
         database.close()
         temporary.replace(path)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, UnicodeError, sqlite3.Error) as error:  # a path of undecodable bytes is no text of SQLite
         raise InputError(f"{path} cannot be written: {error}") from None
 
 

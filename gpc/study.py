@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from gpc.config import completed
 from gpc.env import Array
 from gpc.errors import InputError
-from gpc.record import Row, read_json, read_rows
+from gpc.record import Row, read_rows, read_versioned
 from gpc.stats import Interval, mcnemar, paired_difference, wilson
-from gpc.summary import SCHEMA_VERSION, mixture
+from gpc.summary import Names, mixture, read_summary
 from gpc.worker import EnvSpec
 
 RANKED = ("report", "evaluate")
@@ -81,13 +82,79 @@ def acting(manifest: Mapping[str, Any], row: Row) -> list[str]:
     return found
 
 
+class EnvSettings(Struct):
+    """What reports need of an environment's settings."""
+
+    target: str
+    n_action_steps: int
+    max_steps: int
+    options: dict[str, Any] | None = None
+
+
+class SamplerSettings(Struct):
+    """What reports need of a sampler's settings."""
+
+    method: str
+    steps: int
+
+
+class Acting(Struct):
+    """Policies that act together: one side of a comparison."""
+
+    policies: Names
+
+
+class Settings(Acting):
+    """What reports need of the settings that determine the results of a run."""
+
+    fingerprints: dict[str, str]
+    env: EnvSettings
+    sampler: SamplerSettings
+    sides: tuple[Acting, Acting] | None = None
+
+    def __post_init__(self) -> None:
+        names = {name for side in (self, *(self.sides or ())) for name in side.policies}
+        if lacking := sorted(names - {*self.fingerprints}):
+            raise ValueError(f"fingerprints lack {lacking[0]}")
+
+
+class Resolved(Struct):
+    """What reports need of the whole configuration."""
+
+    env: EnvSettings
+    sampler: SamplerSettings
+
+
+class RunManifest(Struct):
+    """What reports need of a manifest."""
+
+    config: Settings
+    versions: dict[str, str]
+    resolved: Resolved | None = None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run folder, checked.
+
+    Raises:
+        InputError: it is missing, damaged or of another version, or a field does not fit and is named.
+    """
+    return read_versioned(RunManifest, path / "manifest.json")
+
+
 def read_run(path: Path) -> Run:
-    """A finished run. Raises InputError where it is unfinished, damaged or of another version, RunError for a damaged row."""
-    summary, manifest = (read_json(path / name) for name in ("summary.json", "manifest.json"))
-    for name, content in (("summary.json", summary), ("manifest.json", manifest)):
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(f"{path / name} has schema_version {content.get('schema_version')}, not {SCHEMA_VERSION}")
+    """A finished run.
+
+    Raises:
+        InputError: it is unfinished, damaged or of another version.
+        RunError: a row is damaged.
+    """
+    summary, manifest = read_summary(path), read_manifest(path)
     run = Run(path, manifest, summary, tuple(read_rows(path / "episodes.jsonl")))
+    for number, row in enumerate(run.rows, 1):
+        sides = manifest["config"].get("sides") or ()
+        if (row.phase == "compare" and row.candidate >= len(sides)) or len(row.weights) % len(acting(manifest, row)):
+            raise InputError(f"{path / 'episodes.jsonl'}, line {number}: candidate or weights do not fit manifest.json")
     if summary["kind"] == "search":
         counted = [("report", figures) for figures in (summary["winner"], *summary["parents"])]
         counted += [("search", figures) for figures in summary["candidates"]]

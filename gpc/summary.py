@@ -3,14 +3,132 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from gpc.record import Row
+from msgspec import Meta, Struct
+
+from gpc.record import SCHEMA_VERSION, Row, read_versioned
 from gpc.sequential import anytime_difference, anytime_p, anytime_proportion
-from gpc.stats import discordant, mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
+from gpc.stats import Interval, discordant, mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
 
-SCHEMA_VERSION = 1
 SMALL_GAIN = 5.0  # points of success; what verdicts price: the gains that are published are of this size
+
+Count = Annotated[int, Meta(ge=1)]
+Names = Annotated[list[str], Meta(min_length=1)]
+Weighting = Annotated[list[float], Meta(min_length=1)]
+
+
+class Figures(Struct):
+    """Of one candidate; as for all types here, docs/summary-schema.md gives the meaning of a field."""
+
+    weights: Weighting
+    n_episodes: Count
+    n_success: int
+    pc_success: float
+    pc_success_ci95: Interval
+    avg_max_reward: float
+    avg_max_reward_ci95: Interval
+    seeds: tuple[int, int]
+
+
+class Named(Figures, kw_only=True):
+    """Figures of a parent, or of a side of a comparison."""
+
+    name: str
+
+
+class Prediction(Struct):
+    """What demonstrations predict of one candidate."""
+
+    weights: Weighting
+    error: float
+
+
+class Errors(Struct):
+    """Denoising errors on demonstrations."""
+
+    windows: Count
+    sigmas: list[float]
+    rms: dict[str, list[float]]
+    correlation: list[list[list[float]]]
+    weights: Weighting
+    weights_per_level: list[Weighting]
+    predicted: list[Prediction]
+    best_parent: str
+    pc_gain: float
+    n_measured: int
+    spearman: float | None
+    spearman_p_value: float | None
+    verdict: str
+
+    def __post_init__(self) -> None:
+        levels, count = len(self.sigmas), len(self.weights)
+        tables = [len(self.rms), *map(len, self.weights_per_level)]
+        tables += [n for level in self.correlation for n in (len(level), *map(len, level))]
+        lengths = [len(self.correlation), len(self.weights_per_level), *map(len, self.rms.values())]
+        if {*lengths} != {levels} or {*tables} != {count}:
+            raise ValueError(f"its tables do not fit {levels} sigmas and {count} policies")
+
+
+class Evaluation(Figures, tag_field="kind", tag="evaluation", kw_only=True):
+    """Of `gpc evaluate`."""
+
+    policies: Names
+    infrastructure_errors: int
+
+
+class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
+    """Of `gpc search`; early versions wrote no `pc_discordant` and no `epsilon`."""
+
+    policies: Names
+    candidates: list[Figures]
+    winner: Figures
+    parents: Annotated[list[Named], Meta(min_length=1)]
+    best_parent: str
+    p_value: float
+    pc_success_gain: float
+    avg_max_reward_gain: float
+    avg_max_reward_gain_ci95: Interval
+    p_value_score: float
+    pc_discordant: float | None = None
+    epsilon: float | None = None
+    denoising_error: Errors | None = None
+    infrastructure_errors: int
+    verdict: str
+
+    def __post_init__(self) -> None:
+        length = len(self.winner.weights)
+        if length % len(self.policies) or {len(c.weights) for c in (*self.candidates, *self.parents)} - {length}:
+            raise ValueError(f"weights do not fit {len(self.policies)} policies")
+
+
+class Compared(Struct, tag_field="kind", tag="comparison", kw_only=True):
+    """Of `gpc compare`."""
+
+    policies: Names
+    sides: tuple[Named, Named]
+    n_episodes: Count
+    max_episodes: Count
+    n_only_success: tuple[int, int]
+    p_value: float
+    better: str | None
+    pc_success_gain: float
+    pc_success_gain_ci95: Interval
+    avg_max_reward_gain: float
+    avg_max_reward_gain_ci95: Interval
+    fixed_episodes: int | None
+    infrastructure_errors: int
+    verdict: str
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run folder, checked.
+
+    Raises:
+        InputError: the run is unfinished, its summary is damaged or of another version, or a field does not fit and is named.
+    """
+    return read_versioned(Evaluation | Searched | Compared, path / "summary.json")
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:

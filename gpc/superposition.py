@@ -16,12 +16,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from gpc.composers import Composer, Convex
+from gpc.composers import Convex
 from gpc.errors import InputError
 
 RIDGE = 1e-6  # of the scores' mean square: what `And` adds where members agree and no mixture can tell them apart
@@ -32,6 +32,8 @@ class Superposed(ABC):
     """What `Or` and `And` share. `weights` (K,) or (batch, K), convex: how likely each member is before it has spoken."""
 
     weights: Tensor
+    stochastic: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _ = self.prior
@@ -54,13 +56,13 @@ class Superposed(ABC):
         """See `Composer`: whoever has weight."""
         return self.prior.needs(opinion, sigma)
 
-    def begin(self) -> Followed:
-        """The composer for one batch of chunks, which it follows from level to level."""
+    def start(self) -> Followed:
+        """See `Composer`: the result follows one batch of chunks from level to level."""
         return Followed(self)
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
         """See `Composer`: as at the first level."""
-        return self.begin()(x, sigma, denoised, opinion)
+        return self.start()(x, sigma, denoised, opinion)
 
     @abstractmethod
     def mixture(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
@@ -128,6 +130,13 @@ class Followed:
     log_density: Tensor | None = field(default=None, init=False)
     last: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)  # x, scores, sigma
 
+    stochastic: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+
+    def start(self) -> Followed:
+        """See `Composer`."""
+        return self.rule.start()
+
     def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`."""
         return self.rule.needs(opinion, sigma)
@@ -159,8 +168,3 @@ class Followed:
             delta = sigma**2 * fallen / above**2
         self.last = x, scores, sigma
         return self.log_density, delta
-
-
-def begun(composer: Composer) -> Composer:
-    """What composes one batch of chunks."""
-    return composer.begin() if isinstance(composer, Superposed) else composer

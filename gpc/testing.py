@@ -191,6 +191,8 @@ def check_policy(
         sigmas = snap_sigmas(karras_sigmas(16, low, high), policy.levels)
         for sigma in sigmas[:-1]:
             _check_denoised(policy, observation, sigma * noise, sigma)
+        for low, high in zip(sigmas[1:-1], sigmas[:-2], strict=True):
+            _check_levels(policy, observation, high * noise, torch.stack([low, high, high, low]))
         if trained:
             _check_limits(policy, observation, noise, sigmas)
     except AssertionError as error:
@@ -236,6 +238,14 @@ def _check_denoised(policy: Policy, observation: dict[str, Tensor], x: Tensor, s
     mixed = policy.condition(other)(torch.cat([x[:1], -x[1:]]), sigma)
     apart = float((mixed[0] - out[0]).abs().max() / (1 + sigma))
     _require(apart < 1e-4, f"a row depends on the other rows of its batch {at} (by {apart:.2g})")
+
+
+def _check_levels(policy: Policy, observation: dict[str, Tensor], x: Tensor, sigmas: Tensor) -> None:
+    """Check that each row of a batch is denoised at its own level, sigmas (batch,)."""
+    denoiser = policy.condition(observation)
+    alone = torch.stack([denoiser(x, sigma)[row] for row, sigma in enumerate(sigmas)])
+    apart = float(((denoiser(x, sigmas) - alone).abs().amax((1, 2)) / (1 + sigmas)).max())
+    _require(apart < 1e-4, f"rows of sigma=(batch,) are not denoised at their own level (apart by {apart:.2g})")
 
 
 def _check_limits(policy: Policy, observation: dict[str, Tensor], noise: Tensor, sigmas: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A simulator process: `python -m gpc.worker FD` serves its lanes over the socket that it inherited.
+"""A simulator process: `python -P -m gpc.worker FD` serves its lanes over the socket that it inherited.
 
 A process of its own (not a fork, and without the parent's `__main__`): it never loads torch, and a crash, a hang or a leak
 of a simulator stays outside the engine. It ends when the engine closes the socket or dies.
@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
+from msgspec import Meta
 
 from gpc.env import Array, Environment, Frame
 
@@ -32,10 +33,10 @@ class EnvSpec:
     """
 
     target: str
-    n_action_steps: int
-    max_steps: int
+    n_action_steps: Annotated[int, Meta(ge=0, le=10**4)]
+    max_steps: Annotated[int, Meta(ge=0, le=10**6)]
     observation_keys: tuple[str, ...] | None = None
-    n_obs_steps: int = 1
+    n_obs_steps: Annotated[int, Meta(ge=1, le=1024)] = 1
     options: Mapping[str, Any] | None = None
     history: Mapping[str, int] | None = None
 

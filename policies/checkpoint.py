@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-import sys
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from gpc.errors import InputError
+from gpc.inert import notice
 
 MALFORMED = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError)
 """What reading a file that is not of its format may raise."""
@@ -80,10 +80,9 @@ def representation(path: Path, declared: Iterable[bool], where: str) -> bool | N
     found = set(declared)
     if len(found) == 1:
         return found.pop()
-    print(
-        f"gpc: {path} does not say whether its actions are moves (delta) or absolute targets ({where}); gpc cannot refuse a "
-        "composition of both",
-        file=sys.stderr,
+    notice(
+        f"{path} does not say whether its actions are moves (delta) or absolute targets ({where}); gpc cannot refuse a "
+        "composition of both"
     )
     return None
 

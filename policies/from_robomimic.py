@@ -13,7 +13,6 @@ import functools
 import io
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError
+from gpc.inert import notice
 from gpc.noise import NoiseLevels, VariancePreserving
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policy import ActionSpec, Observation, ObservationSpec
@@ -180,9 +180,7 @@ def _compare_simulator(path: Path, metadata: Mapping[str, Any]) -> None:
     except PackageNotFoundError:
         return  # nothing to simulate with
     if trained != installed:
-        print(
-            f"gpc: {path} was trained on robosuite {trained or '(not said)'}, installed is {installed}", file=sys.stderr
-        )
+        notice(f"{path} was trained on robosuite {trained or '(not said)'}, installed is {installed}")
 
 
 def _row(value: Any) -> Tensor:

@@ -54,9 +54,9 @@ class RemoteMember:
 
 
 def load(url: str) -> RemoteMember:
-    """Connect to a server; the environment variable GPC_TOKEN is shown to it.
+    """Connect to a server; it is sent the password of its host in ~/.netrc, if there is one.
 
-    Raises InputError where it is none of gpc's, RunError where nobody answers.
+    Raises InputError if it is none of gpc's, RunError if no server answers.
     """
     server = RemotePolicy(url)
     facts = server.metadata

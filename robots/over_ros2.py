@@ -103,12 +103,15 @@ class Ros2Robot(Robot):
         if self._link is not None:
             raise DeviceAlreadyConnectedError(f"{self} is connected")
         link = _Link(self.config)
-        end = time.monotonic() + CONNECT_WITHIN
-        while missing := link.missing():
-            if time.monotonic() > end:
-                link.close()
-                raise TimeoutError(f"{missing} within {CONNECT_WITHIN:g} s; is ROS_DOMAIN_ID the arm's?")
-            time.sleep(0.01)
+        try:
+            end = time.monotonic() + CONNECT_WITHIN
+            while missing := link.missing():
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{missing} within {CONNECT_WITHIN:g} s; is ROS_DOMAIN_ID the arm's?")
+                time.sleep(0.01)
+        except BaseException:
+            link.close()
+            raise
         self._link = link
 
     def get_observation(self) -> dict[str, Any]:
@@ -209,14 +212,16 @@ class _Link:
 
     def close(self) -> None:
         """Hold the arm where it is, if we moved it and know where that is, and end the node."""
-        if self._moved:
-            with suppress(TimeoutError, ConnectionError):  # then its controller keeps its last target
-                self._hold()
-        self._leaving.set()
-        self._thread.join()  # first: what it waits on must not be destroyed under it
-        self._executor.shutdown()
-        self._node.destroy_node()
-        self._context.try_shutdown()
+        try:
+            if self._moved:
+                with suppress(TimeoutError, ConnectionError):  # then its controller keeps its last target
+                    self._hold()
+        finally:
+            self._leaving.set()
+            self._thread.join()  # first: what it waits on must not be destroyed under it
+            self._executor.shutdown()
+            self._node.destroy_node()
+            self._context.try_shutdown()
 
     def _hold(self) -> None:
         from rclpy.duration import Duration

@@ -44,8 +44,8 @@ class SimulatedRobotConfig(RobotConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        faults = (self.dropped, self.noise, self.jitter)
-        if self.sends_per_step < 1 or self.delay < 0 or min(faults) < 0 or self.dropped >= 1:
+        counts = self.sends_per_step >= 1 and self.delay >= 0
+        if not (counts and 0 <= self.dropped < 1 and 0 <= self.noise < np.inf and 0 <= self.jitter < np.inf):
             raise InputError(
                 f"robot: sends_per_step={self.sends_per_step} must be 1 or more, dropped={self.dropped:g} below 1, and "
                 f"delay={self.delay}, noise={self.noise:g}, jitter={self.jitter:g} not negative"
@@ -142,8 +142,8 @@ class SimulatedRobot(Robot):
         """Close the world."""
         if self._env is None:
             raise DeviceNotConnectedError(f"{self} is not connected")
-        self._env.close()
-        self._env = None
+        env, self._env = self._env, None
+        env.close()
 
     def calibrate(self) -> None:
         """Nothing to do."""

@@ -20,11 +20,11 @@ from robomimic.utils import file_utils
 from tables import ROOT
 
 import gpc
+from gpc.disk import write_atomically
 from gpc.gl import choose_gl
 from gpc.policies.bundled import BUNDLED
 from gpc.policies.checkpoint import read
 from gpc.policies.from_robomimic import size_of, unet
-from gpc.record import write_atomically
 from gpc.stats import discordant, mcnemar, paired_difference, wilson
 
 CHECKPOINTS = ("lift", "can", "square")

@@ -49,7 +49,7 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
     say("| clients | gpc: chunks a second | p50 ms | p99 ms | openpi: chunks a second | p50 ms | p99 ms | ratio |")
     say("|---|---|---|---|---|---|---|---|")
     keys = [f"policies=[{','.join(POLICIES)}]", f"weights=[{','.join(map(str, WEIGHTS))}]", "port=0", "max_clients=32"]
-    ours = process_of(sys.executable, "-m", "gpc.cli", "serve", *keys)
+    ours = process_of(sys.executable, "-P", "-m", "gpc.cli", "serve", *keys)
     theirs = process_of(sys.executable, __file__, "openpi")
     with ours as (_, own_address), theirs as (_, other_address):
         for count in CLIENTS:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpc.record import write_atomically
+from gpc.disk import write_atomically
 from gpc.sequential import anytime_p, anytime_proportion, log_wealth
 from gpc.stats import mcnemar, mean_interval, pairs_needed, resolution, wilson
 

@@ -29,9 +29,10 @@ import numpy as np
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gpc.demonstrations import Demonstrations, write_replay_buffer, write_robomimic
+from gpc.disk import write_atomically
 from gpc.envs import experts
 from gpc.errors import GpcError, InputError
-from gpc.record import read_json, write_atomically
+from gpc.record import read_json
 from gpc.stats import wilson
 
 TASKS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}
@@ -89,6 +90,7 @@ def successes(args: argparse.Namespace, folder: Path) -> Iterator[tuple[Path, di
     """Episodes in the order of their seeds; the caller stops when it has enough."""
     work = partial(play, args.task, tuple(args.observations), folder)
     seeds, pending = itertools.count(args.seed), deque()
+    os.environ["PYTHONSAFEPATH"] = "1"  # workers begin with `python -c`, which imports from the current folder first
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         try:
             while True:

@@ -30,9 +30,9 @@ from gpc.bridge.safety import Gate, limits_from
 from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon, Stitch, TemporalEnsembling
 from gpc.config import build, load_config
 from gpc.control import Known, Sampling, padded, plan
+from gpc.disk import write_atomically
 from gpc.env import Array
 from gpc.policy import Policy
-from gpc.record import write_atomically
 from gpc.stats import wilson
 
 LATENCIES = (0.0, 0.05, 0.1, 0.2)

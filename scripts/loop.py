@@ -19,7 +19,8 @@ import zarr
 from tables import ROOT
 
 from gpc.cli import main as command
-from gpc.record import read_json, write_atomically
+from gpc.disk import write_atomically
+from gpc.record import read_json
 
 POLICIES = ["policies=[pusht-diffusion,pusht-flow]", "weights=[0.4,0.6]"]
 COMMON = ["robot=simulated", "safety.hold=last", "mode=live", "fps=50", *POLICIES]

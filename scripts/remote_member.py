@@ -97,11 +97,11 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
         python = environment(Path(folder) / "venv", version)
-        there = subprocess.run([python, "-c", VERSION], check=True, capture_output=True, text=True).stdout.strip()
+        there = subprocess.run([python, "-P", "-c", VERSION], check=True, capture_output=True, text=True).stdout.strip()
         print(f"torch {torch.__version__} here, {there} there (installed in {time.perf_counter() - began:.0f} s)")
         torch.set_num_threads(1)
         keys = [f"policies=[{THERE}]", "port=0", "reproducible=true"]
-        with process_of(python, "-m", "gpc.cli", "serve", *keys) as (server, address):
+        with process_of(python, "-P", "-m", "gpc.cli", "serve", *keys) as (server, address):
             compare(address)
             kill(server, address)
 

@@ -24,7 +24,7 @@ from gpc.composition import compose
 from gpc.config import load_config
 from gpc.control import Sampling
 from gpc.denoising_error import DenoisingError, least, measure
-from gpc.record import write_atomically
+from gpc.disk import write_atomically
 
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
 OUTSIDE = {"lerobot-pusht": f"lerobot:{ROOT / 'tests/data/lerobot-pusht'}"}  # by scripts/train_lerobot.py

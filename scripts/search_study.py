@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from gpc.bayesian_search import SAMPLERS, Bayesian
+from gpc.disk import write_atomically
 from gpc.errors import GpcError, InputError
-from gpc.record import read_json, read_rows, write_atomically
+from gpc.record import read_json, read_rows
 from gpc.weight_search import Demos, Grid, Outcome, Prior, Racing, Random, Search, Weights, simplex
 
 SHARES = (0.1, 0.2, 0.4)

@@ -20,22 +20,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from tables import percent, run, short
 
+from gpc.disk import write_atomically
 from gpc.figures import png
-from gpc.record import read_json, read_rows, write_atomically
+from gpc.record import read_json, read_rows
 from gpc.stats import mcnemar, paired_difference
 
 EPISODES, SEED = 100, 300000
 DEFAULT = ("dpmpp_2m", 8)
 EVALUATIONS = (1, 2, 3, 5, 8, 16, 50, 100)
 TASKS = ("pusht", "lift")
-METHODS = ("dpmpp_2m", "euler", "ancestral", "heun", "renoise")
-CHEAPER = ("teleport=2", "warm=1")
+METHODS = ("dpmpp_2m", "euler", "ancestral", "renoise")
+TELEPORT = "teleport=2"
 
 PREFACE = """# Steps against success
 
 100 episodes a cell on seeds 300000 to 300099, success in % with Wilson's 95 % interval; weights 0.5, 0.5 where two are named.
-No weight was chosen on these seeds. An evaluation asks every member once; langevin has four corrections a level, heun asks
-twice a step. A grid of 100 steps snaps to fewer levels where a policy has 100 trained ones. Made by `scripts/steps.py`.
+No weight was chosen on these seeds. An evaluation asks every member once; langevin has four corrections a level, heun
+takes two a step. heun, `sampler.warm` and `sampler.reuse` were removed for what their rows show. A grid of 100 steps snaps to fewer
+levels where a policy has 100 trained ones. Made by `scripts/steps.py`.
 
 The default is dpmpp_2m with 8 steps. With at most 8 evaluations no setting is shown to beat it over both tasks and all
 policies; euler with 8 is a little above (+2.8 points, +3.2 again on fresh seeds, neither shown). **Twice the price buys more:
@@ -43,11 +45,11 @@ policies; euler with 8 is a little above (+2.8 points, +3.2 again on fresh seeds
 wants noise (Lift's diffusion policy: 72 to 94 %). Take it where 16 evaluations a chunk are affordable. More than 16 evaluations
 bring nothing in any sampler.
 
-Cheaper than the default, and not shown to be worse: renoise with 5 evaluations, `sampler.teleport=2` with 5, `sampler.warm=1`
-with 3, and `sampler.reuse` of one member (a quarter of two members' evaluations at 8 levels). Each has cells where it costs:
-teleport=2 and warm=1 take 10 points and more from Lift's diffusion policy at 8 evaluations, where they are below the default
-over all. A warm start should be short: with 16 evaluations and more it is 7 points below. Below 5 evaluations dpmpp_2m's and
-heun's second-order steps fail over so wide gaps of sigma (Lift, 3 evaluations: 2 % where euler has 100 %); there
+Cheaper than the default, and not shown to be worse: renoise with 5 evaluations and `sampler.teleport=2` with 5, which is worth
+its place at 2 to 5 evaluations only (8 evaluations: 5.2 points below the default over all, and 10 and more on Lift's diffusion
+policy). A warm start from the chunk before (`warm=1`) is 4.8 points below at 8 evaluations and 7 from 16 on; asking one
+member at every second level (`reuse`) saves a quarter of two members' evaluations and costs 8 points at 5. Below 5 evaluations
+dpmpp_2m's and heun's second-order steps fail over so wide gaps of sigma (Lift, 3 evaluations: 2 % where euler has 100 %); there
 `sampler.teleport=2` or euler serve. Lift's flow policy needs one evaluation.
 
 With 100 episodes an interval is 20 points wide at 50 %, and the largest of so many cells looks better than it is: that is why
@@ -70,20 +72,16 @@ class Cell(NamedTuple):
 
 
 def cells(task: str) -> Iterator[Cell]:
-    """Every sampler, then langevin with four corrections, then what makes dpmpp_2m cheaper."""
+    """Every sampler, then dpmpp_2m with teleport, then langevin with four corrections."""
     pair = (f"{task}-diffusion", f"{task}-flow")
     for members in (pair, pair[:1], pair[1:]):
         for method in METHODS:
-            for steps in dict.fromkeys((asked + 1) // 2 if method == "heun" else asked for asked in EVALUATIONS):
+            for steps in EVALUATIONS:
                 yield Cell(method, steps, members)
-        for key in CHEAPER:
-            for asked in EVALUATIONS:
-                if key != "teleport=2" or asked > 1:
-                    yield Cell("dpmpp_2m", asked, members, key)
+        for asked in EVALUATIONS[1:]:
+            yield Cell("dpmpp_2m", asked, members, TELEPORT)
         for steps in (1, 2, 4, 10, 20):
             yield Cell("langevin", steps, members)
-    for asked in EVALUATIONS[1:]:
-        yield Cell("dpmpp_2m", asked, pair, f"reuse={{{pair[0]}: 2}}")
 
 
 def measure(task: str, folder: Path, seed: int, only: Sequence[str]) -> None:
@@ -99,7 +97,7 @@ def measure(task: str, folder: Path, seed: int, only: Sequence[str]) -> None:
 
 def evaluations(cell: Cell) -> int:
     """How often every member is asked for a chunk."""
-    return {"heun": 2 * cell.steps - 1, "langevin": 5 * cell.steps - 4}.get(cell.method, cell.steps)
+    return {"langevin": 5 * cell.steps - 4}.get(cell.method, cell.steps)
 
 
 def page(runs: Path, again: Path | None, out: Path) -> None:
@@ -131,8 +129,7 @@ def against_default(runs: Path) -> list[str]:
     for task in TASKS:
         for cell in finished(task, runs):
             rows = sorted(read_rows(runs / task / cell.name / "episodes.jsonl"))
-            setting = cell.key.partition("=")[0] if "reuse" in cell.key else cell.key
-            where = (f"{cell.method} {setting}".strip(), evaluations(cell))
+            where = (f"{cell.method} {cell.key}".strip(), evaluations(cell))
             successes.setdefault(where, {})[task, cell.members] = [row.success for row in rows]
     default = successes[DEFAULT]
     lines = [
@@ -141,7 +138,7 @@ def against_default(runs: Path) -> list[str]:
     ]
     for (name, count), own in successes.items():
         groups = [members for members in default if members in own]
-        if len(groups) < (len(default) if "reuse" not in name else len(TASKS)):
+        if len(groups) < len(default):
             continue
         a, b = (np.concatenate([side[group] for group in groups]) for side in (own, default))
         low, high = paired_difference(a, b)

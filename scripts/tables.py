@@ -11,8 +11,9 @@ import numpy as np
 
 from gpc.cli import main as command
 from gpc.control import Sampling
+from gpc.disk import write_atomically
 from gpc.policies.bundled import BUNDLED, CARD
-from gpc.record import read_json, write_atomically
+from gpc.record import read_json
 from gpc.stats import mean_interval
 
 ROOT = Path(__file__).parents[1]

@@ -31,10 +31,22 @@ class Kept:
         return next(event for event in self.events if event.kind == kind)
 
 
-def flown(arm, planner, seconds=3.0, mode=LIVE, patience=PATIENCE, operator=None, meanwhile=None, mapped=None, **clock):
+def flown(
+    arm,
+    planner,
+    seconds=3.0,
+    mode=LIVE,
+    patience=PATIENCE,
+    operator=None,
+    meanwhile=None,
+    mapped=None,
+    limits=None,
+    **clock,
+):
     """Fly; `meanwhile(arm)` runs in another thread. Returns the loop, the record, the timing and why it ended."""
     wiring = wire(arm, planner.observations.shapes, planner.actions.dim, mapped)
-    gate = Gate(limits_from(planner.actions, PERIOD, position=[-1, 1], velocity=1.0, hold="last"), wiring.actions)
+    limits = limits or limits_from(planner.actions, PERIOD, position=[-1, 1], velocity=1.0, hold="last")
+    gate = Gate(limits, wiring.actions)
     expected = Expected(planner.actions.start, planner.actions.horizon, planner.actions.dim, 2)
     kept, operator = Kept(), operator or Operator()
     loop = Loop(arm, wiring, Pilot(expected, RecedingHorizon(8), gate, patience), mode, kept)

@@ -299,7 +299,7 @@ class Flight:
         )
         found = check_stream(received, self.task, self.robot.started)
         quiet = not len(received) or self.ended - received[-1, 0] > deadline
-        if not (quiet or _at_rest(received, self.task)):
+        if not (quiet or _at_rest(received, self.task, self.robot.started)):
             found.append("the end is not at rest")
         if self.loop.cut.is_set():
             found.append("the loop does not end")
@@ -325,9 +325,11 @@ class Flight:
         return found
 
 
-def _at_rest(received, task):
-    last = received[-2:, 1:]
-    return bool((np.where(task.moves, last[-1], last[-1] - last[0]) == 0).all()) and len(last) > 1
+def _at_rest(received, task, start):
+    """By the last step; the first counts from where the robot said it was, or as none."""
+    actions = received[:, 1:]
+    before = actions[-2] if len(actions) > 1 else actions[0] if start is None else start
+    return bool((np.where(task.moves, actions[-1], actions[-1] - before) == 0).all())
 
 
 def check_stream(received, task, start):

@@ -11,7 +11,7 @@ from gpc.summary import summarize_evaluation, summarize_search
 from gpc.weight_search import one_hot, simplex
 
 ENV = {"_target_": "gpc.worker.EnvSpec", "target": "toy:Push", "n_action_steps": 8, "max_steps": 4, "options": None}
-SAMPLER = {"_target_": "gpc.control.Sampling", "method": "heun", "steps": 8}
+SAMPLER = {"_target_": "gpc.control.Sampling", "method": "euler", "steps": 8}
 
 
 def write_rows(path, policies, rows, env=ENV, trajectory=None, **config):

@@ -43,12 +43,14 @@ def served(policy, reproducible=False, max_batch=256, port=0, **door):
 
 def gpc_serve(*keys):
     """`gpc serve` with these keys in another process."""
-    return process_of(sys.executable, "-m", "gpc.cli", "serve", "port=0", *keys)
+    return process_of(sys.executable, "-P", "-m", "gpc.cli", "serve", "port=0", *keys)
 
 
 def alone():
     """A bare server of a policy that costs nothing, in another process."""
-    return process_of(sys.executable, "-c", f"import sys; sys.path[:] = {sys.path}; import serving; serving.stand()")
+    return process_of(
+        sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path}; import serving; serving.stand()"
+    )
 
 
 def stand():

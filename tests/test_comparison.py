@@ -169,7 +169,7 @@ def test_the_command_runs_pairs_and_writes_what_it_promises(undisturbed, capsys)
 
 
 def test_a_killed_command_goes_on_to_the_same_files(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=1")]
+    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=1")]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < 4:
         time.sleep(0.01)
@@ -229,10 +229,10 @@ def test_seeds_that_have_chosen_weights_are_named(tiny, tmp_path, capsys):
         (["policies=[{0},{1}]", "weights=[[0.5,0.5],[0.9,0.5]]"], "[0.9, 0.5] sum to 1.4"),
         (["policies=[{0},{1}]", "weights=[[0.5,0.5],[1]]"], "1 weights for 2 policies"),
         (["policies=[{0},{1}]", "weights=[[a,0.5],[0,1]]"], "weights=[a, 0.5] must be numbers"),
-        (["policies=[{0},{1}]", "block=0"], "block=0 must be a whole number, at least 1"),
-        (["policies=[{0},{1}]", "episodes=null"], "episodes=None must be a whole number, at least 1"),
-        (["policies=[{0},{1}]", "episodes=100000000"], "at least 1 and at most 1000000"),
-        (["policies=[{0},{1}]", "seed=-4"], "seed=-4 must be a whole number, at least 0"),
+        (["policies=[{0},{1}]", "block=0"], "block=0: Expected `int` >= 1"),
+        (["policies=[{0},{1}]", "episodes=null"], "episodes=None: Expected `int`"),
+        (["policies=[{0},{1}]", "episodes=100000000"], "episodes=100000000: Expected `int` <= 1000000"),
+        (["policies=[{0},{1}]", "seed=-4"], "seed=-4: Expected `int` >= 0"),
     ],
 )
 def test_bad_comparisons_are_one_line_and_exit_two(tiny, tmp_path, capsys, monkeypatch, more, words):

@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from test_denoise import ideal
 
 import gpc
 from gpc import composition
-from gpc.composers import Convex, Guidance
+from gpc.composers import Convex, Guidance, Stateless
 from gpc.composition import ComposedDenoiser, ComposedPolicy, compose, guide, schedule, split
 from gpc.control import ChunkActor, Sampling, keyed_noise, plan, sample_chunk
 from gpc.denoise import NetworkDenoiser
@@ -57,7 +58,7 @@ def test_the_sample_of_equal_spreads_is_the_weighted_mean():
     """For equal variances the product at every level is the noised product: the composition is exact end to end."""
     members = [Gaussian(-1.0, 0.4), Gaussian(2.0, 0.4)]
     policy = compose([FixedPolicy(m) for m in members], [0.25, 0.75])
-    x = sample_chunk(policy, state(4), noise(), Sampling("heun", 200, 50.0, 0.001))
+    x = sample_chunk(policy, state(4), noise(), Sampling("dpmpp_2m", 400, 50.0, 0.001))
     target = Gaussian(0.25 * -1.0 + 0.75 * 2.0, 0.4)
     # The probability-flow ODE maps x(sigma_max) to the mean plus its deviation, scaled.
     start = 50.0 * noise()[0]
@@ -194,6 +195,40 @@ def test_a_thread_for_each_member_changes_no_bit(monkeypatch, parents):
     assert torch.equal(threaded, sample_chunk(policy, observation, noise(32), Sampling()))
 
 
+def test_compositions_nested_three_deep_in_the_second_place_end(parents):
+    a, b = parents[:2]
+    policy = a
+    for _ in range(3):
+        policy = compose([b, policy])
+    observation = {key: torch.rand(32, 2, *shape) for key, shape in policy.observations.shapes.items()}
+    drawn = noise(32)
+    sampled = []
+    worker = Thread(target=lambda: sampled.append(sample_chunk(policy, observation, drawn, Sampling())), daemon=True)
+    worker.start()
+    worker.join(20)
+    assert sampled, "the members wait for each other's threads"
+    flat = compose([b, a], [7 / 8, 1 / 8])
+    torch.testing.assert_close(sampled[0], sample_chunk(flat, observation, drawn, Sampling()))
+
+
+@pytest.mark.parametrize(
+    "composer", [lambda ps: compose(ps, [0.3, 0.7]), lambda ps: schedule(ps, [1, 0, 0, 1], edges=[1.0])]
+)
+def test_each_row_is_denoised_at_its_own_level(composer):
+    members = [FixedPolicy(Gaussian(-1.0, 0.3)), FixedPolicy(Gaussian(2.0, 0.8))]
+    denoiser = composer(members).condition(state(4))
+    x, sigmas = 3 * noise()[0], torch.tensor([0.1, 5.0, 0.1, 2.0], dtype=torch.float64)
+    together = denoiser(x, sigmas)
+    for row, sigma in enumerate(sigmas):
+        assert torch.equal(together[row], denoiser(x, sigma)[row])
+
+
+def test_a_composer_that_follows_a_batch_refuses_rows_of_several_levels():
+    denoiser = gpc.either([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))]).condition(state(2))
+    with pytest.raises(InputError, match="needs one noise level for all rows"):
+        denoiser(noise(2)[0], torch.tensor([0.5, 1.0], dtype=torch.float64))
+
+
 def test_a_member_without_weight_is_not_asked():
     def never(x, sigma):
         raise AssertionError("asked")
@@ -249,7 +284,7 @@ def test_other_weights_are_of_the_same_composer():
 
 
 def test_a_composer_without_weights_says_so():
-    class Mean:
+    class Mean(Stateless):
         def __call__(self, x, sigma, denoised, opinion):
             return sum(denoised) / len(denoised)
 

@@ -22,6 +22,15 @@ def test_noise_depends_on_seed_and_chunk_alone():
     assert float(flat.std()) == pytest.approx(1, rel=0.03)
 
 
+def test_noise_is_that_of_a_generator_of_its_own_for_each_row():
+    seeds, chunks = np.array([0, 7, 2**63]), np.array([0, 3, 1])
+    shape = (5, ACTIONS.horizon, ACTIONS.dim)
+    drawn = keyed_noise(seeds, chunks, 5, ACTIONS)
+    for row, key in enumerate(zip(seeds, chunks, strict=True)):
+        own = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))).standard_normal(shape)
+        assert np.array_equal(drawn[:, row].numpy(), own)
+
+
 @pytest.mark.parametrize("method", ["dpmpp_2m", "ancestral"])
 def test_a_row_is_bitwise_the_same_in_batches_of_1_7_and_60(parents, method):
     policy = compose(parents, [0.5, 0.5])

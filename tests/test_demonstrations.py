@@ -53,7 +53,7 @@ def same(a, b):
 def test_robomimic_file_and_replay_buffer_give_back_what_was_written(demonstrations, hdf5, buffer, tmp_path):
     same(read(hdf5), demonstrations)
     same(read(buffer), demonstrations)
-    subprocess.run([sys.executable, "-m", "zipfile", "-c", "../a.zarr.zip", "."], cwd=buffer, check=True)
+    subprocess.run([sys.executable, "-P", "-m", "zipfile", "-c", "../a.zarr.zip", "."], cwd=buffer, check=True)
     same(read(tmp_path / "a.zarr.zip"), demonstrations)
     assert set(read(hdf5, ["object"]).observations) == set(read(buffer, ["object"]).observations) == {"object"}
 

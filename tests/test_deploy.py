@@ -15,6 +15,8 @@ from toy_robots import Arm, FarArm, Line
 from gpc.bridge.loop import DRY_RUN, SHADOW
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED
+from gpc.bridge.realtime import Clock
+from gpc.bridge.safety import limits_from
 from gpc.errors import InputError, RunError
 
 
@@ -207,7 +209,10 @@ def test_a_robot_whose_process_dies_stops_at_once():
     assert not arm.is_connected
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGQUIT, 131), (signal.SIGTSTP, 148), (signal.SIGALRM, 142)],
+)
 def test_signals_end_in_a_hold_and_a_disconnected_robot(number, code):
     sent = []
 
@@ -271,3 +276,104 @@ def test_a_robot_that_never_connects_is_given_up():
 
     with pytest.raises(RunError, match=r"was not connected within 0.2 s; its driver was given up"):
         flown(Deaf(), Line(), connect_within=0.2, disconnect_within=0.2)
+
+
+def test_a_robot_whose_camera_is_gone_is_disconnected_though_it_does_not_count_as_connected():
+    class Blind(Arm):
+        closed = False
+
+        def connect(self, calibrate=True):
+            super().connect(calibrate)
+            self.is_connected = False  # as LeRobot's, if one of the cameras does not answer
+            raise ConnectionError("no camera")
+
+        def disconnect(self):
+            self.closed = True
+            super().disconnect()
+
+    arm = Blind()
+    with pytest.raises(RunError, match=r"the robot failed: ConnectionError: no camera$"):
+        flown(arm, Line())
+    assert arm.closed
+
+
+class Stuck(Arm):
+    def disconnect(self):
+        super().disconnect()
+        self.is_connected = True
+        raise OSError("the port is busy")
+
+
+def test_a_robot_that_cannot_be_disconnected_is_reported_beside_what_ended_the_episode():
+    with pytest.raises(RunError, match=r"^the robot was not disconnected: OSError: the port is busy$"):
+        flown(Stuck(), Line(), seconds=0.3)
+    words = "run lerobot-calibrate .*; the robot was not disconnected: OSError: the port is busy"
+    with pytest.raises(RunError, match=words):
+        flown(Stuck(calibrated=False), Line())
+
+
+def test_a_driver_that_is_given_up_and_cannot_be_disconnected_is_reported_with_both():
+    release = threading.Event()
+    arm = Stuck(lambda arm: arm.reads > 20 and release.wait(10))
+    with pytest.raises(
+        RunError, match=r"given up after 0.1 s; the robot was not disconnected: OSError: .*: cut its power"
+    ):
+        flown(arm, Line(), disconnect_within=0.1)
+    release.set()
+
+
+def test_a_driver_that_exits_is_a_failure_not_an_end():
+    def leave(arm):
+        raise SystemExit(0)
+
+    arm = Arm(leave)
+    with pytest.raises(RunError, match="the robot failed: SystemExit"):
+        flown(arm, Line(), seconds=0.5)
+    assert not arm.is_connected
+
+
+@pytest.mark.parametrize("looks", [0, 30])
+def test_a_robot_whose_watch_fails_is_held_and_disconnected(looks):
+    class Broken(Operator):
+        def look(self):
+            self.looks = getattr(self, "looks", 0) + 1
+            if self.looks > looks:
+                raise MemoryError("no memory")
+
+    arm, operator = Arm(), Broken()
+    with pytest.raises(MemoryError):
+        flown(arm, Line(), operator=operator)
+    assert arm.disconnected_at is not None
+    assert operator.why == "the watch of the robot failed: MemoryError: no memory"
+    assert bool(arm.sent) == bool(looks)
+    sent = len(arm.sent)
+    time.sleep(5 * PERIOD)
+    assert len(arm.sent) == sent
+
+
+class Ramp(Line):
+    """Speeds up by 0.4 / s^2, counted in steps that were executed."""
+
+    def plan(self, ask):
+        steps = ask.step + self.actions.start + np.arange(self.actions.horizon)
+        return np.repeat(0.2 * (PERIOD * np.maximum(steps, 0)[:, None]) ** 2, 2, 1)
+
+
+def test_a_robot_that_brakes_for_longer_than_a_disconnect_may_take_is_not_given_up():
+    arm = Arm()
+    limits = limits_from(Line.actions, PERIOD, position=[-1, 1], acceleration=0.5, hold="last")
+    _, kept, _, operator = flown(arm, Ramp(), seconds=0.8, limits=limits, disconnect_within=0.1)
+    assert operator.why == "the time is over"
+    braked = [action[1] for action in arm.sent if action[0] > kept.first(STOPPED).at]
+    assert arm.disconnected_at - kept.first(STOPPED).at > 0.2
+    assert np.abs(np.diff(braked, 2)).max() <= 0.5 * PERIOD**2 * 1.001
+    assert braked[-1] == braked[-2]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), "long"])
+def test_a_clock_has_positive_finite_times(seconds):
+    for name in ("period", "seconds", "connect_within", "warmup_within", "disconnect_within"):
+        with pytest.raises(InputError, match=f"{name}={seconds}"):
+            Clock(**{"period": PERIOD, name: seconds})
+    with pytest.raises(InputError, match="connect_within=None"):
+        Clock(PERIOD, connect_within=None)

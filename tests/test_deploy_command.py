@@ -1,26 +1,26 @@
 """`gpc deploy` as a whole, on the simulated robot."""
 
+import errno
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 import zarr
-from rich.console import Console
 from toy_robots import Arm, Line
 
 import gpc
 from gpc.bridge.deploy import deploy, planner_from, robot_from
 from gpc.bridge.planner import LocalPlanner
+from gpc.bridge.recording import Recorder
 from gpc.cli import main
 from gpc.config import load_config
 from gpc.control import Sampling
 from gpc.demonstrations import read
 from gpc.errors import InputError
-from gpc.record import read_trajectory
+from gpc.inert import Console
+from gpc.trajectories import read_trajectory
 
 pytest.importorskip("lerobot")
 LOCKSTEP = ["robot=simulated", "fps=10", "safety.hold=last", "mode=live", "clock.kind=lockstep"]
@@ -96,29 +96,6 @@ def test_the_command_flies_records_and_exits_with_0(tmp_path, tiny, capsys):
     assert "token" not in manifest["config"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_a_signal_to_the_command_ends_it_in_good_order(tmp_path, tiny, number):
-    keys = ["robot=simulated", "fps=20", "safety.hold=last", "mode=live", "watchdog.deadline=5", "watchdog.max_age=5"]
-    keys += [
-        "watchdog.stop_after=5",
-        "watchdog.observation_deadline=2",
-        f"policies=[{tiny[1]}]",
-        f"run_dir={tmp_path}/run",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpc.cli", "deploy", *keys], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    began = time.monotonic()
-    while not any("ok: " in line for line in iter(process.stdout.readline, "") if "ok" in line):
-        assert time.monotonic() - began < 60
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert f"gpc: stopped by {number.name}; the robot holds and is disconnected" in errors
-    assert json.loads((tmp_path / "run/summary.json").read_text())["why"] == number.name
-    assert len(read(tmp_path / "run/episode.zarr").actions) > 0
-
-
 def test_a_fault_exits_with_1_and_says_why(tmp_path, tiny, capsys):
     keys = [*LOCKSTEP, f"policies={tiny}", "weights=[0.4,0.6]", "seconds=9", f"run_dir={tmp_path / 'run'}"]
     assert main(["deploy", *keys, "safety.velocity=1"]) == 1
@@ -132,8 +109,19 @@ def test_a_fault_exits_with_1_and_says_why(tmp_path, tiny, capsys):
         ([], "give policies"),
         (["policies=[x]", "server=ws://localhost:1"], "one of them"),
         (["server=nowhere"], "write ws://host:port"),
+        (["server=5"], "server=5"),
         (["LINE", "mode=alive"], "mode=alive"),
         (["LINE", "fps=0"], "fps=0"),
+        (["LINE", "fps=inf"], "fps=inf"),
+        (["LINE", "fps=fast"], "fps=fast"),
+        (["LINE", "rate=inf"], "rate=inf"),
+        (["LINE", "rate=-20"], "rate=-20"),
+        (["LINE", "seconds=inf"], "seconds=inf"),
+        (["LINE", "seconds=0"], "seconds=0"),
+        (["LINE", "seconds=-1"], "seconds=-1"),
+        (["LINE", "seconds=soon"], "seconds=soon"),
+        (["LINE", "clock.latency=-1"], "clock.latency=-1"),
+        (["LINE", "clock.latency=inf"], "clock.latency=inf"),
         (["LINE", "rate=25"], "rate=25 must be a multiple"),
         (["LINE", "clock.kind=sundial"], "clock.kind=sundial"),
         (["LINE", "seconds=null"], "how long"),
@@ -141,9 +129,17 @@ def test_a_fault_exits_with_1_and_says_why(tmp_path, tiny, capsys):
         (["LINE", "safety.hold=zero", "rate=20"], "moves are not interpolated"),
         (["LINE", "watchdog.observation_deadline=0.1"], "longer than a step"),
         (["LINE", "watchdog.deadline=-1"], "watchdog.deadline=-1"),
+        (["LINE", "watchdog.deadline=null"], "watchdog.deadline=None"),
+        (["LINE", "watchdog.max_age=inf"], "watchdog.max_age=inf"),
+        (["LINE", "watchdog.stop_after=long"], "watchdog.stop_after=long"),
+        (["LINE", "safety.velocity=-1"], "safety.velocity=.-1"),
         (["LINE", "stitch.n_action_steps=16"], "asked for every 16 steps, the policy plans 15"),
         (["LINE", "robot.observations={state: [a, b]}"], "toy has no feature 'a'"),
         (["LINE", "robot.observations={states: [a, b]}"], "names 'states'; the policy reads state"),
+        (["LINE", "stitch.n_action_steps=1.5"], "stitch.n_action_steps=1.5"),
+        (["LINE", "task=3"], "task=3"),
+        (["LINE", "robot.observations={state: [x.pos, x.pos]}"], "'state' names the feature 'x.pos' twice"),
+        (["LINE", "robot.actions=[x.pos, x.pos]"], "robot.actions names the feature 'x.pos' twice"),
         (["LINE", "robot.actions=[x.pos]"], "acts in 2 dimensions, toy in 1"),
         (["LINE", "dataset=."], "is no LeRobotDataset"),
     ],
@@ -156,6 +152,78 @@ def test_bad_input_is_told_before_anything_moves(tmp_path, keys, why, monkeypatc
     toys = {"planner": Line(), "robot": Untouched()} if "LINE" in keys else {}
     with pytest.raises(InputError, match=why.replace("'", ".")):
         flown(tmp_path, *[key for key in keys if key != "LINE"], **toys)
+
+
+def failing(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("broken", ["_Table.flush", "write_atomically"])
+def test_a_full_disk_costs_the_record_not_the_flight(tmp_path, monkeypatch, capsys, broken):
+    arm, folder = Arm(), tmp_path / "run"
+    monkeypatch.setattr("gpc.bridge.deploy.planner_from", lambda config, console: Line())
+    monkeypatch.setattr("gpc.bridge.deploy.robot_from", lambda config: arm)
+    prepare = Recorder.__init__
+
+    def then_break(self, *args, **kwargs):
+        prepare(self, *args, **kwargs)
+        monkeypatch.setattr(f"gpc.bridge.recording.{broken}", failing)
+
+    monkeypatch.setattr(Recorder, "__init__", then_break)
+    keys = [*LOCKSTEP, "seconds=4", f"run_dir={folder}", f"dataset={tmp_path / 'set'}"]
+    assert main(["deploy", *keys]) == 1
+    assert len(arm.sent) == 40
+    assert not arm.is_connected
+    out, errors = capsys.readouterr()
+    assert "gpc: stopped: the time is over; not added to dataset=" in errors
+    assert "the record has gaps; not recorded: " in errors
+    assert "No space left on device" in errors
+    assert "Traceback" not in out + errors
+    assert not (tmp_path / "set").exists()
+    if broken == "_Table.flush":
+        assert "[Errno 28]" in json.loads((folder / "summary.json").read_text())["not_recorded"]
+
+
+def test_a_signal_in_virtual_time_ends_the_episode_in_good_order(tmp_path):
+    class Signalled(Line):
+        def plan(self, ask):
+            if ask.number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().plan(ask)
+
+    arm = Arm()
+    outcome, _, _ = flown(tmp_path, planner=Signalled(), robot=arm)
+    assert (outcome.why, outcome.code) == ("SIGTERM", 143)
+    assert 10 < len(arm.sent) < 30
+    assert not arm.is_connected
+
+
+def test_a_robot_that_is_not_disconnected_is_a_fault_though_a_signal_came_first(tmp_path):
+    class Stuck(Arm):
+        def send_action(self, action):
+            if len(self.sent) == 10:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().send_action(action)
+
+        def disconnect(self):
+            raise OSError("the port is busy")
+
+    outcome, _, _ = flown(tmp_path, planner=Line(), robot=Stuck())
+    words = "SIGTERM; the robot was not disconnected: OSError: the port is busy"
+    assert (outcome.why, outcome.code) == (words, 1)
+    assert json.loads((tmp_path / "deployed/summary.json").read_text())["why"] == words
+
+
+def test_a_driver_that_fails_in_virtual_time_is_disconnected_and_named(tmp_path):
+    class Unplugged(Arm):
+        def connect(self, calibrate=True):
+            super().connect(calibrate)
+            raise ConnectionError("no\nstatus packet")
+
+    arm, config = Unplugged(), load_config("deploy", [*LOCKSTEP, "seconds=4"])
+    outcome = deploy(config, Line(), arm, tmp_path / "run", Console(quiet=True))
+    assert (outcome.why, outcome.code) == ("the robot failed: ConnectionError: no status packet", 1)
+    assert not arm.is_connected
 
 
 def test_a_policy_that_reads_an_instruction_is_given_it(tmp_path):

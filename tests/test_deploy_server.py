@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from flying import PERIOD, SLACK, flown
 from models import FixedPolicy, Gaussian
-from rich.console import Console
 from toy_robots import Arm
 
 from gpc.bridge.client import RemotePolicy
@@ -25,6 +24,7 @@ from gpc.bridge.pilot import HOLD, OK, STOPPED, Patience
 from gpc.bridge.planner import RemotePlanner
 from gpc.config import load_config
 from gpc.errors import InputError
+from gpc.inert import Console
 
 SERVE = """
 import signal, sys
@@ -60,7 +60,7 @@ def free_port():
 
 
 def start(host, port, *before):
-    command = [*before, sys.executable, "-c", SERVE, host, str(port)]
+    command = [*before, sys.executable, "-P", "-c", SERVE, host, str(port)]
     here = Path(__file__).parent
     where = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'scripts'}"}  # as pytest has it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=where)

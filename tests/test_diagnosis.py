@@ -5,16 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from hostile import NAMES, harmful
 from models import FixedPolicy, Gaussian
 
 from gpc.cli import main
 from gpc.composition import compose
 from gpc.control import Sampling
-from gpc.diagnosis import Overheard, alignment, disagreement, seconds
+from gpc.diagnosis import Overheard, alignment, disagreement, seconds, show
 from gpc.env import Pointing
 from gpc.envs.pusht import PushT
+from gpc.inert import Console
 
-SAMPLING = Sampling("heun", 12, 20.0, 0.01)
+SAMPLING = Sampling("dpmpp_2m", 12, 20.0, 0.01)
 SEEN = {"state": np.zeros((5, 2, 3))}
 
 
@@ -107,3 +109,28 @@ def test_every_composer_can_be_looked_at(keys, tmp_path):
     ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", "sampler.steps=3", *keys]
     assert main([*ask, f"run_dir={tmp_path / 'out'}"]) == 0
     assert (tmp_path / "out/diagnosis.json").exists()
+
+
+def test_hostile_names_are_printed_as_they_are(capsys):
+    name = " ".join(name for name in NAMES if len(name) < 300)
+    policy = compose([FixedPolicy(Gaussian(), name=name), FixedPolicy(Gaussian(), name="other")])
+    pair = f"{name} and other"
+    found = {
+        "members": [member | {"note": name} for member in alignment(policy)],
+        "sigmas": [1.0, 0.1],
+        "disagreement_by_sigma": {pair: [0.2, 0.1]},
+        "seconds_per_chunk": {name: 0.1, "other": 0.1, "composition": 0.2},
+        "denoising_error": {"verdict": name},
+    }
+    show(found, Console(width=2000))
+    printed = capsys.readouterr().out
+    assert harmful(printed) == set()
+    assert printed.count("model[best] x[/bold] [link=http://e.example]x[/link] :skull: $a$") == 5
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gpc.diagnosis.disagreement_plot", lambda _: 1 / 0)
+    ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", "sampler.steps=3"]
+    assert main([*ask, f"run_dir={tmp_path / 'out'}"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"diagnosis.json", "chunks.png"}
+    assert capsys.readouterr().err == "gpc: disagreement.png is missing: ZeroDivisionError: division by zero\n"

@@ -1,27 +1,34 @@
 """Whole commands on tiny policies: the same table whatever happens on the way."""
 
 import json
+import os
+import pty
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from conftest import make_card, save_policy
-from rich.console import Console
+from hostile import NAMES
+from imageio_ffmpeg import count_frames_and_secs
 
 import gpc
 from gpc.cli import main
 from gpc.config import load_config
 from gpc.control import Sampling, keyed_noise, plan, sample_chunk
 from gpc.demonstrations import read, write_replay_buffer
-from gpc.errors import InputError
-from gpc.experiment import compose_from
+from gpc.errors import InputError, RunError
+from gpc.experiment import Experiment, compose_from, finish, folder_of
+from gpc.film import write_video
+from gpc.inert import Console
 from gpc.policy import observation_tensors
 from gpc.record import read_rows
 
@@ -77,7 +84,7 @@ def test_workers_and_batch_size_do_not_change_the_table(undisturbed, tiny, tmp_p
 
 
 def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
     for target in (3, 9, 16):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < target:
@@ -88,6 +95,90 @@ def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
     assert main(arguments(tiny, tmp_path)) == 0
     assert table(tmp_path) == table(undisturbed)
     assert (tmp_path / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+
+
+def test_sigterm_ends_a_search_as_ctrl_c_does(tiny, tmp_path):
+    """On a terminal: the cursor comes back, the exit code says why, and the same command goes on."""
+    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown, sent = b"", False
+    with suppress(OSError):  # the terminal ends with the process
+        while part := os.read(ours, 1024):
+            shown += part
+            if not sent and len(read_rows(tmp_path / "episodes.jsonl")) >= 3:
+                child.terminate()
+                sent = True
+    os.close(ours)
+    assert child.wait() == 143
+    assert b"terminated; the same command goes on from here" in shown
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") >= 0
+    assert 3 <= len(table(tmp_path)) < 38
+    assert main(arguments(tiny, tmp_path, "video=0")) == 0
+
+
+def test_other_packages_do_not_add_to_a_run_but_print_a_finished_one(undisturbed, tiny, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"versions": manifest["versions"] | {"torch": "1.0"}}))
+    assert main(arguments(tiny, tmp_path / "run", "video=0")) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    rows = tmp_path / "run/episodes.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    capsys.readouterr()
+    assert main(arguments(tiny, tmp_path / "run", "video=0")) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"was begun with torch 1.0, now {manifest['versions']['torch']} is installed" in error
+    assert error.endswith("pip install 'torch==1.0', or use another run_dir")
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("curve.png", 0), ("report.html", 1), ("summary.json", 1), ("lock", 2), ("trajectories.zarr/zarr.json", 2)],
+)
+def test_a_file_that_cannot_be_written_is_one_line(name, code, undisturbed, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert main(arguments(tiny, folder, "video=0")) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"{folder}" in error
+    assert main(arguments(tiny, folder, "video=0")) == code  # no lock was kept
+
+
+def test_a_failed_video_does_not_cost_the_page(undisturbed, tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    for name in ("report.html", "episodes.mp4"):
+        (folder / name).unlink()
+    (folder / "episodes.mp4").mkdir()
+    assert main(arguments(tiny, folder)) == 0
+    assert "the video is missing: " in capsys.readouterr().err
+    assert (folder / "report.html").exists()
+
+
+def test_a_video_on_a_full_disk_is_one_line_and_leaves_the_old_one(tmp_path):
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mount.returncode:
+        pytest.skip("mounting a small file system needs root")
+    frames, failed = np.random.default_rng(0).integers(0, 255, (100, 96, 96, 3), np.uint8), []
+    try:
+        for count in (1, 5, 8, 10, 12, 14, 16, 20, 100):  # the disk is full at the end, or in the middle
+            try:
+                write_video(tmp_path / "clip.mp4", [("now", frames[:count])])
+            except RunError as error:
+                failed.append(str(error))
+            else:
+                assert count_frames_and_secs(tmp_path / "clip.mp4")[0] == count
+        assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert len(failed) >= 2
+    assert all(re.match(r".*clip\.mp4 cannot be written: .*is the disk full\?", text) for text in failed)
 
 
 HELD_OUT = Path(__file__).parent / "data/pusht-held-out.zarr.zip"
@@ -207,7 +298,6 @@ def test_every_example_of_the_help_and_the_readme_is_a_valid_configuration(capsy
     assert len(examples) >= 5
     for kind, overrides in examples:
         assert load_config(kind, overrides).policies
-    assert load_config("evaluate", ["policies=[a]", "sampler=heun"]).sampler.method == "heun"
 
 
 def test_policies_of_some_dimensions_each_act_together(tmp_path, capsys):
@@ -259,3 +349,37 @@ def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):
     assert "action_names goes by policy; there is no 'tiny'; choose one of tiny-noise" in capsys.readouterr().err
     assert main([*ask, "origin={tiny-noise: nowhere}"]) == 2
     assert "tiny-noise reads 'nowhere' (2,)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policys_name_chooses_no_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = folder_of(load_config("search", ["policies=[a,b]"]), "search", name, [name, "b"])
+    folder.mkdir(parents=True)
+    assert [path.relative_to(tmp_path) for path in tmp_path.glob("*/*")] == [folder]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert not set(":\n\x1b\u202e") & set(folder.name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "env", "names", "folder"),
+    [
+        ("search", "PushT", ["pusht-diffusion", "pusht-flow"], "search-pusht-pusht-diffusion+pusht-flow"),
+        ("evaluate", "gymnasium/FetchPush-v3", ["my_policy.v2"], "evaluate-gymnasium-fetchpush-v3-my_policy.v2"),
+        ("compare", "PushT", ["a + b [0.4, 0.6]", "b"], "compare-pusht-a + b [0.4, 0.6]+b"),
+    ],
+)
+def test_harmless_names_keep_the_folder_that_they_had(kind, env, names, folder):
+    assert folder_of(load_config(kind, ["policies=[a,b]"]), kind, env, names) == Path("runs", folder)
+    assert folder_of(load_config(kind, ["policies=[a,b]", "run_dir=../mine:1"]), kind, env, names) == Path("../mine:1")
+
+
+def test_a_table_that_cannot_be_printed_does_not_cost_the_page(undisturbed, tiny, tmp_path, monkeypatch):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    (folder / "report.html").unlink()
+    config = load_config("search", [f"policies=[{','.join(tiny)}]", *SEARCH, "video=0"])
+    experiment = Experiment(config, [gpc.load_policy(source) for source in tiny], Console())
+    monkeypatch.setattr(Console, "print", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finish(experiment, folder)
+    assert "data:image/png;base64" in (folder / "report.html").read_text()

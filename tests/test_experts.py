@@ -97,4 +97,4 @@ def test_an_unknown_task_is_refused():
 
 def test_an_expert_needs_no_torch():
     code = "import sys, gpc.envs.experts; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+    assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"

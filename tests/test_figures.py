@@ -1,9 +1,15 @@
 """Figures show what is in the run folder: also of races, with few episodes here and many there, and of no rollouts at all."""
 
+import inspect
+import re
+
 import numpy as np
 import pytest
+from hostile import NAMES
 from made_up import random_search, write_search
+from matplotlib.text import Text
 
+from gpc import figures
 from gpc.figures import outcome_matrix, png, progress_plot, weight_plot
 from gpc.study import read_run
 from gpc.weight_search import one_hot
@@ -78,3 +84,67 @@ def test_progress_ends_at_all_search_episodes_with_the_winners_report_rate(tmp_p
     assert [(s.get_xdata()[0], s.get_ydata()[0]) for s in stars] == [
         (49, run.summary["winner"]["pc_success"]) for run in runs.values()
     ]
+
+
+FIRST, SECOND = " ".join(name for name in NAMES if len(name) < 300), "n" * 300
+NUMBER = re.compile(r"[^$a-z]+|\$\\mathdefault\{[^$]*\}\$")  # at a tick, by matplotlib
+PICTURE, CHUNKS = np.zeros((8, 8, 3), np.uint8), {FIRST: np.zeros((2, 4, 2)), SECOND: np.ones((2, 4, 2))}
+SIGMAS = [0.01, 0.1, 1.0]
+ERRORS = {
+    "sigmas": SIGMAS,
+    "rms": {FIRST: [0.1, 0.2, 0.3], SECOND: [0.2, 0.2, 0.2]},
+    "weights_per_level": [[0.5, 0.5]] * 3,
+    "weights": [0.5, 0.5],
+    "correlation": [[[1, 0.5], [0.5, 1]]] * 3,
+}
+APART = {
+    "sigmas": SIGMAS,
+    "disagreement_by_sigma": {f"{FIRST} and {SECOND}": [0.1, 0.2, 0.3]},
+    "disagreement_by_decision": {f"{FIRST} and {SECOND}": [0.1, 0.2]},
+}
+DRAWN = {
+    "weight_plot": lambda run: weight_plot(run.summary),
+    "outcome_matrix": outcome_matrix,
+    "progress_plot": lambda run: progress_plot({FIRST: run, SECOND: run}),
+    "error_plot": lambda _: figures.error_plot(ERRORS),
+    "disagreement_plot": lambda _: figures.disagreement_plot(APART),
+    "chunk_plot": lambda _: figures.chunk_plot(CHUNKS, PICTURE, lambda places: places),
+}
+
+
+THREE, FOUR = [FIRST, SECOND, "$a$"], [FIRST, SECOND, "$", "$$"]
+CASES = [(name, [FIRST, SECOND]) for name in DRAWN] + [("weight_plot", THREE), ("weight_plot", FOUR)]
+
+
+@pytest.mark.parametrize(("name", "policies"), CASES, ids=[f"{name}-{len(policies)}" for name, policies in CASES])
+def test_every_figure_is_drawn_with_hostile_names(name, policies, tmp_path):
+    figure = DRAWN[name](race(tmp_path / "run", policies, 0.5))
+    assert png(figure).startswith(b"\x89PNG")
+    written = [text for text in figure.findobj(Text) if text.get_text()]
+    assert all(text.get_text().isprintable() and len(text.get_text()) <= 120 for text in written)
+    parsed = {text.get_text() for text in written if text.get_parse_math()}
+    assert {text for text in parsed if not NUMBER.fullmatch(text)} == set()
+
+
+def test_chunks_without_places_are_drawn_with_hostile_names():
+    assert png(figures.chunk_plot(CHUNKS, PICTURE, None)).startswith(b"\x89PNG")
+
+
+def test_every_function_that_draws_a_figure_is_tested_with_hostile_names():
+    drawing = [
+        name for name, kind in inspect.getmembers(figures, inspect.isfunction) if kind.__module__ == "gpc.figures"
+    ]
+    assert {name for name in drawing if getattr(figures, name).__annotations__["return"] == "Figure"} == {
+        *DRAWN, "_curve", "_triangle", "_chunk_curves", "_figure",
+    }  # fmt: skip
+
+
+def test_a_users_matplotlibrc_does_not_hand_names_to_tex(tmp_path):
+    from matplotlib import rc_context
+
+    with rc_context({"text.usetex": True}):
+        figure = figures.chunk_plot({r"\input{/etc/passwd}": np.zeros((2, 4, 2))}, PICTURE, lambda places: places)
+    figures.inert.figure(figure)
+    (title,) = [axes.title for axes in figure.axes]
+    assert not title.get_usetex()
+    assert title.get_text() == r"\input{/etc/passwd}"

@@ -21,9 +21,10 @@ import gpc
 import gpc.gl
 from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin, world_points
 from gpc.errors import InputError, RunError
-from gpc.record import read_rows, read_trajectory
+from gpc.record import read_rows
 from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
 from gpc.testing import check_env
+from gpc.trajectories import read_trajectory
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
 LOW = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos", "robot0_gripper_qvel")
@@ -309,7 +310,7 @@ print([name for name in ("torch", "robomimic", "OpenGL") if name in sys.modules]
 
 def test_a_simulator_process_is_light_and_quiet() -> None:
     env = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
-    done = subprocess.run([sys.executable, "-c", LIGHT], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", LIGHT], env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 

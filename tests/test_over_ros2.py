@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 import zarr
-from rich.console import Console
 from toy_robots import Line
 
 from gpc.bridge.deploy import deploy, robot_from
 from gpc.config import load_config
 from gpc.errors import InputError
+from gpc.inert import Console
 
 pytest.importorskip("lerobot")
 pytest.importorskip("rclpy", reason="needs ROS 2: pip install 'gpc[ros2]'")

@@ -169,5 +169,5 @@ def test_bad_input_is_named() -> None:
 
 def test_import_is_light_and_silent() -> None:
     code = "import sys, gpc.envs.pusht; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

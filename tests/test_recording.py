@@ -1,19 +1,26 @@
+import errno
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from flying import until
 
+from gpc.bridge import recording
 from gpc.bridge.loop import Tick
 from gpc.bridge.pilot import HOLD, OK, Event
 from gpc.bridge.recording import Recorder
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError
+from gpc.inert import Console
 
 NAN = np.full(2, np.nan)
 
@@ -65,14 +72,14 @@ for i in range(100000):
     recorder.tick(tick(i))
     if i % 50 == 0:
         print(i, flush=True)
-        while recorder._queue.qsize() > 20:
+        while recorder.waiting > 20 * 1200:
             time.sleep(0.001)
 """
 
 
 @pytest.mark.parametrize("after", [100, 200])
 def test_killed_anywhere_what_was_recorded_stays_readable(tmp_path, after):
-    command = [sys.executable, "-c", WRITE, str(tmp_path / "run")]
+    command = [sys.executable, "-P", "-c", WRITE, str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
     while int(process.stdout.readline()) < after:
         pass
@@ -87,15 +94,180 @@ def test_killed_anywhere_what_was_recorded_stays_readable(tmp_path, after):
     np.testing.assert_allclose(demonstrations.actions[:, 0], np.arange(count) / 200)
 
 
-def test_a_disk_that_fails_ends_the_record_not_the_flight(tmp_path):
-    recorder = Recorder(tmp_path / "run", {})
-    recorder.tick(tick(0)._replace(frame={"state": np.array([object()])}))
-    recorder.event(Event(0.0, OK, ""))
-    recorder.tick(tick(20))
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def failing(*_, **__):
+    raise FULL
+
+
+WAYS = {
+    "an event": lambda patch, run: (run / "events.jsonl").symlink_to("/dev/full"),
+    "fsync": lambda patch, run: patch.setattr(recording.os, "fsync", failing),
+    "a chunk": lambda patch, run: patch.setattr(zarr.storage._local, "_put", failing),
+    "rows": lambda patch, run: patch.setattr(recording._Table, "flush", failing),
+    "the end of the episode": lambda patch, run: patch.setattr(recording.zarr, "open_group", failing),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_full_disk_ends_the_record_with_one_event_and_the_console_goes_on(tmp_path, monkeypatch, way):
+    text = io.StringIO()
+    run = tmp_path / "run"
+    run.mkdir()
+    if way is WAYS["an event"]:
+        way(monkeypatch, run)
+    recorder = Recorder(run, {}, Console(file=text))
+    recorder.event(Event(0.0, OK, "a fresh chunk"))
+    if way is not WAYS["an event"]:
+        until(lambda: recorder.waiting == 0)
+        way(monkeypatch, run)
+    for i in range(40):
+        recorder.tick(tick(i))
+        time.sleep(0.001)
+    recorder.event(Event(4.0, HOLD, "the plan ran out"))
     recorder.close()
-    assert recorder.failure
-    recorder.finish({})
-    assert "not_recorded" in json.loads((tmp_path / "run/summary.json").read_text())
+    monkeypatch.undo()
+    summary = recorder.finish({"why": "the time is over"})
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary["not_recorded"].startswith("OSError: [Errno 28] No space left on device")
+    lines = text.getvalue().splitlines()
+    assert sum("unrecorded: disk: OSError: [Errno 28]" in line for line in lines) == 1
+    assert "the robot goes on without it" in text.getvalue()
+    assert recorder.kinds["unrecorded"] == 1
+    assert sum(" ok  [" in line for line in lines) == 4  # once a second, whatever the disk does
+    assert sum(line.endswith("hold: the plan ran out") for line in lines) == 1
+    for line in (run / "events.jsonl").read_text().splitlines() if way is not WAYS["an event"] else ():
+        json.loads(line)
+
+
+LIMITED = """
+import json, resource, sys
+from pathlib import Path
+from gpc.bridge.pilot import Event
+from gpc.bridge.recording import Recorder
+from test_recording import tick
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for limit in map(int, sys.argv[2:]):
+    recorder = Recorder(Path(sys.argv[1]) / str(limit), {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    for i in range(200):
+        recorder.tick(tick(i))
+        recorder.event(Event(0.1 * i, "refused", "why" * 10))
+    recorder.close()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    print(json.dumps(recorder.finish({})))
+"""
+
+
+def test_files_that_cannot_grow_end_the_record_with_whole_lines_and_steps(tmp_path):
+    limits = ("10", "100", "1000", "3000", "7000", "10000000")
+    command = [sys.executable, "-P", "-c", LIMITED, str(tmp_path), *limits]
+    output = subprocess.check_output(command, text=True, cwd=Path(__file__).parent)
+    for limit, summary in zip(limits, map(json.loads, output.splitlines()), strict=True):
+        lines = (tmp_path / limit / "events.jsonl").read_bytes()
+        assert lines[-1:] in (b"", b"\n")
+        assert all(json.loads(line)["kind"] == "refused" for line in lines.splitlines())
+        if limit == limits[-1]:
+            assert "not_recorded" not in summary
+            assert (summary["steps"], lines.count(b"\n")) == (200, 200)
+        else:
+            assert "File too large" in summary["not_recorded"]
+        if summary["steps"]:
+            demonstrations = read(tmp_path / limit / "episode.zarr")
+            np.testing.assert_array_equal(demonstrations.observations["state"][:, 0], np.arange(summary["steps"]))
+
+
+def test_a_summary_that_cannot_be_written_is_no_traceback(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path / "run", {})
+    recorder.close()
+    monkeypatch.setattr(recording, "write_atomically", failing)
+    assert recorder.finish({"why": "SIGINT"})["not_recorded"].startswith("summary.json: [Errno 28]")
+
+
+def test_a_disk_that_hangs_costs_a_bounded_queue_and_what_is_dropped_is_counted(tmp_path, monkeypatch):
+    text, release = io.StringIO(), threading.Event()
+    recorder = Recorder(tmp_path / "run", {}, Console(file=text), buffer=100_000)
+    flush = recording._Table.flush
+    monkeypatch.setattr(recording._Table, "flush", lambda table: (release.wait(20), flush(table))[1])
+    picture = np.zeros((100, 100, 3), np.uint8)
+    began = time.monotonic()
+    for i in range(300):
+        recorder.tick(tick(i)._replace(frame={"state": np.full(3, float(i)), "front": picture}))
+        assert recorder.waiting <= 100_000
+    assert time.monotonic() - began < 1.0
+    recorder.event(Event(30.0, HOLD, "the plan ran out"))  # an event has room
+    until(lambda: text.getvalue().endswith("hold: the plan ran out\n"))
+    release.set()
+    recorder.close()
+    summary = recorder.finish({})
+    assert summary["dropped"]["disk"] == 300 - summary["steps"]
+    assert f"{300 - summary['steps']} periods and events dropped" in summary["not_recorded"]
+    assert summary["steps"] >= 3
+    assert text.getvalue().count("unrecorded: disk: more comes than it takes") == 1
+    assert (tmp_path / "run/events.jsonl").read_text().count("the plan ran out") == 1
+
+
+def test_a_disk_that_hangs_for_ever_is_left_behind(tmp_path, monkeypatch):
+    release = threading.Event()
+    recorder = Recorder(tmp_path / "run", {})
+    monkeypatch.setattr(recording._Table, "flush", lambda table: release.wait(20))
+    recorder.tick(tick(0))
+    recorder.close(timeout=0.1)
+    assert "was not written within 0.1 s" in recorder.finish({})["not_recorded"]
+    release.set()
+
+
+def test_a_console_that_takes_nothing_costs_its_own_lines_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "LINES", 20_000)
+    monkeypatch.setattr(recording, "RESERVE", 20_000)
+    reader, writer = os.pipe()
+    recorder = Recorder(tmp_path / "run", {}, Console(file=os.fdopen(writer, "w")))
+    printing = recorder._writers["console"]
+    began = time.monotonic()
+    for i in range(200):
+        recorder.tick(tick(i / 10))
+        recorder.event(Event(i / 100, "refused", "w" * 1500))
+        assert printing.waiting <= 40_000
+    assert time.monotonic() - began < 1.0
+    recorder.close()
+    summary = recorder.finish({})
+    assert "not_recorded" not in summary
+    assert summary["steps"] == 200
+    assert summary["dropped"]["console"] > 100
+    events = (tmp_path / "run/events.jsonl").read_text()
+    assert (events.count("refused"), events.count("unshown")) == (200, 1)
+    os.close(reader)
+
+
+def test_a_console_whose_reader_is_gone_is_no_end(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    recorder = Recorder(tmp_path / "run", {}, Console(file=os.fdopen(writer, "w")))
+    for i in range(30):
+        recorder.tick(tick(i))
+    until(lambda: recorder.kinds["unshown"])
+    recorder.close()
+    assert recorder.finish({})["steps"] == 30
+    assert "the reader of the output is gone" in (tmp_path / "run/events.jsonl").read_text()
+
+
+def test_a_view_that_fails_is_reported_and_the_record_goes_on(tmp_path, monkeypatch):
+    class Broken:
+        def init(self, *_, **__): ...
+        def save(self, *_): ...
+        def set_time(self, *_, **__):
+            raise RuntimeError("no viewer")
+
+    monkeypatch.setattr(recording, "import_module", lambda name: Broken())
+    text = io.StringIO()
+    recorder = Recorder(tmp_path / "run", {}, Console(file=text), view="live.rrd")
+    for i in range(30):
+        recorder.tick(tick(i))
+    recorder.close()
+    summary = recorder.finish({})
+    assert (summary["steps"], summary["dropped"]) == (30, {"view": 29})
+    assert "unshown: view: RuntimeError: no viewer" in text.getvalue()
 
 
 def test_episodes_are_added_to_a_dataset_of_lerobot_and_read_back(tmp_path):
@@ -120,5 +292,5 @@ def test_the_view_is_kept_for_rerun(tmp_path):
         recorder.tick(tick(i))
     recorder.event(Event(1.0, HOLD, "why"))
     recorder.close()
-    assert recorder.failure == ""
+    assert "dropped" not in recorder.finish({})
     assert (tmp_path / "live.rrd").stat().st_size > 1000

@@ -36,7 +36,7 @@ def chunks(policy, rows, sampling=SAMPLING):
     return plan(policy, sampling, observation, np.arange(rows), np.zeros(rows, np.int64))
 
 
-@pytest.mark.parametrize("method", ["dpmpp_2m", "heun", "ancestral"])
+@pytest.mark.parametrize("method", ["dpmpp_2m", "euler", "ancestral"])
 @pytest.mark.parametrize("rows", [1, 20])
 def test_here_and_there_give_the_chunk_of_both_here_bit_for_bit(parents, method, rows):
     sampling = Sampling(method, 5)

@@ -1,6 +1,7 @@
 """An episode again, from its run folder alone."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def searched(tiny, tmp_path_factory):
 @pytest.fixture
 def said(capsys):
     def run(folder, episode, *more):
-        code = main(["replay", str(folder), "--episode", str(episode), *more])
+        code = main(["replay", str(folder), "--episode", str(episode), "--trust", *more])
         captured = capsys.readouterr()
         return code, " ".join((captured.out + captured.err).split())
 
@@ -43,6 +44,18 @@ def test_a_mixture_comes_out_the_same(searched, said):
 
 def test_a_run_folder_does_not_say_where_it_was_begun(searched):
     assert str(searched) not in (searched / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("removed", "expected"),
+    [({"rho": 7.0, "warm": None, "reuse": {}}, "bit for bit"), ({"warm": 1.0}, "takes no 'warm'")],
+)
+def test_a_run_with_settings_that_were_removed_since(searched, said, tmp_path, removed, expected):
+    shutil.copytree(searched, tmp_path / "old")
+    manifest = json.loads((searched / "manifest.json").read_text())
+    manifest["resolved"]["sampler"] |= removed
+    (tmp_path / "old/manifest.json").write_text(json.dumps(manifest))
+    assert expected in said(tmp_path / "old", mixture(searched))[1]
 
 
 def test_an_episode_that_differs_says_where_and_in_which_versions(searched, said, tmp_path):

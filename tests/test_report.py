@@ -1,11 +1,16 @@
-"""`gpc report` over one run and over several."""
+"""`gpc report` over one run and over several, of strangers too: no page is lost, nothing on it or in a terminal acts."""
 
+import json
 import sqlite3
+from html.parser import HTMLParser
 
 import pytest
+from hostile import NAMES, harmful
 from made_up import random_search, write_evaluation
 
+from gpc import report
 from gpc.cli import main
+from gpc.errors import InputError
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_several_runs_give_one_page_and_one_store(runs, capsys):
     assert "Push, at most 4 steps" in page
     assert page.count("<h2>Progress</h2>") == 1
     assert page.count("data:image/png;base64") == 1 + 2 * 2
-    assert "http" not in page
+    assert "http" not in page.replace("http-equiv", "")
     assert all(f"<h2>{name}</h2>" in page for name in ("two", "three", "alone"))
     with sqlite3.connect(runs / "study.db") as database:
         counts = dict(database.execute("SELECT run, count(*) FROM episodes GROUP BY run"))
@@ -59,3 +64,94 @@ def test_a_store_that_cannot_be_written_is_one_line(runs, capsys):
     (runs / "study.db").mkdir()
     assert main(["report", "two", "three"]) == 2
     assert "study.db cannot be written" in " ".join(capsys.readouterr().err.split())
+
+
+class Elements(HTMLParser):
+    """(tag, attributes' names) of a page, and its text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, *(key for key, _ in attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+SHOWN = ("{{ 7 * 7 }}{% for %}", "model[best]", "x[/bold]", "$a$", "a$b$c", "<script>alert(1)</script>")
+
+
+def test_runs_with_hostile_names_are_reported_like_any_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "2000")
+    names = [*SHOWN, "n" * 300, " ".join(name for name in NAMES if name != "\udc80")]  # which is no text of JSON
+    random_search(tmp_path / "plain", [f"policy {k}" for k in range(len(names))], lambda _: 2, 3, 1.0)
+    random_search(tmp_path / "hostile", names, lambda _: 2, 3, 1.0)
+    pages = {}
+    for run in ("plain", "hostile"):
+        assert main(["report", run]) == 0
+        pages[run] = Elements((tmp_path / run / "report.html").read_text())
+    assert pages["hostile"].tags == pages["plain"].tags
+    output = capsys.readouterr()
+    assert (harmful(output.out), output.err) == (set(), "")
+    assert main(["report", "hostile", "plain"]) == 0
+    study, printed = Elements((tmp_path / "study.html").read_text()).text, capsys.readouterr().out
+    assert harmful(printed) == set()
+    for text in (pages["hostile"].text, study, output.out, printed):
+        assert [name for name in SHOWN if name not in text] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile", "plain", "study.db", "study.html"]
+
+
+def test_a_summary_writes_no_element(runs):
+    summary = json.loads((runs / "two/summary.json").read_text())
+    summary |= {"infrastructure_errors": "<script>alert(1)</script>", "verdict": "<script>alert(2)</script>"}
+    (runs / "two/summary.json").write_text(json.dumps(summary))
+    assert main(["report", "two"]) == 0
+    page = Elements((runs / "two/report.html").read_text())
+    assert {tag for tag, *_ in page.tags} == {
+        "meta",
+        "title",
+        "style",
+        "h1",
+        "h2",
+        "p",
+        "img",
+        "table",
+        "tr",
+        "th",
+        "td",
+        "pre",
+    }
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_a_part_that_fails_is_one_line_and_the_rest_is_written(runs, monkeypatch, capsys):
+    def fail(*_):
+        raise InputError("the figures of a report need matplotlib; pip install 'gpc[report]'")
+
+    monkeypatch.setattr(report, "weight_plot", fail)
+    monkeypatch.setattr(report, "outcomes", lambda *_: 1 / 0)
+    assert main(["report", "three"]) == 0
+    page, errors = Elements((runs / "three/report.html").read_text()), capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert errors[0].endswith("need matplotlib; pip install 'gpc[report]'")
+    assert all(line.removeprefix("gpc: ") in page.text for line in errors)
+    assert [tag for tag, *_ in page.tags].count("img") == 1  # the progress
+    assert main(["report", "two", "three"]) == 0
+    assert "Progress" in (runs / "study.html").read_text()
+
+
+def test_a_page_that_cannot_be_written_is_one_line(runs, capsys):
+    (runs / "two/report.html").mkdir()
+    assert main(["report", "two"]) == 1
+    assert "two/report.html cannot be written" in capsys.readouterr().err
+
+
+def test_a_study_is_written_before_it_is_printed(runs, monkeypatch):
+    monkeypatch.setattr("gpc.inert.Console.print", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["report", "two", "three"])
+    assert (runs / "study.html").exists()

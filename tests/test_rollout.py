@@ -1,6 +1,11 @@
 import itertools
+import os
+import signal
 import subprocess
+import sys
+import time
 from collections import deque
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -91,6 +96,41 @@ def test_actions_that_are_not_finite_name_weights_and_seed():
         table(actor=broken)
 
 
+def test_a_reward_that_is_no_number_names_environment_and_seed():
+    with pytest.raises(RunError, match=r"toy_envs:Walk returned a reward of NaN or infinity \(seed 3\)"):
+        table(spec=env(trouble="reward"))
+
+
+PAUSED = """
+from collections import deque
+from test_rollout import JOBS, Engine, Health, env, homing
+from gpc.rollout import _Run
+run = _Run(deque(JOBS[:6]), homing, env(trouble="slow"), Engine(), Health())
+run.start()
+for episode in run.episodes():
+    for worker in run.workers:
+        worker.timeout = 2.0  # from now on: a machine may be slow to start one
+    print(episode.job.seed, flush=True)
+print(run.health.breakdowns, flush=True)
+for worker in run.workers:
+    worker.close()
+"""
+
+
+def test_a_group_that_was_paused_for_longer_than_the_timeout_is_not_a_breakdown():
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", PAUSED], stdout=subprocess.PIPE, text=True, env=here, start_new_session=True
+    )
+    lines = [child.stdout.readline()]
+    os.killpg(child.pid, signal.SIGSTOP)
+    time.sleep(3)
+    os.killpg(child.pid, signal.SIGCONT)
+    lines += child.stdout.readlines()
+    assert child.wait() == 0
+    assert lines[6:] == ["[]\n"]
+
+
 def test_actions_of_another_shape_are_refused():
     with pytest.raises(RunError, match=r"shape \(\d+, 3, 2\)"):
         table(actor=lambda *inputs: homing(*inputs)[:, :3])
@@ -101,9 +141,7 @@ def test_closing_early_leaves_no_process(tmp_path):
     assert len(list(itertools.islice(episodes, 2))) == 2
     episodes.close()
     running = subprocess.run(["pgrep", "-f", "gpc[.]worker"], capture_output=True, text=True).stdout
-    own = subprocess.run(
-        ["pgrep", "-P", str(__import__("os").getpid()), "-f", "gpc[.]worker"], capture_output=True, text=True
-    )
+    own = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gpc[.]worker"], capture_output=True, text=True)
     assert own.stdout == "", running
 
 

@@ -125,7 +125,7 @@ def test_steps_that_one_member_lacks_are_the_others():
 
 def test_a_sampler_without_noise_is_refused():
     with pytest.raises(InputError, match="composer=or follows densities along noisy steps; take sampler=ancestral"):
-        ChunkActor(either(APART), Sampling("heun", 8), 1)
+        ChunkActor(either(APART), Sampling("dpmpp_2m", 8), 1)
     with pytest.raises(InputError, match="composer=and"):
         sample_chunk(both(APART), state(1), torch.zeros(1, 1, 2, 2, dtype=torch.float64), Sampling("euler", 8))
 

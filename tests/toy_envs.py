@@ -29,13 +29,16 @@ class Walk(Environment):
         return {"position": self.position.copy()}
 
     def advance(self, action):
-        if self.trouble and self.seed == self.unlucky and self.steps == 5:
+        if self.trouble not in ("", "slow", "reward") and self.seed == self.unlucky and self.steps == 5:
             self._misbehave()
         self.position = self.position + np.clip(action, -1, 1)
         self.steps += 1
         distance = float(np.linalg.norm(self.position))
+        if self.trouble == "slow":
+            time.sleep(0.05)
         success = distance < 0.3
-        return 1 / (1 + distance), success, self.steps >= self.max_steps, {"is_success": success}
+        reward = np.nan if self.trouble == "reward" and self.seed == self.unlucky else 1 / (1 + distance)
+        return reward, success, self.steps >= self.max_steps, {"is_success": success}
 
     def _misbehave(self):
         if self.trouble != "always":

@@ -69,7 +69,7 @@ class FarArm(Arm):
     def connect(self, calibrate=True):
         code = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         super().connect(calibrate)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
+import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from threading import Lock
 from typing import Any
 
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from gpc.bridge.address import Address
 from gpc.bridge.wire import CHUNK, FRAME, SEED, pack, unpack
-from gpc.errors import InputError, RunError
+from gpc.errors import InputError, RunError, one_line
 
 
 class RemotePolicy:
@@ -24,15 +26,20 @@ class RemotePolicy:
     """
 
     def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
-        """`url` is ws://host:port, or wss://, where SSL_CERT_FILE names a certificate that no authority signed.
+        """Connect.
 
-        `token` is by default the environment variable GPC_TOKEN. Raises InputError where the url is none or the token is
-        wrong, RunError where nobody answers.
+        Args:
+            url: ws://host:port, or wss://; SSL_CERT_FILE names a certificate that no authority signed.
+            token: what this server requires; None: the password of its host in ~/.netrc, "": none.
+            timeout: seconds for each call.
+
+        Raises:
+            InputError: the url is none, the token is wrong, or it would cross a network in clear text.
+            RunError: no server answers.
         """
-        if not url.startswith(("ws://", "wss://")):
-            raise InputError(f"policy server {url!r}: write ws://host:port, or wss:// where it has a certificate")
+        self._address = Address.of(url)
+        self._token = self._address.token(token)
         self.url, self.timeout = url, timeout
-        self._token = token or os.environ.get("GPC_TOKEN")
         self._lock = Lock()
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
@@ -63,12 +70,12 @@ class RemotePolicy:
                 raise RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s") from None
             except (OSError, WebSocketException) as error:
                 self._give_up()
-                raise RunError(f"policy server {self.url} is gone ({_one_line(error)})") from None
+                raise RunError(f"policy server {self.url} is gone ({one_line(error)})") from None
             except BaseException:  # Ctrl-C amid a call: the answer will come when nobody wants it
                 self._give_up()
                 raise
         if isinstance(answer, str):
-            raise RunError(f"policy server {self.url}: {_one_line(answer)}")
+            raise RunError(f"policy server {self.url}: {one_line(answer)}")
         return _map(answer, self.url)
 
     def close(self) -> None:
@@ -82,28 +89,46 @@ class RemotePolicy:
         if self._connection is not None:
             return self._connection
         headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
+        end = time.monotonic() + self.timeout
         try:
+            # with a socket of ours the library follows no redirect to another host
+            line = socket.create_connection((self._address.host, self._address.port), self.timeout)
             self._connection = connect(
-                self.url, additional_headers=headers, compression=None, max_size=FRAME, proxy=None,
-                open_timeout=self.timeout, close_timeout=1,
+                self.url, sock=line, additional_headers=headers, compression=None, max_size=FRAME, proxy=None,
+                open_timeout=max(0.001, end - time.monotonic()), close_timeout=1,
             ).__enter__()  # fmt: skip
             seconds, rest = divmod(self.timeout, 1)  # for writing, too: a frozen server's buffers fill up
             limit = struct.pack("ll", int(seconds), int(rest * 1e6))
             self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             metadata = _map(self._connection.recv(self.timeout), self.url)
         except InvalidStatus as error:
-            raise InputError(
-                f"policy server {self.url} lets us not in: {error.response.body.decode().strip()}"
-            ) from None
+            raise self._refusal(error) from None
         except (OSError, WebSocketException) as error:
             self._give_up()
-            raise RunError(f"policy server {self.url} does not answer ({_one_line(error)}); is it running?") from None
+            raise RunError(f"policy server {self.url} does not answer ({one_line(error)}); is it running?") from None
+        except ValueError as error:  # how the library refuses a redirect
+            if not isinstance(error.__context__, InvalidStatus):
+                raise
+            raise self._refusal(error.__context__) from None
         before = self.metadata.get("fingerprint")
         if before not in (None, metadata.get("fingerprint")):
             self._give_up()
             raise RunError(f"policy server {self.url} serves another policy than before: {metadata.get('policy')}")
         self.metadata = metadata
         return self._connection
+
+    def _refusal(self, error: InvalidStatus) -> InputError:
+        """Return the error for an answer that opens no connection."""
+        status, body = error.response.status_code, one_line((error.response.body or b"").decode(errors="replace"))
+        if status == HTTPStatus.UNAUTHORIZED:
+            sent = "refuses the token" if self._token else "requires a token"
+            fix = f"give token=, or 'machine {self._address.host} login gpc password TOKEN' in ~/.netrc"
+            return InputError(f"policy server {self.url} {sent}; {fix}")
+        if 300 <= status < 400:
+            return InputError(
+                f"policy server {self.url} redirects, which is not followed; give the url that it serves on"
+            )
+        return InputError(f"policy server {self.url} refuses the connection ({status}): {body}")
 
     def _give_up(self) -> None:
         """Drop the connection without a word: who gave no answer says no goodbye."""
@@ -117,7 +142,3 @@ def _map(answer: Any, url: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise RunError(f"policy server {url} answered with something else than a map")
     return message
-
-
-def _one_line(words: object) -> str:
-    return " ".join(str(words).split()) or type(words).__name__

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from gpc.bridge.client import RemotePolicy
 from gpc.bridge.inference import leave_a_core
@@ -21,12 +20,13 @@ from gpc.bridge.pilot import STOPPED, Expected, Patience, Pilot
 from gpc.bridge.planner import LocalPlanner, Planner, PlannerThread, RemotePlanner
 from gpc.bridge.realtime import Clock, fly
 from gpc.bridge.recording import Recorder
-from gpc.bridge.robot import Robot, wire
+from gpc.bridge.robot import Robot, connected, wire
 from gpc.bridge.safety import Gate
 from gpc.config import build
 from gpc.demonstrations import read, write_lerobot
-from gpc.errors import InputError, RunError, Stopped
+from gpc.errors import InputError, RunError, Stopped, one_line
 from gpc.experiment import compose_from
+from gpc.inert import Console, file_name
 
 CLOCKS = ("real", "lockstep")
 SWITCH = 0.0005  # seconds after which a thread must let another run; Python's 0.005 is a period of 200 Hz
@@ -48,13 +48,15 @@ def run(config: DictConfig, console: Console) -> Path:
     """
     planner = planner_from(config, console)
     robot = robot_from(config)
-    folder = Path(config.run_dir or f"runs/deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    folder = Path(config.run_dir or Path("runs", file_name(f"deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")))
     outcome = deploy(config, planner, robot, folder, console)
-    console.print(f"{folder}: {outcome.why}", highlight=False, soft_wrap=True)
+    lost = outcome.summary.get("not_recorded")
+    why = f"{outcome.why}; not recorded: {lost}" if lost else outcome.why
+    console.print(f"{folder}: {why}", highlight=False, soft_wrap=True)
     if outcome.code > 1:
         raise Stopped(f"stopped by {outcome.why}; the robot holds and is disconnected", outcome.code)
     if outcome.code:
-        raise RunError(f"stopped: {outcome.why}")
+        raise RunError(f"stopped: {why}")
     return folder
 
 
@@ -87,22 +89,37 @@ def deploy(
     manifest = {key: value for key, value in shown.items() if key not in ("token", "run_dir")}
     real = config.clock.kind == "real"
     recorder = Recorder(folder, manifest, console, config.view, loop.clock.now() if real else 0.0)
-    told = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
-    console.print(told, highlight=False, soft_wrap=True)
+    intro = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
+    console.print(intro, highlight=False, soft_wrap=True)
     loop.sink, operator = recorder, operator or Operator()
+    with operator.listening():  # until the summary is written: a second Ctrl-C must not cost it
+        try:
+            figures = (_fly if real else _step)(config, loop, planner, period, operator)
+            why = loop.pilot.why if loop.pilot.mode == STOPPED else operator.why or "the time is over"
+            code = operator.code if operator.why else int(loop.pilot.mode == STOPPED)
+        except RunError as error:
+            figures, code = {}, 1  # a fault, whatever was asked for before
+            why = str(error) if operator.why in str(error) else f"{operator.why}; {error}"
+        finally:
+            recorder.close()
+        summary = recorder.finish({"why": why, "mode": config.mode, "events": dict(recorder.kinds), **figures})
+    problem = _add(folder, summary, config) if config.dataset is not None else ""
+    if problem:
+        why = f"{why}; not added to dataset={config.dataset}: {problem}"
+    return Outcome(why, code or int(bool(problem or "not_recorded" in summary)), summary)
+
+
+def _add(folder: Path, summary: Mapping[str, Any], config: DictConfig) -> str:
+    """Add the episode to the configuration's LeRobotDataset; returns why it was not, empty if it was."""
+    if "not_recorded" in summary:
+        return "the record has gaps"
+    if not summary["steps"]:
+        return "nothing was recorded"
     try:
-        figures = _fly(config, loop, planner, period, operator) if real else _step(config, loop, planner, period)
-        why = loop.pilot.why if loop.pilot.mode == STOPPED else operator.why or "the time is over"
-        code = operator.code if operator.why else int(loop.pilot.mode == STOPPED)
-    except RunError as error:
-        figures, why, code = {}, str(error), operator.code or 1
-    finally:
-        recorder.close()
-    summary = {"why": why, "mode": config.mode, "events": dict(recorder.kinds), **figures}
-    recorder.finish(summary)
-    if config.dataset is not None:
         write_lerobot(Path(config.dataset), read(folder / "episode.zarr"), round(config.fps), config.task)
-    return Outcome(why, code, summary)
+    except Exception as error:  # whatever LeRobot raises
+        return one_line(error)
+    return ""
 
 
 def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, float]:
@@ -131,11 +148,11 @@ def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
     """How many actions are sent for each step of the policy, and the seconds between them."""
     if config.clock.kind not in CLOCKS:
         raise InputError(f"clock.kind={config.clock.kind}: choose one of {', '.join(CLOCKS)}")
-    if not 0 < config.fps <= 1000:
-        raise InputError(f"fps={config.fps} must be positive, at most 1000")
+    if config.clock.kind == "lockstep" and config.seconds is None:
+        raise InputError("clock.kind=lockstep needs to know how long: seconds=30")
     steps = config.fps / dt
     substeps = 1.0 if config.rate is None else config.rate / steps
-    if not substeps >= 1 or abs(substeps - round(substeps)) > 1e-9:
+    if not (substeps >= 1 and abs(substeps - round(substeps)) <= 1e-9):
         raise InputError(f"rate={config.rate} must be a multiple of the policy's {steps:g} steps in a second")
     if not steps * substeps <= (most := 1000 if config.rate else config.fps * (1 + 1e-9)):
         raise InputError(
@@ -149,8 +166,7 @@ def _fly(config: DictConfig, loop: Loop, planner: Planner, period: float, operat
     thread, before = PlannerThread(planner), sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     try:
-        with operator.listening():
-            timing = fly(loop, thread, Clock(period, config.seconds), operator)
+        timing = fly(loop, thread, Clock(period, config.seconds), operator)
     finally:
         sys.setswitchinterval(before)
         thread.close()
@@ -159,15 +175,12 @@ def _fly(config: DictConfig, loop: Loop, planner: Planner, period: float, operat
     return timing.summary() | chunks
 
 
-def _step(config: DictConfig, loop: Loop, planner: Planner, period: float) -> dict[str, Any]:
+def _step(config: DictConfig, loop: Loop, planner: Planner, period: float, operator: Operator) -> dict[str, Any]:
     """In virtual time."""
-    if config.seconds is None:
-        raise InputError("clock.kind=lockstep needs to know how long: seconds=30")
-    loop.robot.connect(calibrate=False)
     try:
-        steps = lockstep(loop, planner, period, round(config.seconds / period), config.clock.latency)
+        with connected(loop.robot):
+            steps = lockstep(loop, planner, period, round(config.seconds / period), config.clock.latency, operator)
     finally:
-        loop.robot.disconnect()
         planner.close()
     return {"periods": steps}
 

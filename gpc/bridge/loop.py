@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from gpc.bridge.clock import RealClock, TimeSource, VirtualClock
+from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
 from gpc.bridge.planner import Planner, answer
 from gpc.bridge.robot import Reading, Robot, Wiring
@@ -176,15 +177,21 @@ class Loop:
         return set(self.wiring.actions) <= set(self.robot.observation_features)
 
 
-def lockstep(loop: Loop, planner: Planner, period: float, steps: int, latency: float = 0.0) -> int:
+def lockstep(
+    loop: Loop, planner: Planner, period: float, steps: int, latency: float = 0.0, operator: Operator | None = None
+) -> int:
     """Fly `steps` periods in virtual time: a reply is handed in at the first period `latency` seconds after its ask, or later.
 
-    Ends early if the pilot stops. With latency 0 the actions are those of `gpc evaluate`. Returns how many were flown.
+    Ends early if the pilot stops, as it does if the operator asks for it. With latency 0 the actions are those of
+    `gpc evaluate`. Returns how many were flown.
     """
-    loop.clock = VirtualClock()
+    loop.clock, operator = VirtualClock(), operator or Operator()
     coming: deque[tuple[float, Reply]] = deque()
     for i in range(steps):
         loop.clock.wait(now := i * period)
+        operator.look()
+        if operator.why:
+            loop.pilot.stop(now, operator.why)
         if ask := loop.sense():
             coming.append((now + latency - period * 1e-6, answer(planner, ask)))
         while coming and coming[0][0] <= now:
@@ -197,8 +204,6 @@ def lockstep(loop: Loop, planner: Planner, period: float, steps: int, latency: f
 
 def _check_finite(numbers: Array, names: Sequence[str]) -> None:
     """Raise RunError for the first that is no finite number; `names` are theirs, or the one of the whole array."""
-    if numbers.dtype.kind not in "biuf":
-        raise RunError(f"{names[0]} is {numbers.dtype}, not numbers")
     if numbers.dtype.kind == "f" and not (finite := np.isfinite(numbers)).all():
         first = int(np.flatnonzero(~finite)[0])
         raise RunError(f"{names[first if len(names) > 1 else 0]} is {numbers.ravel()[first]}: not a finite number")

@@ -9,11 +9,17 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_UNCATCHABLE = {"SIGKILL", "SIGSTOP"}
+_HARMLESS = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGINFO"}  # ignored by default
+_ERRORS = {"SIGPIPE", "SIGXFSZ"}  # Python ignores them: the write raises an OSError
+_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"}  # the faulty instruction would run again
+_OTHERS = {getattr(signal, name) for name in _UNCATCHABLE | _HARMLESS | _ERRORS | _FAULTS if hasattr(signal, name)}
+SIGNALS = tuple(sorted(set(signal.valid_signals()) - _OTHERS))
+"""Every catchable signal that ends or stops a process by default, real-time signals included."""
 KEYS = " qQ\x1b"  # space, q, escape
 
 
@@ -35,29 +41,75 @@ class Operator:
         self.press("the time is over", 0)
 
     def look(self) -> None:
-        """Whether the stop key was pressed."""
-        if self._terminal is not None and select.select([self._terminal], [], [], 0)[0]:
-            pressed = os.read(self._terminal, 64).decode(errors="replace")
-            if set(pressed) & set(KEYS):
-                self.press("the stop key", 130)
+        """Read the stop key; a terminal that hung up is a request to stop, too."""
+        terminal = self._terminal
+        if terminal is None or not select.select([terminal], [], [], 0)[0] or not _foreground(terminal):
+            return
+        with _blocked(signal.SIGTTIN):  # in the background it would interrupt the read, which Python repeats, for ever
+            try:
+                pressed = os.read(terminal, 64).decode(errors="replace")
+            except OSError:
+                pressed = ""
+        if not pressed:
+            self._terminal = None
+            self.press("the terminal is gone", 128 + signal.SIGHUP)
+        elif set(pressed) & set(KEYS):
+            self.press("the stop key", 130)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals and, on a terminal, single keys come here; must be entered in the main thread."""
+        """Turn signals and, in the foreground of a terminal, single keys into requests to stop.
+
+        Must be entered in the main thread. The handlers and the terminal are restored at the end.
+        """
         before = {number: signal.signal(number, self._caught) for number in SIGNALS}
-        saved = None
-        if sys.stdin is not None and sys.stdin.isatty():
-            self._terminal = sys.stdin.fileno()
-            saved = termios.tcgetattr(self._terminal)
-            tty.setcbreak(self._terminal)
+        try:
+            with self._single_keys():
+                yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)  # None: not a handler of Python
+
+    @contextmanager
+    def _single_keys(self) -> Iterator[None]:
+        terminal = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+        if terminal is None or not _foreground(terminal):
+            yield
+            return
+        saved, self._terminal = termios.tcgetattr(terminal), terminal
+        tty.setcbreak(terminal)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            if self._terminal is not None and saved is not None:
-                termios.tcsetattr(self._terminal, termios.TCSADRAIN, saved)
-                self._terminal = None
+            self._terminal = None
+            with suppress(termios.error, OSError), _blocked(signal.SIGTTOU):  # it may have hung up
+                if _foreground(terminal):  # else the shell has restored it
+                    termios.tcsetattr(terminal, termios.TCSANOW, saved)  # the others wait for a stopped terminal
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        self.press(signal.Signals(number).name, 128 + number)
+        self.press(_name(number), 128 + number)
+
+
+def _foreground(terminal: int) -> bool:
+    """Whether the terminal's keys are for this process; true if it hung up, which the next read finds."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return True
+
+
+@contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    """Block a signal in this thread: a blocked SIGTTIN or SIGTTOU does not interrupt the call."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"

@@ -25,6 +25,7 @@ from gpc.bridge.stitch import Plan, Stitch
 from gpc.control import Known
 from gpc.env import Array, Frame
 from gpc.errors import InputError, RunError
+from gpc.schema import Seconds, check_fields
 
 OK, HOLD, STOPPED = MODES = ("ok", "hold", "stopped")
 DELAYS = 10  # so many past delays tell the next (Black et al. 2025 keep a buffer, too)
@@ -39,16 +40,14 @@ class Patience:
     may show the same picture, bit for bit (None: for ever).
     """
 
-    deadline: float = 0.5
-    max_age: float = 1.0
-    observation_deadline: float = 0.2
-    frozen_after: float | None = 2.0
-    stop_after: float = 1.0
+    deadline: Seconds = 0.5
+    max_age: Seconds = 1.0
+    observation_deadline: Seconds = 0.2
+    frozen_after: Seconds | None = 2.0
+    stop_after: Seconds = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not 0 < value < np.inf:
-                raise InputError(f"watchdog.{name}={value} must be a positive number of seconds")
+        check_fields(self, "watchdog.")
 
 
 class Ask(NamedTuple):

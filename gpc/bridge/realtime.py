@@ -21,8 +21,10 @@ from gpc.bridge.loop import Loop
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event
 from gpc.bridge.planner import PlannerThread
+from gpc.bridge.robot import connected, disconnect
 from gpc.env import Frame
-from gpc.errors import GpcError, InputError, RunError
+from gpc.errors import GpcError, RunError, one_line
+from gpc.schema import Seconds, check_fields
 
 WATCH = 0.01  # seconds between two looks of the main thread
 
@@ -31,11 +33,14 @@ WATCH = 0.01  # seconds between two looks of the main thread
 class Clock:
     """Periods of the loop and limits of its beginning and end, in seconds."""
 
-    period: float
-    seconds: float | None = None
-    connect_within: float = 30.0
-    warmup_within: float = 120.0
-    disconnect_within: float = 5.0
+    period: Seconds
+    seconds: Seconds | None = None
+    connect_within: Seconds = 30.0
+    warmup_within: Seconds = 120.0
+    disconnect_within: Seconds = 5.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "")
 
 
 @dataclass
@@ -63,33 +68,28 @@ class RobotThread(Thread):
         self.connected, self.go = Flag(), Flag()
         self.first: Frame = {}  # what the robot saw when it was connected
         self.beat = loop.clock.now()  # its last sign of life
-        self.failure: Exception | None = None
+        self.failure: GpcError | None = None
 
     def run(self) -> None:
         """See the class."""
         with suppress(OSError):  # before all others where the system lets us (Linux, CAP_SYS_NICE)
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
-            self._connect()
-            self.connected.set()
-            self.go.wait()
-            if not self.operator.why:
-                self._fly()
-        except Exception as error:
+            with connected(self.loop.robot):
+                self.first, _ = self.loop.read()
+                self.connected.set()
+                self.go.wait()
+                if not self.operator.why:
+                    self._fly()
+        except GpcError as error:
             self.failure = error
         finally:
-            self._disconnect()
             self.connected.set()
 
-    def _connect(self) -> None:
-        robot = self.loop.robot
-        robot.connect(calibrate=False)
-        if not robot.is_calibrated:
-            raise InputError(
-                f"{robot.name} is not calibrated; run lerobot-calibrate --robot.type={robot.name} with its other "
-                "--robot.* settings, as its configuration has them here"
-            )
-        self.first, _ = self.loop.read()
+    def begin(self) -> None:
+        """Fly if there is no reason to stop, else disconnect."""
+        self.beat = self.loop.clock.now()
+        self.go.set()
 
     def _fly(self) -> None:
         clock, n, pilot = self.loop.clock, 0, self.loop.pilot
@@ -113,33 +113,28 @@ class RobotThread(Thread):
                 pilot.receive(now, reply)
             self.loop.drive(late)
 
-    def _disconnect(self) -> None:
-        try:
-            if self.loop.robot.is_connected:
-                self.loop.robot.disconnect()
-        except Exception as error:
-            self.failure = self.failure or RunError(f"the robot was not disconnected: {error}")
-
 
 def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> Timing:
-    """One episode in real time; returns when the robot is disconnected, or is given up.
+    """Fly one episode in real time; returns when the robot is disconnected, or is given up.
 
-    Raises InputError where the robot is not ready, RunError where it fails or hangs; why the pilot stopped is its own.
+    Raises InputError if the robot is not ready, RunError if it fails or hangs; why the pilot stopped is its own.
     """
     thread = RobotThread(loop, planner, clock, operator)
     thread.start()
     try:
         _prepare(thread, planner)
+        thread.begin()
+        _watch(thread)
+    except BaseException as error:  # without its watch the robot may not go on
+        operator.press(f"the watch of the robot failed: {type(error).__name__}: {one_line(error)}")
+        thread.begin()
+        thread.join(clock.disconnect_within)
+        raise
     finally:
-        thread.beat = loop.clock.now()
-        thread.go.set()
-    _watch(thread)
-    _give_up(thread)
+        _give_up(thread)
     loop.report()
-    if isinstance(thread.failure, GpcError):
-        raise thread.failure
     if thread.failure is not None:
-        raise RunError(f"the robot failed: {type(thread.failure).__name__}: {thread.failure}")
+        raise thread.failure
     return thread.timing
 
 
@@ -192,7 +187,7 @@ def _watch(thread: RobotThread) -> None:
             stopped_at = stopped_at or now
             if held:
                 loop.cut.set()
-            if now - stopped_at > thread.clock.disconnect_within:
+            if now - max(stopped_at, thread.beat) > thread.clock.disconnect_within:  # to brake takes its time
                 return
 
 
@@ -202,10 +197,10 @@ def _give_up(thread: RobotThread) -> None:
         return
     thread.loop.cut.set()
     thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.operator.why))
-    last = Thread(target=thread.loop.robot.disconnect, daemon=True)
+    problems: list[str] = []
+    last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot)), daemon=True)
     last.start()
     last.join(1.0)
-    still = "; disconnect hangs, too: cut its power" if last.is_alive() else ""
-    thread.failure = RunError(
-        f"{thread.operator.why}; its driver was given up after {thread.clock.disconnect_within:g} s{still}"
-    )
+    problem = problems[0] if problems else "disconnect hangs, too"
+    reason = f"{thread.operator.why}; its driver was given up after {thread.clock.disconnect_within:g} s"
+    thread.failure = RunError(f"{reason}; {problem}: cut its power" if problem else reason)

@@ -1,4 +1,4 @@
-"""What a deployed episode leaves behind, written while it runs in a thread of its own: kill it anywhere, it stays readable.
+"""What a deployed episode leaves behind, written while it runs: kill it anywhere, it stays readable.
 
     RUN/episode.zarr    a replay buffer that `gpc.demonstrations.read` reads: data/<key>, data/action, meta/episode_ends, a row
                         for each step; beside it stream/{at, mode, asked, sent, chunk, age, late}, a row for each period
@@ -7,39 +7,52 @@
     RUN/summary.json    how it ended
 
 `action` is what the robot says was sent; where it does not say, or nothing is sent (dry run), what was asked.
+
+Disk, console and view have a thread and a bounded queue each (`Writer`). A full disk, a stopped terminal or a viewer that
+hangs costs its own lines: neither the control loop nor the other two wait for it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
 import zarr
-from rich.console import Console
 
 from gpc.bridge.loop import Tick
 from gpc.bridge.pilot import MODES, Event
 from gpc.demonstrations import ACTION
+from gpc.disk import write_atomically
 from gpc.env import Array
-from gpc.errors import InputError
-from gpc.record import versions, write_atomically
+from gpc.errors import InputError, one_line
+from gpc.inert import Console
+from gpc.record import versions
 
 EVERY = 1.0  # seconds between writings: what a kill can cost
 ROWS = 1024  # of numbers in one chunk of an array; pictures have one each
+BUFFER = 256 * 2**20  # bytes of periods that wait for a disk: 20 s of pictures at 12 MiB/s
+RESERVE = 2**20  # bytes of events that may wait besides
+ITEM = 1024  # bytes of a period without its pictures, about
+LINES = 2**20  # bytes of what waits for a console, a thousand lines
+LONGEST_LINE = 2000  # characters; a pipe that has room takes 4096 bytes at once
+UNRECORDED, UNSHOWN = "unrecorded", "unshown"  # kinds of events
+Item = Tick | Event
 
 
 class Recorder:
-    """The loop's `Sink`. `view` shows it live in rerun, or keeps it in an .rrd file; `close` writes what is left.
+    """The loop's `Sink`; its methods return at once.
 
-    Raises InputError where the folder holds an episode already, or rerun is missing.
+    After a failed write nothing more is recorded: one event on the console and `not_recorded` in the summary report it.
     """
 
     def __init__(
@@ -49,97 +62,253 @@ class Recorder:
         console: Console | None = None,
         view: bool | str = False,
         origin: float = 0.0,
+        buffer: int = BUFFER,
     ) -> None:
-        """The operator reads on `console`; times are written as seconds since `origin`."""
+        """Open a run folder.
+
+        Args:
+            path: folder, which must not hold an episode yet.
+            manifest: configuration to keep.
+            console: where the operator reads events and, once a second, the action.
+            view: true shows the episode live in rerun; a path keeps it in that .rrd file.
+            origin: time that is written as 0, in seconds.
+            buffer: largest number of bytes that wait for the disk, and for the view.
+
+        Raises:
+            InputError: the folder holds an episode already or cannot be written, or rerun is missing.
+        """
         if (path / "manifest.json").exists():
             raise InputError(f"{path} holds an episode already; choose another run_dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._disk, viewer = Disk(path), View(view) if view else None
             content = {"schema_version": 1, "config": manifest, "versions": versions()}
             write_atomically(path / "manifest.json", json.dumps(content, indent=1) + "\n")
         except OSError as error:
-            raise InputError(f"run_dir={path} cannot be written: {error.strerror}") from None
-        self.path, self.kinds, self.failure = path, Counter[str](), ""
-        self._console, self._origin, self._told = console, origin, -EVERY
-        self._view = View(view) if view else None
-        self._events = (path / "events.jsonl").open("ab")
-        self._steps, self._stream = _Table(path, "data"), _Table(path, "stream")
-        self._written = 0.0
-        self._queue: SimpleQueue[Tick | Event | None] = SimpleQueue()
-        self._thread = Thread(target=self._run, name="gpc-recorder", daemon=True)
-        self._thread.start()
+            raise InputError(f"run_dir={path} cannot be written: {error.strerror or error}") from None
+        self.path, self.kinds = path, Counter[str]()
+        self._origin, self._printed, self._lock = origin, -np.inf, Lock()
+        self._writers = {"disk": self._writer("disk", self._disk.write, buffer)}
+        if console:
+            self._writers["console"] = self._writer("console", Screen(console).write, LINES)
+        if viewer:
+            self._writers["view"] = self._writer("view", viewer.write, buffer)
+
+    @property
+    def failure(self) -> str:
+        """What was not recorded, and why; empty if everything was."""
+        disk = self._writers["disk"]
+        dropped = f"{disk.dropped} periods and events dropped" if disk.dropped else ""
+        return "; ".join(filter(None, (disk.failure, dropped)))
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for the disk."""
+        return self._writers["disk"].waiting
 
     def tick(self, tick: Tick) -> None:
         """See `Sink`."""
-        self._queue.put(tick)
+        tick = tick._replace(at=tick.at - self._origin)
+        for name, writer in self._writers.items():
+            if name != "console":
+                writer.offer(tick)
+            elif tick.at - self._printed >= EVERY:
+                self._printed = tick.at
+                writer.offer(tick._replace(frame=None))
 
     def event(self, event: Event) -> None:
         """See `Sink`."""
-        self._queue.put(event)
+        self._event(event._replace(at=event.at - self._origin))
 
     def close(self, timeout: float = 30.0) -> None:
-        """Write what is left; `failure` says what could not be kept."""
-        self._queue.put(None)
-        self._thread.join(timeout)
+        """Write what is left; the disk has `timeout` seconds for it, console and view have a second each."""
+        for name, writer in self._writers.items():
+            writer.close(timeout if name == "disk" else 1.0)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json; after `close`."""
-        told = {**summary, "steps": self._steps.count} | ({"not_recorded": self.failure} if self.failure else {})
-        write_atomically(self.path / "summary.json", json.dumps(told, indent=1) + "\n")
+    def finish(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary.json, after `close`.
 
-    def _run(self) -> None:
+        Returns:
+            What was to be written: `summary`, the number of steps, and what was not recorded or shown.
+        """
+        content = {**summary, "steps": self._disk.steps}
+        if dropped := {name: writer.dropped for name, writer in self._writers.items() if writer.dropped}:
+            content["dropped"] = dropped
+        if self.failure:
+            content["not_recorded"] = self.failure
         try:
-            while (item := self._queue.get()) is not None:
-                self._keep(item)
+            write_atomically(self.path / "summary.json", json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            content["not_recorded"] = "; ".join(filter(None, (self.failure, f"summary.json: {one_line(error)}")))
+        return content
+
+    def _writer(self, name: str, write: Callable[[Item | None], None], limit: int) -> Writer:
+        kind = UNRECORDED if name == "disk" else UNSHOWN
+        return Writer(name, write, limit, lambda at, why: self._event(Event(at, kind, f"{name}: {why}"), name))
+
+    def _event(self, event: Event, about: str = "") -> None:
+        """Hand an event to every writer but the one that it is about."""
+        with self._lock:  # events come from the loop, from its watch and from the writers
+            self.kinds[event.kind] += 1
+        for name, writer in self._writers.items():
+            if name != about:
+                writer.offer(event)
+
+
+class Writer(Thread):
+    """Passes items to `write` in a thread of its own, through a queue of at most `limit` bytes.
+
+    `offer` never waits: an item that finds no room is dropped and counted, and so is every item after `write` raised. The
+    first of each is handed to `lost` with its time and the reason. `write` is called with None at the end.
+    """
+
+    def __init__(
+        self, name: str, write: Callable[[Item | None], None], limit: int, lost: Callable[[float, str], None]
+    ) -> None:
+        super().__init__(name=f"gpc-{name}", daemon=True)
+        self.failure, self.dropped, self.waiting = "", 0, 0
+        self._write, self._limit, self._lost = write, limit, lost
+        self._full, self._lock = False, Lock()
+        self._queue: SimpleQueue[Item | None] = SimpleQueue()
+        self.start()
+
+    def offer(self, item: Item) -> None:
+        """Put an item into the queue if there is room."""
+        size, limit = _size(item), self._limit + (RESERVE if isinstance(item, Event) else 0)
+        with self._lock:
+            room = not self.failure and self.waiting + size <= limit
+            first = not (room or self.failure or self._full)
+            if room:
+                self.waiting += size
+            else:
+                self.dropped, self._full = self.dropped + 1, True
+        if room:
+            self._queue.put(item)
+        elif first:
+            self._lost(item.at, "more comes than it takes; what finds no room is dropped")
+
+    def close(self, timeout: float) -> None:
+        """Write what waits; what is not written within `timeout` seconds is dropped."""
+        self._queue.put(None)
+        self.join(timeout)
+        if self.is_alive():
+            self._fail(f"what was left was not written within {timeout:g} s")
+
+    def run(self) -> None:
+        """See the class."""
+        at = 0.0
+        while (item := self._queue.get()) is not None:
+            at = item.at
+            self._pass(item, at)
+            with self._lock:
+                self.waiting -= _size(item)
+        self._pass(None, at)
+
+    def _pass(self, item: Item | None, at: float) -> None:
+        if self.failure:
+            with self._lock:
+                self.dropped += item is not None
+            return
+        try:
+            self._write(item)
+        except BaseException as error:  # of whatever kind: the robot goes on
+            if self._fail(f"{type(error).__name__}: {one_line(error)}"):
+                self._lost(at, f"{self.failure}; the robot goes on without it")
+
+    def _fail(self, why: str) -> bool:
+        """Keep the first failure; returns whether it is this one."""
+        with self._lock:
+            first = not self.failure
+            self.failure = self.failure or why
+        return first
+
+
+def _size(item: Item) -> int:
+    """Bytes of an item, about."""
+    if isinstance(item, Event):
+        return ITEM + len(item.text)
+    return ITEM + sum(value.nbytes for value in (item.frame or {}).values())
+
+
+class Disk:
+    """The files of an episode that grow: events.jsonl and episode.zarr."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._written = path, 0.0
+        self._events = (path / "events.jsonl").open("ab", buffering=0)
+        self._steps, self._stream = _Table(path, "data"), _Table(path, "stream")
+
+    @property
+    def steps(self) -> int:
+        """How many steps are on disk."""
+        return self._steps.count
+
+    def write(self, item: Item | None) -> None:
+        """Keep a period or event; None writes what is left."""
+        if item is None:
             self._flush()
-        except Exception as error:  # a full disk must not end in an arm that nobody drives
-            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        finally:
             self._events.close()
-
-    def _keep(self, item: Tick | Event) -> None:
-        item = item._replace(at=item.at - self._origin)
-        self._tell(item)
-        if self._view:
-            self._view.show(item)
-        if isinstance(item, Event):
-            self.kinds[item.kind] += 1
-            self._events.write(json.dumps(item._asdict()).encode() + b"\n")
-            self._events.flush()
-            os.fsync(self._events.fileno())
-            return
-        done = np.where(np.isnan(item.sent), item.asked, item.sent)
-        if item.frame is not None and not np.isnan(done).any():
-            self._steps.add({**item.frame, ACTION: done})
-        told = {name: value for name, value in item._asdict().items() if name != "frame"}
-        told["mode"] = np.uint8(MODES.index(item.mode))
-        self._stream.add({name: np.asarray(value) for name, value in told.items()})
-        if item.at - self._written > EVERY:
-            self._flush()
-            self._written = item.at
-
-    def _tell(self, item: Tick | Event) -> None:
-        """Events, and once a second what is sent."""
-        if isinstance(item, Event):
-            words = f"{item.kind}: {item.text}"
-        elif item.at - self._told >= EVERY:
-            self._told = item.at
-            words = f"{item.mode}  {np.array2string(item.asked, precision=4, suppress_small=True, max_line_width=1000)}"
+        elif isinstance(item, Event):
+            self._append(json.dumps(item._asdict()).encode() + b"\n")
         else:
-            return
-        if self._console:
-            self._console.print(f"{item.at:8.2f} s  {words}", highlight=False, soft_wrap=True, markup=False)
+            self._add(item)
+
+    def _append(self, line: bytes) -> None:
+        """Write a line of events.jsonl, whole or not at all."""
+        end = os.fstat(self._events.fileno()).st_size
+        try:
+            while line:
+                line = line[self._events.write(line) :]
+            os.fsync(self._events.fileno())
+        except OSError:
+            with suppress(OSError):
+                self._events.truncate(end)
+            raise
+
+    def _add(self, tick: Tick) -> None:
+        action = np.where(np.isnan(tick.sent), tick.asked, tick.sent)
+        if tick.frame is not None and not np.isnan(action).any():
+            self._steps.add({**tick.frame, ACTION: action})
+        row = {name: value for name, value in tick._asdict().items() if name != "frame"}
+        row["mode"] = np.uint8(MODES.index(tick.mode))
+        self._stream.add({name: np.asarray(value) for name, value in row.items()})
+        if tick.at - self._written > EVERY:
+            self._flush()
+            self._written = tick.at
 
     def _flush(self) -> None:
         """Rows first, then how many there are: a reader cuts off what the second does not cover."""
         self._stream.flush()
         if self._steps.flush():
-            root = zarr.open_group(self.path / "episode.zarr", mode="a", zarr_format=2)
+            root = zarr.open_group(self._path / "episode.zarr", mode="a", zarr_format=2)
             ends = np.array([self._steps.count])
             if "meta" in root:
                 root["meta/episode_ends"][:] = ends  # type: ignore[index]
             else:
                 root.create_group("meta").create_array("episode_ends", data=ends)
+
+
+class Screen:
+    """The operator's console: events, and once a second the mode and what was asked for."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def write(self, item: Item | None) -> None:
+        """Print a line, once the console takes one."""
+        if item is None:
+            return
+        if isinstance(item, Event):
+            text = f"{item.kind}: {item.text}"
+        else:
+            text = f"{item.mode}  {np.array2string(item.asked, precision=4, suppress_small=True, max_line_width=1000)}"
+        with suppress(OSError, ValueError):  # not a file
+            select.select([], [self._console.file.fileno()], [])  # here, not in `print`, which would keep a lock
+        try:
+            line = f"{item.at:8.2f} s  {text[:LONGEST_LINE]}"
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        except SystemExit:  # rich's answer to a closed pipe
+            raise BrokenPipeError("the reader of the output is gone") from None
 
 
 class _Table:
@@ -180,12 +349,17 @@ class View:
             self._rerun = import_module("rerun")
         except ImportError as error:
             raise InputError(f"view={to} needs rerun ({error}): pip install rerun-sdk") from None
-        self._rerun.init("gpc deploy", spawn=to is True)
-        if isinstance(to, str):
-            self._rerun.save(to)
+        try:
+            self._rerun.init("gpc deploy", spawn=to is True)
+            if isinstance(to, str):
+                self._rerun.save(to)
+        except Exception as error:  # whatever rerun raises
+            raise InputError(f"view={to} cannot be opened: {one_line(error)}") from None
 
-    def show(self, item: Tick | Event) -> None:
-        """One period or event."""
+    def write(self, item: Item | None) -> None:
+        """Show a period or event."""
+        if item is None:
+            return
         rerun = self._rerun
         rerun.set_time("time", duration=item.at)
         if isinstance(item, Event):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from gpc.env import TASK, Array, Frame, write_text
-from gpc.errors import InputError, RunError
+from gpc.errors import GpcError, InputError, RunError, one_line
 
 Reading = Mapping[str, Any]
 """What `get_observation` returns: feature -> a number, or an array (height, width, channels)."""
@@ -51,6 +52,51 @@ class Robot(Protocol):
         """Close the robot; it is then in its safe state."""
 
 
+@contextmanager
+def connected(robot: Robot) -> Iterator[None]:
+    """Connect a robot for the body of `with`, and disconnect it whatever happens.
+
+    Raises:
+        InputError: the robot is not calibrated.
+        RunError: its driver or the body raised something else, or it was not disconnected.
+    """
+    failure: BaseException | None = None
+    try:
+        robot.connect(calibrate=False)
+        if not robot.is_calibrated:
+            raise InputError(
+                f"{robot.name} is not calibrated; run lerobot-calibrate --robot.type={robot.name} with its other "
+                "--robot.* settings, as its configuration has them here"
+            )
+        yield
+    except BaseException as error:  # SystemExit of a driver, too
+        failure = error
+    problem = disconnect(robot)
+    if failure is not None and not isinstance(failure, GpcError | KeyboardInterrupt):
+        failure = RunError(f"the robot failed: {type(failure).__name__}: {one_line(failure)}")
+    if problem:
+        failure = RunError(problem if failure is None else f"{failure}; {problem}")
+    if failure is not None:
+        raise failure from None
+
+
+def disconnect(robot: Robot) -> str:
+    """Disconnect a robot; returns why that failed, empty if it did not.
+
+    It is tried whatever `is_connected` is: LeRobot's is false as soon as one camera of the robot is gone. Only then is an
+    error of `disconnect` nothing but the answer that there is nothing to disconnect.
+    """
+    try:
+        open_before = robot.is_connected
+    except Exception:  # whatever a driver raises
+        open_before = True
+    try:
+        robot.disconnect()
+    except BaseException as error:  # SystemExit of a driver, too
+        return f"the robot was not disconnected: {type(error).__name__}: {one_line(error)}" if open_before else ""
+    return ""
+
+
 @dataclass(frozen=True)
 class Wiring:
     """A policy's observation keys and action dimensions, as features of a robot.
@@ -65,13 +111,12 @@ class Wiring:
     task: str = ""
 
     def frame(self, reading: Reading) -> Frame:
-        """One observation as the policy knows it: key -> array. RunError where the robot left out a feature."""
-        try:
-            return {key: self._array(key, reading) for key in self.shapes}
-        except KeyError as error:
-            raise RunError(f"the robot's observation lacks the feature {error}") from None
-        except (TypeError, ValueError) as error:
-            raise RunError(f"the robot's observation has another shape than it said: {error}") from None
+        """Convert a reading to the policy's arrays, by key.
+
+        Raises:
+            RunError: a feature is missing, is no number or array of numbers, or has another shape than the policy reads.
+        """
+        return {key: self._array(key, reading) for key in self.shapes}
 
     def command(self, action: Array) -> Command:
         """An action (dim,) as the robot takes it."""
@@ -85,9 +130,32 @@ class Wiring:
         if key == TASK:
             return write_text(self.task)
         names, shape = self.observations[key], self.shapes[key]
-        first = np.asarray(reading[names[0]])
-        whole = first if first.ndim else np.array([reading[name] for name in names], np.float64)
-        return whole.reshape(shape)
+        lacking = [name for name in names if name not in reading]
+        if lacking:
+            raise RunError(f"the robot's observation lacks the feature {lacking[0]!r} of {key!r}")
+        values = [_numbers(name, reading[name]) for name in names]
+        if len(values) == 1 and (values[0].ndim or np.prod(shape) != 1):
+            return _shaped(key, names[0], values[0], shape)
+        scalars = [_shaped(key, name, value, ()) for name, value in zip(names, values, strict=True)]
+        return np.array(scalars, np.float64).reshape(shape)
+
+
+def _numbers(name: str, value: Any) -> Array:
+    """A feature as an array."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        array = np.empty(0, object)
+    if array.dtype.kind not in "biuf":
+        raise RunError(f"the robot's {name!r} is {type(value).__name__}, not numbers")
+    return array
+
+
+def _shaped(key: str, name: str, value: Array, shape: tuple[int, ...]) -> Array:
+    """The value if it has the shape; never reshaped: another layout of a picture has as many numbers."""
+    if value.shape != shape:
+        raise RunError(f"the robot's {name!r} has the shape {value.shape}; {key!r} takes {shape or 'a number'}")
+    return value
 
 
 def wire(
@@ -128,6 +196,7 @@ def _check_key(robot: Robot, key: str, shape: tuple[int, ...], features: tuple[s
             f"{robot.name} has no feature {lacking[0]!r} for the policy's {key!r} {shape}; it has "
             f"{', '.join(offered)}; name them, as in 'robot.observations={{{key}: [FEATURE, ...]}}'"
         )
+    _check_once(f"robot.observations: {key!r}", features)
     arrays = [tuple(offered[name]) for name in features if isinstance(offered[name], tuple | list)]
     found = arrays[0] if arrays and len(features) == 1 else (len(features),)
     fits = found == shape if arrays else len(features) == int(np.prod(shape))
@@ -141,9 +210,16 @@ def _check_actions(robot: Robot, dim: int, actions: Sequence[str] | None) -> tup
     unknown = [name for name in chosen if name not in offered]
     if unknown:
         raise InputError(f"{robot.name} has no action {unknown[0]!r}; it has {', '.join(offered)}")
+    _check_once("robot.actions", chosen)
     if len(chosen) != dim:
         raise InputError(
             f"the policy acts in {dim} dimensions, {robot.name} in {len(chosen)}: {', '.join(chosen)}; name the policy's, "
             "as in 'robot.actions=[FEATURE, ...]'"
         )
     return chosen
+
+
+def _check_once(key: str, names: Sequence[str]) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise InputError(f"{key} names the feature {twice[0]!r} twice; each dimension needs a feature of its own")

@@ -16,17 +16,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from gpc.bridge.address import is_loopback
 from gpc.bridge.facts import describe
 from gpc.bridge.inference import Inference
 from gpc.bridge.session import Session
@@ -35,6 +34,7 @@ from gpc.composers import Weightable
 from gpc.config import build
 from gpc.errors import GpcError, InputError
 from gpc.experiment import compose_from
+from gpc.inert import Console
 
 LOG = logging.getLogger(__name__)
 
@@ -70,10 +70,7 @@ class Door:
     @property
     def local(self) -> bool:
         """Whether only this machine reaches it."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     def tls(self) -> ssl.SSLContext | None:
         """The certificate, read; InputError where the files are none."""
@@ -204,7 +201,8 @@ def run(config: DictConfig, console: Console) -> None:
     def ready(address: str) -> None:
         console.print(f"{policy.name} is served on {address}; Ctrl-C ends it", highlight=False, soft_wrap=True)
         if not (door.local or door.certificate):
-            console.print("note: without a certificate everybody on the way reads along", highlight=False)
+            note = "note: without a certificate everybody on the way reads along, and gpc's clients send no token"
+            console.print(note, highlight=False, soft_wrap=True)
 
     async def until_told() -> None:
         stop = asyncio.Event()

@@ -231,7 +231,6 @@ def save(
     settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
     policy = _composition(policies, weights, settings, None)
     sampling = sampling or Sampling()
-    sampling.check_alone(policy.policies)
     spec = policy.actions
     if not 1 <= n_action_steps <= spec.start + spec.horizon:
         raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -27,6 +26,8 @@ from torch import Tensor
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError
+from gpc.hub import NOT_FETCHED, offline
+from gpc.inert import notice
 from gpc.noise import NoiseLevels, Schedule
 from gpc.policies.checkpoint import representation
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
@@ -38,7 +39,6 @@ from gpc.policies.from_lerobot.processors import (
     affine,
     load_processors,
     observed,
-    offline,
     raw_shapes,
     read_json,
 )
@@ -130,7 +130,7 @@ def find(source: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    print(f"gpc: fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)", file=sys.stderr)
+    notice(f"fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)")
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError) as error:
@@ -178,8 +178,7 @@ def _load_model(folder: Path, config: Any) -> Any:
         KeyError,
     ) as error:  # transformers: no such folder or repository, no network
         raise InputError(
-            f"{folder / CONFIG}: LeRobot cannot build this network ({' '.join(str(error).split())}); what it names must be a "
-            "folder or in the hub's cache"
+            f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({' '.join(str(error).split())}); {NOT_FETCHED}"
         ) from None
     try:
         load_model(model, folder / WEIGHTS, strict=True)
@@ -189,6 +188,12 @@ def _load_model(folder: Path, config: Any) -> Any:
             f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network"
         ) from None
     return model.eval().requires_grad_(False)
+
+
+def _named(config: Any) -> str:
+    """The model that a configuration names, for an error."""
+    name = getattr(config, "vlm_model_name", None)
+    return f" from {name!r}" if name else ""
 
 
 def _name(folder: Path) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.utils import reset_sessions  # type: ignore[attr-defined]
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.processor import (
     NormalizerProcessorStep,
@@ -24,6 +20,8 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES
 from safetensors import SafetensorError
 
 from gpc.errors import InputError
+from gpc.hub import NOT_FETCHED, offline
+from gpc.inert import notice
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -95,18 +93,6 @@ def load_processors(
     return pre, post
 
 
-@contextmanager
-def offline() -> Iterator[None]:
-    """While this is entered the hub is not asked: what a checkpoint names comes from folders or the hub's cache."""
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    reset_sessions()
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-        reset_sessions()
-
-
 def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
     path = folder / name
     steps = read_json(path).get("steps", [])
@@ -129,7 +115,9 @@ def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
                 folder, name, overrides=overrides, local_files_only=True, **(ends if name == POST else {})
             )
     except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise InputError(f"{path} cannot be built: {' '.join(str(error).split())}") from None
+        missing = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+        fix = f"; {NOT_FETCHED}" if missing else ""
+        raise InputError(f"{path} cannot be built: {' '.join(str(error).split())}{fix}") from None
 
 
 def _check_normalisation(
@@ -196,10 +184,9 @@ def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[
     alone = [key for key in cameras if key not in source]
     if len(alone) < len(cameras):
         for key in alone:
-            print(
-                f"gpc: {folder / PRE} renames cameras, but none to {key!r}; an environment must offer it, or "
-                f"'rename_map={{{key}: ITS KEY}}'; if it was trained without, take it out of input_features in {CONFIG}",
-                file=sys.stderr,
+            notice(
+                f"{folder / PRE} renames cameras, but none to {key!r}; an environment must offer it, or "
+                f"'rename_map={{{key}: ITS KEY}}'; if it was trained without, take it out of input_features in {CONFIG}"
             )
     shapes = {}
     for key, feature in features.items():

@@ -1,0 +1,77 @@
+"""Files that a reader, or a kill, finds whole or not at all; a disk that fails ends in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gpc.errors import GpcError, RunError, one_line
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def writing(target: object, kind: type[GpcError] = RunError) -> Iterator[None]:
+    """Turn an OSError of the block into one line that names `target` and the cause."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{target} cannot be written: {reason(error)}") from None
+
+
+def reason(error: OSError) -> str:
+    """The cause of a failed access to a disk, in words."""
+    return "the disk is full" if error.errno in FULL else error.strerror or one_line(error)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a kill, finds the old or the new content.
+
+    Raises:
+        RunError: the file cannot be written; the old content stays.
+    """
+    with writing(path):
+        replace_file(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+
+
+def replace_file(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file, whole or not at all, on disk when this returns.
+
+    Raises:
+        OSError: the file cannot be written; the old content stays.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # in a folder of others it may be a link to any file
+        with temporary.open("xb", buffering=0) as file:
+            write_whole(file.fileno(), content)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_whole(file: int, content: bytes | memoryview) -> None:
+    """Write every byte to a file descriptor; a single write may be cut short.
+
+    Raises:
+        OSError: the disk took a part only.
+    """
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names of a folder's files on disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

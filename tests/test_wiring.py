@@ -1,0 +1,94 @@
+"""A policy's arrays and a robot's features: what does not fit exactly is a failed read, never reshaped."""
+
+import numpy as np
+import pytest
+from flying import flown
+from toy_robots import Arm, Line
+
+from gpc.bridge.pilot import HOLD, STOPPED
+from gpc.bridge.robot import wire
+from gpc.errors import InputError, RunError
+
+SHAPES = {"state": (2,), "front": (4, 6, 3), "grid": (1, 2), "gain": (1,), "level": ()}
+SCALARS = ("x.pos", "y.pos", "state.0", "state.1", "grid.0", "grid.1", "gain", "level.0")
+PICTURE = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+
+
+class Camera(Arm):
+    observation_features = dict.fromkeys(SCALARS, float) | {"front": (4, 6, 3)}
+
+
+def reading(**changes):
+    return dict.fromkeys(SCALARS, 0.5) | {"state.1": 0.7, "front": PICTURE} | changes
+
+
+@pytest.fixture
+def wiring():
+    return wire(Camera(), SHAPES, 2)
+
+
+def test_numbers_and_pictures_that_fit_keep_their_values_and_order(wiring):
+    frame = wiring.frame(reading(gain=np.float32(0.25)))
+    assert {key: value.shape for key, value in frame.items()} == SHAPES
+    np.testing.assert_array_equal(frame["state"], [0.5, 0.7])
+    np.testing.assert_array_equal(frame["front"], PICTURE)
+    assert (frame["front"].dtype, frame["gain"].dtype) == (np.uint8, np.float64)
+    mapped = wire(Camera(), {"state": (2,)}, 2, {"state": ["state.1", "x.pos"]})
+    np.testing.assert_array_equal(mapped.frame(reading())["state"], [0.7, 0.5])
+
+
+OTHERS = {
+    "channels first": PICTURE.transpose(2, 0, 1),
+    "transposed": PICTURE.transpose(1, 0, 2),
+    "flat": PICTURE.ravel(),
+    "more dimensions": PICTURE[None],
+    "smaller": PICTURE[:2],
+    "grey": PICTURE[:, :, 0],
+    "of the same size": PICTURE.reshape(6, 4, 3),
+    "a number": 3.0,
+}
+
+
+@pytest.mark.parametrize("picture", OTHERS.values(), ids=OTHERS)
+def test_a_picture_of_another_layout_is_a_failed_read_that_names_both_shapes(wiring, picture):
+    shape = str(np.shape(picture)).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(RunError, match=rf"'front' has the shape {shape}; 'front' takes \(4, 6, 3\)"):
+        wiring.frame(reading(front=picture))
+
+
+@pytest.mark.parametrize("value", [np.array([0.1]), np.zeros((1, 1)), [0.1, 0.2]])
+def test_a_number_that_is_an_array_is_a_failed_read(wiring, value):
+    with pytest.raises(RunError, match=r"'state.1' has the shape .*; 'state' takes a number"):
+        wiring.frame(reading(**{"state.1": value}))
+
+
+@pytest.mark.parametrize("value", [None, "0.5", [[1], [2, 3]], np.array([object()])])
+def test_what_is_no_number_is_a_failed_read(wiring, value):
+    with pytest.raises(RunError, match=r"the robot's 'state.0' is \w+, not numbers"):
+        wiring.frame(reading(**{"state.0": value}))
+    missing = reading()
+    del missing["state.0"]
+    with pytest.raises(RunError, match=r"lacks the feature 'state.0' of 'state'"):
+        wiring.frame(missing)
+
+
+def test_a_feature_serves_one_dimension_only():
+    with pytest.raises(InputError, match=r"robot.actions names the feature 'x.pos' twice"):
+        wire(Camera(), SHAPES, 2, actions=["x.pos", "x.pos"])
+    with pytest.raises(InputError, match=r"'state' names the feature 'y.pos' twice"):
+        wire(Camera(), SHAPES, 2, {"state": ["y.pos", "y.pos"]})
+    wire(Camera(), SHAPES, 2, {"state": ["x.pos", "y.pos"], "grid": ["x.pos", "y.pos"]})  # two keys may share
+
+
+def test_a_camera_that_changes_its_layout_in_flight_ends_in_hold_and_stop():
+    class Turned(Arm):
+        def get_observation(self):
+            found = super().get_observation()
+            turned = found["front"].transpose(2, 0, 1)
+            return found | ({"front": turned} if self.reads > 20 else {})
+
+    arm = Turned(camera=True)
+    _, kept, _, _ = flown(arm, Line(camera=True))
+    assert "'front' has the shape (3, 4, 4); 'front' takes (4, 4, 3)" in kept.first("unread").text
+    assert kept.first(HOLD).at < kept.first(STOPPED).at
+    assert not arm.is_connected
