@@ -22,6 +22,7 @@ import torch
 from tables import ROOT
 
 import gpc
+from gpc.bridge.clock import VirtualClock
 from gpc.bridge.loop import LIVE, Loop, Tick
 from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event, Expected, Patience, Pilot, Reply
 from gpc.bridge.robot import wire
@@ -95,26 +96,27 @@ class Lanes:
         robots, period = self.robots[: len(seeds)], 1 / self.task.fps
         for robot, seed in zip(robots, seeds, strict=True):
             robot.reset(seed)
-        loops = [self._loop(robot, stitch, period) for robot in robots]
+        clock = VirtualClock()
+        loops = [self._loop(robot, stitch, period, clock) for robot in robots]
         coming: list[deque[tuple[float, Reply]]] = [deque() for _ in robots]
         i = 0
         while busy := [k for k, robot in enumerate(robots) if not robot.over and loops[k].pilot.mode != STOPPED]:
-            now = i * period
-            asks = {k: ask for k in busy if (ask := loops[k].sense(now))}
+            clock.wait(now := i * period)
+            asks = {k: ask for k in busy if (ask := loops[k].sense())}
             for k, reply in self._answers(asks, seeds).items():
                 coming[k].append((now + latency - period * 1e-6, reply))
             for k in busy:
                 while coming[k] and coming[k][0][0] <= now:
                     loops[k].pilot.receive(now, coming[k].popleft()[1])
-                loops[k].drive(now)
+                loops[k].drive()
             i += 1
         return [self._row(robot, loop.sink) for robot, loop in zip(robots, loops, strict=True)]
 
-    def _loop(self, robot: Any, stitch: Stitch, period: float) -> Loop:
+    def _loop(self, robot: Any, stitch: Stitch, period: float, clock: VirtualClock) -> Loop:
         spec, read = self.policy.actions, self.policy.observations
         gate = Gate(limits_from(spec, period, hold=self.task.hold), list(robot.action_features))
         pilot = Pilot(Expected(spec.start, spec.horizon, spec.dim, read.n_obs_steps), stitch, gate, PATIENCE)
-        return Loop(robot, wire(robot, read.shapes, spec.dim), pilot, LIVE, Flight([], []))
+        return Loop(robot, wire(robot, read.shapes, spec.dim), pilot, LIVE, Flight([], []), clock=clock)
 
     def _answers(self, asks: Mapping[int, Ask], seeds: Sequence[int]) -> dict[int, Reply]:
         if not asks:

@@ -41,7 +41,9 @@ def test_an_episode_moves_the_arm_from_one_thread_and_ends_in_time():
     assert not arm.is_connected
     assert arm.position[0] > 0.03
     moving = [tick for tick in kept.ticks if tick.mode == OK]
-    np.testing.assert_array_equal([tick.sent for tick in kept.ticks], [action[1:] for action in arm.sent])
+    sent = [tick.sent for tick in kept.ticks if not np.isnan(tick.asked).any()]
+    assert len(sent) > 40  # all but the first, which waited for a chunk: what is only read is not sent
+    np.testing.assert_array_equal(sent, [action[1:] for action in arm.sent])
     assert {tick.frame is not None for tick in kept.ticks} == {True}
     assert max(tick.age for tick in moving) < 0.4
     assert len(timing.late) + timing.missed == pytest.approx(1.0 / PERIOD, abs=3)

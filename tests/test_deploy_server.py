@@ -1,6 +1,7 @@
 """The control loop with its policy on a server that freezes, dies, comes back, or is cut off."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,12 +12,19 @@ from pathlib import Path
 
 import pytest
 from flying import PERIOD, SLACK, flown
+from models import FixedPolicy, Gaussian
 from toy_robots import Arm
 
 from gpc.bridge.client import RemotePolicy
+from gpc.bridge.deploy import deploy
+from gpc.bridge.facts import describe
+from gpc.bridge.loop import MODES
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Patience
 from gpc.bridge.planner import RemotePlanner
+from gpc.config import load_config
+from gpc.errors import InputError
+from gpc.inert import Console
 
 SERVE = """
 import signal, sys
@@ -166,3 +174,48 @@ def test_a_network_that_is_cut_is_a_hold_within_the_deadline_then_a_stop(cable):
 
         _, kept, _, _ = flown(arm, planner, patience=PATIENCE, mapped=MAPPED, meanwhile=cut)
         held_and_stopped(arm, kept, planner, was_cut[0])
+
+
+class Boastful:
+    """A client of a server whose policy has a range, a kind of action and a rate to its liking."""
+
+    url = "ws://elsewhere"
+
+    def __init__(self, **actions):
+        self.metadata = describe(FixedPolicy(Gaussian(mean=0.0, std=0.1)))
+        self.metadata["actions"] |= {"bound": 1e300, "relative": False} | actions
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("actions", "keys", "why"),
+    [
+        ({}, [], "safety.position=policy needs a policy on this machine whose actions have a range; give"),
+        (
+            {},
+            ["safety.position=[-1,1]"],
+            "safety.hold=null needs a policy on this machine whose actions are targets; name",
+        ),
+        (
+            {"dt": 0.001},
+            ["safety.position=[-1,1]", "safety.hold=last"],
+            "10000 actions in a second are more than 10; set rate",
+        ),
+        ({"dt": 0.001}, ["safety.position=[-1,1]", "safety.hold=last", "rate=10000"], "more than 1000"),
+        (
+            {"dt": 100.0},
+            ["safety.position=[-1,1]", "safety.hold=last"],
+            "must be longer than a step of the policy, 10 s",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_no_limit_and_no_rate_is_what_a_server_says(tmp_path, actions, keys, why, mode):
+    config = load_config("deploy", ["robot=simulated", "fps=10", f"mode={mode}", "server=ws://elsewhere", *keys])
+    config.robot.observations = MAPPED
+    arm = Arm()
+    with pytest.raises(InputError, match=re.escape(why)):
+        deploy(config, RemotePlanner(Boastful(**actions)), arm, tmp_path / "run", Console(quiet=True))
+    assert arm.threads == set()  # nothing was called

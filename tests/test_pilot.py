@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot, Reply
-from gpc.bridge.safety import ROUNDING, Gate, limits_from
-from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon, TemporalEnsembling
+from gpc.bridge.safety import Gate, limits_from
+from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon
 from gpc.errors import InputError
 from gpc.policy import ActionSpec
 
@@ -131,7 +131,7 @@ def test_late_and_reordered_replies_are_discarded():
     assert [event.text for event in flown.events if event.kind == "discarded"] == ["chunk 0 came out of order"]
     assert flown.act(0.3)[0] == 0
     flown.receive(0.3, Reply(7, ramp(0)))
-    late = pilot(patience=Patience(deadline=0.3, max_age=0.3))
+    late = pilot(patience=Patience(deadline=0.3, max_age=0.3, observation_deadline=0.5))
     ask = late.observe(0, frame())
     late.observe(0.4, frame())
     late.receive(0.4, Reply(ask.number, ramp(0)))
@@ -166,6 +166,62 @@ def test_no_observation_means_hold_then_stop_and_no_jump_where_they_come_back():
     assert flown.mode == OK
     fly(flown, 9, at_once, begin=9, seen=lambda i: False)
     assert flown.mode == STOPPED
+
+
+def test_after_a_gap_between_observations_only_a_chunk_for_a_later_one_is_flown():
+    flown = pilot()
+    fly(flown, 4, at_once)
+    pending = flown.observe(0.4, frame())
+    assert flown.act(0.4) is not None
+    fresh = flown.observe(6.5, frame())  # the process was paused
+    assert (flown.mode, flown.why) == (HOLD, "no observation for 6.100 s")
+    before = flown.step
+    flown.receive(6.5, Reply(pending.number, ramp(4)))
+    assert flown.act(6.5)[0] == pytest.approx(0.04)  # the last target again
+    assert (flown.mode, flown.step) == (HOLD, before)
+    flown.receive(6.5, Reply(fresh.number, ramp(fresh.step)))
+    assert flown.act(6.51)[0] == pytest.approx(0.05)
+    assert kinds(flown) == [OK, HOLD, "discarded", OK]
+
+
+def test_a_plan_is_not_flown_long_after_the_time_that_it_is_for():
+    """Three stalls, each shorter than any other deadline."""
+    flown = pilot(RecedingHorizon(7), Patience(deadline=9, max_age=0.25, observation_deadline=0.25))
+    now, sent = 0.0, []
+    for stall in (0.0, 0.1, 0.1, 0.1):
+        for _ in range(1 if stall else 2):
+            now += DT + stall
+            for each in at_once(0, flown.observe(now, frame())):
+                flown.receive(now, each)
+            sent.append(flown.act(now)[0])
+    assert (flown.mode, flown.why) == (HOLD, "the plan is 0.300 s behind its time (max_age 0.25 s)")
+    np.testing.assert_allclose(sent, [0, 0.01, 0.02, 0.03, 0.03], atol=1e-12)
+
+
+def test_after_a_pause_the_robot_is_at_rest_and_nothing_is_braked():
+    flown = pilot(acceleration=0.5)  # 0.005 a step more in each step
+    chunk = np.repeat(0.0025 * np.arange(-1, 7)[:, None] ** 2, DIM, 1)
+    flown.gate.start(np.zeros(DIM))
+    flown.receive(0, Reply(flown.observe(0, frame()).number, chunk))
+    for i in range(4):
+        flown.observe(i * DT, frame())
+        last = flown.act(i * DT)
+    flown.observe(9.0, frame())
+    np.testing.assert_array_equal(flown.act(9.0), last)
+    assert flown.gate.at_rest
+
+
+@pytest.mark.parametrize("mode", [HOLD, STOPPED])
+def test_a_hold_that_would_break_a_limit_is_a_stop_without_an_action(mode, monkeypatch):
+    flown = pilot()
+    fly(flown, 3, at_once)
+    monkeypatch.setattr(type(flown.gate.limits), "brake", lambda *_: np.full(DIM, np.nan))
+    if mode == STOPPED:
+        flown.stop(0.3, "SIGINT")
+    assert fly(flown, 4, lambda i, ask: [], begin=9) == [None] * 4
+    assert flown.mode == STOPPED
+    assert flown.gate.at_rest
+    assert "the hold must not be sent: x, 0 actions from now, is nan" in [event.text for event in flown.events]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -214,60 +270,3 @@ def test_a_stitch_that_outruns_the_chunk_is_bad_input():
 def test_patience_is_positive(value):
     with pytest.raises(InputError, match=r"watchdog\.deadline"):
         Patience(deadline=value)
-
-
-def hostile(rng, ask, centre):
-    """A chunk of some kind, from good to absurd."""
-    chunk = centre + np.cumsum(0.004 * rng.standard_normal((SPEC.horizon, DIM)), 0)
-    match rng.integers(12):
-        case 0:
-            chunk[rng.integers(8), rng.integers(DIM)] = rng.choice([np.nan, np.inf, -np.inf])
-        case 1:
-            chunk[rng.integers(8)] += rng.normal(0, 3, DIM)
-        case 2:
-            chunk = rng.normal(0, 1, rng.integers(0, 10, 2))
-        case 3:
-            return Reply(ask.number, None, "RuntimeError: out of memory")
-        case 4:
-            chunk = chunk * 1e300
-        case 5:
-            chunk += rng.normal(0, 0.1, DIM)
-    return Reply(ask.number, chunk)
-
-
-@pytest.mark.parametrize(
-    ("stitch", "substeps", "limits", "periods"),
-    [
-        (RecedingHorizon(4), 1, {"velocity": 0.5}, 45_000),
-        (TemporalEnsembling(1, 0.1, 8), 2, {"velocity": 0.5}, 45_000),
-        (RealTimeChunking(3), 4, {"velocity": 2.0, "acceleration": 8.0}, 10_000),
-        (RecedingHorizon(2), 1, {"velocity": 0.5, "acceleration": 3.0, "jerk": 60.0}, 8_000),
-    ],
-)
-def test_whatever_the_planner_does_nothing_outside_the_limits_is_ever_sent(stitch, substeps, limits, periods):
-    rng, dt = np.random.default_rng(periods + substeps), DT / substeps
-    flown = pilot(stitch, Patience(0.35, 0.6, 0.25, None, 1e9), substeps, **limits)
-    waiting, sent, modes = [], [], []
-    for i in range(periods):
-        now = i * dt
-        ask = flown.observe(now, frame(i)) if flown.begins_step and rng.random() > 0.1 else None
-        if ask and rng.random() > 0.05:  # else the reply is lost
-            centre = sent[-1] if sent and rng.random() > 0.1 else rng.uniform(-1, 1, DIM)
-            waiting.append((now + rng.exponential(0.1), hostile(rng, ask, centre)))
-        if waiting and rng.random() < 0.05:
-            waiting.append(waiting[0])  # twice
-        ready = [reply for due, reply in waiting if due <= now]
-        waiting = [pair for pair in waiting if pair[0] > now]
-        for reply in rng.permutation(len(ready)):
-            flown.receive(now, ready[reply])
-        if (action := flown.act(now)) is not None:
-            sent.append(action)
-        modes.append(flown.mode)
-    stream = np.array(sent)
-    assert len(stream) > 0.95 * periods
-    assert 0.2 < np.mean(np.array(modes) == OK) < 0.95
-    assert np.isfinite(stream).all()
-    assert np.abs(stream).max() <= 1 + 2 * ROUNDING
-    for n, name in enumerate(("velocity", "acceleration", "jerk"), 1):
-        found = np.abs(np.diff(stream, n, axis=0)).max() / dt**n
-        assert found <= limits.get(name, np.inf) * (1 + 3 * ROUNDING)

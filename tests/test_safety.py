@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from gpc.bridge.safety import ROUNDING, Gate, Limits, limits_from
-from gpc.errors import InputError
+from gpc.errors import InputError, RunError
 from gpc.policy import ActionSpec
 
 SPEC = ActionSpec(8, (2.0, 2.0), (1.0, 1.0), bound=1.0, relative=False)
@@ -59,7 +59,47 @@ def test_a_robot_that_says_where_it_is_does_not_jump_at_the_start():
     limited = gate(velocity=2.0)
     limited.start(np.array([0.0, 0.0]))
     assert "velocity of elbow" in limited.admit(np.array([1.0, 0.0]))
-    np.testing.assert_array_equal(limited.hold(), [0.0, 0.0])
+    assert limited.hold() is None  # a reading is no command
+    assert limited.admit(np.array([0.1, 0.0])) is None
+    np.testing.assert_array_equal(limited.hold(), [0.1, 0.0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1000.0, -1.01])
+def test_a_position_that_is_no_number_or_out_of_range_is_no_start(value):
+    limited = gate(velocity=2.0)
+    why = limited.start(np.array([0.0, value]))
+    assert (
+        why
+        == f"wrist is at {value:.4g} (limits -1 to 3): the robot must start within safety.position; move it there, or widen it"
+    )
+    assert limited.before is None
+    assert limited.hold() is None
+    assert limited.at_rest
+
+
+def test_what_is_compared_with_a_number_that_is_none_is_refused():
+    limits = gate(velocity=2.0, acceleration=50.0).limits
+    for value in (np.nan, np.inf):
+        assert "velocity of elbow" in limits.breach(np.full((3, 2), value), np.zeros((1, 2)), NAMES)
+
+
+@pytest.mark.parametrize("hold", [[np.nan, 0.0], [0.0, 1000.0], [0.5, 0.0]])
+def test_a_hold_that_would_break_a_limit_is_not_sent(hold, monkeypatch):
+    limited = gate(velocity=2.0)
+    assert limited.admit(np.zeros(2)) is None
+    monkeypatch.setattr(Limits, "brake", lambda *_: np.array(hold))
+    with pytest.raises(RunError, match="the hold must not be sent: "):
+        limited.hold()
+    assert limited.at_rest  # there is nothing more that could be done
+    assert limited.hold() is None
+
+
+def test_what_was_not_sent_after_all_does_not_count():
+    limited = gate(velocity=2.0)
+    for action in ([0.0, 0.0], [0.1, 0.1], [0.2, 0.2]):
+        assert limited.admit(np.array(action)) is None
+    limited.withdraw()
+    np.testing.assert_array_equal(limited.hold(), [0.1, 0.1])
 
 
 def test_without_further_limits_the_hold_is_the_last_target_and_no_move():
@@ -131,6 +171,7 @@ def test_an_action_from_which_there_is_no_stop_is_refused():
         ({"velocity": [1, 2, 3]}, "safety.velocity=.* a list of 2"),
         ({"velocity": -1}, "safety.velocity"),
         ({"jerk": "fast"}, "safety.jerk=fast"),
+        ({"jerk": 1e-322}, "safety.jerk"),  # 0 in one period, so that its brake would be 0 / 0
         ({"hold": "stay"}, "safety.hold=stay"),
         ({"hold": ["last"]}, "a list of 2"),
     ],
@@ -140,12 +181,15 @@ def test_limits_that_make_no_sense_are_bad_input(given, why):
         limits_from(SPEC, 0.1, **given)
 
 
-@pytest.mark.parametrize(("relative", "why"), [(None, "does not say"), (True, "are moves")])
-def test_the_hold_must_be_named_where_the_policy_does_not_say_that_it_sends_targets(relative, why):
-    with pytest.raises(InputError, match=why):
+@pytest.mark.parametrize("relative", [None, True])
+def test_the_hold_must_be_named_if_the_policy_does_not_send_targets(relative):
+    with pytest.raises(
+        InputError, match=r"safety\.hold=null needs a policy on this machine whose actions are targets; name"
+    ):
         limits_from(ActionSpec(8, (1.0,), (0.0,), bound=1.0, relative=relative), 0.1)
 
 
 def test_a_policy_without_a_range_needs_positions():
-    with pytest.raises(InputError, match="does not say its actions' range"):
-        limits_from(ActionSpec(8, (1.0,), (0.0,), relative=False), 0.1)
+    for bound in (None, np.inf):
+        with pytest.raises(InputError, match="needs a policy on this machine whose actions have a range; give"):
+            limits_from(ActionSpec(8, (1.0,), (0.0,), bound=bound, relative=False), 0.1)

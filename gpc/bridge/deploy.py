@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -89,7 +88,7 @@ def deploy(
     shown = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     manifest = {key: value for key, value in shown.items() if key not in ("token", "run_dir")}
     real = config.clock.kind == "real"
-    recorder = Recorder(folder, manifest, console, config.view, time.monotonic() if real else 0.0)
+    recorder = Recorder(folder, manifest, console, config.view, loop.clock.now() if real else 0.0)
     intro = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
     console.print(intro, highlight=False, soft_wrap=True)
     loop.sink, operator = recorder, operator or Operator()
@@ -155,6 +154,10 @@ def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
     substeps = 1.0 if config.rate is None else config.rate / steps
     if not (substeps >= 1 and abs(substeps - round(substeps)) <= 1e-9):
         raise InputError(f"rate={config.rate} must be a multiple of the policy's {steps:g} steps in a second")
+    if not steps * substeps <= (most := 1000 if config.rate else config.fps * (1 + 1e-9)):
+        raise InputError(
+            f"{steps * substeps:g} actions in a second are more than {most:g}; set rate to how many may be sent"
+        )
     return round(substeps), 1 / (steps * round(substeps))
 
 

@@ -1,20 +1,23 @@
-"""One period of the control loop on a robot, and the lockstep clock: virtual time, in which a simulated robot waits for us."""
+"""One period of the control loop on a robot, and lockstep: virtual time, in which a simulated robot waits for its driver."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import Event as Flag
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gpc.bridge.clock import RealClock, TimeSource, VirtualClock
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
 from gpc.bridge.planner import Planner, answer
 from gpc.bridge.robot import Reading, Robot, Wiring
 from gpc.env import Array, Frame
-from gpc.errors import InputError
+from gpc.errors import GpcError, InputError, RunError, one_line
 
 LIVE, SHADOW, DRY_RUN = MODES = ("live", "shadow", "dry-run")
 
@@ -54,7 +57,11 @@ class Nobody:
 
 @dataclass
 class Loop:
-    """Robot, pilot and record, driven by a clock: `sense`, hand in replies, `drive`. Only mode "live" ever sends."""
+    """Robot, pilot and record, once in a period: `sense`, hand in replies, `drive`. Only mode "live" ever sends.
+
+    A sending waits until its step keeps the limit of velocity, measured by `clock` from the sending before; never less than
+    `safety.SHORTEST` of a period.
+    """
 
     robot: Robot
     wiring: Wiring
@@ -62,36 +69,53 @@ class Loop:
     mode: str
     sink: Sink = field(default_factory=lambda: Nobody())
     cut: Flag = field(default_factory=Flag)  # once set, nothing is sent any more
+    clock: TimeSource = field(default_factory=RealClock)
     _frame: Frame | None = None
     _where: Array | None = None
+    _sent_at: float = -np.inf
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode={self.mode}: choose one of {', '.join(MODES)}")
 
-    def sense(self, now: float) -> Ask | None:
-        """Read the robot at the beginning of a step, at `now`; the chunk to ask for, if one is due."""
+    def read(self) -> tuple[Frame, Array | None]:
+        """Read the robot: its observation, and where it is in the terms of its actions (dim,), if it is built to say so.
+
+        Raises:
+            RunError: a feature is missing, or a number is not finite; beside whatever a driver raises.
+        """
+        reading = self.robot.get_observation()
+        frame, where = self.wiring.frame(reading), self._position(reading)
+        for key, value in frame.items():
+            _check_finite(value, self.wiring.observations.get(key, (key,)))
+        if where is not None:
+            _check_finite(where, self.wiring.actions)
+        return frame, where
+
+    def sense(self) -> Ask | None:
+        """Read the robot at the beginning of a step; the chunk to ask for, if one is due."""
         self._frame = None
         if not self.pilot.begins_step:
             return None
+        now, gate = self.clock.now(), self.pilot.gate
         try:
-            reading = self.robot.get_observation()
-            self._frame, self._where = self.wiring.frame(reading), self._position(reading)
+            frame, self._where = self.read()
         except Exception as error:  # whatever a driver raises
-            self.pilot.failed(now, _told(error))
+            self.pilot.failed(now, _described(error))
             return None
-        gate = self.pilot.gate
-        idle = (
-            self.mode != LIVE and self.pilot.mode == HOLD
-        )  # nothing followed what was asked: begin where the robot is
-        if idle or gate.before is None:
-            gate.start(self._where)
-        return self.pilot.observe(now, self._frame)
+        # until there is an action to follow, the stream starts where the robot is now
+        idle = self.mode != LIVE and self.pilot.mode == HOLD
+        if (idle or not gate.begun) and (why := gate.start(self._where)):
+            self.pilot.failed(now, why)
+            return None
+        self._frame = frame
+        return self.pilot.observe(now, frame)
 
-    def drive(self, now: float, late: float = 0.0) -> None:
+    def drive(self, late: float = 0.0) -> None:
         """Send what the pilot decides, and record it."""
+        now = self.clock.now()
         asked, sent = self.pilot.act(now), None
-        if asked is not None and self.mode == LIVE and not self.cut.is_set():
+        if asked is not None and self.mode == LIVE:
             sent = self._send(now, asked)
         elif self.mode == SHADOW:
             sent = self._where
@@ -122,17 +146,35 @@ class Loop:
         """Stopped, and nothing left to brake."""
         return self.pilot.mode == STOPPED and (self.pilot.gate.at_rest or self.mode != LIVE)
 
-    def _send(self, now: float, action: Array) -> Array | None:
+    def _send(self, decided: float, action: Array) -> Array | None:
+        """Send an action in its time; one that was decided before a pause of the process is not sent."""
+        pilot = self.pilot
+        self.clock.wait(self._sent_at + pilot.gate.pause)
+        now = self.clock.now()
+        if self.cut.is_set():
+            return None
+        if now - decided > pilot.patience.observation_deadline:
+            pilot.gate.withdraw()
+            pilot.interrupt(now, f"nothing could be sent for {now - decided:.3f} s")
+            return None
+        self._sent_at = now
         try:
             return self.wiring.action(self.robot.send_action(self.wiring.command(action)))
         except Exception as error:  # whatever a driver raises
-            self.pilot.stop(now, f"the robot did not take an action: {_told(error)}")
+            pilot.stop(now, f"the robot did not take an action: {_described(error)}")
             return None
 
     def _position(self, reading: Reading) -> Array | None:
-        """Where the robot is, in the terms of its actions, if it says so."""
-        known = all(name in reading for name in self.wiring.actions)
-        return self.wiring.action(reading) if known else None
+        """Where the robot is, in the terms of its actions; None if it is not built to say so."""
+        lacking = [name for name in self.wiring.actions if name not in reading]
+        if lacking and self._says_where:
+            raise RunError(f"the robot's observation lacks the feature {lacking[0]!r}")
+        return None if lacking else self.wiring.action(reading)
+
+    @cached_property
+    def _says_where(self) -> bool:
+        """Whether its readings must contain all features of the actions."""
+        return set(self.wiring.actions) <= set(self.robot.observation_features)
 
 
 def lockstep(
@@ -140,25 +182,32 @@ def lockstep(
 ) -> int:
     """Fly `steps` periods in virtual time: a reply is handed in at the first period `latency` seconds after its ask, or later.
 
-    Ends early when the pilot stops, as it does when the operator asks for it. With latency 0 the actions are those of
+    Ends early if the pilot stops, as it does if the operator asks for it. With latency 0 the actions are those of
     `gpc evaluate`. Returns how many were flown.
     """
-    operator = operator or Operator()
+    loop.clock, operator = VirtualClock(), operator or Operator()
     coming: deque[tuple[float, Reply]] = deque()
     for i in range(steps):
-        now = i * period
+        loop.clock.wait(now := i * period)
         operator.look()
         if operator.why:
             loop.pilot.stop(now, operator.why)
-        if ask := loop.sense(now):
+        if ask := loop.sense():
             coming.append((now + latency - period * 1e-6, answer(planner, ask)))
         while coming and coming[0][0] <= now:
             loop.pilot.receive(now, coming.popleft()[1])
-        loop.drive(now)
+        loop.drive()
         if loop.over:
             return i + 1
     return steps
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _check_finite(numbers: Array, names: Sequence[str]) -> None:
+    """Raise RunError for the first that is no finite number; `names` are theirs, or the one of the whole array."""
+    if numbers.dtype.kind == "f" and not (finite := np.isfinite(numbers)).all():
+        first = int(np.flatnonzero(~finite)[0])
+        raise RunError(f"{names[first if len(names) > 1 else 0]} is {numbers.ravel()[first]}: not a finite number")
+
+
+def _described(error: Exception) -> str:
+    return one_line(error) if isinstance(error, GpcError) else f"{type(error).__name__}: {one_line(error)}"

@@ -1,13 +1,14 @@
 """The control loop without clocks and threads: observations and chunks in, actions out, each call at a given time.
 
-              a fresh chunk                    no chunk, no observation, a dead camera,
-    hold  ----------------------->  ok  ----->  an action outside the limits  ----->  hold
+              a fresh chunk                 no chunk, no observation, a dead camera, a pause,
+    hold  ----------------------->  ok  ----->  an old plan, an action outside the limits  ----->  hold
       |                              |
       |  held for `stop_after`       |  told to: a signal, the stop key, a robot that fails
       +--------------------------->  stopped  <------------------------------------+   (for good)
 
 In hold and stopped the robot is brought to rest and kept there (`Gate.hold`). A hold throws the old plans away: only a chunk
-whose observation and age are in order ends it. Times are seconds of one monotonic clock.
+whose observation and age are in order ends it; after a gap between two observations, a chunk for a later one. Times are
+seconds of one monotonic clock, which runs while the process is suspended (`gpc.bridge.clock`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpc.bridge.safety import Gate
+from gpc.bridge.safety import ROUNDING, Gate
 from gpc.bridge.stitch import Plan, Stitch
 from gpc.control import Known
 from gpc.env import Array, Frame
-from gpc.errors import InputError
+from gpc.errors import InputError, RunError
 from gpc.schema import Seconds, check_fields
 
 OK, HOLD, STOPPED = MODES = ("ok", "hold", "stopped")
@@ -34,8 +35,9 @@ DELAYS = 10  # so many past delays tell the next (Black et al. 2025 keep a buffe
 class Patience:
     """How long each thing may take, in seconds, before the robot holds; and after `stop_after` in hold it stops.
 
-    `deadline`: a chunk after it was asked for. `max_age`: the observation of a chunk when it arrives. `observation_deadline`:
-    an observation after the last. `frozen_after`: how long a camera may show the same picture, bit for bit (None: for ever).
+    `deadline`: a chunk after it was asked for. `max_age`: the observation of a chunk when it arrives, and an action after the
+    time that its chunk meant it for. `observation_deadline`: an observation after the last. `frozen_after`: how long a camera
+    may show the same picture, bit for bit (None: for ever).
     """
 
     deadline: Seconds = 0.5
@@ -102,6 +104,7 @@ class Pilot:
     _plans: list[Plan] = field(default_factory=list)
     _history: deque[Frame] = field(default_factory=deque)
     _seen: float | None = None  # when the newest observation was taken
+    _acted: float | None = None  # when `act` was last called
     _moved: dict[str, float] = field(default_factory=dict)  # when each camera last showed something new
     _held_since: float | None = None
     _asked: dict[int, Ask] = field(default_factory=dict)
@@ -126,6 +129,8 @@ class Pilot:
 
     def observe(self, now: float, frame: Frame) -> Ask | None:
         """A new observation, taken at `now`; the chunk to ask for on seeing it, if one is due."""
+        if self._seen is not None and (gap := now - self._seen) > self.patience.observation_deadline:
+            self.interrupt(now, f"no observation for {gap:.3f} s")
         for key, value in frame.items():
             if value.ndim > 1 and (not self._history or not np.array_equal(value, self._history[-1][key])):
                 self._moved[key] = now
@@ -157,7 +162,10 @@ class Pilot:
 
     def act(self, now: float) -> Array | None:
         """The action (dim,) to send now; None as long as nothing was ever sent and nothing is planned."""
-        why, action = self._trouble(now), None
+        if self._acted is not None and now - self._acted > self.patience.observation_deadline:
+            self.gate.rest()
+        self._acted = now
+        why, action = self._trouble(now) or self._overdue(now), None
         if self.mode != STOPPED and not why:
             action = self._next()
             why = "the plan ran out" if action is None else self.gate.admit(action) or ""
@@ -174,6 +182,11 @@ class Pilot:
         if why != self._failing:
             self._note(now, "unread", why)
         self._failing = why
+
+    def interrupt(self, now: float, why: str) -> None:
+        """Hold until there is a chunk for a later observation: what was planned or asked before is void."""
+        self._asked.clear()
+        self._begin_hold(now, why)
 
     def stop(self, now: float, why: str) -> None:
         """Stop for good; the first reason stays."""
@@ -218,7 +231,8 @@ class Pilot:
         return self.gate.refuse(upcoming) or ""
 
     def _placed(self, request: Ask, chunk: Array) -> Plan:
-        return Plan(request.step + self.expected.start, chunk.astype(np.float64))
+        begins = request.at + self.expected.start * self._seconds
+        return Plan(request.step + self.expected.start, chunk.astype(np.float64), begins)
 
     def _upcoming(self, plan: Plan) -> Array | None:
         """What would be sent of a plan from now on, (n, dim)."""
@@ -257,16 +271,41 @@ class Pilot:
             return f"no chunk within {patience.deadline:g} s"
         return ""
 
-    def _hold(self, now: float, why: str) -> Array | None:
+    @property
+    def _seconds(self) -> float:
+        """Of a step."""
+        return self.gate.limits.dt * self.expected.substeps
+
+    def _overdue(self, now: float) -> str:
+        """Drop plans that meant this action for a time before `max_age`; why, if that was all of them."""
+        steps = self.step + self._sub / self.expected.substeps
+        late = [now - plan.begins - (steps - plan.first) * self._seconds for plan in self._plans]
+        longest = self.patience.max_age + ROUNDING
+        if late and min(late) > longest:
+            return f"the plan is {min(late):.3f} s behind its time (max_age {self.patience.max_age:g} s)"
+        self._plans = [plan for plan, seconds in zip(self._plans, late, strict=True) if seconds <= longest]
+        return ""
+
+    def _begin_hold(self, now: float, why: str) -> float:
+        """Throw the plans away; returns since when the hold lasts."""
         if self.mode == OK:
             self._change(now, HOLD, why)
         if self._held_since is None:
             self._held_since = now
         self._plans = []
-        if self.mode == HOLD and now - self._held_since > self.patience.stop_after:
+        return self._held_since
+
+    def _hold(self, now: float, why: str) -> Array | None:
+        since = self._begin_hold(now, why)
+        if self.mode == HOLD and now - since > self.patience.stop_after:
             self._change(now, STOPPED, f"{why}; held for {self.patience.stop_after:g} s")
         self._advance(consumed=False)
-        return self.gate.hold()
+        try:
+            return self.gate.hold()
+        except RunError as error:
+            self._note(now, "refused", str(error))
+            self.stop(now, str(error))
+            return None
 
     def _advance(self, consumed: bool) -> None:
         """A sending is over. In hold no step of a plan is consumed, but observations keep their rhythm."""

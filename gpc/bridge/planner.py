@@ -16,7 +16,7 @@ from gpc.bridge.pilot import Ask, Reply
 from gpc.bridge.wire import CHUNK, KNOWN, SEED, WEIGHT
 from gpc.control import Known, Sampling, padded, plan
 from gpc.env import Array
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.policy import ActionSpec, ObservationSpec, Policy
 
 
@@ -116,9 +116,9 @@ class RemotePlanner:
 
     @property
     def actions(self) -> ActionSpec:
-        """The policy's, without what lies in the past."""
+        """The policy's, without what lies in the past, and without what limits could be drawn from: these are not a server's."""
         spec = actions_of(self.client.metadata)
-        return replace(spec, start=0, horizon=spec.start + spec.horizon)
+        return replace(spec, start=0, horizon=spec.start + spec.horizon, bound=None, relative=None)
 
     @property
     def observations(self) -> ObservationSpec:
@@ -146,7 +146,7 @@ def answer(planner: Planner, ask: Ask) -> Reply:
     try:
         return Reply(ask.number, np.asarray(planner.plan(ask)))
     except Exception as error:
-        return Reply(ask.number, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Reply(ask.number, None, f"{type(error).__name__}: {one_line(error)}")
 
 
 @dataclass

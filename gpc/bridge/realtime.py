@@ -67,7 +67,7 @@ class RobotThread(Thread):
         self.timing = Timing()
         self.connected, self.go = Flag(), Flag()
         self.first: Frame = {}  # what the robot saw when it was connected
-        self.beat = time.monotonic()  # its last sign of life
+        self.beat = loop.clock.now()  # its last sign of life
         self.failure: GpcError | None = None
 
     def run(self) -> None:
@@ -76,7 +76,7 @@ class RobotThread(Thread):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
             with connected(self.loop.robot):
-                self.first = self.loop.wiring.frame(self.loop.robot.get_observation())
+                self.first, _ = self.loop.read()
                 self.connected.set()
                 self.go.wait()
                 if not self.operator.why:
@@ -88,14 +88,15 @@ class RobotThread(Thread):
 
     def begin(self) -> None:
         """Fly if there is no reason to stop, else disconnect."""
-        self.beat = time.monotonic()
+        self.beat = self.loop.clock.now()
         self.go.set()
 
     def _fly(self) -> None:
-        begin, n, pilot = time.monotonic(), 0, self.loop.pilot
+        clock, n, pilot = self.loop.clock, 0, self.loop.pilot
+        begin = clock.now()
         while not self.loop.over and not self.loop.cut.is_set():
-            self._wait(begin + n * self.clock.period)
-            self.beat = now = time.monotonic()
+            clock.wait(begin + n * self.clock.period)
+            self.beat = now = clock.now()
             late = now - begin - n * self.clock.period
             skipped = int(late / self.clock.period)  # what was missed is not made up for
             self.timing.late.append(late)
@@ -105,16 +106,12 @@ class RobotThread(Thread):
                 self.operator.finish()
             if self.operator.why:
                 pilot.stop(now, self.operator.why)
-            if ask := self.loop.sense(now):
+            if ask := self.loop.sense():
                 self.planner.ask(ask)
-            self.beat = now = time.monotonic()
+            self.beat = now = clock.now()
             for reply in self.planner.received():
                 pilot.receive(now, reply)
-            self.loop.drive(now, late)
-
-    def _wait(self, until: float) -> None:
-        if (left := until - time.monotonic()) > 0:
-            time.sleep(left)
+            self.loop.drive(late)
 
 
 def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> Timing:
@@ -173,11 +170,13 @@ def _until(flag: Flag, seconds: float, operator: Operator) -> bool:
 def _watch(thread: RobotThread) -> None:
     """Until the robot's thread ends, or must be given up."""
     loop, patience = thread.loop, thread.loop.pilot.patience
-    held, stopped_at = False, None
+    held, stopped_at, now = False, None, loop.clock.now()
     while thread.is_alive():
         thread.join(WATCH)
         thread.operator.look()
-        now = time.monotonic()
+        before, now = now, loop.clock.now()
+        if now - before > patience.observation_deadline:  # the process was paused, not the robot
+            thread.beat = now
         silent = now - thread.beat - thread.clock.period
         if silent > patience.observation_deadline and not held:
             loop.sink.event(Event(now, HOLD, f"the robot has not answered for {silent:.3f} s; nothing is sent"))
@@ -197,7 +196,7 @@ def _give_up(thread: RobotThread) -> None:
     if not thread.is_alive():
         return
     thread.loop.cut.set()
-    thread.loop.sink.event(Event(time.monotonic(), STOPPED, thread.operator.why))
+    thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.operator.why))
     problems: list[str] = []
     last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot)), daemon=True)
     last.start()

@@ -3,6 +3,9 @@
 The limits hold for the stream that the robot follows. Of a target (`hold: last`) that is the action itself; of a move
 (`hold: zero`) it is the sum of the moves, so that its velocity is the move over dt. An action is admitted only if the robot
 can still be brought to rest after it within the limits: whatever happens next, there is a hold that keeps them.
+
+Only actions that `Gate` has checked are sent: those of a plan, and the hold that brings them to rest. A reading of the robot
+is where the stream starts from, never a command. Comparisons are written so that NaN fails them.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from gpc.env import Array
-from gpc.errors import InputError
+from gpc.errors import InputError, RunError
 from gpc.policy import ActionSpec
 
 ROUNDING = 1e-6  # of a limit (of a position: of the range); derivatives of a long stream lose as much
 HOLDS = ("last", "zero")
+SHORTEST = 0.9  # of dt: two sendings are never closer; less than 1, so that a late one does not delay all that follow
 LONGEST_BRAKE = 1000  # sendings; slower limits than that are refused as if the brake broke them
 ORDERS = ("velocity", "acceleration", "jerk")
 
@@ -29,7 +33,7 @@ class Limits:
     """Limits for each action dimension, in the robot's units and seconds; infinity: not limited. All fields are (dim,).
 
     `position` bounds the action's own values, `moves` says which dimensions are moves, `dt` is the time between two
-    sent actions. Raises InputError where a limit is not positive, low is not below high, or a move of 0 is not allowed.
+    sent actions. Raises InputError if a limit is not positive, low is not below high, or a move of 0 is not allowed.
     """
 
     low: Array
@@ -41,12 +45,14 @@ class Limits:
     dt: float
 
     def __post_init__(self) -> None:
+        if not 0 < self.dt < np.inf:
+            raise InputError(f"the time between two sendings, {self.dt} s, must be positive")
         if not (self.low < self.high).all():
             raise InputError(f"safety.position: low {self.low.tolist()} must be below high {self.high.tolist()}")
         if (self.moves & ((self.low > 0) | (self.high < 0))).any():
             raise InputError("safety.position must leave room for 0 where safety.hold is zero: that is the hold")
-        for name, limit in zip(ORDERS, self.rates, strict=True):
-            if not (limit > 0).all():
+        for order, (name, limit) in enumerate(zip(ORDERS, self.rates, strict=True), 1):
+            if not (limit * self.dt**order > 0).all():
                 raise InputError(f"safety.{name}={limit.tolist()} must be positive; null is unlimited")
 
     @cached_property
@@ -58,30 +64,48 @@ class Limits:
         """Why `upcoming` (n, dim) must not follow `before` (3, dim), or None: the first step, dimension, value and limit."""
         if bad := _first(~np.isfinite(upcoming)):
             return f"{names[bad[1]]}, {bad[0]} actions from now, is {upcoming[bad]}"
-        low, high = self._rounded
-        if bad := _first((upcoming < low) | (upcoming > high)):
-            found = f"{upcoming[bad]:.4g} (limits {self.low[bad[1]]:.4g} to {self.high[bad[1]]:.4g})"
-            return f"the position of {names[bad[1]]}, {bad[0]} actions from now, is {found}"
+        if bad := _first(self._outside(upcoming)):
+            return f"the position of {names[bad[1]]}, {bad[0]} actions from now, is {self._against(upcoming, bad)}"
         return self._too_fast(before, upcoming, names)
 
+    def no_start(self, position: Array, names: Sequence[str]) -> str | None:
+        """Why the stream must not start from `position` (dim,), or None: the first dimension, its value and limits."""
+        where = np.where(self.moves, 0.0, position)[None]
+        if bad := _first(self._outside(where)):
+            found = f"{names[bad[1]]} is at {self._against(where, bad)}"
+            return f"{found}: the robot must start within safety.position; move it there, or widen it"
+        return None
+
+    def shortest(self, before: Array) -> float:
+        """The seconds that must pass before the last of `before` (3, dim) is sent: its step keeps the limit of velocity."""
+        return max(SHORTEST * self.dt, float((np.abs(self.differences(before)[-1]) / self.velocity).max()))
+
+    def _outside(self, positions: Array) -> Array:
+        """Which of `positions` (n, dim) are not within the limits."""
+        width = self.high - self.low
+        slack = ROUNDING * np.where(np.isfinite(width), width, 1.0)
+        inside = (positions >= self.low - slack) & (positions <= self.high + slack) & np.isfinite(positions)
+        return np.asarray(~inside)
+
+    def _against(self, positions: Array, place: tuple[int, int]) -> str:
+        """A position beside its limits."""
+        return f"{positions[place]:.4g} (limits {self.low[place[1]]:.4g} to {self.high[place[1]]:.4g})"
+
     def _too_fast(self, before: Array, upcoming: Array, names: Sequence[str]) -> str | None:
-        difference = self.differences(np.concatenate([before, upcoming]))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is infinite or NaN fails the comparison
+            difference = self.differences(np.concatenate([before, upcoming]))
+            return self._first_excess(difference, len(upcoming), names)
+
+    def _first_excess(self, difference: Array, upcoming: int, names: Sequence[str]) -> str | None:
         for order, (name, limit) in enumerate(zip(ORDERS, self.rates, strict=True), 1):
-            found = np.abs(difference[-len(upcoming) :]) / self.dt**order
-            if bad := _first(found > limit * (1 + ROUNDING)):
-                told = f"{found[bad]:.4g} (limit {limit[bad[1]]:.4g})"
-                return f"the {name} of {names[bad[1]]}, {bad[0]} actions from now, is {told}"
+            found = np.abs(difference[-upcoming:]) / self.dt**order
+            if bad := _first(~(found <= limit * (1 + ROUNDING))):
+                excess = f"{found[bad]:.4g} (limit {limit[bad[1]]:.4g})"
+                return f"the {name} of {names[bad[1]]}, {bad[0]} actions from now, is {excess}"
             if order == self._highest:
                 break
             difference = difference[1:] - difference[:-1]
         return None
-
-    @cached_property
-    def _rounded(self) -> tuple[Array, Array]:
-        """The positions with room for rounding."""
-        width = self.high - self.low
-        slack = ROUNDING * np.where(np.isfinite(width), width, 1.0)
-        return self.low - slack, self.high + slack
 
     @cached_property
     def _highest(self) -> int:
@@ -130,11 +154,20 @@ class Gate:
 
     limits: Limits
     names: Sequence[str]
-    before: Array | None = field(default=None)  # the last three sent, (3, dim)
+    before: Array | None = field(default=None)  # the last three sent, (3, dim); at first, where the robot is
+    begun: bool = False  # an action was admitted: there is something to hold
+    _earlier: tuple[Array | None, bool] = (None, False)  # before the last was counted as sent
 
-    def start(self, position: Array | None) -> None:
-        """The robot rests here, (dim,): what is sent first is measured from it. None: it does not say where."""
+    def start(self, position: Array | None) -> str | None:
+        """Rest at a reading (dim,), from which the next action is measured; None if the robot does not say where it is.
+
+        Returns:
+            Why the stream must not start there, or None.
+        """
+        if position is not None and (why := self.limits.no_start(position, self.names)):
+            return why
         self.before = None if position is None else self._rest(position)
+        return None
 
     def refuse(self, upcoming: Array) -> str | None:
         """Why a chunk's actions (n, dim), sent one after the other, would break the limits; None if they keep them."""
@@ -142,27 +175,50 @@ class Gate:
 
     def admit(self, action: Array) -> str | None:
         """Why an action (dim,) must not be sent; if it may, it counts as sent."""
-        before = self._since(action)
-        why = self.limits.breach(before, action[None], self.names)
-        if why is None:
-            after = np.stack([before[1], before[2], action])
-            if not self.limits.stops(after):
-                return "after this action the robot could not be stopped within its limits"
-            self.before = after
-        return why
+        if why := self.refuse(action[None]):
+            return why
+        if not self.limits.stops(np.stack([*self._since(action)[1:], action])):
+            return "after this action the robot could not be stopped within its limits"
+        self._count(action)
+        return None
 
     def hold(self) -> Array | None:
-        """The action that brings or keeps the robot at rest, which counts as sent; None before anything was sent."""
-        if self.before is None:
+        """The action that brings or keeps the robot at rest, which counts as sent; None before anything was sent.
+
+        Raises:
+            RunError: the hold would break the limits; from now on there is none.
+        """
+        if self.before is None or not self.begun:
             return None
         action = self.limits.brake(self.before)
-        self.before = np.stack([self.before[1], self.before[2], action])
+        if why := self.refuse(action[None]):
+            self.begun = False
+            raise RunError(f"the hold must not be sent: {why}")
+        self._count(action)
         return action
+
+    def rest(self) -> None:
+        """Take the robot as at rest where it was last sent: nothing was sent for so long that it has stopped there."""
+        if self.before is not None:
+            self.before = self._rest(self.before[-1])
+
+    def withdraw(self) -> None:
+        """The last action was not sent after all."""
+        self.before, self.begun = self._earlier
+
+    @property
+    def pause(self) -> float:
+        """The seconds that must have passed since the sending before when the last action is sent."""
+        return 0.0 if self.before is None else self.limits.shortest(self.before)
 
     @property
     def at_rest(self) -> bool:
         """Whether there is nothing left to brake."""
-        return self.before is None or self.limits.at_rest(self.before)
+        return self.before is None or not self.begun or self.limits.at_rest(self.before)
+
+    def _count(self, action: Array) -> None:
+        self._earlier = self.before, self.begun
+        self.before, self.begun = np.stack([*self._since(action)[1:], action]), True
 
     def _since(self, action: Array) -> Array:
         """What was sent before; at first, as if the robot were where it is sent."""
@@ -186,7 +242,8 @@ def limits_from(
     """Limits as a configuration has them: one number, or one for each action dimension; None is not limited.
 
     `position` is [low, high], or "policy": the range of its normaliser, offset +- scale * bound. `hold` is "last" for targets,
-    "zero" for moves; None asks the policy. Raises InputError where a policy does not say, or a count is wrong.
+    "zero" for moves; None: "last" if the policy's actions are targets. Raises InputError if the policy has no range or kind
+    of action, or a count is wrong.
     """
     low, high = _range(spec, position)
     kinds = _holds(spec, hold)
@@ -200,11 +257,11 @@ def _range(spec: ActionSpec, position: str | Sequence[Any] | None) -> tuple[Arra
     if position is None:
         return np.full(spec.dim, -np.inf), np.full(spec.dim, np.inf)
     if isinstance(position, str):
-        if position != "policy" or spec.bound is None:
-            said = (
-                f"safety.position={position}" if position != "policy" else "the policy does not say its actions' range"
+        if position != "policy" or spec.bound is None or not np.isfinite(spec.bound):
+            needs = " needs a policy on this machine whose actions have a range" if position == "policy" else ""
+            raise InputError(
+                f"safety.position={position}{needs}; give [low, high], as in 'safety.position=[-1,1]', or null: not limited"
             )
-            raise InputError(f"{said}; give [low, high], as in 'safety.position=[-1,1]', or null: not limited")
         width = np.array(spec.scale) * spec.bound
         return np.array(spec.offset) - width, np.array(spec.offset) + width
     if len(position) != 2:
@@ -215,10 +272,10 @@ def _range(spec: ActionSpec, position: str | Sequence[Any] | None) -> tuple[Arra
 def _holds(spec: ActionSpec, hold: str | Sequence[str] | None) -> Sequence[str]:
     if hold is None:
         if spec.relative is not False:
-            told = "are moves" if spec.relative else "may be targets or moves: it does not say"
             raise InputError(
-                f"the policy's actions {told}; name the hold of each dimension, as in safety.hold=last (targets), "
-                "safety.hold=zero (moves) or 'safety.hold=[zero,zero,last]' (moves and a gripper)"
+                "safety.hold=null needs a policy on this machine whose actions are targets; name the hold of each dimension, "
+                "as in safety.hold=last (targets), safety.hold=zero (moves) or 'safety.hold=[zero,zero,last]' (moves and a "
+                "gripper)"
             )
         hold = "last"
     kinds = [hold] * spec.dim if isinstance(hold, str) else list(hold)

@@ -18,10 +18,11 @@ from gpc.errors import InputError
 
 @dataclass(frozen=True)
 class Plan:
-    """A chunk in its place: `actions` (horizon, dim), the first for the absolute step `first`."""
+    """A chunk in its place: `actions` (horizon, dim), the first for the absolute step `first` and the time `begins`."""
 
     first: int
     actions: Array
+    begins: float = 0.0
 
     def at(self, step: int) -> Array | None:
         """The action (dim,) for an absolute step, None outside the chunk."""

@@ -1,0 +1,187 @@
+"""What is read from a robot, and when something is sent to it."""
+
+import numpy as np
+import pytest
+from flying import PATIENCE, PERIOD, Kept, flown
+from toy_robots import Arm, Line
+
+from gpc.bridge.clock import VirtualClock
+from gpc.bridge.loop import LIVE, Loop
+from gpc.bridge.operator import Operator
+from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot
+from gpc.bridge.planner import answer
+from gpc.bridge.realtime import Clock, RobotThread
+from gpc.bridge.robot import wire
+from gpc.bridge.safety import SHORTEST, Gate, limits_from
+from gpc.bridge.stitch import RecedingHorizon
+from gpc.errors import RunError
+
+LIMIT = 1.0
+
+
+class Spoiled(Arm):
+    """Its readings are replaced by `spoil(reading, how many)`."""
+
+    def __init__(self, spoil, **settings):
+        super().__init__(**settings)
+        self.spoil = spoil
+
+    def get_observation(self):
+        return self.spoil(super().get_observation(), self.reads)
+
+
+def at(value, since=2):
+    """One joint reads `value` from a reading on; the first is of when it is connected."""
+    return lambda reading, reads: reading | ({"y.pos": value, "state.1": value} if reads >= since else {})
+
+
+class NoChunk(Line):
+    """But the first, which is thrown away before anything moves."""
+
+    def plan(self, ask):
+        if self.speed == 0:
+            raise RunError("no memory")
+        self.speed = 0
+        return super().plan(ask)
+
+
+@pytest.mark.parametrize("planner", [Line, NoChunk])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (np.nan, "state.1 is nan: not a finite number"),
+        (-np.inf, "state.1 is -inf: not a finite number"),
+        (
+            1000.0,
+            "y.pos is at 1000 (limits -1 to 1): the robot must start within safety.position; move it there, or widen it",
+        ),
+    ],
+)
+def test_a_first_position_that_is_no_number_or_out_of_range_is_never_sent(value, why, planner):
+    arm = Spoiled(at(value))
+    loop, kept, _, operator = flown(arm, planner())
+    assert arm.sent == []
+    assert (loop.pilot.mode, operator.why) == (STOPPED, "")
+    assert kept.first("unread").text == why
+    assert kept.first(STOPPED).text == f"no observation: {why}; held for {PATIENCE.stop_after:g} s"
+    assert loop.over
+    assert not arm.is_connected
+
+
+def test_without_a_chunk_what_was_read_is_not_sent():
+    arm = Spoiled(at(0.9))
+    loop, _, _, _ = flown(arm, NoChunk())
+    assert (loop.pilot.mode, arm.sent) == (STOPPED, [])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda reading: reading | {"state.0": np.nan}, "state.0 is nan: not a finite number"),
+        (lambda reading: reading | {"x.pos": np.inf}, "x.pos is inf: not a finite number"),
+        (lambda reading: reading | {"front": np.full((4, 4, 3), np.nan)}, "front is nan: not a finite number"),
+        (lambda reading: {key: value for key, value in reading.items() if key != "x.pos"}, "lacks the feature 'x.pos'"),
+    ],
+)
+def test_a_reading_with_a_number_that_is_none_is_a_failed_read(spoil, why):
+    arm = Spoiled(lambda reading, reads: spoil(reading) if reads in (20, 21) else reading, camera=True)
+    _, kept, _, _ = flown(arm, Line(camera=True), seconds=0.8)
+    assert [event.kind for event in kept.events] == [OK, "unread", STOPPED]  # for a moment: no hold
+    assert why in kept.first("unread").text
+    assert [tick.frame is None for tick in kept.ticks].count(True) == 2
+    lasting = Spoiled(lambda reading, reads: spoil(reading) if reads > 20 else reading, camera=True)
+    _, kept, _, _ = flown(lasting, Line(camera=True))
+    assert [event.kind for event in kept.events] == [OK, "unread", HOLD, STOPPED]
+
+
+class Prompt:
+    """In the place of `PlannerThread`, in virtual time: each chunk is there at once."""
+
+    def __init__(self, planner):
+        self.planner, self.replies = planner, []
+
+    def ask(self, ask):
+        self.replies.append(answer(self.planner, ask))
+
+    def received(self):
+        replies, self.replies = self.replies, []
+        return replies
+
+
+class Timed(Arm):
+    """In virtual time; `during(arm)` is called in each reading and may take some."""
+
+    def __init__(self, clock, during):
+        super().__init__(during)
+        self.clock = clock
+
+    def send_action(self, action):
+        self.sent.append((self.clock.time, action["x.pos"]))
+        self.position = [action["x.pos"], action["y.pos"]]
+        return dict(action)
+
+
+def timed(during, speed, clock, seconds=4.0, patience=None):
+    """Fly in virtual time; returns (time, x) of what was received, and the record."""
+    arm, planner = Timed(clock, during), Line(speed)
+    wiring = wire(arm, planner.observations.shapes, 2)
+    gate = Gate(limits_from(planner.actions, PERIOD, position=[-9, 9], velocity=LIMIT, hold="last"), wiring.actions)
+    pilot = Pilot(Expected(-1, 16, 2, 2), RecedingHorizon(8), gate, patience or PATIENCE)
+    loop = Loop(arm, wiring, pilot, LIVE, kept := Kept(), clock=clock)
+    thread = RobotThread(loop, Prompt(planner), Clock(PERIOD, seconds), Operator())
+    thread.go.set()
+    thread.start()
+    thread.join(20)
+    return np.array(arm.sent), kept
+
+
+def test_the_limit_of_velocity_holds_by_the_time_between_two_sendings():
+    """Readings take 0 to 0.9 periods, the plan moves at 95 % of the limit."""
+    rng, clock = np.random.default_rng(0), VirtualClock(100.0)
+
+    def slow(arm):
+        clock.time += rng.uniform(0, 0.9) * PERIOD
+
+    received, _ = timed(slow, 0.95 * LIMIT * PERIOD, clock)
+    gaps, steps = np.diff(received, axis=0).T
+    assert len(received) > 190
+    assert gaps.min() < PERIOD  # there is something to keep
+    assert (np.abs(steps) / gaps).max() <= LIMIT * (1 + 1e-5)
+    assert received[-1, 0] - received[0, 0] == pytest.approx((len(received) - 1) * PERIOD, abs=PERIOD)  # none is lost
+
+
+def test_a_late_sending_does_not_delay_all_that_follow():
+    clock = VirtualClock(100.0)
+
+    def once(arm):
+        clock.time += 0.9 * PERIOD if arm.reads == 20 else 0.0
+
+    received, _ = timed(once, 0.1 * LIMIT * PERIOD, clock)
+    assert np.diff(received[:, 0]).min() == pytest.approx(SHORTEST * PERIOD)
+    phase = (received[:, 0] - 100.0) / PERIOD % 1
+    assert phase[30] > 0.001
+    assert np.isclose(np.round(phase[40:], 6) % 1, 0).all()
+
+
+def test_an_action_that_was_decided_before_a_pause_is_not_sent():
+    class Paused(VirtualClock):
+        """Suspended in the next wait."""
+
+        def wait(self, until):
+            super().wait(until)
+            if armed:
+                self.time += armed.pop()
+                resumed.append(self.time)
+
+    def before_sending(arm):
+        if arm.reads == 60:
+            armed.append(6.0)
+
+    armed, resumed, clock = [], [], Paused(100.0)
+    received, kept = timed(before_sending, 0.1 * LIMIT * PERIOD, clock, 9.0, Patience(0.2, 0.4, 0.15, None, 60))
+    assert kept.first(HOLD).text == "nothing could be sent for 6.000 s"
+    waited = next(i for i, tick in enumerate(kept.ticks) if tick.at > resumed[0] - 6.001)
+    assert np.isfinite(kept.ticks[waited].asked).all()
+    assert np.isnan(kept.ticks[waited].sent).all()
+    assert kept.ticks[waited + 1].chunk > kept.ticks[waited].chunk
+    assert (np.diff(received[:, 1]) > 0).sum() > 140
