@@ -1,4 +1,4 @@
-"""`gpc deploy` as a process that is stopped and goes on: SIGSTOP, as Ctrl-Z in a shell or a suspended machine do it."""
+"""`gpc deploy` as a process that is stopped (SIGSTOP) and goes on, as it is with a suspended machine."""
 
 import json
 import signal
