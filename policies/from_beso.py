@@ -15,17 +15,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yaml import YAMLError
 
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError
 from gpc.noise import Karras, NoiseLevels
 from gpc.policies.checkpoint import fingerprint, read, representation
-from gpc.policies.settings import Settings
+from gpc.policies.settings import Settings, read_yaml
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 Number = TypeVar("Number", int, float)
@@ -168,13 +165,11 @@ def load_unconditional(source: str) -> BesoPolicy:
 def _settings(path: Path) -> Settings:
     """The training's settings, as data: nothing that they name is imported or called."""
     try:
-        settings = Settings(path, OmegaConf.to_container(OmegaConf.load(path)))
+        settings = Settings(path, read_yaml(path))
     except FileNotFoundError:
         raise InputError(
             f"no file {str(path)!r}; beso:DIR takes the folder of a training, with {CONFIG} in it"
         ) from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     for key, value in SERVED.items():
         found = settings.get(key)
         if found != value:

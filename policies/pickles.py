@@ -1,0 +1,136 @@
+"""Measure a pickle before it is read: a few bytes may stand for a structure that never ends when it is walked or hashed."""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pickle import UnpicklingError
+from typing import IO, Any
+
+OPERATIONS = 500_000  # in one pickle; a tensor takes about 25
+WORK = 20_000_000  # nodes that are put into a container, a shared one as often as it is used
+DEPTH = 200  # of containers in each other; hashing a tuple is recursive in C, without a limit of its own
+CALLED = frozenset(
+    {
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "__builtin__.complex",
+        "__builtin__.set",
+        "builtins.complex",
+        "builtins.set",
+    }
+)
+"""What a pickle may call: tensors and plain containers, and nothing that makes as many bytes as a number asks for."""
+ENCODE, LATIN = "_codecs.encode", "latin1"  # bytes in protocol 2; other codecs take quadratic time
+LITERALS = frozenset({"NONE", "NEWFALSE", "NEWTRUE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"})
+TEXTS = frozenset({"BINUNICODE", "SHORT_BINSTRING"})
+EMPTY = frozenset({"EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
+INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1, "APPENDS": None, "SETITEMS": None}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
+
+
+@dataclass(slots=True)
+class Node:
+    """An object of the pickle, as large as it is when every shared part is counted where it is used."""
+
+    nodes: int = 1
+    depth: int = 1
+    text: Any = None  # a text or a dotted name; of a tuple those of its items
+
+
+class Measure:
+    """A stack machine that follows a pickle's operations, and keeps of every object its size and depth only."""
+
+    def __init__(self, called: Collection[str]) -> None:
+        self.called, self.work = called, 0
+        self.stack: list[Node] = []
+        self.marked: list[list[Node]] = []
+        self.memo: dict[int, Node] = {}
+
+    def run(self, pickle: IO[bytes] | bytes) -> None:
+        """Follow the operations up to STOP.
+
+        Raises:
+            UnpicklingError: a limit is exceeded, or something is called that is not on the list.
+            IndexError, KeyError, ValueError: the pickle is damaged.
+        """
+        for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
+            if count > OPERATIONS:
+                raise UnpicklingError(f"more than {OPERATIONS} operations")
+            self._step(operation.name, argument)
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name == "GLOBAL":
+            self.stack.append(self._named(argument.replace(" ", ".")))
+        elif name in TEXTS:
+            self.stack.append(Node(text=argument))
+        elif name in LITERALS or name in EMPTY:
+            self.stack.append(Node())
+        elif name in INTO:
+            items = self._pop(INTO[name])
+            self._put(self.stack[-1], items)
+        elif name in TUPLES:
+            items = self._pop(TUPLES[name])
+            self.stack.append(self._put(Node(text=[item.text for item in items[:4]]), items))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, arguments = self._pop(2)
+            self._check_call(function, arguments)
+            self.stack.append(self._put(Node(), [arguments]))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name == "MARK":
+            self.marked.append(self.stack)
+            self.stack = []
+        elif name == "BINPERSID":
+            self.stack[-1] = Node()
+        elif name not in ("PROTO", "STOP"):
+            raise UnpicklingError(f"unsupported operation {name}")
+
+    def _pop(self, count: int | None) -> list[Node]:
+        """The last `count` items of the stack, or all since the mark."""
+        if count is None:
+            items, self.stack = self.stack, self.marked.pop()
+            return items
+        items, self.stack[-count:] = self.stack[-count:], []
+        if len(items) < count:
+            raise IndexError("stack of the pickle is empty")
+        return items
+
+    def _put(self, container: Node, items: Iterable[Node]) -> Node:
+        for item in items:
+            self.work += item.nodes
+            container.nodes += item.nodes
+            container.depth = max(container.depth, 1 + item.depth)
+        if self.work > WORK or container.depth > DEPTH:
+            raise UnpicklingError("its containers are shared or nested without end")
+        return container
+
+    def _named(self, name: str) -> Node:
+        """A class or function; torch's types are known to torch's unpickler."""
+        if name not in self.called and name != ENCODE and not name.startswith("torch."):
+            raise UnpicklingError(f"class {name.removeprefix('__builtin__.')}")
+        return Node(text=name)
+
+    def _check_call(self, function: Node, arguments: Node) -> None:
+        encodes = function.text == ENCODE and isinstance(arguments.text, list) and arguments.text[1:] == [LATIN]
+        if not encodes and (not isinstance(function.text, str) or function.text not in self.called):
+            raise UnpicklingError(f"class {function.text or 'of its own'}")
+
+
+def measure(pickle: IO[bytes] | bytes, called: Iterable[str] = ()) -> None:
+    """Check the cost of a pickle from its operations, without building anything; `called` are names beside `CALLED`.
+
+    Raises UnpicklingError, or what a damaged pickle leads to; see `Measure.run`.
+    """
+    Measure(CALLED | set(called)).run(pickle)
