@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -165,14 +166,20 @@ class Observed(Struct, forbid_unknown_fields=True):
     inputs: Annotated[dict[Name, Input], Meta(min_length=1, max_length=64)]
 
 
-FILE = r"^(beso|beso_unconditional|diffusion_policy|lerobot|robomimic):[^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]*\Z"
+FILE = re.compile(
+    r"(beso|beso_unconditional|diffusion_policy|lerobot|robomimic):([^\x00-\x1f\x7f/\\.][^\x00-\x1f\x7f/\\]{,199})"
+)
 
 
 class CheckpointCard(About, forbid_unknown_fields=True, kw_only=True):
     """A policy in a file or folder of another codebase, beside the card: "loader:name"."""
 
-    checkpoint: Annotated[str, Meta(max_length=200, pattern=FILE)]
+    checkpoint: str
     model: Observed | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if not FILE.fullmatch(self.checkpoint):
+            raise ValueError(f"the checkpoint {self.checkpoint[:80]!r} is not in its folder, or of no loader of files")
 
 
 def check(card: Mapping[str, Any], where: str = CARD) -> None:

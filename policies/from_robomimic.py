@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
-from gpc.errors import InputError
-from gpc.noise import NoiseLevels, VariancePreserving
+from gpc.errors import InputError, one_line
+from gpc.noise import NoiseLevels, VariancePreserving, check_steps
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.dry_run import dry_run
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 from gpc.worker import EnvSpec
 
@@ -89,13 +90,12 @@ def load(source: str) -> RobomimicPolicy:
     if missing:
         raise InputError(f"{path} is no robomimic checkpoint: it has no {missing[0]!r}")
     if content["algo_name"] != "diffusion_policy":
-        raise InputError(
-            f"{path} was trained with {content['algo_name']!r}, which has no score to compose; gpc reads diffusion_policy"
-        )
+        name = one_line(repr(content["algo_name"]), 80)
+        raise InputError(f"{path} was trained with {name}, which has no score to compose; gpc reads diffusion_policy")
     try:
         return _build(path, content)
     except MALFORMED as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(f"{path} does not fit the network it describes ({reason})") from None
 
 
@@ -103,9 +103,12 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     config = _check_config(path, content)
     _compare_simulator(path, content["env_metadata"])
     actions = _action_spec(path, config, content)
-    with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
-        rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
-    algo = rollout.policy
+    horizon = config["algo"]["horizon"]["observation_horizon"]
+    ObservationSpec({key: tuple(shape) for key, shape in content["shape_metadata"]["all_shapes"].items()}, horizon)
+    for solver in ("ddpm", "ddim"):
+        check_steps(config["algo"][solver]["num_train_timesteps"])
+    dry_run(lambda: _algorithm(content, "meta").nets, len(content["model"]["nets"]), path.stat().st_size, str(path))
+    algo = _algorithm(content, "cpu")
     nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
     shapes = {key: _raw_shape(key, tuple(shape), config) for key, shape in algo.obs_shapes.items()}
     statistics = content.get("obs_normalization_stats") or {}
@@ -119,6 +122,13 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
         simulator=_simulator(config, content["env_metadata"], shapes),
     )
+
+
+def _algorithm(content: Mapping[str, Any], device: str) -> Any:
+    """The algorithm with its networks, as robomimic builds it from a checkpoint."""
+    with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
+        rollout, _ = file_utils.policy_from_checkpoint(device=torch.device(device), ckpt_dict=dict(content))
+    return rollout.policy
 
 
 @contextlib.contextmanager

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from gpc.bridge.wire import CHUNK, FRAME, SEED, pack, unpack
-from gpc.errors import InputError, RunError
+from gpc.bridge.wire import CHUNK, FRAME, SEED, numbers, pack, unpack, whole
+from gpc.errors import InputError, RunError, one_line
+
+T = TypeVar("T")
 
 
 class RemotePolicy:
@@ -37,7 +40,9 @@ class RemotePolicy:
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
         self._connected()
-        self._seed, self._chunks = self.metadata.get("seed"), 0
+        self._seed, self._chunks = self._reading(lambda: whole(self.metadata, "seed", 0)), 0
+        if "seed" not in self.metadata:  # openpi's
+            self._seed = None
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to an observation: key -> array of the key's shape, or (n_obs_steps, *shape); `prompt` in words."""
@@ -63,13 +68,29 @@ class RemotePolicy:
                 raise RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s") from None
             except (OSError, WebSocketException) as error:
                 self._give_up()
-                raise RunError(f"policy server {self.url} is gone ({_one_line(error)})") from None
+                raise RunError(f"policy server {self.url} is gone ({one_line(error)})") from None
             except BaseException:  # Ctrl-C amid a call: the answer will come when nobody wants it
                 self._give_up()
                 raise
         if isinstance(answer, str):
-            raise RunError(f"policy server {self.url}: {_one_line(answer)}")
+            raise RunError(f"policy server {self.url}: {one_line(answer)}")
         return _map(answer, self.url)
+
+    def array(
+        self, reply: Mapping[str, Any], key: str, shape: tuple[int, ...]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Read an array of finite numbers from a reply; RunError, naming the server, if it has none of this shape."""
+        return self._reading(lambda: numbers(reply, key, [shape]))
+
+    def whole(self, reply: Mapping[str, Any], key: str) -> int:
+        """Read a whole number from a reply; RunError, naming the server, if it has none."""
+        return self._reading(lambda: whole(reply, key))
+
+    def _reading(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except InputError as error:
+            raise RunError(f"policy server {self.url} answered with something else: {one_line(error)}") from None
 
     def close(self) -> None:
         """Say goodbye."""
@@ -92,16 +113,21 @@ class RemotePolicy:
             self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             metadata = _map(self._connection.recv(self.timeout), self.url)
         except InvalidStatus as error:
-            raise InputError(
-                f"policy server {self.url} lets us not in: {error.response.body.decode().strip()}"
-            ) from None
-        except (OSError, WebSocketException) as error:
+            reason = (error.response.body or b"").decode(errors="replace")
+            raise InputError(f"policy server {self.url} lets us not in: {one_line(reason)}") from None
+        except (OSError, EOFError, WebSocketException) as error:
             self._give_up()
-            raise RunError(f"policy server {self.url} does not answer ({_one_line(error)}); is it running?") from None
-        before = self.metadata.get("fingerprint")
-        if before not in (None, metadata.get("fingerprint")):
+            raise RunError(f"policy server {self.url} does not answer ({one_line(error)}); is it running?") from None
+        except ValueError as error:
+            raise InputError(f"policy server {self.url!r} is no address: {one_line(error)}") from None
+        except BaseException:  # a metadata frame that is none: the next call begins anew
             self._give_up()
-            raise RunError(f"policy server {self.url} serves another policy than before: {metadata.get('policy')}")
+            raise
+        before, now = (found.get("fingerprint") for found in (self.metadata, metadata))
+        if isinstance(before, str) and not (isinstance(now, str) and now == before):
+            self._give_up()
+            name = one_line(metadata.get("policy"), 80)
+            raise RunError(f"policy server {self.url} serves another policy than before: {name}")
         self.metadata = metadata
         return self._connection
 
@@ -113,11 +139,10 @@ class RemotePolicy:
 
 
 def _map(answer: Any, url: str) -> dict[str, Any]:
-    message = unpack(answer) if isinstance(answer, bytes) else None
-    if not isinstance(message, dict):
+    try:
+        message = unpack(answer) if isinstance(answer, bytes) else None
+    except InputError as error:
+        raise RunError(f"policy server {url}: {one_line(error)}") from None
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise RunError(f"policy server {url} answered with something else than a map")
     return message
-
-
-def _one_line(words: object) -> str:
-    return " ".join(str(words).split()) or type(words).__name__
