@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GpcError(Exception):
     """A failure that is reported as one line, without a traceback."""
@@ -30,3 +33,14 @@ class RunError(GpcError):
 def one_line(error: object, limit: int = 300) -> str:
     """The text of an error on one line of at most `limit` characters; its type if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Turn whatever another package raises for a file that is not of its format into an InputError that names the file."""
+    try:
+        yield
+    except GpcError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where} cannot be read: {type(error).__name__}: {one_line(error, 400)}") from None

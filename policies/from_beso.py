@@ -221,7 +221,8 @@ def _positive(settings: Settings, key: str, kind: type[Number] = int) -> Number:
     value = settings.get(key)
     if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= LARGEST:
         raise InputError(
-            f"{settings.path} has {key}={one_line(repr(value), 80)}; it must be a number above 0 ({kind.__name__}), at most {LARGEST:g}"
+            f"{settings.path} has {key}={one_line(repr(value), 80)}; it must be a number above 0 ({kind.__name__}), at most "
+            f"{LARGEST:g}"
         )
     return kind(value)
 
