@@ -8,6 +8,7 @@ fallback: a file that this refuses is not loaded.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import struct
 import sys
@@ -85,7 +86,7 @@ def _check_cost(path: Path, stand_ins: Collection[str]) -> None:
         if file.read(len(ZIP)) != ZIP:
             file.seek(0)
             for _ in range(PICKLES):
-                measure(file, stand_ins)
+                measure(file, path.stat().st_size, stand_ins)
             return
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
@@ -99,7 +100,7 @@ def _check_cost(path: Path, stand_ins: Collection[str]) -> None:
             )
         for name in names:
             if name.endswith(".pkl"):
-                measure(archive.read(name), stand_ins)
+                measure(io.BytesIO(archive.read(name)), path.stat().st_size, stand_ins)
 
 
 def representation(path: Path, declared: Iterable[bool], where: str) -> bool | None:
