@@ -63,6 +63,10 @@ class UNet(Struct, tag_field="type", tag="unet", forbid_unknown_fields=True):
     kernel: Annotated[int, Meta(ge=1, le=63)] | UnsetType = UNSET
     label_scale: Positive | UnsetType = UNSET
 
+    def __post_init__(self) -> None:
+        if self.kernel is not UNSET and self.kernel % 2 == 0:
+            raise ValueError("kernel must be odd")
+
 
 class Transformer(Struct, tag_field="type", tag="transformer", forbid_unknown_fields=True):
     """Arguments of `gpc.networks.Transformer`."""

@@ -123,6 +123,8 @@ class AdaptiveBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise InputError(f"a transformer of width {width} has no {heads} heads: they must divide it")
         self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width)

@@ -218,7 +218,7 @@ def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         if key in ("backbone_class", "pool_class") and node[key] is not None:
             found = getattr(base_nets, str(node[key]), None)
             if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__name__ == node[key]):
-                raise InputError(f"{path}: {key} {node[key]!r} is not a network of robomimic")
+                raise InputError(f"{path}: {key} {one_line(repr(node[key]), 80)} is not a network of robomimic")
         if key == "pretrained":
             node[key] = False  # the checkpoint holds the weights; nothing is downloaded
     content["config"] = json.dumps(config)
@@ -246,7 +246,9 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
         offset = [o for key in keys for o in _row(statistics[key]["offset"]).flatten().tolist()]
     solver = config["algo"]["ddpm" if config["algo"]["ddpm"]["enabled"] else "ddim"]
     if solver["prediction_type"] != "epsilon":
-        raise InputError(f"{path}: prediction type {solver['prediction_type']!r}; robomimic trains 'epsilon' only")
+        raise InputError(
+            f"{path}: prediction type {one_line(repr(solver['prediction_type']), 80)}; robomimic trains 'epsilon' only"
+        )
     return ActionSpec(
         horizon["prediction_horizon"],
         tuple(scale),

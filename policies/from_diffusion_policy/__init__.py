@@ -246,7 +246,7 @@ def _shapes(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> tupl
     shapes = {key: _shape(settings.path, key, meta["obs"][key], state) for key in keys}
     action = meta["action"]["shape"]
     if len(action) != 1:
-        raise InputError(f"{settings.path}: its actions have shape {tuple(action)}; gpc reads one vector")
+        raise InputError(f"{settings.path}: its actions have shape {one_line(action, 80)}; gpc reads one vector")
     return shapes, action[0]
 
 
@@ -261,7 +261,8 @@ def _shape(path: Path, key: str, meta: Mapping[str, Any], state: Mapping[str, Te
             scale = state.get(SCALE.format(key))
             return shape if scale is None or scale.numel() == 1 else (shape[0], scale.numel())
         case other, _:
-            raise InputError(f"{path}: observation {key!r} is a {other} of shape {shape}, which gpc does not read")
+            kind = one_line(f"{other} of shape {shape}", 120)
+            raise InputError(f"{path}: observation {key!r} is a {kind}, which gpc does not read")
 
 
 def _normaliser(path: Path, state: Mapping[str, Tensor], key: str, size: int) -> tuple[Tensor, Tensor]:
