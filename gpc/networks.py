@@ -165,7 +165,7 @@ class Transformer(nn.Module):
         self.embedding = LabelEmbedding(width, label_scale)
         self.condition = nn.Sequential(nn.Linear(condition_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.tokens = nn.Linear(action_dim, width)
-        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(horizon, width), std=0.02))
         self.blocks = nn.ModuleList(AdaptiveBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, action_dim)
@@ -255,7 +255,9 @@ class Encoder(nn.Module):
         if key in self.clouds:
             return FEATURES
         spec: Mapping[str, Any] = self.inputs[key]
-        return math.prod(spec["shape"][:-1]) * (spec["shape"][-1] + len(spec.get("angles", [])))
+        *rows, width = spec["shape"]
+        features: int = math.prod(rows) * (width + len(spec.get("angles", [])))
+        return features
 
     def _features(self, key: str, value: Tensor) -> Tensor:
         spec = self.inputs[key]

@@ -29,7 +29,7 @@ Observation = Mapping[str, Tensor]
 
 def is_whole(value: object, most: int, least: int = 0) -> bool:
     """Whether a value is a whole number from `least` to `most`."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= value <= most
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,9 +52,12 @@ class ConditionalNetwork(nn.Module):
 
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
     """The schedule of a card."""
-    kinds = {"squaredcos": VariancePreserving.squaredcos, "flow": LinearFlow, "karras": Karras}
-    schedule: Schedule = kinds[spec["type"]](**chosen(spec))
-    return schedule
+    kinds: dict[str, Callable[..., Schedule]] = {
+        "squaredcos": VariancePreserving.squaredcos,
+        "flow": LinearFlow,
+        "karras": Karras,
+    }
+    return kinds[spec["type"]](**chosen(spec))
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
 
 
 def _actions(card: Mapping[str, Any]) -> ActionSpec:
-    return ActionSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in card["actions"].items()})
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card["actions"].items()}
+    return ActionSpec(**fields)
 
 
 def _network(card: Mapping[str, Any]) -> ConditionalNetwork:

@@ -15,7 +15,9 @@ from gpc.errors import InputError
 
 T = TypeVar("T", bound=nn.Module)
 CALLS, CALLS_PER_TENSOR = 2_000, 100  # of torch, while a network is built
-LONGEST = 10_000  # numbers in a table
+TABLES = frozenset({torch.arange, torch.linspace})
+"""Made for real if they are small: X-VLA reads one number by number, and torch's meta versions import its compiler, 3 s."""
+LONGEST = 10_000
 SPARE = 64 * 2**20  # bytes of what a network computes itself
 TIMES = 4  # a file in half precision becomes a network in single precision
 
@@ -35,9 +37,18 @@ class CallLimit(TorchFunctionMode):
         if self.calls < 0:
             raise InputError(f"{self.where} describes a network of many more layers than its weights have")
         kwargs = kwargs or {}
-        if func is torch.linspace and (args[2] if len(args) > 2 else kwargs.get("steps", LONGEST)) < LONGEST:
-            kwargs["device"] = "cpu"  # a table, as of drop rates, that X-VLA reads number by number
+        if getattr(func, "__module__", None) == "torch.nn.init":  # nothing to fill
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in TABLES and _is_small(func, args, kwargs):
+            kwargs["device"] = "cpu"
         return func(*args, **kwargs)
+
+
+def _is_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a table has few numbers, by its arguments."""
+    numbers = [*args, *(kwargs[key] for key in ("start", "end", "step", "steps") if key in kwargs)]
+    counted = numbers[2:3] if func is torch.linspace else numbers
+    return bool(counted) and all(isinstance(n, int) and abs(n) <= LONGEST for n in counted)
 
 
 def dry_run(build: Callable[[], T], tensors: int, size: int, where: str) -> T:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
 from pickle import UnpicklingError
-from typing import IO, Any
+from typing import IO, Any, cast
 
 OPERATIONS = 500_000  # in one pickle; a tensor takes about 25
 WORK = 20_000_000  # nodes that are put into a container, a shared one as often as it is used
@@ -79,7 +79,7 @@ class Measure:
             UnpicklingError: a limit is exceeded, or something is called that is not on the list.
             IndexError, KeyError, ValueError, EOFError: the pickle is damaged.
         """
-        for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], pickle))):
             if count > OPERATIONS:
                 raise UnpicklingError(f"more than {OPERATIONS} operations")
             self._step(operation.name, argument)

@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from gpc.errors import InputError, one_line
+from gpc.errors import InputError, reading
 from gpc.policies.checkpoint import Inert
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
@@ -26,7 +25,9 @@ def read_yaml(path: Path) -> Any:
         FileNotFoundError: there is no such file.
         InputError: the file cannot be read, is too large or too deep, or uses aliases, of which few are many values.
     """
-    try:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with reading(path):
         with path.open("rb") as file:
             text = file.read(YAML_SIZE + 1).decode()
         if len(text) > YAML_SIZE:
@@ -39,18 +40,6 @@ def read_yaml(path: Path) -> Any:
             if count > YAML_EVENTS or depth > YAML_DEPTH:
                 raise ValueError(f"it has more than {YAML_EVENTS} values or {YAML_DEPTH} levels")
         return OmegaConf.to_container(OmegaConf.create(text))
-    except FileNotFoundError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RecursionError,
-        AttributeError,
-        yaml.YAMLError,
-        OmegaConfBaseException,
-    ) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error, 200)}") from None
 
 
 @dataclass

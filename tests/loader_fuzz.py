@@ -1,7 +1,7 @@
 """Hostile files and servers for every loader, in one process with little memory: `python loader_fuzz.py COUNT READER...`.
 
-Prints one JSON object: the cases of each reader, those that loaded all the same, what failed, the slowest call (CPU seconds) and the memory
-that was needed. A case is known by its reader and number alone.
+Prints one JSON object: the cases of each reader, those that loaded all the same, what failed, the slowest call (CPU seconds) and
+the memory that was needed. A case is known by its reader and number alone.
 """
 
 import contextlib
@@ -68,54 +68,45 @@ def safetensors(root):
     return read
 
 
-def doubled(rng, opened, closed, times):
-    """Opcodes of a container that holds itself twice over, so many times."""
-    out = opened + b"q\0"
-    for _ in range(times):
-        out += closed
-    return out
+NAMES = [
+    b"c" + name.replace(" ", "\n").encode() + b"\n"
+    for name in (
+        "collections OrderedDict", "collections Counter", "__builtin__ set", "__builtin__ bytearray", "torch FloatTensor",
+        "torch Size", "torch Tensor", "torch FloatStorage", "torch.storage UntypedStorage", "torch._utils _rebuild_tensor_v2",
+        "torch._tensor _rebuild_from_type_v2", "_codecs encode", "posix system",
+    )
+]  # fmt: skip
+PIECES = [
+    b"N", b"K\1", b"]", b"}", b")", b"(", b"t", b"\x85", b"\x86", b"s", b"u", b"a", b"e", b"b", b"R", b"q\0", b"h\0", b"Q",
+    b"\x81", b".", b"X\1\0\0\0x", b"G\x7f\xf8" + b"\0" * 6,
+]  # fmt: skip
+START, ENTRY = b"\x80\x02}", b"X\1\0\0\0x"
+
+
+def text(content):
+    return b"X" + len(content).to_bytes(4, "little") + content
 
 
 def program(rng):
-    """A pickle of random operations, or one of those that grow."""
-    start, names = b"\x80\x02", [b"collections\nOrderedDict\n", b"__builtin__\nset\n", b"__builtin__\nbytearray\n", b"torch\nFloatTensor\n",
-        b"torch\nSize\n", b"_codecs\nencode\n", b"torch._utils\n_rebuild_tensor_v2\n", b"collections\nCounter\n", b"torch.storage\nUntypedStorage\n",
-        b"torch._tensor\n_rebuild_from_type_v2\n", b"torch\nTensor\n", b"posix\nsystem\n", b"torch\nFloatStorage\n"]  # fmt: skip
+    """A pickle of random operations, or one that grows."""
     times = rng.choice([3, 20, 40, 300, 30_000])
     match rng.randrange(6):
-        case 0:  # shared lists, then the same in a dictionary
-            body = b"]q\0" + b"".join(
-                b"]q" + bytes([i % 250 + 1]) + b"(h" + bytes([i % 250]) + b"h" + bytes([i % 250]) + b"e"
-                for i in range(times)
-            )
-            return start + b"}X\1\0\0\0x" + body + b"s."
-        case 1:  # shared tuples as a key: hashing takes as long as they are large
-            body = b")q\0" + b"".join(
-                b"h" + bytes([i % 250]) + b"h" + bytes([i % 250]) + b"\x86q" + bytes([i % 250 + 1]) + b"0"
-                for i in range(times)
-            )
-            return start + b"}" + body.replace(b"0", b"") + b"N" * 0 + b"K\1s."
-        case 2:  # nested tuples as a key: hashing is recursive
-            return start + b"})" + b"\x85" * times + b"K\1s."
+        case 0:  # lists that hold the one before twice
+            return START + ENTRY + b"]q\0" + b"0]q\1(h\0h\0eq\0" * times + b"s."
+        case 1:  # the same of tuples, as a key: hashing takes as long as they are large
+            return START + b")" + b"q\0h\0\x86" * times + b"K\1s."
+        case 2:  # hashing is recursive
+            return START + b")" + b"\x85" * times + b"K\1s."
         case 3:  # a call with a number
             number = b"J" + rng.choice([10**9, 3, 2**31 - 1]).to_bytes(4, "little", signed=True)
-            return start + b"}X\1\0\0\0xc" + rng.choice(names) + number + b"\x85Rs."
-        case 4:  # codecs
-            text = b"X" + (10**5).to_bytes(4, "little") + b"a" * 10**5
+            return START + ENTRY + rng.choice(NAMES) + number + b"\x85Rs."
+        case 4:
             codec = rng.choice([b"latin1", b"punycode", b"idna", b"zlib", b"hex"])
-            return (
-                start
-                + b"}X\1\0\0\0xc_codecs\nencode\n"
-                + text
-                + b"X"
-                + len(codec).to_bytes(4, "little")
-                + codec
-                + b"\x86Rs."
-            )
+            return START + ENTRY + NAMES[-2] + text(b"a" * 10**5) + text(codec) + b"\x86Rs."
         case _:
-            pieces = [b"N", b"K\1", b"]", b"}", b")", b"(", b"t", b"\x85", b"\x86", b"s", b"u", b"a", b"e", b"b", b"R", b"q\0", b"h\0", b"Q", b"\x81",
-                b"X\1\0\0\0x", b"G" + b"\x7f\xf8" + b"\0" * 6, b"c" + rng.choice(names), b"."]  # fmt: skip
-            return start + b"}" + b"".join(rng.choice(pieces) for _ in range(rng.randrange(1, 60))) + b"."
+            return (
+                START + b"".join(rng.choice([*PIECES, rng.choice(NAMES)]) for _ in range(rng.randrange(1, 60))) + b"."
+            )
 
 
 class Rebuilt:
@@ -187,7 +178,8 @@ def beso(root):
     text = file.read_bytes()
     bombs = [
         b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c]\n" % (98 + i, 98 + i, 97 + i, 97 + i) for i in range(24)),
-        b"[" * 5000, b"{a: " * 3000, b"- " * 5000, b"x: " + b"9" * 100_000, b"? " * 3000, b"\t", b"a: !!python/object:os.system x", b"<<: *x",
+        b"[" * 5000, b"{a: " * 3000, b"- " * 5000, b"x: " + b"9" * 100_000, b"? " * 3000, b"\t", b"<<: *x",
+        b"a: !!python/object:os.system x",
     ]  # fmt: skip
 
     def read(rng):

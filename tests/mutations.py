@@ -4,11 +4,27 @@ import copy
 import json
 
 DEEP, LONG = "@deep@", "@long@"
-HOSTILE = [
-    None, True, False, -1, 0, 1, 3, 10**9, 10**18, 2**63, -(10**9), 10**40, 0.5, -0.0, 1e-300, 1e9, 1e308, float("nan"), float("inf"),
-    "", "x", "../../x", "\x1b[31m", "a\nb", "${x}", "1e9", "ws://127.0.0.1:9", [], {}, [[]], [None], [10**9], {"": {}}, {"type": "x"},
-    [0] * 3000, DEEP, LONG,
-]  # fmt: skip
+NUMBERS = [
+    -1,
+    0,
+    1,
+    3,
+    10**9,
+    10**18,
+    2**63,
+    -(10**9),
+    10**40,
+    0.5,
+    -0.0,
+    1e-300,
+    1e9,
+    1e308,
+    float("nan"),
+    float("inf"),
+]
+TEXTS = ["", "x", "../../x", "\x1b[31m", "a\nb", "${x}", "1e9", "ws://127.0.0.1:9", DEEP, LONG]
+CONTAINERS = [[], {}, [[]], [None], [10**9], {"": {}}, {"type": "x"}, [0] * 3000]
+HOSTILE = [None, True, False, *NUMBERS, *TEXTS, *CONTAINERS]
 
 
 def places(node, path=()):

@@ -40,9 +40,9 @@ class RemotePolicy:
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
         self._connected()
-        self._seed, self._chunks = self._reading(lambda: whole(self.metadata, "seed", 0)), 0
-        if "seed" not in self.metadata:  # openpi's
-            self._seed = None
+        openpi = "seed" not in self.metadata
+        self._seed = None if openpi else self._reading(lambda: whole(self.metadata, "seed"))
+        self._chunks = 0
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to an observation: key -> array of the key's shape, or (n_obs_steps, *shape); `prompt` in words."""
