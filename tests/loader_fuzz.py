@@ -318,8 +318,8 @@ def diffusion_policy(root):
 
     base = [(payload(case), OmegaConf.to_container(config(case))) for case in POLICIES if "camera" not in case]
 
-    def read(rng):
-        content, settings = rng.choice(base)
+    def configuration(rng, settings):
+        """As OmegaConf's objects or, since those would be expanded, as plain containers."""
         changed = mutated(rng, settings)
         if rng.random() < 0.1:
             twice = [1]
@@ -328,10 +328,14 @@ def diffusion_policy(root):
             changed["horizon"] = twice
             changed["policy"] = changed.get("policy") if isinstance(changed.get("policy"), dict) else {}
             changed["policy"]["horizon"] = "${horizon}"
-        cfg = changed
+            return changed
         with contextlib.suppress(Exception):
-            cfg = OmegaConf.create(changed) if rng.random() < 0.5 else changed
-        save({**content, "cfg": cfg}, root / "x.ckpt")
+            return OmegaConf.create(changed) if rng.random() < 0.5 else changed
+        return changed
+
+    def read(rng):
+        content, settings = rng.choice(base)
+        save({**content, "cfg": configuration(rng, settings)}, root / "x.ckpt")
         load(str(root / "x.ckpt"))
 
     return read

@@ -164,7 +164,7 @@ def payload(folder):
 
 BREAKAGES = {
     "no settings": (gone(".hydra/config.yaml"), "takes the folder of a training, with .hydra/config.yaml in it"),
-    "settings that are no YAML": (file(".hydra/config.yaml", "a: [1"), "config.yaml cannot be read: while parsing"),
+    "settings that are no YAML": (file(".hydra/config.yaml", "a: [1"), "config.yaml cannot be read: .*while parsing"),
     "settings that are a list": (file(".hydra/config.yaml", "[1]"), "has no 'agents._target_'"),
     "another agent": (settings(agents___target_="x.GMM"), "has agents._target_=x.GMM; gpc reads beso.agents"),
     "a network for images": (
