@@ -43,6 +43,7 @@ def test_hostile_input_ends_in_one_line(name):
     assert report["megabytes"] < 1024
 
 
+@pytest.mark.xfail(strict=True, reason="rows, manifests and summaries are not read by a schema yet")
 def test_hostile_run_folders_end_in_one_line():
     report = report_of("runs", 150 * TIMES)
     assert report["failures"] == {}
