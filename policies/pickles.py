@@ -48,7 +48,7 @@ LITERALS = frozenset(
         "SHORT_BINSTRING",
     }
 )
-EMPTY = frozenset({"EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
+EMPTY = frozenset({"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
 INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1, "APPENDS": None, "SETITEMS": None}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 
@@ -91,6 +91,8 @@ class Measure:
             self.stack.append(Node(value=argument))
         elif name in EMPTY:
             self.stack.append(Node())
+        elif name == "EMPTY_TUPLE":
+            self.stack.append(Node(value=[]))
         elif name in INTO:
             items = self._pop(INTO[name])
             self._put(self.stack[-1], items)

@@ -127,6 +127,24 @@ class Wide:
 
 
 @pytest.mark.parametrize("new", [True, False])
+def test_tensors_of_every_kind_that_a_training_saves_are_read(tmp_path, new):
+    """One number, none, a part of a memory, turned, of eight dimensions, and with settings beside them."""
+    memory = torch.arange(24.0)
+    tensors = [torch.tensor(3), torch.zeros(0, 5), memory[4:], memory.view(4, 6).T, torch.zeros([1] * 8), memory.half()]
+    content = {
+        "tensors": tensors,
+        "parameter": torch.nn.Parameter(memory),
+        "counts": collections.Counter([1]),
+        "raw": b"\xff\0",
+    }
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    found = read_checkpoint(tmp_path / "x.pth")
+    assert all(torch.equal(a, b) for a, b in zip(found.pop("tensors"), tensors, strict=True))
+    assert torch.equal(found.pop("parameter"), memory)
+    assert found == {"counts": content["counts"], "raw": content["raw"]}
+
+
+@pytest.mark.parametrize("new", [True, False])
 def test_a_tensor_is_not_larger_than_its_memory(tmp_path, new):
     torch.save({"model": Wide(), "pad": torch.zeros(33_000)}, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
     refused(lambda: read_checkpoint(tmp_path / "x.pth"), "larger than its memory")

@@ -246,7 +246,7 @@ def _shapes(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> tupl
     shapes = {key: _shape(settings.path, key, meta["obs"][key], state) for key in keys}
     action = meta["action"]["shape"]
     if len(action) != 1:
-        raise InputError(f"{settings.path}: its actions have shape {one_line(action, 80)}; gpc reads one vector")
+        raise InputError(f"{settings.path}: its actions have shape {one_line(tuple(action), 80)}; gpc reads one vector")
     return shapes, action[0]
 
 
