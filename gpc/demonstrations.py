@@ -23,11 +23,17 @@ import numpy as np
 import zarr
 
 from gpc.env import Array
-from gpc.errors import InputError, one_line
+from gpc.errors import InputError, one_line, reading
 from gpc.hub import offline
+from gpc.stored_arrays import Budget, hdf5_child, read_hdf5, read_zarr
 
 PAD = 7  # Diffusion Policy's: a chunk of 16 of which 8 are executed
 ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions
+FORMAT_ERRORS = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotImplementedError,
+    zipfile.BadZipFile, zarr.errors.BaseZarrError,
+)  # fmt: skip
+"""What h5py, zarr and its codecs raise for files that are not of their format."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class Demonstrations:
     episode_ends: Array
 
     def __post_init__(self) -> None:
-        steps, ends = len(self.actions), self.episode_ends
+        if self.actions.ndim != 2 or self.episode_ends.ndim != 1 or self.episode_ends.dtype.kind not in "iu":
+            raise InputError("demonstrations: actions have two dimensions, episode_ends are whole numbers in one")
+        steps, ends = len(self.actions), self.episode_ends.astype(np.int64)
         if len(ends) == 0 or ends[-1] != steps or (np.diff(ends, prepend=0) <= 0).any():
             raise InputError(f"demonstrations: episode_ends {_short(ends)} do not divide {steps} actions into episodes")
         for key, value in self.observations.items():
@@ -187,38 +195,33 @@ def _feature(value: Array) -> dict[str, Any]:
 def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:
     h5py = _h5py(path)
     try:
+        budget = Budget(path)
         with h5py.File(path, "r") as file:
-            demos = sorted(file["data"].values(), key=lambda demo: int(demo.name.rpartition("_")[2]))
-            chosen = _choose(path, keys, list(demos[0]["obs"]))
-            observations = {key: np.concatenate([demo["obs"][key][:] for demo in demos]) for key in chosen}
-            actions = [demo["actions"][:] for demo in demos]
-    except (OSError, KeyError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{path} is not robomimic's HDF5: {' '.join(str(error).split())}") from None
-    return Demonstrations(observations, np.concatenate(actions), np.cumsum([len(part) for part in actions]))
+            data = hdf5_child(file, "data", budget)
+            names = sorted(data, key=lambda name: int(name.rpartition("_")[2]))
+            demos = [hdf5_child(data, name, budget) for name in names]
+            chosen = _choose(path, keys, list(hdf5_child(demos[0], "obs", budget)))
+            parts = {key: [read_hdf5(demo, f"obs/{key}", budget) for demo in demos] for key in chosen}
+            actions = [read_hdf5(demo, "actions", budget) for demo in demos]
+        observations = {key: np.concatenate(values) for key, values in parts.items()}
+        return Demonstrations(observations, np.concatenate(actions), np.cumsum([len(part) for part in actions]))
+    except FORMAT_ERRORS as error:
+        raise InputError(f"{path} is not robomimic's HDF5: {one_line(error)}") from None
 
 
 def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstrations:
     try:
+        budget = Budget(path)
         store = zarr.storage.ZipStore(path, mode="r") if path.suffix == ".zip" else path
         root: Any = zarr.open_group(store, mode="r")
-        known = [key for key, _ in root["data"].members() if key != ACTION]
-        chosen = _choose(path, keys, known)
-        observations = {key: root["data"][key][:] for key in chosen}
-        actions, ends = root["data"][ACTION][:], root["meta/episode_ends"][:]
+        data = root["data"]
+        chosen = _choose(path, keys, [key for key, _ in data.members() if key != ACTION])
+        observations = {key: read_zarr(data, key, budget) for key in chosen}
+        actions, ends = read_zarr(data, ACTION, budget), read_zarr(root, "meta/episode_ends", budget)
         written = int(ends[-1]) if len(ends) else 0  # a recording that was killed may have rows beyond
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zarr.errors.BaseZarrError,
-    ) as error:
-        raise InputError(
-            f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {' '.join(str(error).split())}"
-        ) from None
-    return Demonstrations({key: value[:written] for key, value in observations.items()}, actions[:written], ends)
+        return Demonstrations({key: value[:written] for key, value in observations.items()}, actions[:written], ends)
+    except FORMAT_ERRORS as error:
+        raise InputError(f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {one_line(error)}") from None
 
 
 def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
@@ -229,14 +232,15 @@ def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
     if not any(path.glob("data/**/*.parquet")):
         raise InputError(f"{path} is a LeRobotDataset without its data/*.parquet; it is not downloaded")
     dataset = _dataset(lerobot, path)
-    chosen = _choose(path, keys, [key for key in dataset.features if key.startswith("observation.")])
-    names = [*chosen, ACTION, "episode_index"]
-    rows = [{name: row[name].numpy() for name in names} for row in (dataset[i] for i in range(len(dataset)))]
-    columns = {name: np.stack([row[name] for row in rows]) for name in names}
-    for key in set(chosen) & set(dataset.meta.camera_keys):  # (3, height, width) in [0, 1]
-        columns[key] = np.round(255 * columns[key].transpose(0, 2, 3, 1)).astype(np.uint8)
-    ends = np.flatnonzero(np.diff(columns["episode_index"], append=-1)) + 1
-    return Demonstrations({key: columns[key] for key in chosen}, columns[ACTION], ends)
+    with reading(path), offline():
+        chosen = _choose(path, keys, [key for key in dataset.features if key.startswith("observation.")])
+        names = [*chosen, ACTION, "episode_index"]
+        rows = [{name: row[name].numpy() for name in names} for row in (dataset[i] for i in range(len(dataset)))]
+        columns = {name: np.stack([row[name] for row in rows]) for name in names}
+        for key in set(chosen) & set(dataset.meta.camera_keys):  # (3, height, width) in [0, 1]
+            columns[key] = np.round(255 * columns[key].transpose(0, 2, 3, 1)).astype(np.uint8)
+        ends = np.flatnonzero(np.diff(columns["episode_index"], append=-1)) + 1
+        return Demonstrations({key: columns[key] for key in chosen}, columns[ACTION], ends)
 
 
 def _dataset(lerobot: Any, path: Path) -> Any:

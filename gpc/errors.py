@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GpcError(Exception):
     """A failure that is reported as one line, without a traceback."""
@@ -35,3 +38,14 @@ def one_line(error: object, limit: int = 300) -> str:
 def missing(what: str, error: Exception) -> str:
     """Return one line about a part that failed while the rest goes on."""
     return f"{what} is missing: {type(error).__name__}: {one_line(error)}"
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Turn whatever another package raises for a file that is not of its format into an InputError that names the file."""
+    try:
+        yield
+    except GpcError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where} cannot be read: {type(error).__name__}: {one_line(error, 400)}") from None

@@ -6,12 +6,12 @@ adapters in `policies/` are registered in the same way as an outside package's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gpc.errors import InputError
@@ -66,7 +66,8 @@ def suggest(word: str, known: list[str]) -> str:
 
 
 def bundled_cards() -> dict[str, dict[str, Any]]:
-    """The card of every bundled policy, by name (`card.json` beside its weights)."""
-    folders = files("gpc.policies").joinpath("bundled").iterdir()
-    cards = {folder.name: folder.joinpath("card.json") for folder in folders}
-    return {name: json.loads(path.read_text()) for name, path in sorted(cards.items()) if path.is_file()}
+    """Read the card of every bundled policy, by name (`card.json` beside its weights)."""
+    from gpc.card import CARD, read
+
+    folders = Path(str(files("gpc.policies"))) / "bundled"
+    return {path.parent.name: read(path) for path in sorted(folders.glob(f"*/{CARD}"))}

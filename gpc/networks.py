@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpc.errors import InputError
+
+KEYPOINTS, FEATURES = 32, 64  # of an image; of a point cloud
 
 
 class LabelEmbedding(nn.Module):
@@ -120,6 +123,8 @@ class AdaptiveBlock(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise InputError(f"a transformer of width {width} has no {heads} heads: they must divide it")
         self.heads = heads
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
         self.qkv = nn.Linear(width, 3 * width)
@@ -160,7 +165,7 @@ class Transformer(nn.Module):
         self.embedding = LabelEmbedding(width, label_scale)
         self.condition = nn.Sequential(nn.Linear(condition_dim, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
         self.tokens = nn.Linear(action_dim, width)
-        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.position = nn.Parameter(nn.init.normal_(torch.empty(horizon, width), std=0.02))
         self.blocks = nn.ModuleList(AdaptiveBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, action_dim)
@@ -180,7 +185,7 @@ class Transformer(nn.Module):
 class ImageEncoder(nn.Module):
     """A small strided CNN with spatial soft-argmax (Levine et al. 2016); (n, height, width, 3) uint8 -> (n, features)."""
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 96), keypoints: int = 32) -> None:
+    def __init__(self, channels: Sequence[int] = (32, 64, 96), keypoints: int = KEYPOINTS) -> None:
         super().__init__()
         first, second, third = channels
         self.layers = nn.Sequential(
@@ -211,7 +216,7 @@ class PointEncoder(nn.Module):
     (n, points, 3) -> (n, features).
     """
 
-    def __init__(self, widths: Sequence[int] = (64, 128, 256), features: int = 64) -> None:
+    def __init__(self, widths: Sequence[int] = (64, 128, 256), features: int = FEATURES) -> None:
         super().__init__()
         pairs = zip((3, *widths[:-1]), widths, strict=True)
         self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.SiLU()) for a, b in pairs))
@@ -237,16 +242,22 @@ class Encoder(nn.Module):
         self.inputs = {key: dict(spec) for key, spec in inputs.items()}
         self.cameras = nn.ModuleDict({key: ImageEncoder() for key, spec in inputs.items() if spec.get("image")})
         self.clouds = nn.ModuleDict({key: PointEncoder() for key, spec in inputs.items() if spec.get("points")})
-        example = {
-            key: torch.zeros(1, n_obs_steps, *spec["shape"])  # type: ignore[misc]
-            for key, spec in inputs.items()
-        }
-        with torch.no_grad():
-            self.condition_dim: int = self.forward(example).shape[-1]
+        self.condition_dim = n_obs_steps * sum(map(self._width, inputs))
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """observation[key] (batch, n_obs_steps, *shape) -> (batch, condition_dim)."""
         return torch.cat([self._features(key, observation[key]).flatten(1) for key in self.inputs], -1)
+
+    def _width(self, key: str) -> int:
+        """Features of one time step."""
+        if key in self.cameras:
+            return 3 * KEYPOINTS
+        if key in self.clouds:
+            return FEATURES
+        spec: Mapping[str, Any] = self.inputs[key]
+        *rows, width = spec["shape"]
+        features: int = math.prod(rows) * (width + len(spec.get("angles", [])))
+        return features
 
     def _features(self, key: str, value: Tensor) -> Tensor:
         spec = self.inputs[key]

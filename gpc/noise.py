@@ -11,14 +11,15 @@ import math
 from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 
 SAME_LEVEL = 1e-6  # relative distance under which two noise levels count as one
+STEPS = 10_000  # the most levels of a discrete-time model
 NEAR_LEVEL = (
     0.05  # relative distance at which a network may be told another level than it sees (docs/design.md, section 1)
 )
@@ -38,6 +39,10 @@ class NoiseLevels:
     def __post_init__(self) -> None:
         if not 0 <= self.sigma_min < self.sigma_max:
             raise InputError(f"noise levels need 0 <= sigma_min < sigma_max, not {self.sigma_min}, {self.sigma_max}")
+        if self.trained is not None:
+            pairs = zip(self.trained, self.trained[1:], strict=False)
+            if not 1 <= len(self.trained) <= STEPS or not self.trained[0] > 0 or not all(a < b for a, b in pairs):
+                raise InputError(f"noise levels: trained levels are 1 to {STEPS} ascending numbers above 0")
 
     def covers(self, sigma: float) -> bool:
         """Whether the model was trained at this sigma's range (a tolerance of one part in a million)."""
@@ -70,6 +75,12 @@ class Schedule(Protocol):
         """The network's native time at this sigma."""
 
 
+def check_steps(steps: Any) -> None:
+    """Raise InputError if a discrete-time model cannot have so many steps; before any table of them is made."""
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= STEPS:
+        raise InputError(f"a variance-preserving schedule has 2 to {STEPS} steps, not {one_line(steps, 40)}")
+
+
 @dataclass(frozen=True)
 class VariancePreserving:
     """Discrete variance-preserving schedule from betas (DDPM, Ho et al. 2020); the label is the step index."""
@@ -78,15 +89,18 @@ class VariancePreserving:
     sigmas: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        check_steps(len(self.betas))
         betas = torch.tensor(self.betas, dtype=torch.float64)
-        if len(self.betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise InputError("a variance-preserving schedule needs at least two betas, each between 0 and 1")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise InputError("a variance-preserving schedule needs betas between 0 and 1")
         product = torch.cumprod(1 - betas, 0)
         object.__setattr__(self, "sigmas", ((1 - product) / product).sqrt())
 
     @classmethod
     def squaredcos(cls, steps: int, max_beta: float = 0.999) -> VariancePreserving:
         """The cosine schedule of Nichol & Dhariwal 2021 (`squaredcos_cap_v2`), the default of Diffusion Policy."""
+
+        check_steps(steps)
 
         def product(t: float) -> float:
             return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,13 +14,22 @@ import torch
 from torch import Tensor
 
 from gpc.denoise import Clamp, Denoiser, Shifted
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.load import suggest
 from gpc.noise import NoiseLevels
 from gpc.worker import EnvSpec
 
+LONGEST, DIMENSIONS = 4096, 1024  # steps of a chunk; of an action
+KEYS, STEPS, NUMBERS = 256, 1024, 2**24  # of an observation; steps in its history; numbers in one key at one time
+NAME = 200  # characters of a key or of an action's dimension
+
 Observation = Mapping[str, Tensor]
 """key -> (batch, n_obs_steps, *shape)."""
+
+
+def is_whole(value: object, most: int, least: int = 0) -> bool:
+    """Whether a value is a whole number from `least` to `most`."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,8 @@ class ActionSpec:
     `start` counts from the newest observation (Diffusion Policy's chunks begin at the oldest: start = 1 - n_obs_steps).
     `scale` and `offset` hold one number per action dimension, in the environment's units; `bound` limits |x|, if the
     policy was trained with clipped actions; `dt` is in control steps of the environment; `names` is None where the
-    checkpoint does not say what its dimensions are; `relative`: moves (delta actions), or absolute targets.
+    checkpoint does not say what its dimensions are; `relative`: moves (delta actions), or absolute targets. The limits hold
+    for every policy, whether a file or a server describes it: nothing larger is ever allocated for a chunk.
     """
 
     horizon: int
@@ -49,8 +60,19 @@ class ActionSpec:
             )
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise InputError(f"action spec: two dimensions have the same name: {', '.join(self.names)}")
-        if self.horizon < 1 or self.dt <= 0 or not all(s > 0 and np.isfinite(s) for s in self.scale):
-            raise InputError(f"action spec: horizon, dt and every scale must be positive: {self}")
+        if self.horizon < 1 or not self.dt > 0 or not all(s > 0 and np.isfinite(s) for s in self.scale):
+            raise InputError(f"action spec: horizon, dt and every scale must be positive: {one_line(self)}")
+        whole = is_whole(self.horizon, LONGEST) and is_whole(abs(self.start), LONGEST)
+        if not whole or self.start + self.horizon > LONGEST or not 1 <= self.dim <= DIMENSIONS:
+            raise InputError(
+                f"action spec: horizon and start are whole numbers up to {LONGEST}, dimensions at most {DIMENSIONS}: "
+                f"{one_line(self)}"
+            )
+        limits = (self.dt, *self.offset, 1.0 if self.bound is None else self.bound)
+        if not np.isfinite(limits).all() or not limits[-1] > 0:
+            raise InputError(f"action spec: dt, every offset and bound are finite, bound is positive: {one_line(self)}")
+        if not all(isinstance(name, str) and len(name) <= NAME for name in self.names or ()):
+            raise InputError(f"action spec: names are texts of at most {NAME} characters: {one_line(self)}")
 
     @property
     def dim(self) -> int:
@@ -72,6 +94,17 @@ class ObservationSpec:
 
     shapes: Mapping[str, tuple[int, ...]]
     n_obs_steps: int
+
+    def __post_init__(self) -> None:
+        if len(self.shapes) > KEYS or not is_whole(self.n_obs_steps, STEPS, 1):
+            raise InputError(f"observation spec: at most {KEYS} keys and 1 to {STEPS} steps, not {one_line(self)}")
+        for key, shape in self.shapes.items():
+            fits = isinstance(shape, tuple) and all(is_whole(n, NUMBERS) for n in shape) and prod(shape) <= NUMBERS
+            if not isinstance(key, str) or len(key) > NAME or not fits:
+                raise InputError(
+                    f"observation spec: names have at most {NAME} characters, shapes at most {NUMBERS} numbers, not "
+                    f"{one_line(f'{key!r} {shape}')}"
+                )
 
     def check(self, observation: Observation) -> None:
         """Raise InputError naming the first key that is missing or has another shape."""

@@ -64,7 +64,7 @@ def convert(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     """
     try:
         return msgspec.convert(data, kind)
-    except (msgspec.ValidationError, RecursionError, ValueError, TypeError) as error:
+    except (msgspec.ValidationError, InputError, RecursionError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {_reason(error)}") from None
 
 

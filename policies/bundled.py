@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gpc.card import CARD, check, chosen, read
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.load import load_policy, suggest
 from gpc.networks import Encoder, Transformer, UNet
 from gpc.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
+from gpc.policies.dry_run import dry_run
 from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
 
 BUNDLED = Path(__file__).parent / "bundled"
-WEIGHTS, CARD = "weights.safetensors", "card.json"
+WEIGHTS = "weights.safetensors"
 
 
 class ConditionalNetwork(nn.Module):
@@ -35,14 +38,11 @@ class ConditionalNetwork(nn.Module):
     def __init__(self, model: Mapping[str, Any], actions: ActionSpec) -> None:
         super().__init__()
         self.encoder = Encoder(model["inputs"], model["n_obs_steps"])
-        options = dict(model["network"])
-        match options.pop("type"):
-            case "unet":
-                self.network: nn.Module = UNet(actions.dim, self.encoder.condition_dim, **options)
-            case "transformer":
-                self.network = Transformer(actions.dim, self.encoder.condition_dim, actions.horizon, **options)
-            case other:
-                raise InputError(f"card.json: unknown network type {other!r}; use unet or transformer")
+        options = chosen(model["network"])
+        if model["network"]["type"] == "unet":
+            self.network: nn.Module = UNet(actions.dim, self.encoder.condition_dim, **options)
+        else:
+            self.network = Transformer(actions.dim, self.encoder.condition_dim, actions.horizon, **options)
 
     def forward(self, x: Tensor, label: Tensor, observation: Observation) -> Tensor:
         """Encode and predict, as in training."""
@@ -51,17 +51,13 @@ class ConditionalNetwork(nn.Module):
 
 
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
-    """The schedule that a card names."""
-    options = dict(spec)
-    match options.pop("type"):
-        case "squaredcos":
-            return VariancePreserving.squaredcos(**options)
-        case "flow":
-            return LinearFlow(**options)
-        case "karras":
-            return Karras(**options)
-        case other:
-            raise InputError(f"card.json: unknown schedule type {other!r}; use squaredcos, flow or karras")
+    """The schedule of a card."""
+    kinds: dict[str, Callable[..., Schedule]] = {
+        "squaredcos": VariancePreserving.squaredcos,
+        "flow": LinearFlow,
+        "karras": Karras,
+    }
+    return kinds[spec["type"]](**chosen(spec))
 
 
 @dataclass(frozen=True)
@@ -98,65 +94,84 @@ class BundledPolicy:
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
 
-def build(card: Mapping[str, Any]) -> BundledPolicy:
-    """The policy that a card describes, with fresh weights (the training script starts here).
+def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
+    """Build the policy that a card describes, with fresh weights (the training script starts here).
 
-    Raises InputError where a field of the card is missing or unknown.
+    Args:
+        card: content of a card.json.
+        where: name of the card in errors.
+
+    Raises:
+        InputError: the card does not fit its schema (`gpc.card`), or its parts do not fit each other.
     """
-    try:
-        said: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card["actions"].items()}
-        actions = ActionSpec(**said)
-        model = card["model"]
-        shapes = {key: tuple(spec["shape"]) for key, spec in model["inputs"].items()}
+    check(card, where)
+    model = card["model"]
+    with _naming(where):
         return BundledPolicy(
             name=card["name"],
-            module=ConditionalNetwork(model, actions),
+            module=_network(card),
             schedule=build_schedule(model["schedule"]),
             prediction=model["prediction"],
-            actions=actions,
-            observations=ObservationSpec(shapes, model["n_obs_steps"]),
+            actions=_actions(card),
+            observations=ObservationSpec(
+                {k: tuple(v["shape"]) for k, v in model["inputs"].items()}, model["n_obs_steps"]
+            ),
             card=card,
         )
-    except (KeyError, TypeError) as error:
-        reason = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{CARD} of {card.get('name', 'a policy')}: {reason}") from None
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a policy folder; InputError where it is missing or not JSON."""
+def _actions(card: Mapping[str, Any]) -> ActionSpec:
+    fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card["actions"].items()}
+    return ActionSpec(**fields)
+
+
+def _network(card: Mapping[str, Any]) -> ConditionalNetwork:
+    return ConditionalNetwork(card["model"], _actions(card))
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Name the card in what torch raises for parts that do not fit."""
     try:
-        card: dict[str, Any] = json.loads((folder / CARD).read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no {CARD}; a gpc policy folder has {CARD} and {WEIGHTS}") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder / CARD} is not valid JSON: {error}") from None
-    return card
+        yield
+    except (InputError, RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        raise InputError(f"{where}: {one_line(error)}") from None
 
 
 def load(source: str) -> Policy:
     """Load a bundled policy by name, or a policy folder by path.
 
-    Raises InputError where the policy is unknown or its files are missing, cut short or of another network.
+    Raises InputError if the policy is unknown or its files are missing, cut short or of another network.
     """
     folder = BUNDLED / source if source in names() else Path(source)
     if not folder.is_dir():
         raise InputError(f"no bundled policy and no folder is called {source!r}{suggest(source, names())}")
-    card = read_card(folder)
+    path = folder / CARD
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {CARD}; a gpc policy folder has {CARD} and {WEIGHTS}")
+    card = read(path)
     if "checkpoint" in card:
-        loader, _, file = card["checkpoint"].partition(":")
-        if Path(file).name != file:
-            raise InputError(f"{folder / CARD} names the checkpoint {file!r}, which is not in its folder")
-        return load_policy(f"{loader}:{folder / file}")
-    policy = build(card)
+        loader, _, name = card["checkpoint"].partition(":")
+        if not (folder / name).exists():
+            raise InputError(f"{path} names the checkpoint {name!r}, which is not in its folder")
+        return load_policy(f"{loader}:{folder / name}")
+    return _with_weights(card, path, folder / WEIGHTS)
+
+
+def _with_weights(card: Mapping[str, Any], path: Path, file: Path) -> BundledPolicy:
     try:
-        policy.module.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(file)
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no {WEIGHTS}; train it with scripts/train.py or copy it there") from None
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network"
-        ) from None
+        raise InputError(f"{file.parent} holds no {WEIGHTS}; train it with scripts/train.py or copy it there") from None
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short or of another network") from None
+    with _naming(str(path)):
+        dry_run(lambda: _network(card), len(weights), file.stat().st_size, "it")
+    policy = build(card, str(path))
+    try:
+        policy.module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short or of another network") from None
     policy.module.eval().requires_grad_(False)
     return policy
 

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yaml import YAMLError
 
+from gpc import schema
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.noise import Karras, NoiseLevels
-from gpc.policies.checkpoint import fingerprint, read, representation
-from gpc.policies.settings import Settings
+from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.dry_run import dry_run
+from gpc.policies.settings import Settings, read_yaml
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
 Number = TypeVar("Number", int, float)
@@ -38,6 +37,7 @@ SERVED = {
     "agents.model._target_": "beso.agents.diffusion_agents.k_diffusion.score_wrappers.GCDenoiser",
     f"{INNER}._target_": "beso.agents.diffusion_agents.k_diffusion.score_gpts.DiffusionGPT",
 }
+LARGEST = 10**9  # of a setting; how large a network may be is decided by its weights
 TINY = 1e-12  # BESO adds it to every standard deviation
 HIDDEN = {
     10: [2, 5, 6, 7, 8, 9]
@@ -157,10 +157,11 @@ def load_unconditional(source: str) -> BesoPolicy:
     folder = Path(source).expanduser()
     settings = _settings(folder / CONFIG)
     for key in ("goal_conditioned", "goal_drop"):
-        if not settings.get(f"{INNER}.{key}"):
+        value = settings.get(f"{INNER}.{key}")
+        if not value:
             raise InputError(
-                f"{folder} has {INNER}.{key}={settings.get(f'{INNER}.{key}')}: it was never trained without its goal; take "
-                "beso:DIR, or a training with cond_mask_prob above 0"
+                f"{folder} has {INNER}.{key}={one_line(value, 80)}: it was never trained without its goal; take beso:DIR, or a "
+                "training with cond_mask_prob above 0"
             )
     return _policy(folder, settings, conditional=False)
 
@@ -168,17 +169,15 @@ def load_unconditional(source: str) -> BesoPolicy:
 def _settings(path: Path) -> Settings:
     """The training's settings, as data: nothing that they name is imported or called."""
     try:
-        settings = Settings(path, OmegaConf.to_container(OmegaConf.load(path)))
+        settings = Settings(path, read_yaml(path))
     except FileNotFoundError:
         raise InputError(
             f"no file {str(path)!r}; beso:DIR takes the folder of a training, with {CONFIG} in it"
         ) from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     for key, value in SERVED.items():
         found = settings.get(key)
         if found != value:
-            raise InputError(f"{path} has {key}={found}; gpc reads {value}")
+            raise InputError(f"{path} has {key}={one_line(found, 80)}; gpc reads {value}")
     return settings
 
 
@@ -220,8 +219,11 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
 
 def _positive(settings: Settings, key: str, kind: type[Number] = int) -> Number:
     value = settings.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0:
-        raise InputError(f"{settings.path} has {key}={value!r}; it must be a number above 0 ({kind.__name__})")
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= LARGEST:
+        raise InputError(
+            f"{settings.path} has {key}={one_line(repr(value), 80)}; it must be a number above 0 ({kind.__name__}), at most "
+            f"{LARGEST:g}"
+        )
     return kind(value)
 
 
@@ -252,19 +254,18 @@ def _scaler(path: Path, settings: Settings, state: int, action: int) -> Scaler:
 def _statistics(path: Path, form: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, list[float]]]:
     """The file of that form: `form[part][name]` is how many numbers there are."""
     shown = json.dumps({part: {k: f"{n} numbers" for k, n in names.items()} for part, names in form.items()})
-    try:
-        found: dict[str, dict[str, list[float]]] = json.loads(path.read_text())
-        for part, names in form.items():
-            for name, count in names.items():
-                values = torch.tensor(found[part][name], dtype=torch.float64)
-                if values.shape != (count,) or not bool(values.isfinite().all()):
-                    raise ValueError(f"{part}.{name} is not {count} numbers")
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{path} is missing; BESO keeps its scaler nowhere, so write what it computed from the data set: {shown}"
-        ) from None
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(f"{path} is not of the form {shown}: {str(error).splitlines()[0]}") from None
+        )
+    try:
+        found = schema.read(dict[str, dict[str, list[float]]], path)
+    except InputError as error:
+        raise InputError(f"{path} is not of the form {shown}: {error}") from None
+    for part, names in form.items():
+        for name, count in names.items():
+            if len(found.get(part, {}).get(name, ())) != count:
+                raise InputError(f"{path} is not of the form {shown}: {part}.{name} is not {count} numbers")
     return found
 
 
@@ -273,11 +274,19 @@ def _network(path: Path, settings: Settings, state: int, action: int, goals: int
     if width % heads:
         raise InputError(f"{settings.path} has {INNER}.embed_dim={width}, which {heads} heads do not divide")
     linear = bool(settings.find(f"{INNER}.linear_output", False))
-    network = ScoreTransformer(state, action, width, layers, heads, goals, window, linear)
-    weights = {k.removeprefix("inner_model."): v for k, v in read(path).items() if not k.endswith(".attn.mask")}
+    weights = {
+        str(k).removeprefix("inner_model."): v for k, v in read(path).items() if not str(k).endswith(".attn.mask")
+    }
+
+    def build() -> ScoreTransformer:
+        return ScoreTransformer(state, action, width, layers, heads, goals, window, linear)
+
     try:
+        dry_run(build, len(weights), path.stat().st_size, str(settings.path))
+        network = build()
         network.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: its weights do not fit the network of {settings.path}: {reason}") from None
+    except MALFORMED as error:
+        raise InputError(
+            f"{path}: its weights do not fit the network of {settings.path}: {one_line(error, 200)}"
+        ) from None
     return network.eval().requires_grad_(False)

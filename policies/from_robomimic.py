@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.inert import notice
-from gpc.noise import NoiseLevels, VariancePreserving
+from gpc.noise import NoiseLevels, VariancePreserving, check_steps
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.dry_run import dry_run
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 from gpc.worker import EnvSpec
 
@@ -89,13 +90,12 @@ def load(source: str) -> RobomimicPolicy:
     if missing:
         raise InputError(f"{path} is no robomimic checkpoint: it has no {missing[0]!r}")
     if content["algo_name"] != "diffusion_policy":
-        raise InputError(
-            f"{path} was trained with {content['algo_name']!r}, which has no score to compose; gpc reads diffusion_policy"
-        )
+        name = one_line(repr(content["algo_name"]), 80)
+        raise InputError(f"{path} was trained with {name}, which has no score to compose; gpc reads diffusion_policy")
     try:
         return _build(path, content)
     except MALFORMED as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(f"{path} does not fit the network it describes ({reason})") from None
 
 
@@ -103,9 +103,12 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     config = _check_config(path, content)
     _compare_simulator(path, content["env_metadata"])
     actions = _action_spec(path, config, content)
-    with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
-        rollout, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_dict=dict(content))
-    algo = rollout.policy
+    horizon = config["algo"]["horizon"]["observation_horizon"]
+    ObservationSpec({key: tuple(shape) for key, shape in content["shape_metadata"]["all_shapes"].items()}, horizon)
+    for solver in ("ddpm", "ddim"):
+        check_steps(config["algo"][solver]["num_train_timesteps"])
+    dry_run(lambda: _algorithm(content, "meta").nets, len(content["model"]["nets"]), path.stat().st_size, str(path))
+    algo = _algorithm(content, "cpu")
     nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
     shapes = {key: _raw_shape(key, tuple(shape), config) for key, shape in algo.obs_shapes.items()}
     statistics = content.get("obs_normalization_stats") or {}
@@ -119,6 +122,13 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
         simulator=_simulator(config, content["env_metadata"], shapes),
     )
+
+
+def _algorithm(content: Mapping[str, Any], device: str) -> Any:
+    """The algorithm with its networks, as robomimic builds it from a checkpoint."""
+    with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
+        rollout, _ = file_utils.policy_from_checkpoint(device=torch.device(device), ckpt_dict=dict(content))
+    return rollout.policy
 
 
 @contextlib.contextmanager
@@ -206,7 +216,7 @@ def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
         if key in ("backbone_class", "pool_class") and node[key] is not None:
             found = getattr(base_nets, str(node[key]), None)
             if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__name__ == node[key]):
-                raise InputError(f"{path}: {key} {node[key]!r} is not a network of robomimic")
+                raise InputError(f"{path}: {key} {one_line(repr(node[key]), 80)} is not a network of robomimic")
         if key == "pretrained":
             node[key] = False  # the checkpoint holds the weights; nothing is downloaded
     content["config"] = json.dumps(config)
@@ -234,7 +244,9 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
         offset = [o for key in keys for o in _row(statistics[key]["offset"]).flatten().tolist()]
     solver = config["algo"]["ddpm" if config["algo"]["ddpm"]["enabled"] else "ddim"]
     if solver["prediction_type"] != "epsilon":
-        raise InputError(f"{path}: prediction type {solver['prediction_type']!r}; robomimic trains 'epsilon' only")
+        raise InputError(
+            f"{path}: prediction type {one_line(repr(solver['prediction_type']), 80)}; robomimic trains 'epsilon' only"
+        )
     return ActionSpec(
         horizon["prediction_horizon"],
         tuple(scale),

@@ -6,18 +6,15 @@ for a chunk, (x, sigma) and the denoised actions once for a step of the sampler,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpc.bridge.client import RemotePolicy
-from gpc.bridge.facts import actions_of, check, levels_of, observations_of
+from gpc.bridge.facts import check
 from gpc.bridge.wire import DENOISED, ENCODE, HANDLE, SIGMA, X
 from gpc.denoise import Denoiser
-from gpc.errors import RunError
 from gpc.noise import NoiseLevels
 from gpc.policy import ActionSpec, Observation, ObservationSpec
 
@@ -30,9 +27,9 @@ class RemoteDenoiser:
     handle: int
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`; raises RunError where the server is gone or has forgotten the batch."""
+        """See `Denoiser`; raises RunError if the server is gone, has dropped the batch, or answers with something else."""
         reply = self.server.call({HANDLE: self.handle, X: x.numpy(), SIGMA: sigma.numpy()})
-        return _denoised(reply, x, self.server.url)
+        return torch.from_numpy(self.server.array(reply, DENOISED, tuple(x.shape))).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -50,29 +47,14 @@ class RemoteMember:
         """Send the observations; they are encoded there."""
         self.observations.check(observation)
         arrays = {key: observation[key].numpy() for key in self.observations.shapes}
-        return RemoteDenoiser(self.server, self.server.call({ENCODE: arrays})[HANDLE])
+        return RemoteDenoiser(self.server, self.server.whole(self.server.call({ENCODE: arrays}), HANDLE))
 
 
 def load(url: str) -> RemoteMember:
     """Connect to a server; it is sent the password of its host in ~/.netrc, if there is one.
 
-    Raises InputError if it is none of gpc's, RunError if no server answers.
+    Raises InputError if it is none of gpc's or describes no policy, RunError if no server answers.
     """
     server = RemotePolicy(url)
-    facts = server.metadata
-    check(facts, url)
-    return RemoteMember(
-        server=server,
-        name=facts["policy"],
-        actions=actions_of(facts),
-        observations=observations_of(facts),
-        levels=levels_of(facts),
-        fingerprint=facts["fingerprint"],
-    )
-
-
-def _denoised(reply: Mapping[str, Any], x: Tensor, url: str) -> Tensor:
-    out = torch.tensor(reply[DENOISED])
-    if out.shape != x.shape:
-        raise RunError(f"policy server {url} denoised {tuple(x.shape)} to {tuple(out.shape)}")
-    return out
+    served = check(server.metadata, url)
+    return RemoteMember(server, served.policy, served.actions, served.spec, served.levels, served.fingerprint)

@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpc.errors import InputError
+import yaml
+from omegaconf import OmegaConf
+
+from gpc.errors import InputError, reading
 from gpc.policies.checkpoint import Inert
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
+NODES = 20_000  # that one configuration may show, what is referred to counted again
+YAML_SIZE, YAML_EVENTS, YAML_DEPTH = 2**18, 20_000, 50  # bytes; values; levels
 
 
-@dataclass(frozen=True)
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file as plain containers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: the file cannot be read, is too large or too deep, or uses aliases, of which few are many values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with reading(path):
+        with path.open("rb") as file:
+            text = file.read(YAML_SIZE + 1).decode()
+        if len(text) > YAML_SIZE:
+            raise ValueError(f"it has more than {YAML_SIZE} bytes")
+        depth = 0
+        for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it uses aliases; write the values out")
+            if count > YAML_EVENTS or depth > YAML_DEPTH:
+                raise ValueError(f"it has more than {YAML_EVENTS} values or {YAML_DEPTH} levels")
+        return OmegaConf.to_container(OmegaConf.create(text))
+
+
+@dataclass
 class Settings:
     """Settings by dotted key ("policy.horizon"); references to other keys are followed, resolvers (code) are refused."""
 
     path: Path
     root: Any
+    visited: int = field(default=0, init=False)  # nodes, by all calls together
 
     def get(self, key: str) -> Any:
-        """What a key says; InputError where it says nothing."""
+        """The value of a key; InputError if there is none."""
         value = self.find(key, None)
         if value is None:
             raise InputError(f"{self.path}: its configuration has no {key!r}")
         return value
 
     def find(self, key: str, absent: Any) -> Any:
-        """What a key says, None for null, or `absent` where it is not there; InputError where that is code or endless."""
+        """The value of a key, None for null, or `absent` if the key is missing; InputError if the value is code or endless."""
         try:
             node = self._open(self.root)
             for part in key.split("."):
@@ -37,10 +67,13 @@ class Settings:
                 node = self._open(node[part])
             return self._plain(node)
         except RecursionError:
-            raise InputError(f"{self.path}: {key!r} in its configuration refers to itself") from None
+            raise InputError(f"{self.path}: {key[:80]!r} in its configuration refers to itself") from None
 
     def _open(self, node: Any) -> Any:
-        """What a stand-in or a reference holds."""
+        """The content of a stand-in or a reference."""
+        self.visited += 1
+        if self.visited > NODES:
+            raise InputError(f"{self.path}: its configuration has parts that are shared without end")
         if isinstance(node, Inert):
             state = node.state if isinstance(node.state, dict) else {}
             return self._open(state.get("_content", state.get("_val")))

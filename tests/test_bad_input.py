@@ -108,7 +108,7 @@ def test_a_damaged_card(said, spoiled):
     source = spoiled("tiny-noise")
     (Path(source.removeprefix("bundled:")) / "card.json").write_text("{")
     code, text = said(["evaluate", f"policies=[{source}]"])
-    assert (code, "is not valid JSON" in text) == (2, True)
+    assert (code, "card.json: Input data was truncated" in text) == (2, True)
 
 
 def test_a_card_with_an_unknown_field(said, spoiled):

@@ -79,7 +79,6 @@ BROKEN = {
         "further than the noise itself",
     ),
     "no name": (replace(GOOD, name=""), "name and fingerprint must not be empty"),
-    "levels that descend": (replace(GOOD, levels=NoiseLevels(0.1, 2.0, (2.0, 0.1))), "must be ascending"),
     "levels beside the range": (replace(GOOD, levels=NoiseLevels(0.1, 3.0, (0.1, 2.0))), "ends at 0.1, 2.0"),
     "no spec": (replace(GOOD, actions=None), "actions is a NoneType, not a ActionSpec"),
 }

@@ -164,7 +164,7 @@ def payload(folder):
 
 BREAKAGES = {
     "no settings": (gone(".hydra/config.yaml"), "takes the folder of a training, with .hydra/config.yaml in it"),
-    "settings that are no YAML": (file(".hydra/config.yaml", "a: [1"), "config.yaml cannot be read: while parsing"),
+    "settings that are no YAML": (file(".hydra/config.yaml", "a: [1"), "config.yaml cannot be read: .*while parsing"),
     "settings that are a list": (file(".hydra/config.yaml", "[1]"), "has no 'agents._target_'"),
     "another agent": (settings(agents___target_="x.GMM"), "has agents._target_=x.GMM; gpc reads beso.agents"),
     "a network for images": (
@@ -184,8 +184,8 @@ BREAKAGES = {
         r'scaler.json is missing; .* \{"state": \{"mean": "10 numbers", .*"action": \{"min": "2 numbers", "max"',
     ),
     "a scaler of another kind": (spoil_scaler("action", min=[0.0] * 3), "action.min is not 2 numbers"),
-    "a scaler with a hole": (spoil_scaler("state", std=[float("nan")] * 10), "state.std is not 10 numbers"),
-    "half a scaler": (file("scaler.json", '{"state": {}}'), r"scaler.json is not of the form .*: 'mean'"),
+    "a scaler with a hole": (spoil_scaler("state", std=[float("nan")] * 10), "scaler.json is not of the form"),
+    "half a scaler": (file("scaler.json", '{"state": {}}'), r"scaler.json is not of the form .*: state.mean"),
     "a scaler that is a list": (file("scaler.json", "[]"), "scaler.json is not of the form"),
     "a damaged scaler": (file("scaler.json", "{"), "scaler.json is not of the form"),
     "an action that never moves": (

@@ -219,7 +219,7 @@ REFUSED = {
     "a network beyond memory": (
         "unet",
         configured(("policy.model.down_dims", [16, 2**24])),
-        "do not fit the network it describes: RuntimeError: Error.* in loading state_dict",
+        "describes a network of .* bytes, the file of its weights has",
     ),
     "a network of less": ("unet", without("final_conv"), "do not fit the network it describes"),
     "a mask that is missing": ("causal transformer", without("memory_mask"), "do not fit the network it describes"),

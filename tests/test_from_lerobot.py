@@ -201,7 +201,7 @@ BREAKAGES = {
     "groot": (change("config.json", type="groot"), "which gpc does not run, and needs peft and dm-tree"),
     "unknown type": (change("config.json", type="walk"), "type 'walk' is not supported; gpc reads diffusion, smolvla"),
     "unknown field": (change("config.json", surprise=1), "surprise"),
-    "not JSON": (cut("config.json"), "is not valid JSON"),
+    "not JSON": (cut("config.json"), "config.json: Input data was truncated"),
     "no actions": (change("config.json", output_features={}), "declares no action or no observation"),
     "a step of another package": (
         change_step(PRE, 0, registry_name=None, **{"class": "os.system"}),

@@ -299,7 +299,7 @@ def test_a_language_model_that_is_not_here_is_named_and_not_fetched(folders, tmp
         if step["registry_name"] == "tokenizer_processor":
             step["config"]["tokenizer_name"] = name
     path.write_text(json.dumps(processors))
-    with pytest.raises(InputError, match=rf"policy_preprocessor.json cannot be built: .*{name}"):
+    with pytest.raises(InputError, match=rf"policy_preprocessor.json cannot be read: .*{name}"):
         gpc.load_policy(f"lerobot:{folder}")
 
 

@@ -138,3 +138,16 @@ def test_two_discrete_grids_are_shared_only_if_their_levels_are_near():
 def test_a_shared_range_without_a_trained_level_is_refused():
     with pytest.raises(InputError):
         merge_levels([NoiseLevels(1, 8, (1.0, 2.0, 4.0, 8.0)), NoiseLevels(2.5, 3.5)])
+
+
+@pytest.mark.parametrize("trained", [(2.0, 0.1), (0.1, 0.1), (0.0, 2.0), (0.1, math.nan), ()])
+def test_trained_levels_ascend(trained):
+    with pytest.raises(InputError, match="ascending numbers above 0"):
+        NoiseLevels(0.1, 2.0, trained)
+
+
+@pytest.mark.parametrize("steps", [1, 10**9, -5, True, 2.5, "100"])
+def test_a_schedule_has_a_bounded_number_of_steps(steps):
+    """A table of 10^9 steps is 8 GB."""
+    with pytest.raises(InputError, match="2 to 10000 steps"):
+        VariancePreserving.squaredcos(steps)

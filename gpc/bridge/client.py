@@ -5,17 +5,20 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from gpc.bridge.address import Address
-from gpc.bridge.wire import CHUNK, FRAME, SEED, pack, unpack
+from gpc.bridge.wire import CHUNK, FRAME, SEED, numbers, pack, unpack, whole
 from gpc.errors import InputError, RunError, one_line
+
+T = TypeVar("T")
 
 
 class RemotePolicy:
@@ -44,7 +47,9 @@ class RemotePolicy:
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
         self._connected()
-        self._seed, self._chunks = self.metadata.get("seed"), 0
+        openpi = "seed" not in self.metadata
+        self._seed = None if openpi else self._reading(lambda: whole(self.metadata, "seed"))
+        self._chunks = 0
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """The server's answer to an observation: key -> array of the key's shape, or (n_obs_steps, *shape); `prompt` in words."""
@@ -78,6 +83,22 @@ class RemotePolicy:
             raise RunError(f"policy server {self.url}: {one_line(answer)}")
         return _map(answer, self.url)
 
+    def array(
+        self, reply: Mapping[str, Any], key: str, shape: tuple[int, ...]
+    ) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Read an array of finite numbers from a reply; RunError, naming the server, if it has none of this shape."""
+        return self._reading(lambda: numbers(reply, key, [shape]))
+
+    def whole(self, reply: Mapping[str, Any], key: str) -> int:
+        """Read a whole number from a reply; RunError, naming the server, if it has none."""
+        return self._reading(lambda: whole(reply, key))
+
+    def _reading(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except InputError as error:
+            raise RunError(f"policy server {self.url} answered with something else: {one_line(error)}") from None
+
     def close(self) -> None:
         """Say goodbye."""
         if self._connection is not None:
@@ -103,17 +124,22 @@ class RemotePolicy:
             metadata = _map(self._connection.recv(self.timeout), self.url)
         except InvalidStatus as error:
             raise self._refusal(error) from None
-        except (OSError, WebSocketException) as error:
+        except (OSError, EOFError, WebSocketException) as error:
             self._give_up()
             raise RunError(f"policy server {self.url} does not answer ({one_line(error)}); is it running?") from None
         except ValueError as error:  # how the library refuses a redirect
             if not isinstance(error.__context__, InvalidStatus):
+                self._give_up()
                 raise
             raise self._refusal(error.__context__) from None
-        before = self.metadata.get("fingerprint")
-        if before not in (None, metadata.get("fingerprint")):
+        except BaseException:  # a metadata frame that is none: the next call begins anew
             self._give_up()
-            raise RunError(f"policy server {self.url} serves another policy than before: {metadata.get('policy')}")
+            raise
+        before, now = (found.get("fingerprint") for found in (self.metadata, metadata))
+        if isinstance(before, str) and not (isinstance(now, str) and now == before):
+            self._give_up()
+            name = one_line(metadata.get("policy"), 80)
+            raise RunError(f"policy server {self.url} serves another policy than before: {name}")
         self.metadata = metadata
         return self._connection
 
@@ -138,7 +164,10 @@ class RemotePolicy:
 
 
 def _map(answer: Any, url: str) -> dict[str, Any]:
-    message = unpack(answer) if isinstance(answer, bytes) else None
-    if not isinstance(message, dict):
+    try:
+        message = unpack(answer) if isinstance(answer, bytes) else None
+    except InputError as error:
+        raise RunError(f"policy server {url}: {one_line(error)}") from None
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
         raise RunError(f"policy server {url} answered with something else than a map")
     return message

@@ -1,16 +1,19 @@
-"""What a server tells of its policy when a client connects, and what a client reads from that."""
+"""What a server tells of its policy when a client connects, and what a client takes from that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 import gpc
 from gpc.bridge.wire import PROTOCOL
 from gpc.errors import InputError
 from gpc.noise import NoiseLevels
 from gpc.policy import ActionSpec, ObservationSpec, Policy
+from gpc.schema import convert
 
 Facts = Mapping[str, Any]
 
@@ -30,27 +33,40 @@ def describe(policy: Policy) -> dict[str, Any]:
     }
 
 
-def check(facts: Facts, url: str) -> None:
-    """Raises InputError where the server is none of gpc's, or of another version."""
+Text = Annotated[str, Meta(min_length=1, max_length=1000)]
+Size = Annotated[int, Meta(ge=0)]
+
+
+class Served(Struct):
+    """The policy of a server, as its metadata describe it; the limits are those of the specs, not the server's."""
+
+    policy: Text
+    fingerprint: Annotated[str, Meta(min_length=1, max_length=100_000)]  # of a composition it has those of all members
+    actions: ActionSpec
+    observations: dict[Text, tuple[Size, ...]]
+    n_obs_steps: int
+    levels: NoiseLevels
+
+    @property
+    def spec(self) -> ObservationSpec:
+        """The observations that the policy reads."""
+        return ObservationSpec(self.observations, self.n_obs_steps)
+
+
+def check(facts: Facts, url: str) -> Served:
+    """Check the metadata of a server.
+
+    Raises:
+        InputError: the server is none of gpc's or of another version, or does not describe a policy within gpc's limits.
+    """
     if facts.get("protocol") != PROTOCOL:
-        raise InputError(f"{url} is no gpc serve of this version; openpi's own server does not say what its policy is")
-
-
-def actions_of(facts: Facts) -> ActionSpec:
-    """Meaning of a chunk there."""
-    return ActionSpec(**_tuples(facts["actions"]))
-
-
-def observations_of(facts: Facts) -> ObservationSpec:
-    """What is read there."""
-    return ObservationSpec(_tuples(facts["observations"]), facts["n_obs_steps"])
-
-
-def levels_of(facts: Facts) -> NoiseLevels:
-    """Where the policy was trained."""
-    return NoiseLevels(**_tuples(facts["levels"]))
-
-
-def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Tuples have travelled as lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        raise InputError(
+            f"policy server {url} is no gpc serve of this version; openpi's own server does not say what its policy is"
+        )
+    where = f"policy server {url}"
+    served = convert(Served, facts, where)
+    try:
+        _ = served.spec
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return served

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpc.bridge.client import RemotePolicy
-from gpc.bridge.facts import actions_of, check, observations_of
+from gpc.bridge.facts import check
 from gpc.bridge.pilot import Ask, Reply
 from gpc.bridge.wire import CHUNK, KNOWN, SEED, WEIGHT
 from gpc.control import Known, Sampling, padded, plan
@@ -107,30 +107,31 @@ class RemotePlanner:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(self.client.metadata, self.client.url)
+        self._served = check(self.client.metadata, self.client.url)
+        spec = self._served.actions
+        self._actions = replace(spec, start=0, horizon=spec.start + spec.horizon, bound=None, relative=None)
 
     @property
     def name(self) -> str:
-        """What the server calls it."""
-        return str(self.client.metadata["policy"])
+        """The policy's name on the server."""
+        return self._served.policy
 
     @property
     def actions(self) -> ActionSpec:
-        """The policy's, without what lies in the past, and without what limits could be drawn from: these are not a server's."""
-        spec = actions_of(self.client.metadata)
-        return replace(spec, start=0, horizon=spec.start + spec.horizon, bound=None, relative=None)
+        """The policy's from now on, without a bound or a kind: a server sets no limit."""
+        return self._actions
 
     @property
     def observations(self) -> ObservationSpec:
         """The policy's."""
-        return observations_of(self.client.metadata)
+        return self._served.spec
 
     def plan(self, ask: Ask) -> Array:
-        """See `Planner`."""
+        """See `Planner`; raises RunError if the server's answer is no finite chunk of the policy's shape."""
         message: dict[str, Any] = {**ask.observation, SEED: self.seed, CHUNK: ask.number}
         if ask.known is not None:
             message |= {KNOWN: ask.known.actions[0], WEIGHT: ask.known.weight}
-        return np.asarray(self.client.infer(message)["actions"])
+        return self.client.array(self.client.infer(message), "actions", (self._actions.horizon, self._actions.dim))
 
     def close(self) -> None:
         """See `Planner`."""

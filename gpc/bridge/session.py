@@ -28,6 +28,8 @@ from gpc.bridge.wire import (
     SIGMA,
     WEIGHT,
     X,
+    numbers,
+    whole,
 )
 from gpc.denoise import Denoiser
 from gpc.env import TASK, Array, write_text
@@ -170,23 +172,3 @@ def known(message: Message, actions: ActionSpec) -> tuple[Array, Array]:
         if not ((weight >= 0) & (weight <= 1)).all():
             raise InputError(f"{WEIGHT} must be from 0 to 1")
     return chunk, weight
-
-
-def numbers(message: Message, key: str, shapes: list[tuple[int, ...]]) -> Array:
-    """A finite array of one of these shapes, float64 and our own."""
-    value = message.get(key)
-    shape = value.shape if isinstance(value, np.ndarray | np.generic) else None
-    if shape not in shapes:
-        raise InputError(f"{key!r} must be a numpy array of shape {' or '.join(map(str, shapes))}, not {shape}")
-    array = np.array(value, np.float64)
-    if not np.isfinite(array).all():
-        raise InputError(f"{key!r} holds NaN or infinity")
-    return array
-
-
-def whole(message: Message, key: str, default: int | None = None) -> int:
-    """A whole number of a message, from 0 to 2^64 - 1."""
-    value = message.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
-        raise InputError(f"{key!r} must be a whole number, at least 0")
-    return int(value)

@@ -7,13 +7,14 @@ those of `DTYPES`, an array's data has the length that its shape says, and conta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 
 PROTOCOL = 1  # of the messages below, which openpi does not have; a server's metadata say it
 RESET = "gpc.reset"  # a message {RESET: seed}: an episode begins, its chunks take the noise of this seed
@@ -38,7 +39,7 @@ def pack(message: Any) -> bytes:
     try:
         frame: bytes = msgpack.packb(message, default=_lay_out)
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"message cannot be sent: {_one_line(error)}") from None
+        raise InputError(f"message cannot be sent: {one_line(error, 120)}") from None
     if len(frame) > FRAME:
         raise InputError(f"message has {len(frame)} bytes, a frame holds {FRAME}; send smaller images or fewer rows")
     return frame
@@ -62,8 +63,27 @@ def unpack(frame: bytes) -> Any:
     except InputError:
         raise
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
-        reason = _one_line(error) or type(error).__name__
-        raise InputError(f"frame is not msgpack with arrays as openpi lays them out ({reason})") from None
+        raise InputError(f"frame is not msgpack with arrays as openpi lays them out ({one_line(error, 120)})") from None
+
+
+def numbers(message: Mapping[Any, Any], key: str, shapes: list[tuple[int, ...]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Read a finite array of one of these shapes from a message, as float64; InputError if it is none."""
+    value = message.get(key)
+    shape = value.shape if isinstance(value, np.ndarray | np.generic) else None
+    if shape not in shapes:
+        raise InputError(f"{key!r} must be a numpy array of shape {' or '.join(map(str, shapes))}, not {shape}")
+    array = np.array(value, np.float64)
+    if not np.isfinite(array).all():
+        raise InputError(f"{key!r} holds NaN or infinity")
+    return array
+
+
+def whole(message: Mapping[Any, Any], key: str, default: int | None = None) -> int:
+    """Read a whole number from a message, from 0 to 2^64 - 1; InputError if it is none."""
+    value = message.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
+        raise InputError(f"{key!r} must be a whole number, at least 0")
+    return int(value)
 
 
 class _Reader:
@@ -131,7 +151,3 @@ def _dtype(found: dict[Any, Any]) -> np.dtype[Any]:
 
 def _refuse(code: int, data: bytes) -> Any:
     raise InputError(f"frame holds the msgpack extension {code}; send maps, lists, text, numbers and numpy arrays")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

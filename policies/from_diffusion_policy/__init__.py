@@ -17,9 +17,10 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
-from gpc.errors import InputError
-from gpc.noise import NoiseLevels, VariancePreserving
+from gpc.errors import InputError, one_line
+from gpc.noise import NoiseLevels, VariancePreserving, check_steps
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
 from gpc.policies.settings import Settings
 from gpc.policy import ActionSpec, Observation, ObservationSpec
@@ -168,9 +169,8 @@ def load(source: str) -> DiffusionPolicy:
     try:
         return _build(kind, settings, state)
     except MALFORMED as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: its weights do not fit the network it describes: {type(error).__name__}: {reason}"
+            f"{path}: its weights do not fit the network it describes: {type(error).__name__}: {one_line(error, 200)}"
         ) from None
 
 
@@ -179,15 +179,19 @@ def _kind(settings: Settings) -> Kind:
     name = str(settings.get("policy._target_"))
     if name not in KINDS:
         known = ", ".join(kind.rpartition(".")[2] for kind in KINDS)
-        raise InputError(f"{settings.path} is a {name}; gpc reads {known}")
+        raise InputError(f"{settings.path} is a {one_line(name, 120)}; gpc reads {known}")
     kind = KINDS[name]
     for key, wanted in kind.only.items():
         found = settings.find(f"policy.{key}", wanted)
         if found != wanted:
-            raise InputError(f"{settings.path} has policy.{key}={found}; gpc reads this policy with {wanted} only")
+            raise InputError(
+                f"{settings.path} has policy.{key}={one_line(found, 80)}; gpc reads this policy with {wanted} only"
+            )
     prediction = str(settings.get("policy.noise_scheduler.prediction_type"))
     if prediction not in PREDICTIONS:
-        raise InputError(f"{settings.path} has prediction_type={prediction!r}; gpc reads {', '.join(PREDICTIONS)}")
+        raise InputError(
+            f"{settings.path} has prediction_type={one_line(repr(prediction), 80)}; gpc reads {', '.join(PREDICTIONS)}"
+        )
     return kind
 
 
@@ -195,8 +199,10 @@ def _weights(path: Path, states: Any) -> dict[str, Tensor]:
     states = states if isinstance(states, dict) else {}
     state = states.get("ema_model") or states.get("model")
     if not isinstance(state, dict):
-        raise InputError(f"{path} holds no weights (state_dicts: {', '.join(map(str, states)) or 'none'})")
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        raise InputError(
+            f"{path} holds no weights (state_dicts: {one_line(', '.join(map(str, states))) if states else 'none'})"
+        )
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
@@ -206,9 +212,11 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
     sizes = {key: 1 if len(shape) == 3 else shape[-1] for key, shape in shapes.items()}  # images have one scale for all
     normalisers = {key: _normaliser(settings.path, state, key, size) for key, size in sizes.items()}
     actions = _actions(kind, settings, *_normaliser(settings.path, state, "action", dim))
+    observations = ObservationSpec(shapes, steps)
+    check_steps(settings.get("policy.noise_scheduler.num_train_timesteps"))
     scheduler: Any = DDPMScheduler(**{key: settings.get(f"policy.noise_scheduler.{key}") for key in SCHEDULE})
-    with torch.device("meta"):  # nothing is allocated for settings that the weights do not fit
-        parts = _networks(kind, settings, shapes, actions)
+    size = settings.path.stat().st_size
+    parts = dry_run(lambda: _networks(kind, settings, shapes, actions), len(state), size, str(settings.path))
     own = {k: v for k, v in state.items() if k.startswith(("model.", "obs_encoder.")) and not k.endswith(DUMMY)}
     parts.load_state_dict(own, assign=True)
     parts.eval().requires_grad_(False)
@@ -220,7 +228,7 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
         schedule=VariancePreserving(tuple(scheduler.betas.tolist())),
         prediction=PREDICTIONS[settings.get("policy.noise_scheduler.prediction_type")],
         actions=actions,
-        observations=ObservationSpec(shapes, steps),
+        observations=observations,
         normalisers=normalisers,
     )
 
@@ -238,7 +246,7 @@ def _shapes(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> tupl
     shapes = {key: _shape(settings.path, key, meta["obs"][key], state) for key in keys}
     action = meta["action"]["shape"]
     if len(action) != 1:
-        raise InputError(f"{settings.path}: its actions have shape {tuple(action)}; gpc reads one vector")
+        raise InputError(f"{settings.path}: its actions have shape {one_line(tuple(action), 80)}; gpc reads one vector")
     return shapes, action[0]
 
 
@@ -253,7 +261,8 @@ def _shape(path: Path, key: str, meta: Mapping[str, Any], state: Mapping[str, Te
             scale = state.get(SCALE.format(key))
             return shape if scale is None or scale.numel() == 1 else (shape[0], scale.numel())
         case other, _:
-            raise InputError(f"{path}: observation {key!r} is a {other} of shape {shape}, which gpc does not read")
+            kind = one_line(f"{other} of shape {shape}", 120)
+            raise InputError(f"{path}: observation {key!r} is a {kind}, which gpc does not read")
 
 
 def _normaliser(path: Path, state: Mapping[str, Tensor], key: str, size: int) -> tuple[Tensor, Tensor]:
@@ -305,6 +314,9 @@ def _networks(
 
 def _encoder(settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> ObservationEncoder:
     crop = settings.find("policy.crop_shape", [76, 76])
+    images = [shape[:2] for shape in shapes.values() if len(shape) == 3]
+    if crop and images and not all(0 < a <= b for a, b in zip(crop, map(min, zip(*images, strict=True)), strict=True)):
+        raise InputError(f"{settings.path} crops its images of {images} to {one_line(crop, 80)}")
     return ObservationEncoder(shapes, crop, bool(settings.find("policy.obs_encoder_group_norm", False)))
 
 

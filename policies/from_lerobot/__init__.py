@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import re
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
 from lerobot.processor import PolicyProcessorPipeline
-from safetensors import SafetensorError
+from msgspec import UNSET, Meta, Struct, UnsetType
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import Tensor
 
+from gpc import noise
 from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.env import TASK, TASK_BYTES, read_text
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line, reading
 from gpc.hub import NOT_FETCHED, offline
 from gpc.inert import notice
 from gpc.noise import NoiseLevels, Schedule
 from gpc.policies.checkpoint import representation
+from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
 from gpc.policies.from_lerobot.processors import (
     CONFIG,
@@ -41,8 +45,23 @@ from gpc.policies.from_lerobot.processors import (
     observed,
     raw_shapes,
     read_json,
+    read_steps,
 )
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.policy import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
+from gpc.schema import convert
+
+Length = Annotated[int, Meta(ge=1, le=LONGEST)]
+
+
+class Sizes(Struct):
+    """Settings of which LeRobot makes lists and tables while it reads them; each policy type has some of them."""
+
+    type: str | None = None
+    horizon: Length | UnsetType = UNSET
+    chunk_size: Length | UnsetType = UNSET
+    n_obs_steps: Annotated[int, Meta(ge=1, le=STEPS)] | UnsetType = UNSET
+    n_action_steps: Length | UnsetType = UNSET
+    num_train_timesteps: Annotated[int, Meta(ge=2, le=noise.STEPS)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True)
@@ -90,10 +109,15 @@ def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:
 def load(source: str) -> LeRobotPolicy:
     """Load a checkpoint of `lerobot-train` (its `pretrained_model` folder), or one of the hub at a commit.
 
-    Everything that can be wrong is looked at before the weights are read. Raises InputError where a file is missing or
+    Everything that can be wrong is looked at before the weights are read. Raises InputError if a file is missing or
     damaged, a processor step or statistic is missing or unknown, or the policy type has no score.
     """
     folder = find(source)
+    with reading(folder):
+        return _load(folder)
+
+
+def _load(folder: Path) -> LeRobotPolicy:
     config = _read_config(folder)
     family = FAMILIES[config.type]
     pre, post = load_processors(folder, config, family.steps)
@@ -142,16 +166,17 @@ def find(source: str) -> Path:
 
 def _read_config(folder: Path) -> Any:
     """The configuration of a policy type that gpc reads, with settings that it can serve."""
-    kind = read_json(folder / CONFIG).get("type")
+    content = read_json(folder / CONFIG)
+    kind = convert(Sizes, content, str(folder / CONFIG)).type
     if kind in REFUSED:
         raise InputError(f"{folder}: a LeRobot {kind} policy {REFUSED[kind]}")
     if kind not in FAMILIES:
-        raise InputError(f"{folder}: LeRobot policy type {kind!r} is not supported; gpc reads {', '.join(FAMILIES)}")
+        raise InputError(
+            f"{folder}: LeRobot policy type {one_line(repr(kind), 80)} is not supported; gpc reads {', '.join(FAMILIES)}"
+        )
     import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its processor steps
-    try:
+    with reading(folder / CONFIG):  # draccus raises what the field's parser raises
         config = PreTrainedConfig.from_pretrained(folder)
-    except Exception as error:  # draccus raises what the field's parser raises
-        raise InputError(f"{folder / CONFIG}: {' '.join(str(error).split())}") from None
     if not config.action_feature or not config.input_features:
         raise InputError(f"{folder / CONFIG} declares no action or no observation")
     refusal = FAMILIES[kind].refusal(config)
@@ -168,24 +193,26 @@ def _load_model(folder: Path, config: Any) -> Any:
         setattr(config, field, given[field])
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder / WEIGHTS} is missing")
+    kind, file = get_policy_class(config.type), folder / WEIGHTS
+    trial = copy(config)
+    trial.device = "meta"  # pi0 moves its network there itself
     try:
+        with safe_open(file, "pt") as weights:
+            tensors = len(weights.keys())
         with offline():
-            model = get_policy_class(config.type)(config)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:  # transformers: no such folder or repository, no network
+            dry_run(lambda: kind(trial), tensors, file.stat().st_size, str(folder / CONFIG))
+            model = kind(config)
+    except SafetensorError as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short or of another network") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:  # transformers: no such folder, no network
         raise InputError(
-            f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({' '.join(str(error).split())}); {NOT_FETCHED}"
+            f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({one_line(error)}); {NOT_FETCHED}"
         ) from None
     try:
         load_model(model, folder / WEIGHTS, strict=True)
     except (SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{folder / WEIGHTS} cannot be read ({reason}); it is cut short or of another network"
+            f"{folder / WEIGHTS} cannot be read ({one_line(error)}); it is cut short or of another network"
         ) from None
     return model.eval().requires_grad_(False)
 
@@ -206,9 +233,7 @@ def _name(folder: Path) -> str:
 def _fingerprint(folder: Path) -> str:
     """SHA-256 of the configuration, the processors (normalisers included) and the weights."""
     digest = hashlib.sha256()
-    states = [
-        step["state_file"] for name in (PRE, POST) for step in read_json(folder / name)["steps"] if "state_file" in step
-    ]
+    states = [step.state_file for name in (PRE, POST) for step in read_steps(folder / name) if step.state_file]
     for file in (CONFIG, PRE, POST, *sorted(states), WEIGHTS):
         digest.update(file.encode())
         with (folder / file).open("rb") as content:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
@@ -17,9 +16,10 @@ from lerobot.processor import (
 )
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from lerobot.utils.constants import ACTION, OBS_IMAGES
-from safetensors import SafetensorError
+from msgspec import Meta, Struct, field
 
-from gpc.errors import InputError
+from gpc import schema
+from gpc.errors import InputError, one_line
 from gpc.hub import NOT_FETCHED, offline
 from gpc.inert import notice
 
@@ -57,16 +57,29 @@ EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint; raises InputError where there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; a LeRobot checkpoint has {CONFIG}, {WEIGHTS}, {PRE} and {POST}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
+    """Read the object in a JSON file of a checkpoint; InputError if there is none."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing; a LeRobot checkpoint has {CONFIG}, {WEIGHTS}, {PRE} and {POST}")
+    return schema.read(dict[str, Any], path)
+
+
+class Step(Struct):
+    """A step of a processor, as far as it is checked before LeRobot builds it."""
+
+    registry_name: str | None = None
+    outside: str | None = field(default=None, name="class")
+    state_file: str | None = None
+
+
+class Steps(Struct):
+    """A processor's file."""
+
+    steps: Annotated[list[Step], Meta(max_length=64)]
+
+
+def read_steps(path: Path) -> list[Step]:
+    """Read the steps of a processor's file; InputError if it has none."""
+    return schema.convert(Steps, read_json(path), str(path)).steps
 
 
 def observed(config: Any) -> dict[str, PolicyFeature]:
@@ -83,7 +96,7 @@ def load_processors(
     the configuration declares.
     """
     pre, post = (_load(folder, name) for name in (PRE, POST))
-    lacking = sorted(needed - {step["registry_name"] for step in read_json(folder / PRE)["steps"]})
+    lacking = sorted(needed - {str(step.registry_name) for step in read_steps(folder / PRE)})
     if lacking:
         raise InputError(
             f"{folder / PRE} has no step {lacking[0]!r}, which a LeRobot {config.type} policy cannot do without"
@@ -95,29 +108,29 @@ def load_processors(
 
 def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
     path = folder / name
-    steps = read_json(path).get("steps", [])
+    steps = read_steps(path)
     for step in steps:
-        known = step.get("registry_name")
-        if known not in STEPS[name]:
+        if step.registry_name not in STEPS[name]:
             where = " after sampling" if name == POST else ""
             raise InputError(
-                f"{path} asks for the step {known or step.get('class')!r}; known{where} are {', '.join(sorted(STEPS[name]))}"
+                f"{path} asks for the step {one_line(repr(step.registry_name or step.outside), 80)}; known{where} are "
+                f"{', '.join(sorted(STEPS[name]))}"
             )
-        file = step.get("state_file")
+        file = step.state_file
         if file and (Path(file).name != file or not (folder / file).is_file()):
-            raise InputError(f"{path} names the state file {file!r}, which is not in {folder}")
+            raise InputError(f"{path} names the state file {one_line(repr(file), 80)}, which is not in {folder}")
     on_cpu = {"device_processor": {"device": "cpu"}}
-    overrides = on_cpu if any(step["registry_name"] == "device_processor" for step in steps) else {}
+    overrides = on_cpu if any(step.registry_name == "device_processor" for step in steps) else {}
     ends = {"to_transition": policy_action_to_transition, "to_output": transition_to_policy_action}
     try:
         with offline():
             return PolicyProcessorPipeline.from_pretrained(
                 folder, name, overrides=overrides, local_files_only=True, **(ends if name == POST else {})
             )
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever LeRobot, draccus, safetensors and transformers raise
         missing = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
         fix = f"; {NOT_FETCHED}" if missing else ""
-        raise InputError(f"{path} cannot be built: {' '.join(str(error).split())}{fix}") from None
+        raise InputError(f"{path} cannot be read: {one_line(error)}{fix}") from None
 
 
 def _check_normalisation(

@@ -1,0 +1,103 @@
+"""Arrays of HDF5 and zarr files that are not ours: checked against their file's length before they are read.
+
+Such a file may claim an array of any shape: chunks that it lacks are filled in. It may also refer to other files, or have its
+chunks unpickled. None of that is followed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import zarr
+
+from gpc.env import Array
+from gpc.errors import InputError
+
+TIMES, SPARE = 100, 64 * 2**20  # bytes of all arrays: so many times those of their file, and so many more
+CHUNKS, CHUNKS_SPARE = 100, 10_000  # chunks of an array: so many times the parts of its store, and so many more
+NUMBERS = "biuf"  # kinds of dtype: bool, int, unsigned, float
+
+
+class Budget:
+    """The bytes that arrays of one file or folder may take together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        stored = sum(file.stat().st_size for file in files)
+        self.parts, self.left = len(files), TIMES * stored + SPARE
+        if path.suffix == ".zip":
+            with ZipFile(path) as archive:
+                self.parts = len(archive.infolist())
+                self.take("its parts", sum(part.file_size for part in archive.infolist()))
+
+    def take(self, name: str, count: int) -> None:
+        """Account for bytes that are about to be read; InputError if the file is far too small for them."""
+        self.left -= count
+        if self.left < 0:
+            raise InputError(f"{self.path}: {name} would take {count} bytes, of which the file holds a small part only")
+
+
+def _check_array(name: str, array: Any, budget: Budget, chunk: tuple[int, ...]) -> None:
+    """Check kind and size of an array, and of one chunk, which is held while it is read."""
+    kind = np.dtype(array.dtype)
+    if kind.kind not in NUMBERS or kind.subdtype or not array.shape:
+        raise InputError(f"{budget.path}: {name} holds {kind} of shape {array.shape}; gpc reads arrays of numbers")
+    budget.take(f"a chunk of {name}", prod(chunk) * kind.itemsize)
+    budget.take(name, prod(array.shape) * kind.itemsize)
+    chunks = prod(-(-length // part) for length, part in zip(array.shape, chunk, strict=True))
+    if chunks > CHUNKS * budget.parts + CHUNKS_SPARE and not budget.path.is_file():
+        raise InputError(f"{budget.path}: {name} has {chunks} chunks, its folder {budget.parts} files")
+
+
+def hdf5_child(group: Any, name: str, budget: Budget) -> Any:
+    """A group or dataset of HDF5 that lies in the file itself; InputError for a link to elsewhere."""
+    h5py = import_module("h5py")
+    node = group
+    for part in name.split("/"):
+        if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} in {group.name} is missing, or a link; gpc follows none")
+        node = node[part]
+    return node
+
+
+def read_hdf5(group: Any, name: str, budget: Budget) -> Array:
+    """Read an array of HDF5 whole.
+
+    Raises:
+        InputError: there is none, it is none of numbers, lies in another file, or is far larger than its file.
+    """
+    dataset = hdf5_child(group, name, budget)
+    if not isinstance(dataset, import_module("h5py").Dataset) or dataset.is_virtual or dataset.external:
+        raise InputError(f"{budget.path}: {name} in {group.name} is no dataset in this file")
+    _check_array(name, dataset, budget, dataset.chunks or (1,) * len(dataset.shape or ()))
+    return np.asarray(dataset[:])
+
+
+def read_zarr(group: Any, name: str, budget: Budget) -> Array:
+    """Read an array of zarr whole.
+
+    Raises:
+        InputError: there is none, it is none of numbers, its chunks would be unpickled, or it is far larger than its store.
+    """
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise InputError(f"{budget.path}: {name} is no array")
+    names = [type(codec).__name__ for codec in _codecs(array)]
+    if any("pickle" in codec.lower() for codec in names):
+        raise InputError(f"{budget.path}: {name} is stored by {', '.join(names)}; gpc unpickles nothing")
+    _check_array(name, array, budget, array.shards or array.chunks)
+    return np.asarray(array[:])
+
+
+def _codecs(array: Any) -> list[Any]:
+    """Everything that turns a chunk into numbers, those within shards included."""
+    found = [*array.filters, *array.compressors, *([array.serializer] if array.serializer else [])]
+    for codec in found:
+        found += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
+    return found

@@ -1,0 +1,79 @@
+"""Build a network on torch's meta device, where tensors have a shape and no memory, before it is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, TypeVar
+from warnings import catch_warnings, simplefilter
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gpc.errors import InputError
+
+T = TypeVar("T", bound=nn.Module)
+CALLS, CALLS_PER_TENSOR = 2_000, 100  # of torch, while a network is built
+TABLES = frozenset({torch.arange, torch.linspace})
+"""Made for real if they are small: X-VLA reads one number by number, and torch's meta versions import its compiler, 3 s."""
+LONGEST = 10_000
+SPARE = 64 * 2**20  # bytes of what a network computes itself
+TIMES = 4  # a file in half precision becomes a network in single precision
+
+
+class CallLimit(TorchFunctionMode):
+    """Refuse to go on after so many calls of torch, as many as a network with the layers of a file takes."""
+
+    def __init__(self, calls: int, where: str) -> None:
+        super().__init__()
+        self.calls, self.where = calls, where
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count the call and make it."""
+        self.calls -= 1
+        if self.calls < 0:
+            raise InputError(f"{self.where} describes a network of many more layers than its weights have")
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":  # nothing to fill
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in TABLES and _is_small(func, args, kwargs):
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
+
+
+def _is_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a table has few numbers, by its arguments."""
+    numbers = [*args, *(kwargs[key] for key in ("start", "end", "step", "steps") if key in kwargs)]
+    counted = numbers[2:3] if func is torch.linspace else numbers
+    return bool(counted) and all(isinstance(n, int) and abs(n) <= LONGEST for n in counted)
+
+
+def dry_run(build: Callable[[], T], tensors: int, size: int, where: str) -> T:
+    """Build a network without memory and compare its cost with the file of its weights.
+
+    Args:
+        build: makes the network; called with torch's default device being "meta".
+        tensors: number of tensors in the file.
+        size: bytes of the file.
+        where: name of the configuration in errors.
+
+    Returns:
+        the network on the meta device.
+
+    Raises:
+        InputError: the network has far more layers or bytes than the file.
+    """
+    with catch_warnings(), torch.device("meta"), CallLimit(CALLS + CALLS_PER_TENSOR * tensors, where):
+        simplefilter("ignore")  # a network that loads its weights itself loads none here
+        network = build()
+    needed = _bytes(chain(network.parameters(), network.buffers()))
+    if needed > TIMES * size + SPARE:
+        raise InputError(f"{where} describes a network of {needed} bytes, the file of its weights has {size}")
+    return network
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in {id(t): t for t in tensors}.values())

@@ -1,0 +1,206 @@
+"""Measure a pickle before it is read: a few bytes may stand for a structure that never ends when it is walked or hashed."""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from math import prod
+from pickle import UnpicklingError
+from typing import IO, Any, cast
+
+OPERATIONS = 500_000  # in one pickle; a tensor takes about 25
+WORK = 20_000_000  # nodes that are put into a container, a shared one as often as it is used
+ITEMS = 8  # of a tuple that are looked at: more dimensions has no tensor
+DEPTH = 200  # of containers in each other; hashing a tuple is recursive in C, without a limit of its own
+CALLED = frozenset(
+    {
+        "collections.Counter",
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch.device",
+        "torch.nn.parameter.Parameter",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "__builtin__.complex",
+        "__builtin__.set",
+        "builtins.complex",
+        "builtins.set",
+    }
+)
+"""What a pickle may call: tensors and plain containers, and nothing that makes as many bytes as a number asks for."""
+TENSOR = "torch._utils._rebuild_tensor"
+ENCODE, LATIN = "_codecs.encode", "latin1"  # bytes in protocol 2; other codecs take quadratic time
+LITERALS = frozenset(
+    {
+        "NONE",
+        "NEWFALSE",
+        "NEWTRUE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "BINFLOAT",
+        "LONG1",
+        "BINUNICODE",
+        "SHORT_BINSTRING",
+    }
+)
+EMPTY = frozenset({"EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
+INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1, "APPENDS": None, "SETITEMS": None}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
+
+
+@dataclass(slots=True)
+class Node:
+    """An object of the pickle, as large as it is when every shared part is counted where it is used."""
+
+    nodes: int = 1
+    depth: int = 1
+    value: Any = None  # a number, a text or a dotted name; of a tuple those of its items
+
+
+class Measure:
+    """A stack machine that follows a pickle's operations, and keeps of every object its size and depth only."""
+
+    def __init__(self, called: Collection[str], size: int) -> None:
+        self.called, self.size, self.work = called, size, 0
+        self.storages: dict[Any, int] = {}
+        self.stack: list[Node] = []
+        self.marked: list[list[Node]] = []
+        self.memo: dict[int, Node] = {}
+
+    def run(self, pickle: Bounded) -> None:
+        """Follow the operations up to STOP.
+
+        Raises:
+            UnpicklingError: a limit is exceeded, or something is called that is not on the list.
+            IndexError, KeyError, ValueError, EOFError: the pickle is damaged.
+        """
+        for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], pickle))):
+            if count > OPERATIONS:
+                raise UnpicklingError(f"more than {OPERATIONS} operations")
+            self._step(operation.name, argument)
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name == "GLOBAL":
+            self.stack.append(self._named(argument.replace(" ", ".")))
+        elif name in LITERALS:
+            self.stack.append(Node(value=argument))
+        elif name in EMPTY:
+            self.stack.append(Node())
+        elif name == "EMPTY_TUPLE":
+            self.stack.append(Node(value=[]))
+        elif name in INTO:
+            items = self._pop(INTO[name])
+            self._put(self.stack[-1], items)
+        elif name in TUPLES:
+            items = self._pop(TUPLES[name])
+            self.stack.append(self._put(Node(value=[item.value for item in items[:ITEMS]]), items))
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, arguments = self._pop(2)
+            self._check_call(function, arguments)
+            self.stack.append(self._put(Node(), [arguments]))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = self.stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[argument])
+        elif name == "MARK":
+            self.marked.append(self.stack)
+            self.stack = []
+        elif name == "BINPERSID":
+            self.stack.append(self._storage(self.stack.pop()))
+        elif name not in ("PROTO", "STOP"):
+            raise UnpicklingError(f"unsupported operation {name}")
+
+    def _pop(self, count: int | None) -> list[Node]:
+        """The last `count` items of the stack, or all since the mark."""
+        if count is None:
+            items, self.stack = self.stack, self.marked.pop()
+            return items
+        items, self.stack[-count:] = self.stack[-count:], []
+        if len(items) < count:
+            raise IndexError("stack of the pickle is empty")
+        return items
+
+    def _put(self, container: Node, items: Iterable[Node]) -> Node:
+        for item in items:
+            self.work += item.nodes
+            container.nodes += item.nodes
+            container.depth = max(container.depth, 1 + item.depth)
+        if self.work > WORK or container.depth > DEPTH:
+            raise UnpicklingError("its containers are shared or nested without end")
+        return container
+
+    def _storage(self, identifier: Node) -> Node:
+        """The memory of tensors, as how many numbers: ("storage", type, key, device, numbers, ...)."""
+        parts = identifier.value if isinstance(identifier.value, list) else []
+        key, count = str(parts[2:3]), _number(parts, 4)
+        self.storages[key] = count
+        if sum(self.storages.values()) > self.size:
+            raise UnpicklingError("its tensors need more memory than it has bytes")
+        return Node(value=count)
+
+    def _named(self, name: str) -> Node:
+        """A class or function; torch's types are known to torch's unpickler."""
+        if name not in self.called and name != ENCODE and not name.startswith("torch."):
+            raise UnpicklingError(f"class {name.removeprefix('__builtin__.')}")
+        return Node(value=name)
+
+    def _check_call(self, function: Node, arguments: Node) -> None:
+        encodes = function.value == ENCODE and isinstance(arguments.value, list) and arguments.value[1:] == [LATIN]
+        if not encodes and (not isinstance(function.value, str) or function.value not in self.called):
+            raise UnpicklingError(f"class {function.value or 'of its own'}")
+        if str(function.value).startswith(TENSOR):
+            _check_tensor(arguments.value if isinstance(arguments.value, list) else [])
+
+
+def _number(parts: Any, index: int) -> int:
+    """A whole number of at least 0 in a tuple of the pickle."""
+    value = parts[index] if isinstance(parts, list) and len(parts) > index else None
+    if not isinstance(value, int) or value < 0:
+        raise UnpicklingError("a tensor's sizes are no whole numbers")
+    return value
+
+
+def _check_tensor(arguments: list[Any]) -> None:
+    """Compare a tensor (storage, offset, sizes, strides, ...) with its storage; torch enlarges one that is too small."""
+    if len(arguments) < 4 or not all(isinstance(part, list) for part in arguments[2:4]):
+        raise UnpicklingError("a tensor without sizes")
+    count, offset, sizes, strides = _number(arguments, 0), _number(arguments, 1), *arguments[2:4]
+    lengths = [_number(sizes, i) for i in range(len(sizes))]
+    if not prod(lengths):
+        return
+    last = offset + sum((length - 1) * _number(strides, i) for i, length in enumerate(lengths))
+    if last >= count or prod(lengths) > count:
+        raise UnpicklingError(f"a tensor of shape {lengths} is larger than its memory of {count} numbers")
+
+
+class Bounded:
+    """A file of which no more is asked than it has: reading allocates before it reads."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self.file, self.size = file, size
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int) -> bytes:
+        """Read so many bytes."""
+        if count > self.size:
+            raise EOFError("a text that is longer than the file")
+        return self.file.read(count)
+
+
+def measure(pickle: IO[bytes], size: int, called: Iterable[str] = ()) -> None:
+    """Check the cost of a pickle from its operations, without building anything.
+
+    Args:
+        pickle: file, at the beginning of the pickle.
+        size: bytes of the whole file, its tensors included.
+        called: names that may be called beside `CALLED`.
+
+    Raises:
+        UnpicklingError: a limit is exceeded, or something else is called. Damaged pickles raise more, see `Measure.run`.
+    """
+    Measure(CALLED | set(called), size).run(Bounded(pickle, size))
