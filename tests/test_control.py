@@ -78,7 +78,7 @@ def test_a_chunk_that_begins_in_the_future_is_refused():
     ("options", "message"),
     [
         ({"method": "ddpm"}, "unknown sampler"),
-        ({"steps": 0}, "at least one step"),
+        ({"steps": 0}, "choose a number from 1"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "sigma_min < sigma_max"),
     ],
 )

@@ -70,7 +70,7 @@ def test_the_code_of_a_tokenizer_is_not_offered_to_be_run(vla, tmp_path, monkeyp
     asked = []
     monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
     source = named(shutil.copytree(vla, tmp_path / "vla"), "policy_preprocessor.json", "tokenizer_name", str(tokenizer))
-    with pytest.raises(InputError, match=r"policy_preprocessor\.json cannot be built"):
+    with pytest.raises(InputError, match=r"policy_preprocessor\.json cannot be read"):
         gpc.load_policy(source)
     assert asked == []
     assert not mark.exists()
