@@ -81,6 +81,13 @@ def test_an_episode_that_differs_says_where_and_in_which_versions(searched, said
     assert (tmp_path / "both.mp4").stat().st_size > 1000
 
 
+def test_a_video_that_cannot_be_written_does_not_cost_the_verdict(searched, said, tmp_path):
+    code, text = said(searched, 0, "--video", str(tmp_path / "nowhere/both.mp4"))
+    assert code == 0, text
+    assert "the video is missing: RunError: " in text
+    assert "actions: all 16 the same, bit for bit" in text
+
+
 def test_where_the_observations_part_first_it_is_the_simulator(searched, said):
     arrays = dict(zarr.open_group(searched / "trajectories.zarr", mode="a").arrays())
     kept = {name: np.asarray(arrays[name][0]) for name in ("state", "action")}

@@ -6,11 +6,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpc.cli import main
 from gpc.config import completed
 from gpc.errors import GpcError, InputError, RunError
+from gpc.film import write_video
 from gpc.inert import Console
 from gpc.load import load_policy
 from gpc.record import read_rows
@@ -226,6 +228,10 @@ def test_a_link_in_a_folder_is_written_through_by_no_command(compared, tiny, tmp
     assert main(["evaluate", f"policies=[{tiny[0]}]", *SHORT, "episodes=1", f"run_dir={folder}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert victim.read_text() == "the user's own"
+    (folder / "unfinished-clip.mp4").symlink_to(victim)
+    write_video(folder / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
+    assert victim.read_text() == "the user's own"
+    assert not (folder / "clip.mp4").is_symlink()
 
 
 def test_the_module_of_an_environment_that_the_user_types_is_imported(tmp_path, monkeypatch):
