@@ -15,7 +15,7 @@ from gpc.errors import GpcError, InputError, RunError
 from gpc.film import write_video
 from gpc.inert import Console
 from gpc.load import load_policy
-from gpc.record import read_rows
+from gpc.record import RunFolder, read_rows
 from gpc.replay import replay
 
 SHORT = ["env.max_steps=8", "video=0", "sampler.steps=2"]
@@ -228,9 +228,17 @@ def test_a_link_in_a_folder_is_written_through_by_no_command(compared, tiny, tmp
     assert main(["evaluate", f"policies=[{tiny[0]}]", *SHORT, "episodes=1", f"run_dir={folder}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert victim.read_text() == "the user's own"
+    (folder / "lock").unlink()
+    victim.write_text("the user's own, without an end of line")  # what a kill leaves torn is cut off
+    (folder / "episodes.jsonl").unlink()
+    (folder / "episodes.jsonl").symlink_to(victim)
+    settings = json.loads((folder / "manifest.json").read_text())["config"]
+    with pytest.raises(InputError, match="cannot be written"):
+        RunFolder(folder, settings, 8)
+    assert victim.read_text() == "the user's own, without an end of line"
     (folder / "unfinished-clip.mp4").symlink_to(victim)
     write_video(folder / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
-    assert victim.read_text() == "the user's own"
+    assert victim.read_text() == "the user's own, without an end of line"
     assert not (folder / "clip.mp4").is_symlink()
 
 
