@@ -53,7 +53,7 @@ class Replay:
         if ours.shape[1:] != theirs.shape[1:]:
             return 0
         shared = min(len(ours), len(theirs))
-        differ = np.flatnonzero((ours[:shared] != theirs[:shared]).reshape(shared, -1).any(1))
+        differ = np.flatnonzero((ours[:shared] != theirs[:shared]).any(axis=tuple(range(1, ours.ndim))))
         if len(differ):
             return int(differ[0]) * stride
         return shared * stride if len(ours) != len(theirs) else None

@@ -236,6 +236,16 @@ def test_a_link_in_a_folder_is_written_through_by_no_command(compared, tiny, tmp
     with pytest.raises(InputError, match="cannot be written"):
         RunFolder(folder, settings, 8)
     assert victim.read_text() == "the user's own, without an end of line"
+    (folder / "episodes.jsonl").unlink()
+    shutil.copy(compared / "episodes.jsonl", folder)
+    others = shutil.copytree(compared / "trajectories.zarr", tmp_path / "others")
+    before = {path: path.stat().st_mtime_ns for path in others.rglob("*")}
+    for name in ("trajectories.zarr/action", "trajectories.zarr"):
+        shutil.rmtree(folder / name)
+        (folder / name).symlink_to(others / name.removeprefix("trajectories.zarr").lstrip("/"))
+        with pytest.raises(InputError, match="is a link, through which gpc does not write"):
+            RunFolder(folder, settings, 8)
+    assert {path: path.stat().st_mtime_ns for path in others.rglob("*")} == before
     (folder / "unfinished-clip.mp4").symlink_to(victim)
     write_video(folder / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
     assert victim.read_text() == "the user's own, without an end of line"
