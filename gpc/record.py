@@ -28,7 +28,7 @@ from gpc import schema
 from gpc.config import completed
 from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
 from gpc.env import Array
-from gpc.errors import GpcError, InputError, RunError
+from gpc.errors import GpcError, InputError, RunError, one_line
 from gpc.trajectories import Trajectories
 
 SCHEMA_VERSION = 1  # of manifest.json and summary.json
@@ -271,8 +271,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged.
     """
-    if not path.exists():
-        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{one_line(path)} cannot be read: {one_line(error)}") from None
     return schema.read(dict[str, Any], path)
 
 

@@ -187,7 +187,7 @@ def test_a_video_that_fails_leaves_no_file_and_blames_no_disk(failure, tmp_path,
         raise failure("a frame of another size")
 
     monkeypatch.setattr("gpc.film.label", fail)
-    with pytest.raises(failure, match="^a frame of another size$"):
+    with pytest.raises(failure, match=r"^a frame of another size$"):
         write_video(tmp_path / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
     assert list(tmp_path.iterdir()) == []
 

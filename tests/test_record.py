@@ -33,7 +33,7 @@ def test_rows_and_trajectories_come_back(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         assert folder.phase("search") == [row(1), row(2), row(3)]
     np.testing.assert_array_equal(read_trajectory(tmp_path, 2)["action"], STEPS["action"])
-    with pytest.raises(InputError, match="episode 900 of .* cannot be read"):
+    with pytest.raises(InputError, match=r"episode 900 of .* cannot be read"):
         read_trajectory(tmp_path, 900)
 
 
