@@ -331,7 +331,7 @@ def test_an_episode_whose_shard_is_gone_is_one_line(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         folder.append(row(1), STEPS)
     (tmp_path / "trajectories.zarr/action/0.0.0").unlink()
-    with pytest.raises(InputError, match="no actions of episode 0; copy its trajectories.zarr, too"):
+    with pytest.raises(InputError, match=r"no actions of episode 0; copy its trajectories\.zarr, too"):
         read_trajectory(tmp_path, 0)
 
 
