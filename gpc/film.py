@@ -50,18 +50,19 @@ def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: in
     Raises:
         RunError: the file cannot be written; an older one stays.
     """
-    from imageio_ffmpeg import count_frames_and_secs
-
     temporary = path.with_name(f"unfinished-{path.name}")
     with writing(path):
-        temporary.touch()
+        temporary.unlink(missing_ok=True)  # in a folder of others it may be a link to any file
+        temporary.touch(exist_ok=False)
         try:
-            _encode(temporary, panels, fps)
-            count_frames_and_secs(temporary)  # an encoder whose disk is full at the very end does not fail
-        except (OSError, RuntimeError, ValueError) as error:
-            temporary.unlink()
-            raise RunError(f"{path} cannot be written: {one_line(error, 80)} (is the disk full?)") from None
-        temporary.replace(path)
+            try:
+                _encode(temporary, panels, fps)
+                _check_whole(temporary)
+            except OSError as error:
+                raise RunError(f"{path} cannot be written: {one_line(error, 80)} (is the disk full?)") from None
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -> None:
@@ -80,6 +81,16 @@ def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -
                 ImageDraw.Draw(canvas).text((6, 9), label(title), fill="black", font_size=14)
                 shown.append(np.asarray(canvas))
             cast(Any, writer).append_data(np.concatenate(shown, axis=1))
+
+
+def _check_whole(path: Path) -> None:
+    """Raise OSError if a video ends early: an encoder whose disk is full at the very end does not fail."""
+    from imageio_ffmpeg import count_frames_and_secs
+
+    try:
+        count_frames_and_secs(path)
+    except RuntimeError as error:
+        raise OSError(one_line(error)) from None
 
 
 def _title(row: Row, summary: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from gpc import schema
 from gpc.config import completed
 from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
 from gpc.env import Array
-from gpc.errors import GpcError, InputError, RunError
+from gpc.errors import GpcError, InputError, RunError, one_line
 from gpc.trajectories import Trajectories
 
 SCHEMA_VERSION = 1  # of manifest.json and summary.json
@@ -100,8 +100,8 @@ class RunFolder:
                     f"{self.path} is in use by another gpc process; wait for it or choose another run_dir"
                 ) from None
             self._versions = self._check_manifest(config, resolved)
-            self.rows: dict[Key, Row] = {row.key: row for row in read_rows(rows, mend=True)}
-            self._file = os.open(rows, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            self._file = os.open(rows, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            self.rows: dict[Key, Row] = {row.key: row for row in _decoded(self._mended(), rows)}
             self._trajectories = Trajectories(self.path, length)
             sync_folder(self.path)
 
@@ -164,6 +164,15 @@ class RunFolder:
                     f"{self.path} was begun with {name} {recorded}, now {installed[name]} is installed, and one table must not "
                     f"mix them; pip install '{name}=={recorded}', or use another run_dir"
                 )
+
+    def _mended(self) -> bytes:
+        """The rows' file; a last line that a kill left torn is cut off."""
+        with os.fdopen(self._file, "rb", closefd=False) as file:
+            content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.ftruncate(self._file, whole)
+        return content[:whole]
 
     def _end(self) -> int:
         """Where the next row begins; RunError if the file is no longer the folder's."""
@@ -262,8 +271,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged.
     """
-    if not path.exists():
-        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path.parent} is not a finished gpc run: it has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{one_line(path)} cannot be read: {one_line(error)}") from None
     return schema.read(dict[str, Any], path)
 
 
@@ -282,8 +295,8 @@ def read_versioned(kind: Any, path: Path) -> dict[str, Any]:
     return content
 
 
-def read_rows(path: Path, mend: bool = False) -> list[Row]:
-    """Read an episodes.jsonl; `mend` cuts off a last line that a kill left torn.
+def read_rows(path: Path) -> list[Row]:
+    """Read an episodes.jsonl, without a last line that a kill left torn.
 
     Raises:
         InputError: the file cannot be read.
@@ -295,11 +308,13 @@ def read_rows(path: Path, mend: bool = False) -> list[Row]:
         return []
     except OSError as error:
         raise InputError(f"{path} cannot be read: {reason(error)}") from None
-    whole = content.rfind(b"\n") + 1
-    if mend and whole < len(content):
-        os.truncate(path, whole)
+    return _decoded(content, path)
+
+
+def _decoded(content: bytes, path: Path) -> list[Row]:
+    """The rows of whole lines."""
     rows: dict[Key, Row] = {}
-    for number, line in enumerate(content[:whole].splitlines(), 1):
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
             row = schema.decode(Row, line, f"{path}, line {number} is damaged")
             if row.key in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from omegaconf import OmegaConf
 
 from gpc.config import check_nodes
 from gpc.env import Array
-from gpc.errors import InputError, one_line
+from gpc.errors import InputError, missing, one_line
 from gpc.experiment import BY_POLICY, Experiment
 from gpc.film import film, write_video
-from gpc.inert import Console
+from gpc.inert import Console, notice
 from gpc.load import load_policy
 from gpc.policy import Policy
 from gpc.record import Row, read_json, read_rows, versions
@@ -52,7 +53,7 @@ class Replay:
         if ours.shape[1:] != theirs.shape[1:]:
             return 0
         shared = min(len(ours), len(theirs))
-        differ = np.flatnonzero((ours[:shared] != theirs[:shared]).reshape(shared, -1).any(1))
+        differ = np.flatnonzero((ours[:shared] != theirs[:shared]).any(axis=tuple(range(1, ours.ndim))))
         if len(differ):
             return int(differ[0]) * stride
         return shared * stride if len(ours) != len(theirs) else None
@@ -116,10 +117,12 @@ def replay(
     job = Job(row.candidate, row.weights, row.seed)
     (again,) = rollout([job], experiment.actor, experiment.env, experiment.engine)
     if clip:
-        env = experiment.env.make()
         played = {"recorded": trajectory["action"], "now": again.trajectory["action"]}
-        write_video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
-        env.close()
+        try:
+            with closing(experiment.env.make()) as env:
+                write_video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
+        except Exception as error:  # a camera or an encoder that fails must not cost the verdict
+            notice(missing("the video", error))
     return Replay(row, trajectory, again, experiment.env.n_action_steps, _changed(recorded.versions))
 
 

@@ -26,11 +26,11 @@ NUMBERS = "biuf"  # kinds of dtype: bool, int, unsigned, float
 class Budget:
     """The bytes that arrays of one file or folder may take together."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spare: int = SPARE) -> None:
         self.path = path
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
         stored = sum(file.stat().st_size for file in files)
-        self.parts, self.left = len(files), TIMES * stored + SPARE
+        self.parts, self.left = len(files), TIMES * stored + spare
         if path.suffix == ".zip":
             with ZipFile(path) as archive:
                 self.parts = len(archive.infolist())
@@ -43,14 +43,16 @@ class Budget:
             raise InputError(f"{self.path}: {name} would take {count} bytes, of which the file holds a small part only")
 
 
-def _check_array(name: str, array: Any, budget: Budget, chunk: tuple[int, ...]) -> None:
-    """Check kind and size of an array, and of one chunk, which is held while it is read."""
-    kind = np.dtype(array.dtype)
+def _check_array(
+    name: str, array: Any, budget: Budget, chunk: tuple[int, ...], shape: tuple[int, ...] | None = None
+) -> None:
+    """Check kind and size of what is read of an array (None: all), and of one chunk, which is held while it is read."""
+    kind, shape = np.dtype(array.dtype), array.shape if shape is None else shape
     if kind.kind not in NUMBERS or kind.subdtype or not array.shape:
         raise InputError(f"{budget.path}: {name} holds {kind} of shape {array.shape}; gpc reads arrays of numbers")
     budget.take(f"a chunk of {name}", prod(chunk) * kind.itemsize)
-    budget.take(name, prod(array.shape) * kind.itemsize)
-    chunks = prod(-(-length // part) for length, part in zip(array.shape, chunk, strict=True))
+    budget.take(name, prod(shape) * kind.itemsize)
+    chunks = prod(-(-length // part) for length, part in zip(shape, chunk, strict=True))
     if chunks > CHUNKS * budget.parts + CHUNKS_SPARE and not budget.path.is_file():
         raise InputError(f"{budget.path}: {name} has {chunks} chunks, its folder {budget.parts} files")
 
@@ -80,7 +82,12 @@ def read_hdf5(group: Any, name: str, budget: Budget) -> Array:
 
 
 def read_zarr(group: Any, name: str, budget: Budget) -> Array:
-    """Read an array of zarr whole.
+    """Read an array of zarr whole; raises what `zarr_array` raises."""
+    return np.asarray(zarr_array(group, name, budget)[:])
+
+
+def zarr_array(group: Any, name: str, budget: Budget, entries: int | None = None) -> Any:
+    """Open an array of zarr, of which so many entries are read (None: all).
 
     Raises:
         InputError: there is none, it is none of numbers, its chunks would be unpickled, or it is far larger than its store.
@@ -88,16 +95,17 @@ def read_zarr(group: Any, name: str, budget: Budget) -> Array:
     array = group[name]
     if not isinstance(array, zarr.Array):
         raise InputError(f"{budget.path}: {name} is no array")
-    names = [type(codec).__name__ for codec in _codecs(array)]
+    names = codecs(array)
     if any("pickle" in codec.lower() for codec in names):
         raise InputError(f"{budget.path}: {name} is stored by {', '.join(names)}; gpc unpickles nothing")
-    _check_array(name, array, budget, array.shards or array.chunks)
-    return np.asarray(array[:])
+    shape = array.shape if entries is None else (entries, *array.shape[1:])
+    _check_array(name, array, budget, array.shards or array.chunks, shape)
+    return array
 
 
-def _codecs(array: Any) -> list[Any]:
-    """Everything that turns a chunk into numbers, those within shards included."""
+def codecs(array: Any) -> list[str]:
+    """Return the types of everything that turns a chunk into numbers, those within shards included."""
     found = [*array.filters, *array.compressors, *([array.serializer] if array.serializer else [])]
     for codec in found:
         found += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
-    return found
+    return [type(codec).__name__ for codec in found]

@@ -21,29 +21,37 @@ from zarr.storage import LocalStore
 
 from gpc.disk import replace_file, sync_folder
 from gpc.env import Array
-from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.errors import GpcError, InputError, RunError, one_line, reading
+from gpc.stored_arrays import Budget, codecs, zarr_array
 
 FOLDER = "trajectories.zarr"
 EPISODES = 256  # in one file, at most
 CHUNKS = 16  # of one file
 FILE_BYTES = 64 * 2**20  # of one file before compression, at most: each batch of episodes writes the last file again
-READ_BYTES = 2**30  # of one chunk, at most, in a folder that is read
-CODECS = {"bytes", "zstd", "crc32c", "sharding_indexed"}
+READ_BYTES = 2**30  # of one episode, in a folder that is read: what fills it up is stored in next to nothing
+CODECS = {"BytesCodec", "ZstdCodec", "Crc32cCodec", "ShardingCodec"}
 
 
 class Trajectories:
     """The recorded arrays of a run: (episodes, `length`, ...) each, filled up with NaN.
 
     Raises:
-        InputError: the folder is damaged.
+        InputError: the folder is damaged, has episodes of another length, or leads to another folder.
         OSError: the disk failed.
     """
 
     def __init__(self, path: Path, length: int) -> None:
         self._path, self._length = path / FOLDER, length
-        with _checked(self._path, InputError, passed=OSError):
+        for link in (file for file in (self._path, *self._path.rglob("*")) if file.is_symlink()):
+            raise InputError(f"{link} is a link, through which gpc does not write; copy what it leads to")
+        with _checked(self._path, InputError):
             self._group = zarr.open_group(_DurableStore(self._path), mode="a", zarr_format=3)
-            self._arrays: dict[str, Any] = {name: self._group[name] for name in _names(self._path)}
+            self._arrays: dict[str, Any] = _arrays(self._path, self._group)
+        for name, array in self._arrays.items():
+            if array.shape[1] != length:
+                raise InputError(
+                    f"{self._path}: {name} has episodes of at most {array.shape[1]} steps, not {length}; use another run_dir"
+                )
 
     def write(self, start: int, batch: Sequence[Mapping[str, Array]]) -> None:
         """Write the episodes of numbers `start` and following; they are on disk when this returns.
@@ -52,7 +60,7 @@ class Trajectories:
             OSError: the disk failed; what was there before `start` stays.
             RunError: what is there already is damaged.
         """
-        with _checked(self._path, RunError, passed=OSError):
+        with _checked(self._path, RunError):
             for name in {**self._arrays, **{name: None for episode in batch for name in episode}}:
                 self._write(name, start, [episode.get(name) for episode in batch])
 
@@ -60,12 +68,15 @@ class Trajectories:
         if name not in self._arrays:
             self._arrays[name] = self._create(name, next(value for value in values if value is not None))
         array, stop = self._arrays[name], start + len(values)
+        found = [value for value in values if value is not None]
+        if any(value.shape[1:] != array.shape[2:] for value in found):
+            raise ValueError(f"{name} has entries of shape {array.shape[2:]}, not {found[0].shape[1:]}")
         if stop > array.shape[0]:
             array.resize((-(-stop // EPISODES) * EPISODES, *array.shape[1:]))
-        block = np.full((len(values), *array.shape[1:]), np.nan, array.dtype)
-        for filled, value in zip(block, values, strict=True):
+        block = np.full((len(values), *array.shape[1:]), np.nan, array.dtype) if found else np.nan
+        for i, value in enumerate(values):
             if value is not None:
-                filled[: len(value)] = value
+                block[i, : len(value)] = value
         array[start:stop] = block
 
     def _create(self, name: str, value: Array) -> Any:
@@ -111,46 +122,44 @@ def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
     Raises:
         InputError: it is missing or damaged.
     """
-    with _checked(path / FOLDER, InputError, f"has no episode {episode} that can be read"):
+    with reading(f"episode {episode} of {path / FOLDER}"):
         group = zarr.open_group(path / FOLDER, mode="r", zarr_format=3)
-        found = {name: _episode(name, group[name], episode) for name in _names(path / FOLDER)}
-    if "action" not in found:
-        raise InputError(f"{path} has episodes.jsonl but no actions; copy its trajectories.zarr, too")
-    return {name: value[~np.isnan(value.reshape(len(value), -1)).all(1)] for name, value in found.items()}
+        arrays = _arrays(path / FOLDER, group)
+        found = {name: _unfilled(np.asarray(array[episode])) for name, array in arrays.items()}
+    if not len(found.get("action", ())):
+        raise InputError(
+            f"{path} has episodes.jsonl but no actions of episode {episode}; copy its trajectories.zarr, too"
+        )
+    return found
 
 
-def _names(path: Path) -> list[str]:
-    """The arrays: a kill may leave the folder of one that has no metadata yet."""
-    return sorted(file.parent.name for file in path.glob("*/zarr.json"))
+def _unfilled(value: Array) -> Array:
+    return value[~np.isnan(value).all(axis=tuple(range(1, value.ndim)))]
 
 
-def _episode(name: str, array: Any, episode: int) -> Array:
-    """Read one entry of an array, if it needs no more memory and no other codecs than gpc's own."""
-    inner = array.chunks
-    outer = array.shards or inner
-    size = prod(inner) * array.dtype.itemsize
-    if array.ndim < 2 or size > READ_BYTES or prod(outer) > EPISODES * prod(inner):
-        raise ValueError(f"{name} has chunks of {size} bytes in files of {prod(outer) // max(1, prod(inner))} chunks")
-    if foreign := sorted(set(_codecs(array.metadata.to_dict()["codecs"])) - CODECS):
-        raise ValueError(f"{name} is encoded with {', '.join(foreign)}")
-    return np.asarray(array[episode])
+def _arrays(path: Path, group: Any) -> dict[str, Any]:
+    """Open the arrays, if an episode needs no more memory and no other codecs than gpc's own.
 
-
-def _codecs(nodes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for node in nodes:
-        yield str(node["name"])
-        inner = node.get("configuration", {})
-        yield from _codecs([*inner.get("codecs", ()), *inner.get("index_codecs", ())])
+    A kill may leave the folder of one that has no metadata yet.
+    """
+    budget, found = Budget(path, READ_BYTES), {}
+    for name in sorted(file.parent.name for file in path.glob("*/zarr.json")):
+        array = found[name] = zarr_array(group, name, budget, entries=1)
+        if foreign := sorted({*codecs(array)} - CODECS):
+            raise InputError(f"{path}: {name} is encoded with {', '.join(foreign)}")
+        if array.ndim < 2 or prod(array.shards or ()) > EPISODES * prod(array.chunks):
+            raise InputError(
+                f"{path}: {name} has shape {array.shape} in chunks of {array.chunks}; gpc writes none such"
+            )
+    return found
 
 
 @contextmanager
-def _checked(
-    path: Path, kind: type[GpcError], problem: str = "is damaged", passed: type[Exception] | tuple[()] = ()
-) -> Iterator[None]:
-    """Turn the errors of zarr over damaged files, which may be any but `passed`, into one line."""
+def _checked(path: Path, kind: type[GpcError]) -> Iterator[None]:
+    """Turn the errors of zarr over damaged files, which may be any but those of the disk, into one line."""
     try:
         yield
-    except passed:
+    except (OSError, GpcError):
         raise
     except Exception as error:
-        raise kind(f"{path} {problem}: {one_line(error)}") from None
+        raise kind(f"{path} is damaged: {one_line(error)}") from None

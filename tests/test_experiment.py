@@ -181,6 +181,17 @@ def test_a_video_on_a_full_disk_is_one_line_and_leaves_the_old_one(tmp_path):
     assert all(re.match(r".*clip\.mp4 cannot be written: .*is the disk full\?", text) for text in failed)
 
 
+@pytest.mark.parametrize("failure", [TypeError, ValueError, KeyboardInterrupt])
+def test_a_video_that_fails_leaves_no_file_and_blames_no_disk(failure, tmp_path, monkeypatch):
+    def fail(*_):
+        raise failure("a frame of another size")
+
+    monkeypatch.setattr("gpc.film.label", fail)
+    with pytest.raises(failure, match=r"^a frame of another size$"):
+        write_video(tmp_path / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
+    assert list(tmp_path.iterdir()) == []
+
+
 HELD_OUT = Path(__file__).parent / "data/pusht-held-out.zarr.zip"
 SEARCHES = {
     "racing": ["search.budget=40"],

@@ -33,7 +33,7 @@ def test_rows_and_trajectories_come_back(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         assert folder.phase("search") == [row(1), row(2), row(3)]
     np.testing.assert_array_equal(read_trajectory(tmp_path, 2)["action"], STEPS["action"])
-    with pytest.raises(InputError, match="no episode 900 that can be read"):
+    with pytest.raises(InputError, match=r"episode 900 of .* cannot be read"):
         read_trajectory(tmp_path, 900)
 
 
@@ -286,8 +286,13 @@ def test_a_run_does_not_continue_over_a_damaged_trajectory(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"shape": [256, 2**40, 2]}, "chunks of 8796093022208 bytes"),
-        ({"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]}, "encoded with gzip"),
+        ({"shape": [256, 2**40, 2]}, "action would take 8796093022208 bytes"),
+        ({"shape": [256, 2**40, 2], "chunks": [1, 4, 2]}, "action would take 8796093022208 bytes"),
+        ({"shape": [256, 2**20, 2], "chunks": [1, 1, 2]}, "action has 1048576 chunks"),
+        ({"codecs": [{"name": "bytes"}, {"name": "gzip", "configuration": {"level": 1}}]}, "encoded with GzipCodec"),
+        ({"data_type": "string", "fill_value": "", "codecs": [{"name": "vlen-utf8"}]}, "reads arrays of numbers"),
+        ({"shape": [256], "chunks": [1]}, "gpc writes none such"),
+        ({"shape": [256, 0, 2], "chunks": [1, 1, 2]}, "no actions of episode 0"),
     ],
 )
 def test_a_trajectory_of_a_stranger_takes_no_other_memory_or_codecs_than_our_own(change, words, tmp_path):
@@ -298,12 +303,35 @@ def test_a_trajectory_of_a_stranger_takes_no_other_memory_or_codecs_than_our_own
     found |= {
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [1, *change.get("shape", found["shape"])[1:]]},
+            "configuration": {"chunk_shape": change.get("chunks", [1, *change.get("shape", found["shape"])[1:]])},
         }
     }
     found |= {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]}
-    path.write_text(json.dumps(found | change))
-    with pytest.raises(InputError, match=f"no episode 0 that can be read: action .*{words}"):
+    path.write_text(json.dumps(found | {key: value for key, value in change.items() if key != "chunks"}))
+    with pytest.raises(InputError, match=words):
+        read_trajectory(tmp_path, 0)
+    with pytest.raises(InputError, match=f"{words}|episodes of at most 0 steps, not 4"):
+        RunFolder(tmp_path, CONFIG, 4)
+
+
+def test_a_folder_of_longer_episodes_or_other_actions_is_not_continued(tmp_path):
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
+        folder.append(row(1), STEPS)
+    with pytest.raises(InputError, match="action has episodes of at most 4 steps, not 5; use another run_dir"):
+        RunFolder(tmp_path, CONFIG, 5)
+    with (
+        RunFolder(tmp_path, CONFIG, 4) as folder,
+        pytest.raises(RunError, match=r"entries of shape \(2,\), not \(1,\)"),
+    ):
+        folder.append(row(2), {"action": STEPS["action"][:, :1]})
+    assert read_rows(tmp_path / "episodes.jsonl") == [row(1)]
+
+
+def test_an_episode_whose_shard_is_gone_is_one_line(tmp_path):
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
+        folder.append(row(1), STEPS)
+    (tmp_path / "trajectories.zarr/action/0.0.0").unlink()
+    with pytest.raises(InputError, match=r"no actions of episode 0; copy its trajectories\.zarr, too"):
         read_trajectory(tmp_path, 0)
 
 

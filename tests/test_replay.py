@@ -10,6 +10,8 @@ import zarr
 import gpc
 from gpc.cli import main
 from gpc.record import read_rows
+from gpc.replay import Replay
+from gpc.rollout import Episode, Job
 
 SHORT = ["env.max_steps=16", "video=0", "sampler.steps=3"]
 
@@ -81,6 +83,13 @@ def test_an_episode_that_differs_says_where_and_in_which_versions(searched, said
     assert (tmp_path / "both.mp4").stat().st_size > 1000
 
 
+def test_a_video_that_cannot_be_written_does_not_cost_the_verdict(searched, said, tmp_path):
+    code, text = said(searched, 0, "--video", str(tmp_path / "nowhere/both.mp4"))
+    assert code == 0, text
+    assert "the video is missing: RunError: " in text
+    assert "actions: all 16 the same, bit for bit" in text
+
+
 def test_where_the_observations_part_first_it_is_the_simulator(searched, said):
     arrays = dict(zarr.open_group(searched / "trajectories.zarr", mode="a").arrays())
     kept = {name: np.asarray(arrays[name][0]) for name in ("state", "action")}
@@ -135,6 +144,12 @@ def test_policies_that_were_loaded_elsewhere_are_named_and_another_one_is_refuse
     assert (code, "--policies names 2; the episode was run by 1" in text) == (2, True)
 
 
+def test_a_recorded_array_without_entries_parts_at_the_first_step(searched):
+    steps = {"action": np.zeros((4, 2)), "state": np.zeros((0, 3))}
+    now = Episode(Job(0, (1.0,), 0), False, 0.0, 4, steps | {"state": np.ones((1, 3))})
+    assert Replay(read_rows(searched / "episodes.jsonl")[0], steps, now, 4, {}).parting("state") == 0
+
+
 def test_what_cannot_be_replayed_is_one_line(searched, said, tmp_path):
     assert "episodes 0 to" in said(searched, 99)[1]
     assert said("/nowhere", 0)[0] == said(searched, -1)[0] == said(searched, "x")[0] == 2
@@ -143,7 +158,7 @@ def test_what_cannot_be_replayed_is_one_line(searched, said, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "episodes.jsonl").write_text((searched / "episodes.jsonl").read_text())
     code, text = said(tmp_path, 0)
-    assert (code, "trajectories.zarr has no episode 0" in text) == (2, True)
+    assert (code, f"episode 0 of {tmp_path / 'trajectories.zarr'} cannot be read" in text) == (2, True)
     (tmp_path / "trajectories.zarr").symlink_to(searched / "trajectories.zarr")
     code, text = said(tmp_path, 0)
     assert (code, "before run folders held the whole configuration" in text) == (2, True)

@@ -52,7 +52,12 @@ def test_several_runs_give_one_page_and_one_store(runs, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [([], "takes run folders"), (["two", "nowhere"], "nowhere is not a finished gpc run")]
+    ("arguments", "words"),
+    [
+        ([], "takes run folders"),
+        (["two", "nowhere"], "nowhere is not a finished gpc run"),
+        (["x" * 300], "File name too long"),
+    ],
 )
 def test_what_is_no_run_is_one_line_and_nothing_is_written(runs, capsys, arguments, words):
     assert main(["report", *arguments]) == 2

@@ -6,14 +6,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpc.cli import main
 from gpc.config import completed
 from gpc.errors import GpcError, InputError, RunError
+from gpc.film import write_video
 from gpc.inert import Console
 from gpc.load import load_policy
-from gpc.record import read_rows
+from gpc.record import RunFolder, read_rows
 from gpc.replay import replay
 
 SHORT = ["env.max_steps=8", "video=0", "sampler.steps=2"]
@@ -226,6 +228,28 @@ def test_a_link_in_a_folder_is_written_through_by_no_command(compared, tiny, tmp
     assert main(["evaluate", f"policies=[{tiny[0]}]", *SHORT, "episodes=1", f"run_dir={folder}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert victim.read_text() == "the user's own"
+    (folder / "lock").unlink()
+    victim.write_text("the user's own, without an end of line")  # what a kill leaves torn is cut off
+    (folder / "episodes.jsonl").unlink()
+    (folder / "episodes.jsonl").symlink_to(victim)
+    settings = json.loads((folder / "manifest.json").read_text())["config"]
+    with pytest.raises(InputError, match="cannot be written"):
+        RunFolder(folder, settings, 8)
+    assert victim.read_text() == "the user's own, without an end of line"
+    (folder / "episodes.jsonl").unlink()
+    shutil.copy(compared / "episodes.jsonl", folder)
+    others = shutil.copytree(compared / "trajectories.zarr", tmp_path / "others")
+    before = {path: path.stat().st_mtime_ns for path in others.rglob("*")}
+    for name in ("trajectories.zarr/action", "trajectories.zarr"):
+        shutil.rmtree(folder / name)
+        (folder / name).symlink_to(others / name.removeprefix("trajectories.zarr").lstrip("/"))
+        with pytest.raises(InputError, match="is a link, through which gpc does not write"):
+            RunFolder(folder, settings, 8)
+    assert {path: path.stat().st_mtime_ns for path in others.rglob("*")} == before
+    (folder / "unfinished-clip.mp4").symlink_to(victim)
+    write_video(folder / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
+    assert victim.read_text() == "the user's own, without an end of line"
+    assert not (folder / "clip.mp4").is_symlink()
 
 
 def test_the_module_of_an_environment_that_the_user_types_is_imported(tmp_path, monkeypatch):
