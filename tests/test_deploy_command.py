@@ -154,6 +154,18 @@ def test_bad_input_is_told_before_anything_moves(tmp_path, keys, why, monkeypatc
         flown(tmp_path, *[key for key in keys if key != "LINE"], **toys)
 
 
+def test_virtual_time_sends_nothing_to_a_robot_that_does_not_wait(tmp_path):
+    class Real(Arm):
+        waits_for_driver = False
+
+    arm = Real()
+    with pytest.raises(InputError, match=r"mode=live: toy does not wait for its driver; use clock.kind=real"):
+        flown(tmp_path, planner=Line(), robot=arm)
+    assert arm.reads == 0
+    outcome, _, _ = flown(tmp_path, "mode=dry-run", planner=Line(), robot=arm)
+    assert (outcome.code, arm.sent) == (0, [])
+
+
 def failing(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

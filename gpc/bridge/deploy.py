@@ -125,6 +125,7 @@ def _add(folder: Path, summary: Mapping[str, Any], config: DictConfig) -> str:
 def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, float]:
     """Everything that flies, and the seconds between two sendings."""
     spec, observations = planner.actions, planner.observations
+    _check_clock(config, robot)
     substeps, period = _rhythm(config, spec.dt)
     mapped = cast(dict[str, Any], OmegaConf.to_container(config.robot))
     wiring = wire(robot, observations.shapes, spec.dim, mapped["observations"], mapped["actions"], config.task)
@@ -144,12 +145,20 @@ def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, flo
     return Loop(robot, wiring, pilot, config.mode), period
 
 
-def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
-    """How many actions are sent for each step of the policy, and the seconds between them."""
+def _check_clock(config: DictConfig, robot: Robot) -> None:
+    """Refuse virtual time for a robot that moves in real time: no period waits for the clock."""
     if config.clock.kind not in CLOCKS:
         raise InputError(f"clock.kind={config.clock.kind}: choose one of {', '.join(CLOCKS)}")
-    if config.clock.kind == "lockstep" and config.seconds is None:
+    if config.clock.kind == "real":
+        return
+    if config.seconds is None:
         raise InputError("clock.kind=lockstep needs to know how long: seconds=30")
+    if config.mode == "live" and not getattr(robot, "waits_for_driver", False):
+        raise InputError(f"clock.kind=lockstep mode=live: {robot.name} does not wait for its driver; use clock.kind=real")
+
+
+def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
+    """How many actions are sent for each step of the policy, and the seconds between them."""
     steps = config.fps / dt
     substeps = 1.0 if config.rate is None else config.rate / steps
     if not (substeps >= 1 and abs(substeps - round(substeps)) <= 1e-9):
