@@ -175,8 +175,9 @@ def _watch(thread: RobotThread) -> None:
         thread.join(WATCH)
         thread.operator.look()
         before, now = now, loop.clock.now()
-        if now - before > patience.observation_deadline:  # the process was paused, not the robot
-            thread.beat = now
+        paused = now - before - WATCH
+        if paused > patience.observation_deadline + 5 * WATCH:  # the process was paused, not the robot
+            thread.beat = min(thread.beat + paused, now)  # its silence before still counts
         silent = now - thread.beat - thread.clock.period
         if silent > patience.observation_deadline and not held:
             loop.sink.event(Event(now, HOLD, f"the robot has not answered for {silent:.3f} s; nothing is sent"))
