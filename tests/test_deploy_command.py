@@ -210,6 +210,30 @@ def test_a_signal_in_virtual_time_ends_the_episode_in_good_order(tmp_path):
     assert not arm.is_connected
 
 
+def test_a_fault_is_a_fault_though_the_time_ends_while_the_robot_brakes(tmp_path):
+    class Ramp(Line):
+        def plan(self, ask):
+            steps = ask.step + self.actions.start + np.arange(self.actions.horizon)
+            return np.repeat(0.002 * np.maximum(steps, 0)[:, None] ** 2, 2, 1)
+
+    class Refusing(Arm):
+        def send_action(self, action):
+            if len(self.sent) == 15:
+                self.sent.append(None)
+                raise OSError("overload")
+            return super().send_action(action)
+
+    keys = ["seconds=2", "safety.position=[-9,9]", "safety.acceleration=0.5"]
+    arm = Refusing()
+    outcome, _, _ = flown(tmp_path, *keys, planner=Ramp(), robot=arm)
+    assert len(arm.sent) > 18  # it brakes
+    assert (outcome.why, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
+    real = ["clock.kind=real", "fps=50", "seconds=0.4", "safety.acceleration=12", "safety.position=[-9,9]"]
+    config = load_config("deploy", [*LOCKSTEP, *real])
+    outcome = deploy(config, Ramp(), Refusing(), tmp_path / "real", Console(quiet=True))
+    assert (outcome.why, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
+
+
 def test_a_robot_that_is_not_disconnected_is_a_fault_though_a_signal_came_first(tmp_path):
     class Stuck(Arm):
         def send_action(self, action):

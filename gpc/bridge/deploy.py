@@ -95,8 +95,8 @@ def deploy(
     with operator.listening():  # until the summary is written: a second Ctrl-C must not cost it
         try:
             figures = (_fly if real else _step)(config, loop, planner, period, operator)
-            why = loop.pilot.why if loop.pilot.mode == STOPPED else operator.why or "the time is over"
-            code = operator.code if operator.why else int(loop.pilot.mode == STOPPED)
+            fault = loop.pilot.mode == STOPPED and loop.pilot.why != operator.why  # whatever came while it braked
+            why, code = (loop.pilot.why, 1) if fault else (operator.why, operator.code)
         except RunError as error:
             figures, code = {}, 1  # a fault, whatever was asked for before
             why = str(error) if operator.why in str(error) else f"{operator.why}; {error}"

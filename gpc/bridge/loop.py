@@ -199,6 +199,7 @@ def lockstep(
         loop.drive()
         if loop.over:
             return i + 1
+    operator.finish()
     return steps
 
 
