@@ -21,7 +21,7 @@ from gpc.bridge.loop import Loop
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event
 from gpc.bridge.planner import PlannerThread
-from gpc.bridge.robot import connected, disconnect
+from gpc.bridge.robot import connected, disconnect, driver_failure
 from gpc.env import Frame
 from gpc.errors import GpcError, RunError, one_line
 from gpc.schema import Seconds, check_fields
@@ -81,8 +81,8 @@ class RobotThread(Thread):
                 self.go.wait()
                 if not self.operator.why:
                     self._fly()
-        except GpcError as error:
-            self.failure = error
+        except BaseException as error:  # KeyboardInterrupt of a driver, too
+            self.failure = error if isinstance(error, GpcError) else driver_failure(error)
         finally:
             self.connected.set()
 
@@ -199,7 +199,8 @@ def _give_up(thread: RobotThread) -> None:
     thread.loop.cut.set()
     thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.operator.why))
     problems: list[str] = []
-    last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot)), daemon=True)
+    opened = thread.connected.is_set()
+    last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot, opened)), daemon=True)
     last.start()
     last.join(1.0)
     problem = problems[0] if problems else "disconnect hangs, too"
