@@ -6,7 +6,7 @@ from flying import PATIENCE, PERIOD, Kept, flown
 from toy_robots import Arm, Line
 
 from gpc.bridge.clock import VirtualClock
-from gpc.bridge.loop import LIVE, Loop
+from gpc.bridge.loop import LIVE, SHADOW, Loop
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot
 from gpc.bridge.planner import answer
@@ -92,6 +92,15 @@ def test_a_reading_with_a_number_that_is_none_is_a_failed_read(spoil, why):
     lasting = Spoiled(lambda reading, reads: spoil(reading) if reads > 20 else reading, camera=True)
     _, kept, _, _ = flown(lasting, Line(camera=True))
     assert [event.kind for event in kept.events] == [OK, "unread", HOLD, STOPPED]
+
+
+def test_in_shadow_a_failed_read_records_no_position():
+    arm = Spoiled(lambda reading, reads: reading | {"x.pos": np.nan} if reads in (20, 21) else reading)
+    _, kept, _, _ = flown(arm, Line(), seconds=0.8, mode=SHADOW)
+    assert "x.pos" in kept.first("unread").text
+    unread = [tick for tick in kept.ticks if tick.frame is None]
+    assert len(unread) == 2
+    assert np.isnan([tick.sent for tick in unread]).all()
 
 
 class Prompt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Event as Flag
@@ -85,12 +84,7 @@ class Loop:
             RunError: a feature is missing, or a number is not finite; beside whatever a driver raises.
         """
         reading = self.robot.get_observation()
-        frame, where = self.wiring.frame(reading), self._position(reading)
-        for key, value in frame.items():
-            _check_finite(value, self.wiring.observations.get(key, (key,)))
-        if where is not None:
-            _check_finite(where, self.wiring.actions)
-        return frame, where
+        return self.wiring.frame(reading), self._position(reading)
 
     def sense(self) -> Ask | None:
         """Read the robot at the beginning of a step; the chunk to ask for, if one is due."""
@@ -101,6 +95,7 @@ class Loop:
         try:
             frame, self._where = self.read()
         except Exception as error:  # whatever a driver raises
+            self._where = None
             self.pilot.failed(now, _described(error))
             return None
         # until there is an action to follow, the stream starts where the robot is now
@@ -169,7 +164,7 @@ class Loop:
         lacking = [name for name in self.wiring.actions if name not in reading]
         if lacking and self._says_where:
             raise RunError(f"the robot's observation lacks the feature {lacking[0]!r}")
-        return None if lacking else self.wiring.action(reading)
+        return None if lacking else self.wiring.position(reading)
 
     @cached_property
     def _says_where(self) -> bool:
@@ -201,13 +196,6 @@ def lockstep(
             return i + 1
     operator.finish()
     return steps
-
-
-def _check_finite(numbers: Array, names: Sequence[str]) -> None:
-    """Raise RunError for the first that is no finite number; `names` are theirs, or the one of the whole array."""
-    if numbers.dtype.kind == "f" and not (finite := np.isfinite(numbers)).all():
-        first = int(np.flatnonzero(~finite)[0])
-        raise RunError(f"{names[first if len(names) > 1 else 0]} is {numbers.ravel()[first]}: not a finite number")
 
 
 def _described(error: Exception) -> str:

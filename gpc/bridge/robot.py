@@ -128,13 +128,17 @@ class Wiring:
         """Convert a reading to the policy's arrays, by key.
 
         Raises:
-            RunError: a feature is missing, is no number or array of numbers, or has another shape than the policy reads.
+            RunError: a feature is missing, is no finite number or array of them, or has another shape than the policy reads.
         """
         return {key: self._array(key, reading) for key in self.shapes}
 
     def command(self, action: Array) -> Command:
         """An action (dim,) as the robot takes it."""
         return dict(zip(self.actions, action.tolist(), strict=True))
+
+    def position(self, reading: Reading) -> Array:
+        """Return where a robot is, in the terms of its actions (dim,); raises RunError like `frame`."""
+        return np.array([_shaped("the position", name, _numbers(name, reading[name]), ()) for name in self.actions])
 
     def action(self, command: Mapping[str, Any]) -> Array:
         """What `send_action` returned, as an action (dim,)."""
@@ -155,13 +159,15 @@ class Wiring:
 
 
 def _numbers(name: str, value: Any) -> Array:
-    """A feature as an array."""
+    """Return a feature as an array of finite numbers."""
     try:
         array = np.asarray(value)
     except ValueError:  # ragged
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf":
         raise RunError(f"the robot's {name!r} is {type(value).__name__}, not numbers")
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        raise RunError(f"{name} is {array[~finite][0]}: not a finite number")
     return array
 
 
