@@ -170,6 +170,23 @@ def test_virtual_time_sends_nothing_to_a_robot_that_does_not_wait(tmp_path):
     assert (outcome.code, arm.sent) == (0, [])
 
 
+@pytest.mark.parametrize(
+    ("says_where", "keys", "noted"),
+    [
+        (False, ["safety.velocity=1"], True),
+        (False, ["safety.jerk=1000"], True),
+        (True, ["safety.velocity=1"], False),
+        (False, [], False),
+        (False, ["safety.velocity=1", "mode=dry-run"], False),
+        (False, ["safety.velocity=1", "safety.hold=zero"], False),
+    ],
+)
+def test_a_first_action_without_a_limit_is_noted_before_the_start(tmp_path, capsys, says_where, keys, noted):
+    config = load_config("deploy", [*LOCKSTEP, "seconds=0.2", *keys])
+    deploy(config, Line(), Arm(says_where=says_where), tmp_path / "run", Console())
+    assert ("note: toy does not say where it is" in capsys.readouterr().out) == noted
+
+
 def failing(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -92,6 +92,12 @@ def deploy(
     recorder = Recorder(folder, manifest, console, config.view, loop.clock.now() if real else 0.0)
     intro = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
     console.print(intro, highlight=False, soft_wrap=True)
+    if config.mode == "live" and not loop.says_where and loop.pilot.gate.limits.limits_targets:
+        console.print(
+            f"note: {robot.name} does not say where it is: safety has no velocity, acceleration or jerk for the first action",
+            highlight=False,
+            soft_wrap=True,
+        )
     loop.sink, operator = recorder, operator or Operator()
     with operator.listening():  # until the summary is written: a second Ctrl-C must not cost it
         try:

@@ -162,13 +162,13 @@ class Loop:
     def _position(self, reading: Reading) -> Array | None:
         """Where the robot is, in the terms of its actions; None if it is not built to say so."""
         lacking = [name for name in self.wiring.actions if name not in reading]
-        if lacking and self._says_where:
+        if lacking and self.says_where:
             raise RunError(f"the robot's observation lacks the feature {lacking[0]!r}")
         return None if lacking else self.wiring.position(reading)
 
     @cached_property
-    def _says_where(self) -> bool:
-        """Whether its readings must contain all features of the actions."""
+    def says_where(self) -> bool:
+        """Whether the robot's readings must contain all features of the actions."""
         return set(self.wiring.actions) <= set(self.robot.observation_features)
 
 
