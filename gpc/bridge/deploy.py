@@ -161,7 +161,9 @@ def _check_clock(config: DictConfig, robot: Robot) -> None:
     if config.seconds is None:
         raise InputError("clock.kind=lockstep needs to know how long: seconds=30")
     if config.mode == "live" and not getattr(robot, "waits_for_driver", False):
-        raise InputError(f"clock.kind=lockstep mode=live: {robot.name} does not wait for its driver; use clock.kind=real")
+        raise InputError(
+            f"clock.kind=lockstep mode=live: {robot.name} does not wait for its driver; use clock.kind=real"
+        )
 
 
 def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
