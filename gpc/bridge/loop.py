@@ -16,7 +16,7 @@ from gpc.bridge.pilot import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
 from gpc.bridge.planner import Planner, answer
 from gpc.bridge.robot import Reading, Robot, Wiring
 from gpc.env import Array, Frame
-from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.errors import GpcError, InputError, RunError, described, one_line
 
 LIVE, SHADOW, DRY_RUN = MODES = ("live", "shadow", "dry-run")
 
@@ -199,4 +199,4 @@ def lockstep(
 
 
 def _described(error: Exception) -> str:
-    return one_line(error) if isinstance(error, GpcError) else f"{type(error).__name__}: {one_line(error)}"
+    return one_line(error) if isinstance(error, GpcError) else described(error)

@@ -23,7 +23,7 @@ from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event
 from gpc.bridge.planner import PlannerThread
 from gpc.bridge.robot import connected, disconnect, driver_failure
 from gpc.env import Frame
-from gpc.errors import GpcError, RunError, one_line
+from gpc.errors import GpcError, RunError, described
 from gpc.schema import Seconds, check_fields
 
 WATCH = 0.01  # seconds between two looks of the main thread
@@ -126,7 +126,7 @@ def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) ->
         thread.begin()
         _watch(thread)
     except BaseException as error:  # without its watch the robot may not go on
-        operator.press(f"the watch of the robot failed: {type(error).__name__}: {one_line(error)}")
+        operator.press(f"the watch of the robot failed: {described(error)}")
         thread.begin()
         thread.join(clock.disconnect_within)
         raise

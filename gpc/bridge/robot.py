@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpc.env import TASK, Array, Frame, write_text
-from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.errors import GpcError, InputError, RunError, described
 
 Reading = Mapping[str, Any]
 """What `get_observation` returns: feature -> a number, or an array (height, width, channels)."""
@@ -84,7 +84,7 @@ def connected(robot: Robot) -> Iterator[None]:
 
 def driver_failure(error: BaseException) -> RunError:
     """Return the error for what a robot's driver raised."""
-    return RunError(f"the robot failed: {type(error).__name__}: {one_line(error)}")
+    return RunError(f"the robot failed: {described(error)}")
 
 
 def disconnect(robot: Robot, opened: bool) -> str:
@@ -107,7 +107,7 @@ def disconnect(robot: Robot, opened: bool) -> str:
     except BaseException as error:  # SystemExit of a driver, too
         if not opened:
             return "it may still be powered"
-        return f"the robot was not disconnected: {type(error).__name__}: {one_line(error)}"
+        return f"the robot was not disconnected: {described(error)}"
     return ""
 
 
