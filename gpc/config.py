@@ -58,7 +58,7 @@ KINDS: Mapping[str, Any] = {
     **{key: Seed for key in ("seed", "search.seed", "report.seed")},
     "video": Annotated[int, Meta(ge=0, le=10**6)],
     "fps": Annotated[float, Meta(gt=0, le=1000)],
-    "rate": Annotated[float, Meta(gt=0, le=1e6)] | None,
+    "rate": Annotated[float, Meta(gt=0, le=1000)] | None,
     "seconds": Seconds | None,
     "clock.latency": Annotated[float, Meta(ge=0, le=1e9)],
     "server": str | None,

@@ -62,7 +62,7 @@ class Ros2RobotConfig(RobotConfig):
 class Ros2Robot(Robot):
     """`JOINT.pos` of each joint to read and to send, cameras by name.
 
-    `disconnect` holds the arm where it is, if anything was sent.
+    `disconnect` sends the last target once more, if there is one: only what was commanded is ever sent.
     """
 
     config_class = Ros2RobotConfig
@@ -156,7 +156,8 @@ class _Link:
         from sensor_msgs.msg import Image, JointState
         from trajectory_msgs.msg import JointTrajectory
 
-        self.config, self._moved = config, False
+        self.config = config
+        self._target: Sequence[float] | None = None  # what was commanded last
         self._joints: dict[str, tuple[float, float]] = {}
         self._images: dict[str, tuple[float, Any]] = {}
         self._context = rclpy.Context()
@@ -208,14 +209,14 @@ class _Link:
         message = JointTrajectory(joint_names=self.config.joints, points=[point])
         message.header.stamp = self._node.get_clock().now().to_msg()
         self._commands.publish(message)
-        self._moved = True
+        self._target = positions
 
     def close(self) -> None:
-        """Hold the arm where it is, if we moved it and know where that is, and end the node."""
+        """Hold the arm at the last target, if there is one, and end the node."""
         try:
-            if self._moved:
-                with suppress(TimeoutError, ConnectionError):  # then its controller keeps its last target
-                    self._hold()
+            if self._target is not None:
+                with suppress(ConnectionError):  # then its controller keeps the last target
+                    self._hold(self._target)
         finally:
             self._leaving.set()
             self._thread.join()  # first: what it waits on must not be destroyed under it
@@ -223,13 +224,11 @@ class _Link:
             self._node.destroy_node()
             self._context.try_shutdown()
 
-    def _hold(self) -> None:
+    def _hold(self, target: Sequence[float]) -> None:
         from rclpy.duration import Duration
 
-        where = self.positions()
-        if np.isfinite(where).all():
-            self.command(where)
-            self._commands.wait_for_all_acked(Duration(seconds=LAST_WORD))
+        self.command(target)
+        self._commands.wait_for_all_acked(Duration(seconds=LAST_WORD))
 
     def _spin(self) -> None:
         while not self._leaving.is_set():

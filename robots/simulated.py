@@ -60,6 +60,7 @@ class SimulatedRobot(Robot):
 
     config_class = SimulatedRobotConfig
     name = "gpc_simulated"
+    waits_for_driver = True  # its world moves only when an action is sent: virtual time is safe
 
     def __init__(self, config: SimulatedRobotConfig) -> None:
         self._env: Environment | None = None

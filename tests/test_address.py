@@ -1,13 +1,16 @@
 """A token goes to the one server that it was given for, whatever a server answers."""
 
 import socket
+import time
 from contextlib import contextmanager
 from threading import Thread
 
 import pytest
+from websockets.sync.server import serve
 
 from gpc.bridge import RemotePolicy
 from gpc.bridge.address import Address, is_loopback
+from gpc.bridge.wire import pack
 from gpc.config import load_config
 from gpc.errors import InputError, RunError
 from gpc.load import load_policy
@@ -19,7 +22,7 @@ def answering(status, *headers):
     requests = []
     answer = "\r\n".join([f"HTTP/1.1 {status}", *headers, "Content-Length: 4", "", "no\xe9\n"]).encode("latin-1")
 
-    def serve(listener):
+    def attend(listener):
         while True:
             try:
                 line, _ = listener.accept()
@@ -30,7 +33,7 @@ def answering(status, *headers):
                 line.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = Thread(target=serve, args=(listener,), daemon=True)
+        thread = Thread(target=attend, args=(listener,), daemon=True)
         thread.start()
         yield listener.getsockname()[1], requests
         listener.shutdown(socket.SHUT_RDWR)
@@ -101,8 +104,7 @@ def test_a_token_never_crosses_a_network_in_clear_text(stored):
         with pytest.raises(InputError, match="over wss:// or to this machine only"):
             RemotePolicy(url, token="given")
     stored("machine gpu.lab login gpc password stored\n")
-    with pytest.raises(InputError, match="over wss:// or to this machine only"):
-        load_policy("remote:ws://gpu.lab:8000")
+    assert Address.of("ws://gpu.lab:8000").token() is None  # an open server is reached, without it
     assert Address.of("wss://gpu.lab").token() == "stored"
     assert Address.of("ws://[::1]:8000").token("given") == "given"
     assert is_loopback("127.3.2.1")
@@ -125,3 +127,35 @@ def test_a_damaged_netrc_is_one_line(stored):
     stored("machine\n")
     with pytest.raises(InputError, match=r"netrc.*cannot be read"):
         RemotePolicy("ws://127.0.0.1:9")
+
+
+def test_a_call_that_must_connect_again_ends_in_its_time_too():
+    def slow(connection):
+        time.sleep(0.5)
+        connection.send(pack({}))
+        connection.recv()
+        time.sleep(2)
+
+    with serve(slow, "127.0.0.1", 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        client = RemotePolicy(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=0.8)
+        for _ in range(2):  # the second opens a connection
+            began = time.monotonic()
+            with pytest.raises(RunError, match=r"gave no answer within 0.8 s"):
+                client.call({})
+            assert time.monotonic() - began < 1.1
+        server.shutdown()
+
+
+def test_a_server_that_requires_a_token_over_a_network_is_reached_with_tls(stored):
+    stored("machine gpu.lab login gpc password stored\n")
+    with answering("401 Unauthorized") as (port, _):
+        redirected = socket.create_connection
+
+        def resolve(address, *args):
+            return redirected(("127.0.0.1", port), *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gpc.bridge.client.socket.create_connection", resolve)
+            with pytest.raises(InputError, match=r"requires a token; a token is sent over wss:// .*tunnel"):
+                RemotePolicy(f"ws://gpu.lab:{port}")

@@ -322,12 +322,45 @@ def test_a_driver_that_is_given_up_and_cannot_be_disconnected_is_reported_with_b
     release.set()
 
 
-def test_a_driver_that_exits_is_a_failure_not_an_end():
+class HalfGone(Arm):
+    """Of LeRobot: it is not connected, and `disconnect` raises before it reaches the motors, if its camera is gone."""
+
+    def __init__(self, unplugged, **settings):
+        super().__init__(**settings)
+        self.unplugged = unplugged
+
+    def connect(self, calibrate=True):
+        super().connect(calibrate)
+        if self.unplugged == "at first":
+            self.is_connected = False
+            raise ConnectionError("no camera")
+
+    def send_action(self, action):
+        if self.unplugged == "later" and len(self.sent) == 5:
+            self.is_connected = False
+            raise ConnectionError("no camera")
+        return super().send_action(action)
+
+    def disconnect(self):
+        if not self.is_connected:
+            raise RuntimeError("not connected")
+        super().disconnect()
+
+
+def test_a_disconnect_that_raises_counts_though_the_robot_is_not_connected():
+    with pytest.raises(RunError, match=r"^the robot was not disconnected: RuntimeError: not connected$"):
+        flown(HalfGone("later"), Line(), seconds=1)
+    with pytest.raises(RunError, match=r"^the robot failed: ConnectionError: no camera; it may still be powered$"):
+        flown(HalfGone("at first"), Line(), seconds=1)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_driver_that_exits_is_a_failure_not_an_end(error):
     def leave(arm):
-        raise SystemExit(0)
+        raise error(0)
 
     arm = Arm(leave)
-    with pytest.raises(RunError, match="the robot failed: SystemExit"):
+    with pytest.raises(RunError, match=f"the robot failed: {error.__name__}"):
         flown(arm, Line(), seconds=0.5)
     assert not arm.is_connected
 

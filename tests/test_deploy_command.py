@@ -110,12 +110,16 @@ def test_a_fault_exits_with_1_and_says_why(tmp_path, tiny, capsys):
         (["policies=[x]", "server=ws://localhost:1"], "one of them"),
         (["server=nowhere"], "write ws://host:port"),
         (["server=5"], "server=5"),
+        (["server=ws://127.0.0.1:9", "watchdog.max_age=-1"], "watchdog.max_age=-1"),
+        (["server=ws://127.0.0.1:9", "watchdog.max_age=inf"], "watchdog.max_age=inf"),
+        (["server=ws://127.0.0.1:9", "watchdog.max_age=long"], "watchdog.max_age=long"),
         (["LINE", "mode=alive"], "mode=alive"),
         (["LINE", "fps=0"], "fps=0"),
         (["LINE", "fps=inf"], "fps=inf"),
         (["LINE", "fps=fast"], "fps=fast"),
         (["LINE", "rate=inf"], "rate=inf"),
         (["LINE", "rate=-20"], "rate=-20"),
+        (["LINE", "rate=1010"], "rate=1010"),
         (["LINE", "seconds=inf"], "seconds=inf"),
         (["LINE", "seconds=0"], "seconds=0"),
         (["LINE", "seconds=-1"], "seconds=-1"),
@@ -152,6 +156,35 @@ def test_bad_input_is_told_before_anything_moves(tmp_path, keys, why, monkeypatc
     toys = {"planner": Line(), "robot": Untouched()} if "LINE" in keys else {}
     with pytest.raises(InputError, match=why.replace("'", ".")):
         flown(tmp_path, *[key for key in keys if key != "LINE"], **toys)
+
+
+def test_virtual_time_sends_nothing_to_a_robot_that_does_not_wait(tmp_path):
+    class Real(Arm):
+        waits_for_driver = False
+
+    arm = Real()
+    with pytest.raises(InputError, match=r"mode=live: toy does not wait for its driver; use clock.kind=real"):
+        flown(tmp_path, planner=Line(), robot=arm)
+    assert arm.reads == 0
+    outcome, _, _ = flown(tmp_path, "mode=dry-run", planner=Line(), robot=arm)
+    assert (outcome.code, arm.sent) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("says_where", "keys", "noted"),
+    [
+        (False, ["safety.velocity=1"], True),
+        (False, ["safety.jerk=1000"], True),
+        (True, ["safety.velocity=1"], False),
+        (False, [], False),
+        (False, ["safety.velocity=1", "mode=dry-run"], False),
+        (False, ["safety.velocity=1", "safety.hold=zero"], False),
+    ],
+)
+def test_a_first_action_without_a_limit_is_noted_before_the_start(tmp_path, capsys, says_where, keys, noted):
+    config = load_config("deploy", [*LOCKSTEP, "seconds=0.2", *keys])
+    deploy(config, Line(), Arm(says_where=says_where), tmp_path / "run", Console())
+    assert ("note: toy does not say where it is" in capsys.readouterr().out) == noted
 
 
 def failing(*_, **__):
@@ -196,6 +229,30 @@ def test_a_signal_in_virtual_time_ends_the_episode_in_good_order(tmp_path):
     assert (outcome.why, outcome.code) == ("SIGTERM", 143)
     assert 10 < len(arm.sent) < 30
     assert not arm.is_connected
+
+
+def test_a_fault_is_a_fault_though_the_time_ends_while_the_robot_brakes(tmp_path):
+    class Ramp(Line):
+        def plan(self, ask):
+            steps = ask.step + self.actions.start + np.arange(self.actions.horizon)
+            return np.repeat(0.002 * np.maximum(steps, 0)[:, None] ** 2, 2, 1)
+
+    class Refusing(Arm):
+        def send_action(self, action):
+            if len(self.sent) == 15:
+                self.sent.append(None)
+                raise OSError("overload")
+            return super().send_action(action)
+
+    keys = ["seconds=2", "safety.position=[-9,9]", "safety.acceleration=0.5"]
+    arm = Refusing()
+    outcome, _, _ = flown(tmp_path, *keys, planner=Ramp(), robot=arm)
+    assert len(arm.sent) > 18  # it brakes
+    assert (outcome.why, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
+    real = ["clock.kind=real", "fps=50", "seconds=0.4", "safety.acceleration=12", "safety.position=[-9,9]"]
+    config = load_config("deploy", [*LOCKSTEP, *real])
+    outcome = deploy(config, Ramp(), Refusing(), tmp_path / "real", Console(quiet=True))
+    assert (outcome.why, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
 
 
 def test_a_robot_that_is_not_disconnected_is_a_fault_though_a_signal_came_first(tmp_path):

@@ -201,12 +201,13 @@ class Boastful:
         (
             {"dt": 0.001},
             ["safety.position=[-1,1]", "safety.hold=last"],
-            "10000 actions in a second are more than 10; set rate",
+            "0.001 / fps: 10000 steps in a second; confirm how many actions are sent in a second, as in rate=10000 (and",
         ),
-        ({"dt": 0.001}, ["safety.position=[-1,1]", "safety.hold=last", "rate=10000"], "more than 1000"),
+        ({"dt": 2.0}, ["safety.position=[-1,1]", "safety.hold=last"], "2 / fps: 5 steps in a second; confirm"),
+        ({"dt": 0.001}, ["safety.position=[-1,1]", "safety.hold=last", "rate=1000"], "must be a multiple of"),
         (
             {"dt": 100.0},
-            ["safety.position=[-1,1]", "safety.hold=last"],
+            ["safety.position=[-1,1]", "safety.hold=last", "rate=10"],
             "must be longer than a step of the policy, 10 s",
         ),
     ],

@@ -6,11 +6,11 @@ from flying import PATIENCE, PERIOD, Kept, flown
 from toy_robots import Arm, Line
 
 from gpc.bridge.clock import VirtualClock
-from gpc.bridge.loop import LIVE, Loop
+from gpc.bridge.loop import LIVE, SHADOW, Loop
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot
 from gpc.bridge.planner import answer
-from gpc.bridge.realtime import Clock, RobotThread
+from gpc.bridge.realtime import WATCH, Clock, RobotThread, _watch
 from gpc.bridge.robot import wire
 from gpc.bridge.safety import SHORTEST, Gate, limits_from
 from gpc.bridge.stitch import RecedingHorizon
@@ -92,6 +92,15 @@ def test_a_reading_with_a_number_that_is_none_is_a_failed_read(spoil, why):
     lasting = Spoiled(lambda reading, reads: spoil(reading) if reads > 20 else reading, camera=True)
     _, kept, _, _ = flown(lasting, Line(camera=True))
     assert [event.kind for event in kept.events] == [OK, "unread", HOLD, STOPPED]
+
+
+def test_in_shadow_a_failed_read_records_no_position():
+    arm = Spoiled(lambda reading, reads: reading | {"x.pos": np.nan} if reads in (20, 21) else reading)
+    _, kept, _, _ = flown(arm, Line(), seconds=0.8, mode=SHADOW)
+    assert "x.pos" in kept.first("unread").text
+    unread = [tick for tick in kept.ticks if tick.frame is None]
+    assert len(unread) == 2
+    assert np.isnan([tick.sent for tick in unread]).all()
 
 
 class Prompt:
@@ -185,3 +194,37 @@ def test_an_action_that_was_decided_before_a_pause_is_not_sent():
     assert np.isnan(kept.ticks[waited].sent).all()
     assert kept.ticks[waited + 1].chunk > kept.ticks[waited].chunk
     assert (np.diff(received[:, 1]) > 0).sum() > 140
+
+
+class Hung(RobotThread):
+    """Never ends; each look at it takes as long as `looks` has it, in virtual time."""
+
+    def __init__(self, looks):
+        self.looks, self.clock_time = list(looks), VirtualClock(100.0)
+        planner = Line()
+        wiring = wire(arm := Arm(), planner.observations.shapes, 2)
+        gate = Gate(limits_from(planner.actions, 0.005, position=[-9, 9], hold="last"), wiring.actions)
+        patience = Patience(0.2, 0.4, WATCH, None, 0.25)
+        pilot = Pilot(Expected(-1, 16, 2, 2), RecedingHorizon(8), gate, patience)
+        loop = Loop(arm, wiring, pilot, LIVE, Kept(), clock=self.clock_time)
+        super().__init__(loop, Prompt(planner), Clock(0.005, None, disconnect_within=0.3), Operator())
+
+    def is_alive(self):
+        return bool(self.looks)
+
+    def join(self, timeout=None):
+        self.clock_time.time += self.looks.pop(0)
+
+
+def test_a_driver_that_hangs_is_given_up_though_a_look_takes_longer_than_an_observation_may():
+    thread = Hung([1.3 * WATCH] * 1000)
+    _watch(thread)
+    assert "the robot has not answered for" in thread.operator.why
+    assert thread.clock_time.time - 100 < 0.01 + 0.25 + 0.3 + 10 * WATCH
+
+
+def test_a_pause_of_the_process_is_no_silence_of_the_robot_and_ends_none():
+    thread = Hung([WATCH] * 10 + [60.0] + [WATCH] * 10)
+    _watch(thread)
+    assert thread.operator.why == ""
+    assert thread.clock_time.time - thread.beat == pytest.approx(21 * WATCH)

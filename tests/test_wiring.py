@@ -72,6 +72,19 @@ def test_what_is_no_number_is_a_failed_read(wiring, value):
         wiring.frame(missing)
 
 
+@pytest.mark.parametrize(("value", "why"), [("0.3", "is str, not numbers"), (np.zeros(1), "takes a number")])
+def test_a_position_is_checked_as_what_the_policy_reads(wiring, value, why):
+    np.testing.assert_array_equal(wiring.position(reading(**{"y.pos": 0.3})), [0.5, 0.3])
+    with pytest.raises(RunError, match=rf"'y.pos' .*{why}"):
+        wiring.position(reading(**{"y.pos": value}))
+
+
+@pytest.mark.parametrize("changes", [{"state.1": np.nan}, {"front": PICTURE.astype(float) * np.inf}])
+def test_a_frame_of_a_reading_is_finite(wiring, changes):
+    with pytest.raises(RunError, match=f"{next(iter(changes))} is (nan|inf): not a finite number"):
+        wiring.frame(reading(**changes))
+
+
 def test_a_feature_serves_one_dimension_only():
     with pytest.raises(InputError, match=r"robot.actions names the feature 'x.pos' twice"):
         wire(Camera(), SHAPES, 2, actions=["x.pos", "x.pos"])

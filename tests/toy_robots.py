@@ -14,6 +14,7 @@ class Arm:
     """Two joints that are where they were sent, and a camera. `trouble(arm)` is called before each read and may do anything."""
 
     name = "toy"
+    waits_for_driver = True
 
     def __init__(self, trouble=None, calibrated=True, camera=False, says_where=True):
         self.trouble, self.is_calibrated, self.camera, self.says_where = trouble, calibrated, camera, says_where

@@ -11,6 +11,10 @@ from urllib.parse import urlsplit
 from gpc.errors import InputError, one_line
 
 PORTS = {"ws": 80, "wss": 443}
+PRIVACY = (
+    "a token is sent over wss:// or to this machine only; serve with certificate=FILE, or come through a tunnel (ssh -L) to "
+    "ws://127.0.0.1"
+)
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,25 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}", self.host
 
+    @property
+    def private(self) -> bool:
+        """Whether only the host can read what is sent."""
+        return self.secure or is_loopback(self.host)
+
     def token(self, own: str | None = None) -> str | None:
         """Return the token to send: `own`, given together with the url, else the host's in ~/.netrc; None if neither has one.
 
+        In clear text any machine of a network can claim to be the host, so a line of ~/.netrc, which may be of another service
+        of the host, is then not used.
+
         Raises:
-            InputError: ~/.netrc is malformed, or the token would cross a network in clear text, on which any machine can
-                claim to be the host.
+            InputError: ~/.netrc is malformed, or `own` would cross a network in clear text.
         """
-        token = _stored(self.names) if own is None else own
-        if token and not self.secure and not is_loopback(self.host):
-            raise InputError(
-                f"policy server {self.url}: a token is sent over wss:// or to this machine only; serve with certificate=FILE, "
-                "or come through a tunnel (ssh -L) to ws://127.0.0.1"
-            )
-        return token or None
+        if own is None:
+            return (_stored(self.names) or None) if self.private else None
+        if own and not self.private:
+            raise InputError(f"policy server {self.url}: {PRIVACY}")
+        return own or None
 
 
 def is_loopback(host: str) -> bool:

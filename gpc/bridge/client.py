@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from threading import Lock
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from gpc.bridge.address import Address
+from gpc.bridge.address import PRIVACY, Address
 from gpc.bridge.wire import CHUNK, FRAME, SEED, numbers, pack, unpack, whole
 from gpc.errors import InputError, RunError, one_line
 
@@ -46,7 +47,7 @@ class RemotePolicy:
         self._lock = Lock()
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
-        self._connected()
+        self._connected(time.monotonic() + timeout)
         openpi = "seed" not in self.metadata
         self._seed = None if openpi else self._reading(lambda: whole(self.metadata, "seed"))
         self._chunks = 0
@@ -66,10 +67,13 @@ class RemotePolicy:
         """One message and its answer; RunError with the server's words where it refuses."""
         frame = pack(message)
         with self._lock:
+            end = time.monotonic() + self.timeout
             try:
-                connection = self._connected()
+                connection = self._connected(end)
+                with suppress(OSError):  # it is closed: `send` has the reason
+                    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _limit(end))
                 connection.send(frame)
-                answer = connection.recv(self.timeout)
+                answer = connection.recv(_left(end))
             except TimeoutError:
                 self._give_up()
                 raise RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s") from None
@@ -105,23 +109,19 @@ class RemotePolicy:
             self._connection.close()
             self._connection = None
 
-    def _connected(self) -> ClientConnection:
-        """The connection, opened anew where there is none; a server that serves another policy by now is refused."""
+    def _connected(self, end: float) -> ClientConnection:
+        """The connection, opened anew by the time `end` if there is none; a server that serves another policy by now is refused."""
         if self._connection is not None:
             return self._connection
         headers = {"Authorization": f"Api-Key {self._token}"} if self._token else {}
-        end = time.monotonic() + self.timeout
         try:
             # with a socket of ours the library follows no redirect to another host
-            line = socket.create_connection((self._address.host, self._address.port), self.timeout)
+            line = socket.create_connection((self._address.host, self._address.port), _left(end))
             self._connection = connect(
                 self.url, sock=line, additional_headers=headers, compression=None, max_size=FRAME, proxy=None,
-                open_timeout=max(0.001, end - time.monotonic()), close_timeout=1,
+                open_timeout=_left(end), close_timeout=1,
             ).__enter__()  # fmt: skip
-            seconds, rest = divmod(self.timeout, 1)  # for writing, too: a frozen server's buffers fill up
-            limit = struct.pack("ll", int(seconds), int(rest * 1e6))
-            self._connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            metadata = _map(self._connection.recv(self.timeout), self.url)
+            metadata = _map(self._connection.recv(_left(end)), self.url)
         except InvalidStatus as error:
             raise self._refusal(error) from None
         except (OSError, EOFError, WebSocketException) as error:
@@ -149,6 +149,7 @@ class RemotePolicy:
         if status == HTTPStatus.UNAUTHORIZED:
             sent = "refuses the token" if self._token else "requires a token"
             fix = f"give token=, or 'machine {self._address.host} login gpc password TOKEN' in ~/.netrc"
+            fix = fix if self._address.private else PRIVACY
             return InputError(f"policy server {self.url} {sent}; {fix}")
         if 300 <= status < 400:
             return InputError(
@@ -161,6 +162,17 @@ class RemotePolicy:
         if self._connection is not None:
             self._connection.close_socket()
             self._connection = None
+
+
+def _left(end: float) -> float:
+    """Return the seconds until `end`, at least 0.001: 0 is no limit."""
+    return max(0.001, end - time.monotonic())
+
+
+def _limit(end: float) -> bytes:
+    """Return the limit of a socket for writing, too: a frozen server's buffers fill up."""
+    seconds, rest = divmod(_left(end), 1)
+    return struct.pack("ll", int(seconds), int(rest * 1e6))
 
 
 def _map(answer: Any, url: str) -> dict[str, Any]:

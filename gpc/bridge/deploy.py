@@ -65,7 +65,8 @@ def planner_from(config: DictConfig, console: Console) -> Planner:
     if bool(config.policies) == (config.server is not None):
         raise InputError("give policies, as in 'policies=[pusht-flow]', or server=ws://host:port, one of them")
     if config.server is not None:
-        return RemotePlanner(RemotePolicy(config.server, config.token, config.watchdog.max_age), config.seed)
+        patience: Patience = build(config.watchdog)
+        return RemotePlanner(RemotePolicy(config.server, config.token, patience.max_age), config.seed)
     leave_a_core(config.reproducible)
     return LocalPlanner(compose_from(config, console), build(config.sampler), config.seed, config.reproducible)
 
@@ -91,12 +92,18 @@ def deploy(
     recorder = Recorder(folder, manifest, console, config.view, loop.clock.now() if real else 0.0)
     intro = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
     console.print(intro, highlight=False, soft_wrap=True)
+    if config.mode == "live" and not loop.says_where and loop.pilot.gate.limits.limits_targets:
+        console.print(
+            f"note: {robot.name} does not say where it is: safety has no velocity, acceleration or jerk for the first action",
+            highlight=False,
+            soft_wrap=True,
+        )
     loop.sink, operator = recorder, operator or Operator()
     with operator.listening():  # until the summary is written: a second Ctrl-C must not cost it
         try:
             figures = (_fly if real else _step)(config, loop, planner, period, operator)
-            why = loop.pilot.why if loop.pilot.mode == STOPPED else operator.why or "the time is over"
-            code = operator.code if operator.why else int(loop.pilot.mode == STOPPED)
+            fault = loop.pilot.mode == STOPPED and loop.pilot.why != operator.why  # whatever came while it braked
+            why, code = (loop.pilot.why, 1) if fault else (operator.why, operator.code)
         except RunError as error:
             figures, code = {}, 1  # a fault, whatever was asked for before
             why = str(error) if operator.why in str(error) else f"{operator.why}; {error}"
@@ -125,6 +132,7 @@ def _add(folder: Path, summary: Mapping[str, Any], config: DictConfig) -> str:
 def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, float]:
     """Everything that flies, and the seconds between two sendings."""
     spec, observations = planner.actions, planner.observations
+    _check_clock(config, robot)
     substeps, period = _rhythm(config, spec.dt)
     mapped = cast(dict[str, Any], OmegaConf.to_container(config.robot))
     wiring = wire(robot, observations.shapes, spec.dim, mapped["observations"], mapped["actions"], config.task)
@@ -144,20 +152,31 @@ def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, flo
     return Loop(robot, wiring, pilot, config.mode), period
 
 
-def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
-    """How many actions are sent for each step of the policy, and the seconds between them."""
+def _check_clock(config: DictConfig, robot: Robot) -> None:
+    """Refuse virtual time for a robot that moves in real time: no period waits for the clock."""
     if config.clock.kind not in CLOCKS:
         raise InputError(f"clock.kind={config.clock.kind}: choose one of {', '.join(CLOCKS)}")
-    if config.clock.kind == "lockstep" and config.seconds is None:
+    if config.clock.kind == "real":
+        return
+    if config.seconds is None:
         raise InputError("clock.kind=lockstep needs to know how long: seconds=30")
+    if config.mode == "live" and not getattr(robot, "waits_for_driver", False):
+        raise InputError(
+            f"clock.kind=lockstep mode=live: {robot.name} does not wait for its driver; use clock.kind=real"
+        )
+
+
+def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
+    """How many actions are sent for each step of the policy, and the seconds between them."""
     steps = config.fps / dt
+    if dt != 1 and config.rate is None:
+        raise InputError(
+            f"a step of the policy is {dt:g} / fps: {steps:g} steps in a second; confirm how many actions are sent in a "
+            f"second, as in rate={steps:g} (and, with robot=ros2, robot.settings.rate={steps:g})"
+        )
     substeps = 1.0 if config.rate is None else config.rate / steps
     if not (substeps >= 1 and abs(substeps - round(substeps)) <= 1e-9):
         raise InputError(f"rate={config.rate} must be a multiple of the policy's {steps:g} steps in a second")
-    if not steps * substeps <= (most := 1000 if config.rate else config.fps * (1 + 1e-9)):
-        raise InputError(
-            f"{steps * substeps:g} actions in a second are more than {most:g}; set rate to how many may be sent"
-        )
     return round(substeps), 1 / (steps * round(substeps))
 
 

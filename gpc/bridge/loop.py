@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Event as Flag
@@ -17,7 +16,7 @@ from gpc.bridge.pilot import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
 from gpc.bridge.planner import Planner, answer
 from gpc.bridge.robot import Reading, Robot, Wiring
 from gpc.env import Array, Frame
-from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.errors import GpcError, InputError, RunError, described, one_line
 
 LIVE, SHADOW, DRY_RUN = MODES = ("live", "shadow", "dry-run")
 
@@ -85,12 +84,7 @@ class Loop:
             RunError: a feature is missing, or a number is not finite; beside whatever a driver raises.
         """
         reading = self.robot.get_observation()
-        frame, where = self.wiring.frame(reading), self._position(reading)
-        for key, value in frame.items():
-            _check_finite(value, self.wiring.observations.get(key, (key,)))
-        if where is not None:
-            _check_finite(where, self.wiring.actions)
-        return frame, where
+        return self.wiring.frame(reading), self._position(reading)
 
     def sense(self) -> Ask | None:
         """Read the robot at the beginning of a step; the chunk to ask for, if one is due."""
@@ -101,6 +95,7 @@ class Loop:
         try:
             frame, self._where = self.read()
         except Exception as error:  # whatever a driver raises
+            self._where = None
             self.pilot.failed(now, _described(error))
             return None
         # until there is an action to follow, the stream starts where the robot is now
@@ -167,13 +162,13 @@ class Loop:
     def _position(self, reading: Reading) -> Array | None:
         """Where the robot is, in the terms of its actions; None if it is not built to say so."""
         lacking = [name for name in self.wiring.actions if name not in reading]
-        if lacking and self._says_where:
+        if lacking and self.says_where:
             raise RunError(f"the robot's observation lacks the feature {lacking[0]!r}")
-        return None if lacking else self.wiring.action(reading)
+        return None if lacking else self.wiring.position(reading)
 
     @cached_property
-    def _says_where(self) -> bool:
-        """Whether its readings must contain all features of the actions."""
+    def says_where(self) -> bool:
+        """Whether the robot's readings must contain all features of the actions."""
         return set(self.wiring.actions) <= set(self.robot.observation_features)
 
 
@@ -199,15 +194,9 @@ def lockstep(
         loop.drive()
         if loop.over:
             return i + 1
+    operator.finish()
     return steps
 
 
-def _check_finite(numbers: Array, names: Sequence[str]) -> None:
-    """Raise RunError for the first that is no finite number; `names` are theirs, or the one of the whole array."""
-    if numbers.dtype.kind == "f" and not (finite := np.isfinite(numbers)).all():
-        first = int(np.flatnonzero(~finite)[0])
-        raise RunError(f"{names[first if len(names) > 1 else 0]} is {numbers.ravel()[first]}: not a finite number")
-
-
 def _described(error: Exception) -> str:
-    return one_line(error) if isinstance(error, GpcError) else f"{type(error).__name__}: {one_line(error)}"
+    return one_line(error) if isinstance(error, GpcError) else described(error)

@@ -16,7 +16,7 @@ from gpc.bridge.pilot import Ask, Reply
 from gpc.bridge.wire import CHUNK, KNOWN, SEED, WEIGHT
 from gpc.control import Known, Sampling, padded, plan
 from gpc.env import Array
-from gpc.errors import InputError, one_line
+from gpc.errors import InputError, described
 from gpc.policy import ActionSpec, ObservationSpec, Policy
 
 
@@ -147,7 +147,7 @@ def answer(planner: Planner, ask: Ask) -> Reply:
     try:
         return Reply(ask.number, np.asarray(planner.plan(ask)))
     except Exception as error:
-        return Reply(ask.number, None, f"{type(error).__name__}: {one_line(error)}")
+        return Reply(ask.number, None, described(error))
 
 
 @dataclass

@@ -21,9 +21,9 @@ from gpc.bridge.loop import Loop
 from gpc.bridge.operator import Operator
 from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event
 from gpc.bridge.planner import PlannerThread
-from gpc.bridge.robot import connected, disconnect
+from gpc.bridge.robot import connected, disconnect, driver_failure
 from gpc.env import Frame
-from gpc.errors import GpcError, RunError, one_line
+from gpc.errors import GpcError, RunError, described
 from gpc.schema import Seconds, check_fields
 
 WATCH = 0.01  # seconds between two looks of the main thread
@@ -81,8 +81,8 @@ class RobotThread(Thread):
                 self.go.wait()
                 if not self.operator.why:
                     self._fly()
-        except GpcError as error:
-            self.failure = error
+        except BaseException as error:  # KeyboardInterrupt of a driver, too
+            self.failure = error if isinstance(error, GpcError) else driver_failure(error)
         finally:
             self.connected.set()
 
@@ -126,7 +126,7 @@ def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) ->
         thread.begin()
         _watch(thread)
     except BaseException as error:  # without its watch the robot may not go on
-        operator.press(f"the watch of the robot failed: {type(error).__name__}: {one_line(error)}")
+        operator.press(f"the watch of the robot failed: {described(error)}")
         thread.begin()
         thread.join(clock.disconnect_within)
         raise
@@ -175,8 +175,9 @@ def _watch(thread: RobotThread) -> None:
         thread.join(WATCH)
         thread.operator.look()
         before, now = now, loop.clock.now()
-        if now - before > patience.observation_deadline:  # the process was paused, not the robot
-            thread.beat = now
+        paused = now - before - WATCH
+        if paused > patience.observation_deadline + 5 * WATCH:  # the process was paused, not the robot
+            thread.beat = min(thread.beat + paused, now)  # its silence before still counts
         silent = now - thread.beat - thread.clock.period
         if silent > patience.observation_deadline and not held:
             loop.sink.event(Event(now, HOLD, f"the robot has not answered for {silent:.3f} s; nothing is sent"))
@@ -198,7 +199,8 @@ def _give_up(thread: RobotThread) -> None:
     thread.loop.cut.set()
     thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.operator.why))
     problems: list[str] = []
-    last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot)), daemon=True)
+    opened = thread.connected.is_set()
+    last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot, opened)), daemon=True)
     last.start()
     last.join(1.0)
     problem = problems[0] if problems else "disconnect hangs, too"

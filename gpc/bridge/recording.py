@@ -34,7 +34,7 @@ from gpc.bridge.pilot import MODES, Event
 from gpc.demonstrations import ACTION
 from gpc.disk import write_atomically
 from gpc.env import Array
-from gpc.errors import InputError, one_line
+from gpc.errors import InputError, described, one_line
 from gpc.inert import Console
 from gpc.record import versions
 
@@ -212,7 +212,7 @@ class Writer(Thread):
         try:
             self._write(item)
         except BaseException as error:  # of whatever kind: the robot goes on
-            if self._fail(f"{type(error).__name__}: {one_line(error)}"):
+            if self._fail(described(error)):
                 self._lost(at, f"{self.failure}; the robot goes on without it")
 
     def _fail(self, why: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpc.env import TASK, Array, Frame, write_text
-from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.errors import GpcError, InputError, RunError, described
 
 Reading = Mapping[str, Any]
 """What `get_observation` returns: feature -> a number, or an array (height, width, channels)."""
@@ -61,8 +61,10 @@ def connected(robot: Robot) -> Iterator[None]:
         RunError: its driver or the body raised something else, or it was not disconnected.
     """
     failure: BaseException | None = None
+    opened = False
     try:
         robot.connect(calibrate=False)
+        opened = True
         if not robot.is_calibrated:
             raise InputError(
                 f"{robot.name} is not calibrated; run lerobot-calibrate --robot.type={robot.name} with its other "
@@ -71,29 +73,41 @@ def connected(robot: Robot) -> Iterator[None]:
         yield
     except BaseException as error:  # SystemExit of a driver, too
         failure = error
-    problem = disconnect(robot)
+    problem = disconnect(robot, opened)
     if failure is not None and not isinstance(failure, GpcError | KeyboardInterrupt):
-        failure = RunError(f"the robot failed: {type(failure).__name__}: {one_line(failure)}")
+        failure = driver_failure(failure)
     if problem:
-        failure = RunError(problem if failure is None else f"{failure}; {problem}")
+        failure = RunError(problem if failure is None else f"{str(failure) or type(failure).__name__}; {problem}")
     if failure is not None:
         raise failure from None
 
 
-def disconnect(robot: Robot) -> str:
+def driver_failure(error: BaseException) -> RunError:
+    """Return the error for what a robot's driver raised."""
+    return RunError(f"the robot failed: {described(error)}")
+
+
+def disconnect(robot: Robot, opened: bool) -> str:
     """Disconnect a robot; returns why that failed, empty if it did not.
 
-    It is tried whatever `is_connected` is: LeRobot's is false as soon as one camera of the robot is gone. Only then is an
-    error of `disconnect` nothing but the answer that there is nothing to disconnect.
+    LeRobot's `is_connected` is false and its `disconnect` raises, before it reaches the motors, if one camera is gone. So the
+    error of `disconnect` counts although `is_connected` is false.
+
+    Args:
+        robot: a robot whose `connect` was called.
+        opened: whether `connect` succeeded. If not, and the robot is not connected, the error of `disconnect` may only
+            repeat that; but a part of the robot may be powered.
     """
     try:
-        open_before = robot.is_connected
+        opened = opened or robot.is_connected
     except Exception:  # whatever a driver raises
-        open_before = True
+        opened = True
     try:
         robot.disconnect()
     except BaseException as error:  # SystemExit of a driver, too
-        return f"the robot was not disconnected: {type(error).__name__}: {one_line(error)}" if open_before else ""
+        if not opened:
+            return "it may still be powered"
+        return f"the robot was not disconnected: {described(error)}"
     return ""
 
 
@@ -114,13 +128,17 @@ class Wiring:
         """Convert a reading to the policy's arrays, by key.
 
         Raises:
-            RunError: a feature is missing, is no number or array of numbers, or has another shape than the policy reads.
+            RunError: a feature is missing, is no finite number or array of them, or has another shape than the policy reads.
         """
         return {key: self._array(key, reading) for key in self.shapes}
 
     def command(self, action: Array) -> Command:
         """An action (dim,) as the robot takes it."""
         return dict(zip(self.actions, action.tolist(), strict=True))
+
+    def position(self, reading: Reading) -> Array:
+        """Return where a robot is, in the terms of its actions (dim,); raises RunError like `frame`."""
+        return np.array([_shaped("the position", name, _numbers(name, reading[name]), ()) for name in self.actions])
 
     def action(self, command: Mapping[str, Any]) -> Array:
         """What `send_action` returned, as an action (dim,)."""
@@ -141,13 +159,15 @@ class Wiring:
 
 
 def _numbers(name: str, value: Any) -> Array:
-    """A feature as an array."""
+    """Return a feature as an array of finite numbers."""
     try:
         array = np.asarray(value)
     except ValueError:  # ragged
         array = np.empty(0, object)
     if array.dtype.kind not in "biuf":
         raise RunError(f"the robot's {name!r} is {type(value).__name__}, not numbers")
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        raise RunError(f"{name} is {array[~finite][0]}: not a finite number")
     return array
 
 

@@ -107,6 +107,11 @@ class Limits:
             difference = difference[1:] - difference[:-1]
         return None
 
+    @property
+    def limits_targets(self) -> bool:
+        """Whether velocity, acceleration or jerk of a dimension of targets is limited."""
+        return bool(np.isfinite(self.rates)[:, ~self.moves].any())
+
     @cached_property
     def _highest(self) -> int:
         """The highest order that has a limit, 1 to 3."""
