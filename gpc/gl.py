@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from gpc.errors import InputError
-from gpc.process import python
+from gpc.process import environment, python
 
 PACKAGES = {"egl": "libegl1", "osmesa": "libosmesa6"}
 """Backend, in order of preference -> the Debian package that it needs."""
@@ -21,7 +21,7 @@ def probe(backend: str) -> str:
     """Try a backend in a process of its own (a broken driver may crash); the error's last line, or "" where it works."""
     done = subprocess.run(
         python("-c", _PROBE),
-        env=os.environ | {"MUJOCO_GL": backend},
+        env=environment() | {"MUJOCO_GL": backend},
         capture_output=True,
         timeout=60,
         text=True,

@@ -12,13 +12,25 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
+def environment() -> dict[str, str]:
+    """Return the environment for such a process: an empty entry of PYTHONPATH would be the current folder."""
+    path = os.pathsep.join(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | (
+        {"PYTHONPATH": path} if path else {}
+    )
+
+
 def search_path() -> list[str]:
     """Return sys.path without the current folder, if that is there for no other reason than how Python was started.
 
     Python puts "" first for -c and at a prompt, and the folder itself for -m. A folder that the user's own program, script or
     PYTHONPATH put there stays.
     """
-    here, named = os.getcwd(), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    try:
+        here = os.getcwd()
+    except OSError:  # it was deleted
+        return [entry for entry in sys.path if entry]
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     own = any(name and os.path.abspath(name) == here for name in named)
     return [entry for entry in sys.path if entry and (entry != here or own or not _started_elsewhere(Path(here)))]
 

@@ -112,7 +112,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let another process in."""
+        """Close the files and release the lock."""
         with self._access:
             if self._file >= 0:
                 os.close(self._file)

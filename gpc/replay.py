@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from gpc.film import film, write_video
 from gpc.inert import Console, notice
 from gpc.load import load_policy
 from gpc.policy import Policy
-from gpc.record import Row, read_json, read_rows, versions
+from gpc.record import Row, read_rows, read_versioned, versions
 from gpc.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
 from gpc.rollout import Episode, Job, rollout
 from gpc.trajectories import read_trajectory
@@ -105,7 +106,9 @@ def replay(
         InputError: the folder does not hold enough, names something that is not gpc's own, or a policy is another one than
             was recorded.
     """
-    manifest, rows = read_json(path / "manifest.json"), read_rows(path / "episodes.jsonl")
+    manifest, rows = read_versioned(dict[str, Any], path / "manifest.json"), read_rows(path / "episodes.jsonl")
+    if not rows:
+        raise InputError(f"{path} has no finished episode")
     if not 0 <= episode < len(rows):
         raise InputError(f"{path} has the episodes 0 to {len(rows) - 1}, not {episode}")
     row, trajectory = rows[episode], read_trajectory(path, episode)

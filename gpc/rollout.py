@@ -21,7 +21,7 @@ import numpy as np
 
 from gpc.env import Array, Frame
 from gpc.errors import InputError, RunError
-from gpc.process import python, search_path
+from gpc.process import environment, python, search_path
 from gpc.worker import EnvSpec, Failure, Order, Report
 
 SLICE = 1.0  # seconds of one wait: however long the machine sleeps in it, a worker's timeout loses no more
@@ -123,7 +123,9 @@ class _Worker:
     def __init__(self, env: EnvSpec, lanes: int, timeout: float) -> None:
         ours, theirs = socket.socketpair()
         command = python("-m", "gpc.worker", str(theirs.fileno()))
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, env=environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
         theirs.close()
         self.connection = Connection(ours.detach())
         self.flights: list[_Flight | None] = [None] * lanes

@@ -20,6 +20,7 @@ T = TypeVar("T")
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 """A time of the world: positive, and not infinite."""
 FILE_LIMIT = 64 * 2**20  # bytes of a JSON file
+DEPTH = 64  # of maps and lists in each other
 
 
 def read(kind: type[T], path: Path, limit: int = FILE_LIMIT) -> T:
@@ -51,18 +52,21 @@ def decode(kind: type[T], content: bytes, where: str) -> T:
         InputError: no JSON (NaN and Infinity are none), or a field is missing, unknown, of another type or out of bounds.
     """
     try:
-        return msgspec.json.decode(content, type=kind)
+        result = msgspec.json.decode(content, type=kind)
+        _check_depth(result)
+        return result
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {_reason(error)}") from None
 
 
 def convert(kind: type[T], data: Mapping[str, Any], where: str) -> T:
-    """Check plain data (maps, lists, numbers, text) of a server; `where` names its source in errors.
+    """Check plain data (maps, lists, numbers, text) of a server or a manifest; `where` names its source in errors.
 
     Raises:
         InputError: a field is missing, unknown, of another type or out of bounds.
     """
     try:
+        _check_depth(data)
         return msgspec.convert(data, kind)
     except (msgspec.ValidationError, InputError, RecursionError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {_reason(error)}") from None
@@ -88,6 +92,20 @@ def check_fields(settings: object, prefix: str) -> None:
     """
     for name, kind in get_type_hints(type(settings), include_extras=True).items():
         check(kind, getattr(settings, name), prefix + name)
+
+
+def _check_depth(data: object) -> None:
+    """Refuse plain data that is nested deeper than any of gpc's, before a function that calls itself meets it."""
+    level: list[Any] = [data]
+    for _ in range(DEPTH):
+        level = [
+            item
+            for node in level
+            for item in (node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else ())
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEPTH} levels deep")
 
 
 def _reason(error: Exception) -> str:

@@ -73,7 +73,10 @@ class Trajectories:
             raise ValueError(f"{name} has entries of shape {array.shape[2:]}, not {found[0].shape[1:]}")
         if stop > array.shape[0]:
             array.resize((-(-stop // EPISODES) * EPISODES, *array.shape[1:]))
-        block = np.full((len(values), *array.shape[1:]), np.nan, array.dtype) if found else np.nan
+        if not found:
+            array[start:stop] = np.nan
+            return
+        block = np.full((len(values), *array.shape[1:]), np.nan, array.dtype)
         for i, value in enumerate(values):
             if value is not None:
                 block[i, : len(value)] = value

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpc.process import python
+from gpc.process import environment, python, search_path
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("gpc", "policies", "envs", "robots", "scripts", "tests")
@@ -125,3 +125,17 @@ def test_every_python_process_is_started_without_the_current_folder():
                 assert "-P" in words, f"{path}: {words}"
         if path.is_relative_to(ROOT / "gpc") and path.name != "process.py":
             assert "sys.executable" not in path.read_text()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(":", None), ("", None), (":/x::/y", "/x:/y"), ("/x", "/x")])
+def test_an_empty_entry_of_pythonpath_is_no_folder(given, expected, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", given)
+    assert environment().get("PYTHONPATH") == expected
+
+
+def test_a_current_folder_that_is_gone_is_not_searched(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "path", ["", "/x"])
+    assert search_path() == ["/x"]

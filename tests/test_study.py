@@ -223,6 +223,12 @@ def damaged(tmp_path, name, content):
             "line 1: candidate or weights",
         ),
         ("manifest.json", lambda text: text.replace('"schema_version": 1', '"schema_version": 9'), InputError, "not 1"),
+        (
+            "manifest.json",
+            lambda text: text.replace('"max_steps": 4', '"max_steps": 4, "x": ' + '{"x": ' * 600 + "1" + "}" * 600),
+            InputError,
+            "nested more than 64 levels deep",
+        ),
         ("episodes.jsonl", lambda text: text.replace("phase", "phrase", 1), RunError, "line 1 is damaged: "),
         ("episodes.jsonl", lambda text: text[: len(text) // 2], InputError, "episodes.jsonl holds"),
     ],
