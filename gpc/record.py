@@ -287,9 +287,10 @@ def read_versioned(kind: Any, path: Path) -> dict[str, Any]:
         InputError: it is missing or damaged, its version is another one, or a field does not fit and is named.
     """
     content = read_json(path)
-    if content.get("schema_version") != SCHEMA_VERSION:
+    written = content.get("schema_version")
+    if written != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema_version {content.get('schema_version')}, not {SCHEMA_VERSION}; use the gpc that wrote it"
+            f"{path} has schema_version {one_line(written, 20)}, not {SCHEMA_VERSION}; use the gpc that wrote it"
         )
     schema.convert(kind, content, str(path))
     return content

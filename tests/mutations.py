@@ -74,8 +74,8 @@ def as_json(rng, root):
     """JSON bytes of a mutated copy, sometimes damaged."""
     text = json.dumps(mutated(rng, root) if rng.random() < 0.95 else rng.choice(HOSTILE))
     depth = rng.choice([50, 2000, 100_000])
-    text = text.replace(f'"{DEEP}"', rng.choice(["[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth]))
-    text = text.replace(LONG, "x" * 10**6)
+    text = text.replace(f'"{DEEP}"', rng.choice(["[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth]), 20)
+    text = text.replace(LONG, "x" * 10**6, 20)  # the case itself must fit into the memory that the reader has
     if rng.random() < 0.05:  # a key twice
         text = text.replace('"', '"name": 3, "', 1) if text.startswith("{") else text
     return damaged(rng, text.encode(), 0.15)
