@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Protocol
 
-from gpc.errors import InputError, RunError
+from gpc.errors import InputError, RunError, one_line
 from gpc.process import search_path
 from gpc.rollout import Actor, Engine, EnvSpec, Episode, Health, Job, rollout
 
@@ -98,13 +98,15 @@ class Ray:
                         raise RunError(f"an actor of the Ray cluster cannot load the policies: {cause}") from None
                     deaths[shard] += 1
                     if deaths[shard] > engine.retries:
-                        raise RunError(f"gave up on a shard after {engine.retries} retries: {_line(error)}") from None
-                    health.breakdowns.append(f"an actor of the Ray cluster died: {_line(error)}")
+                        raise RunError(
+                            f"gave up on a shard after {engine.retries} retries: {one_line(error)}"
+                        ) from None
+                    health.breakdowns.append(f"an actor of the Ray cluster died: {one_line(error)}")
                     shards.appendleft(shard)
                     staff()
                     continue
                 except ray.exceptions.RayTaskError as error:
-                    raise RunError(_line(error.cause)) from None
+                    raise RunError(one_line(error.cause)) from None
                 health.add(own)
                 if shards:
                     assign(runner)
@@ -132,7 +134,9 @@ class Ray:
                         runtime_env={"working_dir": empty, "env_vars": _script_path()},
                     )
             except (OSError, ValueError) as error:
-                raise InputError(f"executor.address={self.address}: no Ray cluster answers ({_line(error)})") from None
+                raise InputError(
+                    f"executor.address={self.address}: no Ray cluster answers ({one_line(error)})"
+                ) from None
         return ray
 
     def _room(self, ray: ModuleType) -> int:
@@ -167,7 +171,3 @@ def _script_path() -> dict[str, str]:
     """Ray's variables for the folder of this process's script, in front of the node's own PYTHONPATH."""
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
     return {"PYTHONPATH": f"{script}{os.pathsep}${{PYTHONPATH}}"} if script in search_path() else {}
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -18,7 +18,7 @@ from lerobot.robots import Robot, RobotConfig
 from lerobot.robots.utils import make_robot_from_config
 
 import gpc.robots
-from gpc.errors import GpcError, InputError
+from gpc.errors import GpcError, InputError, one_line
 from gpc.load import suggest
 
 PLUG_INS = ("lerobot_robot_", "lerobot_camera_")  # as LeRobot knows them
@@ -57,7 +57,7 @@ def _register() -> list[str]:
         try:
             import_module(name)
         except Exception as error:  # whatever a driver raises
-            missing.append(f"{name} was not imported: {_line(error)}")
+            missing.append(f"{name} was not imported: {one_line(error)}")
     return missing
 
 
@@ -69,10 +69,6 @@ def _explained(type: str, error: BaseException) -> GpcError:
     if isinstance(chain[-1], GpcError):
         return chain[-1]
     field = next((link for link in chain if isinstance(link, DraccusException)), chain[-1])  # it names the field
-    said = _line(field) if field is chain[-1] else f"{_line(field)} {_line(chain[-1])}"
+    said = one_line(field) if field is chain[-1] else f"{one_line(field)} {one_line(chain[-1])}"
     mend = "; install its driver as LeRobot's page on this robot says" if isinstance(chain[-1], ImportError) else ""
     return InputError(f"robot.type={type} cannot be made: {said}{mend}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
