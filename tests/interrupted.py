@@ -41,7 +41,7 @@ PLAN += ["video=0", "engine.lanes=4"]
 class Simulator:
     """A simulator process that is a thread."""
 
-    def __init__(self, command, pass_fds, stdin):
+    def __init__(self, command, env, pass_fds, stdin):
         connection = Connection(os.dup(pass_fds[0]))
         threading.Thread(target=worker.serve, args=(connection,), daemon=True).start()
 
