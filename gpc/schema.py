@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from gpc.disk import reason
 from gpc.errors import InputError, one_line
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def read(kind: type[T], path: Path, limit: int = FILE_LIMIT) -> T:
                 raise InputError(f"{path} has {size} bytes, at most {limit} are read")
             content = file.read(limit + 1)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
     return decode(kind, content, str(path))
 
 
