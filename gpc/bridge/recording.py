@@ -32,7 +32,7 @@ import zarr
 from gpc.bridge.loop import Tick
 from gpc.bridge.pilot import MODES, Event
 from gpc.demonstrations import ACTION
-from gpc.disk import write_atomically
+from gpc.disk import reason, write_atomically
 from gpc.env import Array
 from gpc.errors import InputError, described, one_line
 from gpc.inert import Console
@@ -85,7 +85,7 @@ class Recorder:
             content = {"schema_version": 1, "config": manifest, "versions": versions()}
             write_atomically(path / "manifest.json", json.dumps(content, indent=1) + "\n")
         except OSError as error:
-            raise InputError(f"run_dir={path} cannot be written: {error.strerror or error}") from None
+            raise InputError(f"run_dir={path} cannot be written: {reason(error)}") from None
         self.path, self.kinds = path, Counter[str]()
         self._origin, self._printed, self._lock = origin, -np.inf, Lock()
         self._writers = {"disk": self._writer("disk", self._disk.write, buffer)}
