@@ -21,8 +21,9 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from gpc.env import Array, Environment, Frame
 from gpc.errors import InputError
+from gpc.rollout.env import Environment
+from gpc.types import Array, Frame
 
 METRES, RADIANS = 0.05, 0.5  # what an action of one asks for
 GAIN = 2.0  # of the way that is left, per step: the controller moves about 0.3 of what is asked

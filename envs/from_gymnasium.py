@@ -11,10 +11,10 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from gpc.env import Array, Environment, Frame
-from gpc.errors import InputError, RunError, one_line
-from gpc.gl import choose_gl, undecided
-from gpc.load import suggest
+from gpc.errors import InputError, RunError, one_line, suggest
+from gpc.rollout.env import Environment
+from gpc.rollout.gl import choose_gl, undecided
+from gpc.types import Array, Frame
 
 ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # what these ids begin with
 

@@ -19,10 +19,10 @@ import numpy as np
 from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
-from gpc.env import Array, Environment, Frame
-from gpc.errors import InputError, RunError
-from gpc.gl import choose_gl, undecided
-from gpc.load import suggest
+from gpc.errors import InputError, RunError, suggest
+from gpc.rollout.env import Environment
+from gpc.rollout.gl import choose_gl, undecided
+from gpc.types import Array, Frame
 
 logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)  # it greets with a page
 try:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from gpc.env import TASK, TASK_BYTES, Array, Environment, Frame, write_text
 from gpc.errors import InputError, RunError
+from gpc.rollout.env import TASK, TASK_BYTES, Environment, write_text
+from gpc.types import Array, Frame
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 try:
@@ -171,7 +172,7 @@ class PushT(Environment):
         return np.asarray(self._stock.render())
 
     def pixels(self, actions: Array) -> Array:
-        """See `gpc.env.Pointing`: the table of 512 units is 384 pixels wide."""
+        """See `gpc.rollout.env.Pointing`: the table of 512 units is 384 pixels wide."""
         return np.asarray(actions) * 384 / 512
 
     def _coverage(self) -> float:

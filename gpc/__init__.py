@@ -1,7 +1,7 @@
 """Compose pretrained robot policies at test time.
 
 `load_policy` and `compose` make policies; `evaluate`, `search` and `compare` roll them out with honest statistics. Names are
-resolved on first use, so that a simulator process, which imports `gpc.env` only, never loads torch.
+resolved on first use, so that a simulator process, which imports `gpc.rollout.env` only, never loads torch.
 """
 
 from __future__ import annotations
@@ -10,41 +10,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpc.api import Result, evaluate, search
-    from gpc.comparison import Comparison, compare
-    from gpc.composers import Average, Convex, Guidance, PerDimension, Scheduled
-    from gpc.composition import ComposedPolicy, average, both, compose, either, guide, schedule, split
-    from gpc.denoise import NetworkDenoiser
-    from gpc.load import load_policy
-    from gpc.steering import register_cost, steer
-    from gpc.superposition import And, Or
+    from gpc.commands.api import Result, evaluate, search
+    from gpc.commands.comparison import Comparison, compare
+    from gpc.composition.composed import ComposedPolicy, average, both, compose, either, guide, schedule, split
+    from gpc.composition.composers import Average, Convex, Guidance, PerDimension, Scheduled
+    from gpc.composition.steering import register_cost, steer
+    from gpc.composition.superposition import And, Or
+    from gpc.policy.load import load_policy
+    from gpc.score.denoiser import NetworkDenoiser
 
 __version__ = "0.1.0"
 _HOME = {
-    "And": "gpc.superposition",
-    "Average": "gpc.composers",
-    "Comparison": "gpc.comparison",
-    "ComposedPolicy": "gpc.composition",
-    "Convex": "gpc.composers",
-    "Guidance": "gpc.composers",
-    "NetworkDenoiser": "gpc.denoise",
-    "Or": "gpc.superposition",
-    "PerDimension": "gpc.composers",
-    "Result": "gpc.api",
-    "Scheduled": "gpc.composers",
-    "average": "gpc.composition",
-    "both": "gpc.composition",
-    "compare": "gpc.comparison",
-    "compose": "gpc.composition",
-    "either": "gpc.composition",
-    "evaluate": "gpc.api",
-    "guide": "gpc.composition",
-    "load_policy": "gpc.load",
-    "register_cost": "gpc.steering",
-    "schedule": "gpc.composition",
-    "search": "gpc.api",
-    "split": "gpc.composition",
-    "steer": "gpc.steering",
+    "And": "gpc.composition.superposition",
+    "Average": "gpc.composition.composers",
+    "Comparison": "gpc.commands.comparison",
+    "ComposedPolicy": "gpc.composition.composed",
+    "Convex": "gpc.composition.composers",
+    "Guidance": "gpc.composition.composers",
+    "NetworkDenoiser": "gpc.score.denoiser",
+    "Or": "gpc.composition.superposition",
+    "PerDimension": "gpc.composition.composers",
+    "Result": "gpc.commands.api",
+    "Scheduled": "gpc.composition.composers",
+    "average": "gpc.composition.composed",
+    "both": "gpc.composition.composed",
+    "compare": "gpc.commands.comparison",
+    "compose": "gpc.composition.composed",
+    "either": "gpc.composition.composed",
+    "evaluate": "gpc.commands.api",
+    "guide": "gpc.composition.composed",
+    "load_policy": "gpc.policy.load",
+    "register_cost": "gpc.composition.steering",
+    "schedule": "gpc.composition.composed",
+    "search": "gpc.commands.api",
+    "split": "gpc.composition.composed",
+    "steer": "gpc.composition.steering",
 }
 __all__ = [
     "And",

@@ -14,7 +14,7 @@ from gpc import schema
 
 CARD = "card.json"
 LIMIT = 2**20  # bytes of a card
-OBSERVATION = 2**24  # numbers in one observation (`gpc.policy.NUMBERS`, which needs torch)
+OBSERVATION = 2**24  # numbers in one observation (`gpc.policy.spec.NUMBERS`, which needs torch)
 
 Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f/\\]+\Z")]
 Text = Annotated[str, Meta(max_length=2000)]
@@ -26,7 +26,7 @@ Steps = Annotated[int, Meta(ge=1, le=256)]
 
 
 class Input(Struct, forbid_unknown_fields=True):
-    """One observation key; see `gpc.networks.Encoder`."""
+    """One observation key; see `gpc.policies.networks.Encoder`."""
 
     shape: Shape
     offset: Number | Annotated[list[Number], Meta(max_length=2**14)] | UnsetType = UNSET
@@ -56,7 +56,7 @@ class Input(Struct, forbid_unknown_fields=True):
 
 
 class UNet(Struct, tag_field="type", tag="unet", forbid_unknown_fields=True):
-    """Arguments of `gpc.networks.UNet`."""
+    """Arguments of `gpc.policies.networks.UNet`."""
 
     widths: Annotated[list[Width], Meta(min_length=1, max_length=16)] | UnsetType = UNSET
     embedding: Annotated[int, Meta(ge=4, le=2**14, multiple_of=2)] | UnsetType = UNSET
@@ -69,7 +69,7 @@ class UNet(Struct, tag_field="type", tag="unet", forbid_unknown_fields=True):
 
 
 class Transformer(Struct, tag_field="type", tag="transformer", forbid_unknown_fields=True):
-    """Arguments of `gpc.networks.Transformer`."""
+    """Arguments of `gpc.policies.networks.Transformer`."""
 
     width: Annotated[int, Meta(ge=4, le=2**14, multiple_of=2)] | UnsetType = UNSET
     depth: Annotated[int, Meta(ge=1, le=256)] | UnsetType = UNSET
@@ -78,7 +78,7 @@ class Transformer(Struct, tag_field="type", tag="transformer", forbid_unknown_fi
 
 
 class SquaredCos(Struct, tag_field="type", tag="squaredcos", forbid_unknown_fields=True):
-    """Arguments of `gpc.noise.VariancePreserving.squaredcos`."""
+    """Arguments of `gpc.score.noise.VariancePreserving.squaredcos`."""
 
     steps: Annotated[int, Meta(ge=2, le=10_000)]
     max_beta: Annotated[float, Meta(gt=0, lt=1)] | UnsetType = UNSET
@@ -88,7 +88,7 @@ Time = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Flow(Struct, tag_field="type", tag="flow", forbid_unknown_fields=True):
-    """Arguments of `gpc.noise.LinearFlow`."""
+    """Arguments of `gpc.score.noise.LinearFlow`."""
 
     t_min: Annotated[float, Meta(ge=0, lt=1)] | UnsetType = UNSET
     t_max: Time | UnsetType = UNSET
@@ -96,7 +96,7 @@ class Flow(Struct, tag_field="type", tag="flow", forbid_unknown_fields=True):
 
 
 class Karras(Struct, tag_field="type", tag="karras", forbid_unknown_fields=True):
-    """Arguments of `gpc.noise.Karras`."""
+    """Arguments of `gpc.score.noise.Karras`."""
 
     sigma_data: Positive | UnsetType = UNSET
     sigma_min: Positive | UnsetType = UNSET
@@ -121,7 +121,7 @@ class Model(Struct, forbid_unknown_fields=True):
 
 
 class Actions(Struct, forbid_unknown_fields=True):
-    """Fields of `gpc.policy.ActionSpec`, which checks their ranges."""
+    """Fields of `gpc.policy.spec.ActionSpec`, which checks their ranges."""
 
     horizon: int
     scale: list[float]

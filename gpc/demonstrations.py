@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import zarr
 
-from gpc.env import Array
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import offline
 from gpc.stored_arrays import Budget, hdf5_child, read_hdf5, read_zarr
+from gpc.types import Array
 
 PAD = 7  # Diffusion Policy's: a chunk of 16 of which 8 are executed
 ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions

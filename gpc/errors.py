@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class GpcError(Exception):
@@ -54,3 +55,9 @@ def reading(where: object) -> Iterator[None]:
         raise
     except Exception as error:
         raise InputError(f"{where} cannot be read: {described(error, 400)}") from None
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """The end of an error line: the nearest known word, or all of them."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(sorted(known))}"

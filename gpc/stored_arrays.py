@@ -15,8 +15,8 @@ from zipfile import ZipFile
 import numpy as np
 import zarr
 
-from gpc.env import Array
 from gpc.errors import InputError
+from gpc.types import Array
 
 TIMES, SPARE = 100, 64 * 2**20  # bytes of all arrays: so many times those of their file, and so many more
 CHUNKS, CHUNKS_SPARE = 100, 10_000  # chunks of an array: so many times the parts of its store, and so many more

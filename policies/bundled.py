@@ -20,13 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gpc.card import CARD, check, chosen, read
-from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
-from gpc.errors import InputError, one_line
-from gpc.load import load_policy, suggest
-from gpc.networks import Encoder, Transformer, UNet
-from gpc.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
+from gpc.errors import InputError, one_line, suggest
 from gpc.policies.dry_run import dry_run
-from gpc.policy import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.policies.networks import Encoder, Transformer, UNet
+from gpc.policy.load import load_policy
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, frozen
+from gpc.score.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
 
 BUNDLED = Path(__file__).parent / "bundled"
 WEIGHTS = "weights.safetensors"
@@ -62,7 +62,7 @@ def build_schedule(spec: Mapping[str, Any]) -> Schedule:
 
 @dataclass(frozen=True)
 class BundledPolicy:
-    """A bundled network as a `gpc.policy.Policy`."""
+    """A bundled network as a `gpc.policy.spec.Policy`."""
 
     name: str
     module: ConditionalNetwork

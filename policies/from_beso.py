@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpc import schema
-from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError, one_line
-from gpc.noise import Karras, NoiseLevels
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.settings import Settings, read_yaml
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, frozen
+from gpc.score.noise import Karras, NoiseLevels
 
 Number = TypeVar("Number", int, float)
 CONFIG, WEIGHTS, SCALER = ".hydra/config.yaml", "model_state_dict.pth", "scaler.json"

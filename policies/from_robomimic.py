@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpc.denoise import Denoiser, NetworkDenoiser, frozen
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
-from gpc.noise import NoiseLevels, VariancePreserving, check_steps
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
-from gpc.policy import ActionSpec, Observation, ObservationSpec
-from gpc.worker import EnvSpec
+from gpc.policy.env_spec import EnvSpec
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, frozen
+from gpc.score.noise import NoiseLevels, VariancePreserving, check_steps
 
 with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
     import robomimic.models.base_nets as base_nets

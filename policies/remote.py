@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpc.bridge.client import RemotePolicy
-from gpc.bridge.facts import check
-from gpc.bridge.wire import DENOISED, ENCODE, HANDLE, SIGMA, X
-from gpc.denoise import Denoiser
-from gpc.noise import NoiseLevels
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.score.denoiser import Denoiser
+from gpc.score.noise import NoiseLevels
+from gpc.serve.client import RemotePolicy
+from gpc.serve.codec import DENOISED, ENCODE, HANDLE, SIGMA, X
+from gpc.serve.metadata import check
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RemoteDenoiser:
 
 @dataclass(frozen=True)
 class RemoteMember:
-    """What a server serves, as a `gpc.policy.Policy`."""
+    """What a server serves, as a `gpc.policy.spec.Policy`."""
 
     server: RemotePolicy
     name: str

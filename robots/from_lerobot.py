@@ -18,8 +18,7 @@ from lerobot.robots import Robot, RobotConfig
 from lerobot.robots.utils import make_robot_from_config
 
 import gpc.robots
-from gpc.errors import GpcError, InputError, one_line
-from gpc.load import suggest
+from gpc.errors import GpcError, InputError, one_line, suggest
 
 PLUG_INS = ("lerobot_robot_", "lerobot_camera_")  # as LeRobot knows them
 

@@ -17,8 +17,8 @@ import numpy as np
 from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
-from gpc.env import Array
 from gpc.errors import InputError
+from gpc.types import Array
 
 ENCODINGS = {"rgb8": 1, "bgr8": -1}  # the step through the channels that makes it RGB
 CONNECT_WITHIN = 5.0  # seconds

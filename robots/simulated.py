@@ -16,10 +16,11 @@ from gymnasium import spaces
 from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
-from gpc.config import build, load_config
-from gpc.env import TASK, Array, Environment, Frame
+from gpc.commands.config import build, load_config
 from gpc.errors import InputError
-from gpc.worker import EnvSpec
+from gpc.policy.env_spec import EnvSpec
+from gpc.rollout.env import TASK, Environment, make_env
+from gpc.types import Array, Frame
 
 
 @RobotConfig.register_subclass("gpc_simulated")
@@ -68,7 +69,7 @@ class SimulatedRobot(Robot):
         self.config = config
         shown = load_config("evaluate", [f"env={config.env}", *config.overrides, "policies=[none]"])
         spec: EnvSpec = build(shown.env)
-        env = spec.make()
+        env = make_env(spec)
         self._spaces = self._sensed(env)
         bounds = cast(spaces.Box, env.action_space)
         self._low, self._high = bounds.low, bounds.high
@@ -105,7 +106,7 @@ class SimulatedRobot(Robot):
         """Build the world and begin the episode of the configuration's seed."""
         if self._env is not None:
             raise DeviceAlreadyConnectedError(f"{self} is connected")
-        self._env = self._spec.make()
+        self._env = make_env(self._spec)
         self.reset(self.config.seed)
 
     def reset(self, seed: int) -> None:

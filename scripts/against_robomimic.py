@@ -21,11 +21,11 @@ from tables import ROOT
 
 import gpc
 from gpc.disk import write_atomically
-from gpc.gl import choose_gl
 from gpc.policies.bundled import BUNDLED
 from gpc.policies.checkpoint import read
 from gpc.policies.from_robomimic import size_of, unet
-from gpc.stats import discordant, mcnemar, paired_difference, wilson
+from gpc.results.stats import discordant, mcnemar, paired_difference, wilson
+from gpc.rollout.gl import choose_gl
 
 CHECKPOINTS = ("lift", "can", "square")
 TRAINED_LEVELS = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=100"]

@@ -3,7 +3,7 @@
     python scripts/alignment.py --out docs/results/alignment.md      # an hour on one core
 
 Beside a policy whose second dimension is scaled otherwise, a PushT policy's own second dimension holds 1 / ratio of the noise
-that its network knows; `gpc.raised` adds the rest. The same is had by moving the common normaliser instead.
+that its network knows; `gpc.composition.noise_matching` adds the rest. The same is had by moving the common normaliser instead.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 import gpc
-from gpc import align
-from gpc.composers import Convex
-from gpc.composition import ComposedPolicy
+from gpc.composition import align
+from gpc.composition.composed import ComposedPolicy
+from gpc.composition.composers import Convex
 from gpc.disk import write_atomically
-from gpc.noise import NEAR_LEVEL
-from gpc.policy import Policy
-from gpc.stats import mcnemar, paired_difference
+from gpc.policy.spec import Policy
+from gpc.results.stats import mcnemar, paired_difference
+from gpc.score.noise import NEAR_LEVEL
 
 RATIOS = (1.0, 1.1, 1.5, 2.0, 4.0)
 SAMPLERS = (

@@ -25,11 +25,11 @@ import torch
 from diffusers import DDPMScheduler
 
 import gpc
-from gpc.denoise import Denoiser
-from gpc.noise import VariancePreserving
 from gpc.policies.bundled import BundledPolicy, build
-from gpc.policy import Observation, Policy, observation_tensors
-from gpc.stats import mean_interval, wilson
+from gpc.policy.spec import Observation, Policy, observation_tensors
+from gpc.results.stats import mean_interval, wilson
+from gpc.score.denoiser import Denoiser
+from gpc.score.noise import VariancePreserving
 
 DDPM = {"type": "squaredcos", "steps": 100}
 SEED = 400_000

@@ -22,13 +22,14 @@ from servers import process_of
 from websockets.asyncio.server import ServerConnection, serve
 
 import gpc
-from gpc.align import join_observations
-from gpc.bridge.inference import Inference
-from gpc.bridge.server import Door, PolicyServer
-from gpc.control import Sampling, plan
-from gpc.denoise import Denoiser
-from gpc.noise import NoiseLevels
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.composition.align import join_observations
+from gpc.inference.chunk import plan
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.score.denoiser import Denoiser
+from gpc.score.noise import NoiseLevels
+from gpc.serve.batching import Inference
+from gpc.serve.server import Door, PolicyServer
 
 POLICIES, WEIGHTS = ("pusht-diffusion", "pusht-flow"), (0.4, 0.6)
 CLIENTS = (1, 2, 4, 8, 16)
@@ -49,7 +50,7 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
     say("| clients | gpc: chunks a second | p50 ms | p99 ms | openpi: chunks a second | p50 ms | p99 ms | ratio |")
     say("|---|---|---|---|---|---|---|---|")
     keys = [f"policies=[{','.join(POLICIES)}]", f"weights=[{','.join(map(str, WEIGHTS))}]", "port=0", "max_clients=32"]
-    ours = process_of(sys.executable, "-P", "-m", "gpc.cli", "serve", *keys)
+    ours = process_of(sys.executable, "-P", "-m", "gpc.commands.cli", "serve", *keys)
     theirs = process_of(sys.executable, __file__, "openpi")
     with ours as (_, own_address), theirs as (_, other_address):
         for count in CLIENTS:

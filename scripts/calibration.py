@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gpc.disk import write_atomically
-from gpc.sequential import anytime_p, anytime_proportion, log_wealth
-from gpc.stats import mcnemar, mean_interval, pairs_needed, resolution, wilson
+from gpc.results.sequential import anytime_p, anytime_proportion, log_wealth
+from gpc.results.stats import mcnemar, mean_interval, pairs_needed, resolution, wilson
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "statistics.md"
 PAIRS = 1000  # the longest experiment that is watched after every pair

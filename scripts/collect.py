@@ -32,8 +32,8 @@ from gpc.demonstrations import Demonstrations, write_replay_buffer, write_robomi
 from gpc.disk import write_atomically
 from gpc.envs import experts
 from gpc.errors import GpcError, InputError
-from gpc.record import read_json
-from gpc.stats import wilson
+from gpc.results.run_folder import read_json
+from gpc.results.stats import wilson
 
 TASKS = {"lift": "Lift", "can": "PickPlaceCan", "square": "NutAssemblySquare"}
 LOW_DIM = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")

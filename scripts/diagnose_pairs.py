@@ -22,8 +22,8 @@ from scipy import stats
 from tables import ROOT, short
 
 from gpc.disk import write_atomically
-from gpc.load import bundled_cards
-from gpc.record import read_json
+from gpc.policy.load import bundled_cards
+from gpc.results.run_folder import read_json
 
 TASKS = ("pusht", "lift", "can", "square")
 
@@ -37,7 +37,7 @@ def diagnose(task: str, pair: tuple[str, str], held_out: Path, folder: Path) -> 
     if not (folder / "seconds").exists():
         keys = [f"env={task}", f"policies=[{','.join(pair)}]", f"demonstrations={held_out}", f"run_dir={folder}"]
         begin = time.monotonic()
-        subprocess.run([sys.executable, "-P", "-m", "gpc.cli", "diagnose", *keys], check=True, env=os.environ)
+        subprocess.run([sys.executable, "-P", "-m", "gpc.commands.cli", "diagnose", *keys], check=True, env=os.environ)
         write_atomically(folder / "seconds", f"{time.monotonic() - begin:.1f}\n")
     return read_json(folder / "diagnosis.json") | {"seconds": float((folder / "seconds").read_text())}
 

@@ -22,18 +22,20 @@ import torch
 from tables import ROOT
 
 import gpc
+from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, Stitch, TemporalEnsembling
 from gpc.bridge.clock import VirtualClock
+from gpc.bridge.controller import HOLD, STOPPED, Ask, Event, Expected, Patience, Pilot, Reply
 from gpc.bridge.loop import LIVE, Loop, Tick
-from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event, Expected, Patience, Pilot, Reply
 from gpc.bridge.robot import wire
 from gpc.bridge.safety import Gate, limits_from
-from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon, Stitch, TemporalEnsembling
-from gpc.config import build, load_config
-from gpc.control import Known, Sampling, padded, plan
+from gpc.commands.config import build, load_config
 from gpc.disk import write_atomically
-from gpc.env import Array
-from gpc.policy import Policy
-from gpc.stats import wilson
+from gpc.inference.actor import padded
+from gpc.inference.chunk import Known, plan
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import Policy
+from gpc.results.stats import wilson
+from gpc.types import Array
 
 LATENCIES = (0.0, 0.05, 0.1, 0.2)
 STITCHES: dict[str, Stitch] = {

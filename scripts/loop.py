@@ -18,9 +18,9 @@ import numpy as np
 import zarr
 from tables import ROOT
 
-from gpc.cli import main as command
+from gpc.commands.cli import main as command
 from gpc.disk import write_atomically
-from gpc.record import read_json
+from gpc.results.run_folder import read_json
 
 POLICIES = ["policies=[pusht-diffusion,pusht-flow]", "weights=[0.4,0.6]"]
 COMMON = ["robot=simulated", "safety.hold=last", "mode=live", "fps=50", *POLICIES]

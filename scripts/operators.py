@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tables import percent, run
 
-from gpc.record import read_rows
-from gpc.stats import mcnemar, paired_difference
+from gpc.results.run_folder import read_rows
+from gpc.results.stats import mcnemar, paired_difference
 
 OPERATORS = {
     "average": ("composer=average",),

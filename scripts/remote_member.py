@@ -20,10 +20,11 @@ from servers import process_of
 from torch import Tensor
 
 import gpc
-from gpc.control import Sampling, plan
-from gpc.denoise import Denoiser
 from gpc.errors import RunError
-from gpc.policy import Policy
+from gpc.inference.chunk import plan
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import Policy
+from gpc.score.denoiser import Denoiser
 
 ROOT = Path(__file__).parents[1]
 HERE, THERE, WEIGHTS = "pusht-diffusion", "pusht-flow", [0.4, 0.6]
@@ -101,7 +102,7 @@ def main() -> None:
         print(f"torch {torch.__version__} here, {there} there (installed in {time.perf_counter() - began:.0f} s)")
         torch.set_num_threads(1)
         keys = [f"policies=[{THERE}]", "port=0", "reproducible=true"]
-        with process_of(python, "-P", "-m", "gpc.cli", "serve", *keys) as (server, address):
+        with process_of(python, "-P", "-m", "gpc.commands.cli", "serve", *keys) as (server, address):
             compare(address)
             kill(server, address)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tables import ROOT, best_parent, curves, parents_of, parents_table, run, short, winners, write_cards
 
-from gpc.config import load_config
+from gpc.commands.config import load_config
 from gpc.disk import write_atomically
 
 TASKS = {"lift": "Lift", "can": "Can", "square": "Square"}

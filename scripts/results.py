@@ -20,11 +20,11 @@ from recipes import HELD_OUT, load_pusht
 from tables import ROOT, curves, parents_of, parents_table, percent, reward, run, short, winners, write_cards
 
 import gpc
-from gpc.composition import compose
-from gpc.config import load_config
-from gpc.control import Sampling
-from gpc.denoising_error import DenoisingError, least, measure
+from gpc.commands.config import load_config
+from gpc.composition.composed import compose
 from gpc.disk import write_atomically
+from gpc.inference.settings import Sampling
+from gpc.weights.denoising_error import DenoisingError, least, measure
 
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
 OUTSIDE = {"lerobot-pusht": f"lerobot:{ROOT / 'tests/data/lerobot-pusht'}"}  # by scripts/train_lerobot.py

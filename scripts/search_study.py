@@ -22,11 +22,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from gpc.bayesian_search import SAMPLERS, Bayesian
 from gpc.disk import write_atomically
 from gpc.errors import GpcError, InputError
-from gpc.record import read_json, read_rows
-from gpc.weight_search import Demos, Grid, Outcome, Prior, Racing, Random, Search, Weights, simplex
+from gpc.results.run_folder import read_json, read_rows
+from gpc.weights.bayesian import SAMPLERS, Bayesian
+from gpc.weights.searches import Demos, Grid, Outcome, Prior, Racing, Random, Search
+from gpc.weights.simplex import Weights, simplex
 
 SHARES = (0.1, 0.2, 0.4)
 EPISODES = 10  # of each proposal

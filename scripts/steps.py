@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from tables import percent, run, short
 
 from gpc.disk import write_atomically
-from gpc.figures import png
-from gpc.record import read_json, read_rows
-from gpc.stats import mcnemar, paired_difference
+from gpc.results.figures import png
+from gpc.results.run_folder import read_json, read_rows
+from gpc.results.stats import mcnemar, paired_difference
 
 EPISODES, SEED = 100, 300000
 DEFAULT = ("dpmpp_2m", 8)

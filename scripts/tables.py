@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gpc.cli import main as command
-from gpc.control import Sampling
+from gpc.commands.cli import main as command
 from gpc.disk import write_atomically
+from gpc.inference.settings import Sampling
 from gpc.policies.bundled import BUNDLED, CARD
-from gpc.record import read_json
-from gpc.stats import mean_interval
+from gpc.results.run_folder import read_json
+from gpc.results.stats import mean_interval
 
 ROOT = Path(__file__).parents[1]
 MEASURED = (

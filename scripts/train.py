@@ -26,10 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpc.denoise import NetworkDenoiser
-from gpc.noise import Karras, LinearFlow, Schedule, VariancePreserving
 from gpc.policies.bundled import BUNDLED, CARD, WEIGHTS, build
-from gpc.policy import observation_tensors
+from gpc.policy.spec import observation_tensors
+from gpc.score.denoiser import NetworkDenoiser
+from gpc.score.noise import Karras, LinearFlow, Schedule, VariancePreserving
 
 
 def windows(ends: np.ndarray, episodes: list[int], horizon: int, past: int, pad: int = 7) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gpc.load import load_policy
 from gpc.policies.bundled import CARD, WEIGHTS, build
+from gpc.policy.load import load_policy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)

@@ -3,14 +3,14 @@
 import threading
 import time
 
+from gpc.bridge.blending import RecedingHorizon
+from gpc.bridge.chunk_source import PlannerThread
+from gpc.bridge.controller import Expected, Patience, Pilot
 from gpc.bridge.loop import LIVE, Loop
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import Expected, Patience, Pilot
-from gpc.bridge.planner import PlannerThread
 from gpc.bridge.realtime import Clock, fly
 from gpc.bridge.robot import wire
 from gpc.bridge.safety import Gate, limits_from
-from gpc.bridge.stitch import RecedingHorizon
+from gpc.bridge.stop import Operator
 
 PERIOD = 0.02
 SLACK = 0.12  # for two busy cores

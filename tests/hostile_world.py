@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.bridge.clock import VirtualClock
+from gpc.bridge.controller import OK, Expected, Patience, Pilot, Reply
 from gpc.bridge.loop import LIVE, Loop
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import OK, Expected, Patience, Pilot, Reply
 from gpc.bridge.realtime import Clock, RobotThread
 from gpc.bridge.robot import wire
 from gpc.bridge.safety import Gate, Limits
-from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon, TemporalEnsembling
+from gpc.bridge.stop import Operator
 
 HORIZON, START, N_OBS_STEPS = 12, -1, 2
 TOLERANCE = 1e-5  # of a limit

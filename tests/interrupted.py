@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from models import FixedPolicy, Gaussian
 
-from gpc import worker
-from gpc.api import configured
+from gpc.commands.api import configured
+from gpc.commands.experiment import Experiment, run_search
 from gpc.errors import GpcError
-from gpc.experiment import Experiment, run_search
 from gpc.inert import Console
-from gpc.policy import ActionSpec, ObservationSpec
+from gpc.policy.spec import ActionSpec, ObservationSpec
+from gpc.rollout import worker
 
 ACTIONS, STATE = ActionSpec(16, (256.0, 256.0), (256.0, 256.0), ("x", "y")), ObservationSpec({"state": (5,)}, 2)
 POLICIES = [

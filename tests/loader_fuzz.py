@@ -203,14 +203,14 @@ def server(root):
     import msgpack
     from models import FixedPolicy, Gaussian
 
-    from gpc.bridge.client import RemotePolicy, _map
-    from gpc.bridge.facts import check, describe
-    from gpc.bridge.planner import RemotePlanner
-    from gpc.bridge.wire import pack
+    from gpc.bridge.chunk_source import RemotePlanner
     from gpc.policies.remote import RemoteMember
+    from gpc.serve.client import RemotePolicy, _map
+    from gpc.serve.codec import pack
+    from gpc.serve.metadata import check, describe
 
     facts = json.loads(json.dumps(describe(FixedPolicy(Gaussian()))))
-    frame = pack({"actions": np.zeros((16, 2)), "gpc.denoise": 5})
+    frame = pack({"actions": np.zeros((16, 2)), "gpc.score.denoiser": 5})
     shapes = [(16, 2), (2,), (0,), (10**6, 1), (1, 16, 2)]
     values = [None, 1, "x" * 10**6, [1], {}, np.nan, np.zeros((16, 2), np.uint8), np.full((16, 2), np.inf)]
 
@@ -223,8 +223,8 @@ def server(root):
         torch.zeros(spec.horizon, spec.dim)
         answer = _map(damaged(rng, frame, 0.3), "ws://x")
         answer["actions"] = rng.choice([rng.choice(values), np.zeros(rng.choice(shapes))])
-        answer["gpc.denoise"] = rng.choice([5, *values])
-        client.whole(answer, "gpc.denoise")
+        answer["gpc.score.denoiser"] = rng.choice([5, *values])
+        client.whole(answer, "gpc.score.denoiser")
         client.array(answer, "actions", (spec.horizon, spec.dim))
 
     def frame_of(rng):
@@ -387,8 +387,8 @@ def lerobot(root):
 def runs(root):
     import made_up
 
-    from gpc.record import read_json, read_rows
-    from gpc.study import read_run
+    from gpc.results.leaderboard import read_run
+    from gpc.results.run_folder import read_json, read_rows
 
     search = {(1.0, 0.0): {1: True, 2: False}, (0.0, 1.0): {1: False, 2: False}}
     folder = made_up.write_search(root / "x", ["a", "b"], search, search, (1.0, 0.0))

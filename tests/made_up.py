@@ -6,12 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gpc.record import Row, RunFolder
-from gpc.summary import summarize_evaluation, summarize_search
-from gpc.weight_search import one_hot, simplex
+from gpc.results.run_folder import Row, RunFolder
+from gpc.results.summary import summarize_evaluation, summarize_search
+from gpc.weights.simplex import one_hot, simplex
 
-ENV = {"_target_": "gpc.worker.EnvSpec", "target": "toy:Push", "n_action_steps": 8, "max_steps": 4, "options": None}
-SAMPLER = {"_target_": "gpc.control.Sampling", "method": "euler", "steps": 8}
+ENV = {
+    "_target_": "gpc.policy.env_spec.EnvSpec",
+    "target": "toy:Push",
+    "n_action_steps": 8,
+    "max_steps": 4,
+    "options": None,
+}
+SAMPLER = {"_target_": "gpc.inference.settings.Sampling", "method": "euler", "steps": 8}
 
 
 def write_rows(path, policies, rows, env=ENV, trajectory=None, **config):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpc.denoise import Denoiser, NetworkDenoiser, Prediction
-from gpc.noise import Karras, NoiseLevels, Schedule
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction
+from gpc.score.noise import Karras, NoiseLevels, Schedule
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from threading import Thread
 from models import FixedPolicy, Gaussian
 from servers import process_of
 
-from gpc.bridge.inference import Inference
-from gpc.bridge.server import Door, PolicyServer
-from gpc.control import Sampling
+from gpc.inference.settings import Sampling
+from gpc.serve.batching import Inference
+from gpc.serve.server import Door, PolicyServer
 
 SAMPLING = Sampling(steps=4)
 
@@ -43,7 +43,7 @@ def served(policy, reproducible=False, max_batch=256, port=0, **door):
 
 def gpc_serve(*keys):
     """`gpc serve` with these keys in another process."""
-    return process_of(sys.executable, "-P", "-m", "gpc.cli", "serve", "port=0", *keys)
+    return process_of(sys.executable, "-P", "-m", "gpc.commands.cli", "serve", "port=0", *keys)
 
 
 def alone():

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import lerobot.robots  # noqa: F401  imported once, not in every fork
 
-import gpc.bridge.deploy
+import gpc.commands.deploy
 import gpc.policies.bundled
 import gpc.robots.from_lerobot  # noqa: F401
-from gpc.cli import main
+from gpc.commands.cli import main
 
 LIMIT = 60.0  # seconds for one flight
 

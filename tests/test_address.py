@@ -8,12 +8,12 @@ from threading import Thread
 import pytest
 from websockets.sync.server import serve
 
-from gpc.bridge import RemotePolicy
-from gpc.bridge.address import Address, is_loopback
-from gpc.bridge.wire import pack
-from gpc.config import load_config
+from gpc.commands.config import load_config
 from gpc.errors import InputError, RunError
-from gpc.load import load_policy
+from gpc.policy.load import load_policy
+from gpc.serve import RemotePolicy
+from gpc.serve.address import Address, is_loopback
+from gpc.serve.codec import pack
 
 
 @contextmanager
@@ -156,6 +156,6 @@ def test_a_server_that_requires_a_token_over_a_network_is_reached_with_tls(store
             return redirected(("127.0.0.1", port), *args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gpc.bridge.client.socket.create_connection", resolve)
+            patch.setattr("gpc.serve.client.socket.create_connection", resolve)
             with pytest.raises(InputError, match=r"requires a token; a token is sent over wss:// .*tunnel"):
                 RemotePolicy(f"ws://gpu.lab:{port}")

@@ -4,11 +4,13 @@ import pytest
 import torch
 from models import ACTIONS, WIDE, FixedPolicy, Gaussian, state
 
-from gpc.composition import compose, guide
-from gpc.control import Sampling, sample_chunk
+from gpc.composition.composed import compose, guide
 from gpc.errors import InputError
-from gpc.noise import NoiseLevels
-from gpc.policy import ActionSpec, ObservationSpec, absolute, named, rename
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.adapt import absolute, named, rename
+from gpc.policy.spec import ActionSpec, ObservationSpec
+from gpc.score.noise import NoiseLevels
 
 FINE = Sampling(steps=12, sigma_max=20.0, sigma_min=0.02)
 OTHER = replace(ACTIONS, scale=(4.0, 4.0), offset=(1.0, -2.0))

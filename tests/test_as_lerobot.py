@@ -71,11 +71,11 @@ def test_actions_are_those_of_the_composition(policy, folder, tiny):
     noise = torch.randn(1, 2, 16, 2, generator=torch.Generator().manual_seed(1))
     first, second = (policy.select_action(observe(i), noise=noise) for i in (0, 1))
     renamed = [
-        gpc.policy.rename(gpc.load_policy(s), KEYS) for s in (tiny[1], f"lerobot:{folder / 'members' / 'theirs'}")
+        gpc.policy.adapt.rename(gpc.load_policy(s), KEYS) for s in (tiny[1], f"lerobot:{folder / 'members' / 'theirs'}")
     ]
     members = gpc.compose(renamed, [0.5, 0.5])
     seen = {key: torch.stack([value, value], 1) for key, value in observe(0).items()}
-    chunk = members.actions.decode(gpc.control.sample_chunk(members, seen, noise.double(), policy.config.sampling))
+    chunk = members.actions.decode(gpc.inference.chunk.sample_chunk(members, seen, noise.double(), policy.config.sampling))
     torch.testing.assert_close(first.double(), chunk[:, 1], rtol=0, atol=1e-4)
     torch.testing.assert_close(second.double(), chunk[:, 2], rtol=0, atol=1e-4)
 

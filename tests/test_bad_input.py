@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpc.cli import main
-from gpc.record import read_rows
+from gpc.commands.cli import main
+from gpc.results.run_folder import read_rows
 
 MIX = "policies=[{0},{1}]"
 FIRST = "policies=[{0}]"

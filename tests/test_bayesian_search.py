@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpc.bayesian_search import Bayesian, from_cube, to_cube
 from gpc.errors import InputError
-from gpc.weight_search import Outcome, simplex
+from gpc.weights.bayesian import Bayesian, from_cube, to_cube
+from gpc.weights.searches import Outcome
+from gpc.weights.simplex import simplex
 
 PEAK = np.array([0.15, 0.6, 0.25])
 

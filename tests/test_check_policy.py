@@ -10,12 +10,13 @@ from models import FixedPolicy, Gaussian, RandomNetwork
 from test_denoise import COSINE, ideal
 
 import gpc
-from gpc.config import build, load_config
-from gpc.denoise import NetworkDenoiser
-from gpc.load import bundled_cards
-from gpc.noise import LinearFlow, NoiseLevels
-from gpc.policy import observation_tensors
-from gpc.testing import check_policy
+from gpc.commands.config import build, load_config
+from gpc.policy.load import bundled_cards
+from gpc.policy.spec import observation_tensors
+from gpc.rollout.env import make_env
+from gpc.score.denoiser import NetworkDenoiser
+from gpc.score.noise import LinearFlow, NoiseLevels
+from gpc.testing.policy import check_policy
 
 GOOD = FixedPolicy(Gaussian())
 
@@ -32,7 +33,7 @@ def seen(env, policy):
     simulator = replace(
         build(load_config("evaluate", [f"env={env}", "policies=[a]"]).env), observation_keys=tuple(spec.shapes)
     )
-    frames = [simulator.make().reset(seed=seed)[0] for seed in range(4)]
+    frames = [make_env(simulator).reset(seed=seed)[0] for seed in range(4)]
     stacked = {key: np.stack([[frame[key]] * spec.n_obs_steps for frame in frames]) for key in spec.shapes}
     return observation_tensors(stacked)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy_robots import Arm
 
-from gpc.testing import check_robot
+from gpc.testing.robot import check_robot
 
 
 class Kept(Arm):

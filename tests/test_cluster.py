@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_rollout import JOBS, env, homing
 
-from gpc.cluster import Local, Ray
 from gpc.errors import InputError, RunError
-from gpc.rollout import Engine, Health
+from gpc.rollout.engine import Engine, Health
+from gpc.rollout.executors import Local, Ray
 
 ray = pytest.importorskip("ray")
 ENGINE = Engine(lanes=4, workers=1)

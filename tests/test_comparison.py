@@ -13,14 +13,14 @@ import pytest
 from omegaconf import OmegaConf
 
 import gpc
-from gpc.cli import main
-from gpc.comparison import Side, run_comparison
-from gpc.config import load_config
+from gpc.commands.cli import main
+from gpc.commands.comparison import Side, run_comparison
+from gpc.commands.config import load_config
 from gpc.errors import InputError
-from gpc.record import Row, RunFolder, read_json, read_rows
-from gpc.rollout import Health
-from gpc.sequential import anytime_p
-from gpc.stats import pairs_needed
+from gpc.results.run_folder import Row, RunFolder, read_json, read_rows
+from gpc.results.sequential import anytime_p
+from gpc.results.stats import pairs_needed
+from gpc.rollout.engine import Health
 
 SHORT = ["env.max_steps=48", "block=3", "episodes=7", "video=0"]
 
@@ -169,7 +169,7 @@ def test_the_command_runs_pairs_and_writes_what_it_promises(undisturbed, capsys)
 
 
 def test_a_killed_command_goes_on_to_the_same_files(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=1")]
+    command = [sys.executable, "-P", "-m", "gpc.commands.cli", *arguments(tiny, tmp_path, "engine.lanes=1")]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < 4:
         time.sleep(0.01)

@@ -13,15 +13,18 @@ from models import ACTIONS, FixedPolicy, Gaussian, RandomNetwork, state
 from test_denoise import ideal
 
 import gpc
-from gpc import composition
-from gpc.composers import Convex, Guidance, Stateless
-from gpc.composition import ComposedDenoiser, ComposedPolicy, compose, guide, schedule, split
-from gpc.control import ChunkActor, Sampling, keyed_noise, plan, sample_chunk
-from gpc.denoise import NetworkDenoiser
+from gpc.composition import composed as composition
+from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose, guide, schedule, split
+from gpc.composition.composers import Convex, Guidance, Stateless
 from gpc.errors import InputError, RunError
-from gpc.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving, trained_sigmas
-from gpc.policy import ActionSpec, ObservationSpec, observation_tensors
-from gpc.sample import euler, last
+from gpc.inference.actor import ChunkActor
+from gpc.inference.chunk import plan, sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
+from gpc.score.denoiser import NetworkDenoiser
+from gpc.score.keyed_noise import keyed_noise
+from gpc.score.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving, trained_sigmas
+from gpc.score.samplers import euler, last
 
 COSINE = VariancePreserving.squaredcos(100)
 NARROW = Sampling(steps=30, sigma_max=20.0, sigma_min=0.05)
@@ -106,7 +109,7 @@ def test_one_hot_rows_of_a_mixed_batch_are_the_parents_own_actions(combine, mixt
         alone = ChunkActor(compose([parent], [1.0]), Sampling(), 8)(own, weights[:, :1] * 0 + 1, seeds, chunks)
         assert (mixed[2 * k :: 3] == alone[2 * k :: 3]).all()
     policy = combine(parents, mixture)
-    drawn = keyed_noise(seeds, chunks, 1, policy.actions)
+    drawn = keyed_noise(seeds, chunks, 1, policy.actions.shape)
     both = policy.actions.decode(sample_chunk(policy, observation_tensors(frames), drawn, Sampling()))[1::3, 1:9]
     torch.testing.assert_close(torch.from_numpy(mixed[1::3]), both, atol=1e-3, rtol=0)  # of 512
 

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from gpc.config import bind, load_config
+from gpc.commands.config import bind, load_config
 from gpc.errors import InputError
 
 GIVEN = {"deploy": ["fps=10"], "serve": ["policies=[x]"]}
@@ -42,6 +42,6 @@ def test_nan_is_refused_in_lists_and_where_the_default_is_null(override):
 
 
 def test_nan_is_refused_in_what_is_built_from_python():
-    node = OmegaConf.create({"_target_": "gpc.bridge.stitch.RecedingHorizon", "n_action_steps": float("nan")})
+    node = OmegaConf.create({"_target_": "gpc.bridge.blending.RecedingHorizon", "n_action_steps": float("nan")})
     with pytest.raises(InputError, match=r"n_action_steps=nan is not a number"):
         bind(node)

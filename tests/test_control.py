@@ -5,19 +5,22 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian
 
-from gpc.composition import average, compose
-from gpc.control import ChunkActor, Sampling, keyed_noise, sample_chunk
+from gpc.composition.composed import average, compose
 from gpc.errors import InputError
-from gpc.noise import NoiseLevels, VariancePreserving
-from gpc.policy import ActionSpec
+from gpc.inference.actor import ChunkActor
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import ActionSpec
+from gpc.score.keyed_noise import keyed_noise
+from gpc.score.noise import NoiseLevels, VariancePreserving
 
 
 def test_noise_depends_on_seed_and_chunk_alone():
-    all_rows = keyed_noise(np.array([1, 1, 2]), np.array([0, 1, 0]), 2, ACTIONS)
+    all_rows = keyed_noise(np.array([1, 1, 2]), np.array([0, 1, 0]), 2, ACTIONS.shape)
     assert all_rows.shape == (2, 3, 16, 2)
-    assert torch.equal(keyed_noise(np.array([1]), np.array([1]), 2, ACTIONS)[:, 0], all_rows[:, 1])
+    assert torch.equal(keyed_noise(np.array([1]), np.array([1]), 2, ACTIONS.shape)[:, 0], all_rows[:, 1])
     assert len({row.numpy().tobytes() for row in all_rows.flatten(0, 1)}) == 6
-    flat = keyed_noise(np.arange(500), np.zeros(500, np.int64), 1, ACTIONS).flatten()
+    flat = keyed_noise(np.arange(500), np.zeros(500, np.int64), 1, ACTIONS.shape).flatten()
     assert abs(float(flat.mean())) < 4 / len(flat) ** 0.5
     assert float(flat.std()) == pytest.approx(1, rel=0.03)
 
@@ -25,7 +28,7 @@ def test_noise_depends_on_seed_and_chunk_alone():
 def test_noise_is_that_of_a_generator_of_its_own_for_each_row():
     seeds, chunks = np.array([0, 7, 2**63]), np.array([0, 3, 1])
     shape = (5, ACTIONS.horizon, ACTIONS.dim)
-    drawn = keyed_noise(seeds, chunks, 5, ACTIONS)
+    drawn = keyed_noise(seeds, chunks, 5, ACTIONS.shape)
     for row, key in enumerate(zip(seeds, chunks, strict=True)):
         own = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))).standard_normal(shape)
         assert np.array_equal(drawn[:, row].numpy(), own)
@@ -125,7 +128,7 @@ def test_two_one_arm_policies_are_two_arms():
     """Each arm moves as if it were alone, from its own part of the noise, whatever the weights."""
     policy = compose([LEFT, RIGHT], [0.5, 0.5])
     assert policy.actions.names == ("left.x", "left.y", "right.x", "right.y")
-    noise = keyed_noise(np.arange(3), np.zeros(3), 1, policy.actions)
+    noise = keyed_noise(np.arange(3), np.zeros(3), 1, policy.actions.shape)
     for weights in ([0.5, 0.5], [0.9, 0.1]):
         found = act(ChunkActor(policy, Sampling(), 8), weights)
         assert found.shape == (3, 8, 4)

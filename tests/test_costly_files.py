@@ -18,15 +18,15 @@ from conftest import make_card, save_policy
 from models import FixedPolicy, Gaussian
 from test_from_beso import GOLDEN
 
-from gpc.bridge.client import RemotePolicy, _map
-from gpc.bridge.facts import check, describe
-from gpc.bridge.planner import RemotePlanner
+from gpc.bridge.chunk_source import RemotePlanner
 from gpc.card import read as read_card
 from gpc.demonstrations import Demonstrations, read, write_replay_buffer, write_robomimic
 from gpc.errors import InputError, RunError
-from gpc.load import load_policy
 from gpc.policies.bundled import BUNDLED, build
 from gpc.policies.checkpoint import read as read_checkpoint
+from gpc.policy.load import load_policy
+from gpc.serve.client import RemotePolicy, _map
+from gpc.serve.metadata import check, describe
 
 TWICE = "".join(
     f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz", strict=True)
@@ -270,7 +270,9 @@ def test_answers_of_a_server_are_checked(answer):
     refused(
         lambda: client.array(answer, "actions", (planner.actions.horizon, 2)), "policy server ws://x", error=RunError
     )
-    refused(lambda: client.whole({"gpc.denoise": -1}, "gpc.denoise"), "policy server ws://x", error=RunError)
+    refused(
+        lambda: client.whole({"gpc.score.denoiser": -1}, "gpc.score.denoiser"), "policy server ws://x", error=RunError
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ import pytest
 import torch
 from models import Gaussian
 
-from gpc.denoise import Clamp, Finite, NetworkDenoiser
 from gpc.errors import InputError, RunError
-from gpc.noise import Karras, LinearFlow, VariancePreserving
+from gpc.score.denoiser import Clamp, Finite, NetworkDenoiser
+from gpc.score.noise import Karras, LinearFlow, VariancePreserving
 
 COSINE = VariancePreserving.squaredcos(100)
 FLOW, REVERSE, EDM = LinearFlow(), LinearFlow(reverse=True), Karras(0.5)

@@ -8,12 +8,12 @@ from models import ACTIONS, WIDE, FixedPolicy
 from scipy import optimize, stats
 from train import windows
 
-from gpc.composition import compose
-from gpc.control import Sampling
+from gpc.composition.composed import compose
 from gpc.demonstrations import Demonstrations
-from gpc.denoising_error import least, measure
 from gpc.errors import InputError
-from gpc.noise import NoiseLevels
+from gpc.inference.settings import Sampling
+from gpc.score.noise import NoiseLevels
+from gpc.weights.denoising_error import least, measure
 
 TRUTH = 0.3  # every demonstrated action, normalised
 

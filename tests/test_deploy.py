@@ -12,11 +12,11 @@ import pytest
 from flying import PATIENCE, PERIOD, SLACK, flown, until
 from toy_robots import Arm, FarArm, Line
 
+from gpc.bridge.controller import HOLD, OK, STOPPED
 from gpc.bridge.loop import DRY_RUN, SHADOW
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import HOLD, OK, STOPPED
 from gpc.bridge.realtime import Clock
 from gpc.bridge.safety import limits_from
+from gpc.bridge.stop import Operator
 from gpc.errors import InputError, RunError
 
 

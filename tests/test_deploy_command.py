@@ -11,16 +11,16 @@ import zarr
 from toy_robots import Arm, Line
 
 import gpc
-from gpc.bridge.deploy import deploy, planner_from, robot_from
-from gpc.bridge.planner import LocalPlanner
+from gpc.bridge.chunk_source import LocalPlanner
 from gpc.bridge.recording import Recorder
-from gpc.cli import main
-from gpc.config import load_config
-from gpc.control import Sampling
+from gpc.commands.cli import main
+from gpc.commands.config import load_config
+from gpc.commands.deploy import deploy, planner_from, robot_from
 from gpc.demonstrations import read
 from gpc.errors import InputError
 from gpc.inert import Console
-from gpc.trajectories import read_trajectory
+from gpc.inference.settings import Sampling
+from gpc.results.trajectories import read_trajectory
 
 pytest.importorskip("lerobot")
 LOCKSTEP = ["robot=simulated", "fps=10", "safety.hold=last", "mode=live", "clock.kind=lockstep"]
@@ -194,8 +194,8 @@ def failing(*_, **__):
 @pytest.mark.parametrize("broken", ["_Table.flush", "write_atomically"])
 def test_a_full_disk_costs_the_record_not_the_flight(tmp_path, monkeypatch, capsys, broken):
     arm, folder = Arm(), tmp_path / "run"
-    monkeypatch.setattr("gpc.bridge.deploy.planner_from", lambda config, console: Line())
-    monkeypatch.setattr("gpc.bridge.deploy.robot_from", lambda config: arm)
+    monkeypatch.setattr("gpc.commands.deploy.planner_from", lambda config, console: Line())
+    monkeypatch.setattr("gpc.commands.deploy.robot_from", lambda config: arm)
     prepare = Recorder.__init__
 
     def then_break(self, *args, **kwargs):
@@ -286,7 +286,7 @@ def test_a_driver_that_fails_in_virtual_time_is_disconnected_and_named(tmp_path)
 def test_a_policy_that_reads_an_instruction_is_given_it(tmp_path):
     class Told(Line):
         def plan(self, ask):
-            self.told = gpc.env.read_text(ask.observation["task"][-1])
+            self.told = gpc.rollout.env.read_text(ask.observation["task"][-1])
             return super().plan(ask)
 
     planner = Told()

@@ -15,16 +15,16 @@ from flying import PERIOD, SLACK, flown
 from models import FixedPolicy, Gaussian
 from toy_robots import Arm
 
-from gpc.bridge.client import RemotePolicy
-from gpc.bridge.deploy import deploy
-from gpc.bridge.facts import describe
+from gpc.bridge.chunk_source import RemotePlanner
+from gpc.bridge.controller import HOLD, OK, STOPPED, Patience
 from gpc.bridge.loop import MODES
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import HOLD, OK, STOPPED, Patience
-from gpc.bridge.planner import RemotePlanner
-from gpc.config import load_config
+from gpc.bridge.stop import Operator
+from gpc.commands.config import load_config
+from gpc.commands.deploy import deploy
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.serve.client import RemotePolicy
+from gpc.serve.metadata import describe
 
 SERVE = """
 import signal, sys

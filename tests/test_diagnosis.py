@@ -8,13 +8,13 @@ import torch
 from hostile import NAMES, harmful
 from models import FixedPolicy, Gaussian
 
-from gpc.cli import main
-from gpc.composition import compose
-from gpc.control import Sampling
-from gpc.diagnosis import Overheard, alignment, disagreement, seconds, show
-from gpc.env import Pointing
+from gpc.commands.cli import main
+from gpc.commands.diagnosis import Overheard, alignment, disagreement, seconds, show
+from gpc.composition.composed import compose
 from gpc.envs.pusht import PushT
 from gpc.inert import Console
+from gpc.inference.settings import Sampling
+from gpc.rollout.env import Pointing
 
 SAMPLING = Sampling("dpmpp_2m", 12, 20.0, 0.01)
 SEEN = {"state": np.zeros((5, 2, 3))}
@@ -129,7 +129,7 @@ def test_hostile_names_are_printed_as_they_are(capsys):
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gpc.diagnosis.disagreement_plot", lambda _: 1 / 0)
+    monkeypatch.setattr("gpc.commands.diagnosis.disagreement_plot", lambda _: 1 / 0)
     ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", "sampler.steps=3"]
     assert main([*ask, f"run_dir={tmp_path / 'out'}"]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"diagnosis.json", "chunks.png"}

@@ -21,16 +21,19 @@ from hostile import NAMES
 from imageio_ffmpeg import count_frames_and_secs
 
 import gpc
-from gpc.cli import main
-from gpc.config import load_config
-from gpc.control import Sampling, keyed_noise, plan, sample_chunk
+from gpc.commands.cli import main
+from gpc.commands.config import load_config
+from gpc.commands.experiment import Experiment, finish
+from gpc.commands.setup import compose_from, folder_of
 from gpc.demonstrations import read, write_replay_buffer
 from gpc.errors import InputError, RunError
-from gpc.experiment import Experiment, compose_from, finish, folder_of
-from gpc.film import write_video
 from gpc.inert import Console
-from gpc.policy import observation_tensors
-from gpc.record import read_rows
+from gpc.inference.chunk import plan, sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import observation_tensors
+from gpc.results.run_folder import read_rows
+from gpc.results.video import write_video
+from gpc.score.keyed_noise import keyed_noise
 
 SEARCH = ["search=grid", "env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
 
@@ -84,7 +87,7 @@ def test_workers_and_batch_size_do_not_change_the_table(undisturbed, tiny, tmp_p
 
 
 def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
-    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    command = [sys.executable, "-P", "-m", "gpc.commands.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
     for target in (3, 9, 16):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while child.poll() is None and len(read_rows(tmp_path / "episodes.jsonl")) < target:
@@ -99,7 +102,7 @@ def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
 
 def test_sigterm_ends_a_search_as_ctrl_c_does(tiny, tmp_path):
     """On a terminal: the cursor comes back, the exit code says why, and the same command goes on."""
-    command = [sys.executable, "-P", "-m", "gpc.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
+    command = [sys.executable, "-P", "-m", "gpc.commands.cli", *arguments(tiny, tmp_path, "engine.lanes=3")]
     ours, theirs = pty.openpty()
     child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
@@ -186,7 +189,7 @@ def test_a_video_that_fails_leaves_no_file_and_blames_no_disk(failure, tmp_path,
     def fail(*_):
         raise failure("a frame of another size")
 
-    monkeypatch.setattr("gpc.film.label", fail)
+    monkeypatch.setattr("gpc.results.video.label", fail)
     with pytest.raises(failure, match=r"^a frame of another size$"):
         write_video(tmp_path / "clip.mp4", [("now", np.zeros((2, 96, 96, 3), np.uint8))])
     assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from gpc.env import Environment
 from gpc.envs.experts import ARCS, SIDES, SPEEDS, TAIL, TASKS, Expert, play
 from gpc.envs.from_robosuite import Robosuite
 from gpc.errors import InputError
+from gpc.rollout.env import Environment
 
 KEYS = ["object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"]
 FRAME = {

@@ -9,10 +9,10 @@ from hostile import NAMES
 from made_up import random_search, write_search
 from matplotlib.text import Text
 
-from gpc import figures
-from gpc.figures import outcome_matrix, png, progress_plot, weight_plot
-from gpc.study import read_run
-from gpc.weight_search import one_hot
+from gpc.results import figures
+from gpc.results.figures import outcome_matrix, png, progress_plot, weight_plot
+from gpc.results.leaderboard import read_run
+from gpc.weights.simplex import one_hot
 
 A, B, MIX = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 
@@ -132,7 +132,9 @@ def test_chunks_without_places_are_drawn_with_hostile_names():
 
 def test_every_function_that_draws_a_figure_is_tested_with_hostile_names():
     drawing = [
-        name for name, kind in inspect.getmembers(figures, inspect.isfunction) if kind.__module__ == "gpc.figures"
+        name
+        for name, kind in inspect.getmembers(figures, inspect.isfunction)
+        if kind.__module__ == "gpc.results.figures"
     ]
     assert {name for name in drawing if getattr(figures, name).__annotations__["return"] == "Figure"} == {
         *DRAWN, "_curve", "_triangle", "_chunk_curves", "_figure",

@@ -12,12 +12,14 @@ from beso_checkpoints import CASES, SIGMAS, inputs, save
 from test_checkpoint import TOUCH, Call
 
 import gpc
-from gpc.cli import main
-from gpc.control import Sampling, keyed_noise, sample_chunk
-from gpc.denoise import Clamp
+from gpc.commands.cli import main
 from gpc.errors import InputError
-from gpc.sample import dpmpp_2m, euler, heun, last
-from gpc.testing import check_policy
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.score.denoiser import Clamp
+from gpc.score.keyed_noise import keyed_noise
+from gpc.score.samplers import dpmpp_2m, euler, heun, last
+from gpc.testing.policy import check_policy
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "beso.json").read_text())
 INNER = "agents.model.inner_model"

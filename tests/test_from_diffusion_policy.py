@@ -13,7 +13,7 @@ from test_from_lerobot import sample
 
 import gpc
 from gpc.errors import InputError
-from gpc.testing import check_policy
+from gpc.testing.policy import check_policy
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ from lerobot_checkpoints import as_lerobot, change, change_step, save, statistic
 from safetensors.torch import load_file, save_file
 
 import gpc
-from gpc.cli import main
-from gpc.control import ChunkActor, Sampling
-from gpc.denoise import Clamp
+from gpc.commands.cli import main
 from gpc.errors import InputError
-from gpc.sample import ancestral, euler, last
-from gpc.testing import check_policy
+from gpc.inference.actor import ChunkActor
+from gpc.inference.settings import Sampling
+from gpc.score.denoiser import Clamp
+from gpc.score.samplers import ancestral, euler, last
+from gpc.testing.policy import check_policy
 
 KEYPOINTS = ("observation.state", "observation.environment_state")
 CAMERAS = ("observation.state", "observation.images.top", "observation.images.wrist")

@@ -17,8 +17,8 @@ import gpc
 from gpc.envs.from_robosuite import axis_angle_actions
 from gpc.errors import InputError
 from gpc.policies.from_robomimic import unet
-from gpc.testing import check_policy
-from gpc.worker import EnvSpec
+from gpc.policy.env_spec import EnvSpec
+from gpc.testing.policy import check_policy
 
 LOW, IMAGE = {"robot0_eef_pos": (3,), "object": (10,)}, {"agentview_image": (3, 84, 84)}
 CONTROLLER = {"controller_configs": {"body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta"}}}}

@@ -18,13 +18,13 @@ from scipy.spatial.transform import Rotation
 from test_from_robomimic import save
 
 import gpc
-import gpc.gl
+import gpc.rollout.gl
 from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin, world_points
 from gpc.errors import InputError, RunError
-from gpc.record import read_rows
-from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
+from gpc.results.run_folder import read_rows
+from gpc.results.trajectories import read_trajectory
+from gpc.rollout.engine import Engine, EnvSpec, Health, Job, rollout
 from gpc.testing import check_env
-from gpc.trajectories import read_trajectory
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
 LOW = ("object", "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "robot0_joint_pos", "robot0_gripper_qvel")
@@ -323,8 +323,8 @@ def test_a_simulator_process_is_light_and_quiet() -> None:
 )
 def test_without_anything_to_draw_with_the_package_is_named_and_numbers_still_work(monkeypatch, given, said) -> None:
     monkeypatch.setenv("MUJOCO_GL", given)
-    monkeypatch.setattr(gpc.gl, "probe", lambda backend: "cannot open shared object file")
-    monkeypatch.setattr("gpc.envs.from_robosuite.choose_gl", gpc.gl.choose_gl.__wrapped__)
+    monkeypatch.setattr(gpc.rollout.gl, "probe", lambda backend: "cannot open shared object file")
+    monkeypatch.setattr("gpc.envs.from_robosuite.choose_gl", gpc.rollout.gl.choose_gl.__wrapped__)
     with pytest.raises(InputError, match=said):
         Robosuite(("object", "agentview_image"))
     check_env(Robosuite(("object",)), steps=1)

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpc import inert
-from gpc.cli import main
-from gpc.experiment import COLUMNS
+from gpc.commands.cli import main
+from gpc.commands.experiment import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("gpc", "policies", "envs", "robots") for path in (ROOT / folder).rglob("*.py"))

@@ -7,7 +7,7 @@ import pytest
 import zarr
 from interrupted import Searches
 
-from gpc.record import read_rows
+from gpc.results.run_folder import read_rows
 
 TIMES = 100
 

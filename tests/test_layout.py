@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from gpc.config import ALLOWED, build, load_config
+from gpc.commands.config import ALLOWED, build, load_config
 from gpc.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +35,13 @@ def test_the_runtime_imports_neither_policies_nor_simulators(path):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "envs").glob("*.py")))
 def test_a_simulator_process_never_loads_torch(name):
-    code = f"import sys, gpc.worker, gpc.envs.{name}; print('torch' in sys.modules)"
+    code = f"import sys, gpc.rollout.worker, gpc.envs.{name}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-@pytest.mark.parametrize("target", ["shutil.copy", "os.system", "gpc.record.write_atomically", "builtins.eval"])
+@pytest.mark.parametrize(
+    "target", ["shutil.copy", "os.system", "gpc.results.run_folder.write_atomically", "builtins.eval"]
+)
 def test_a_target_that_is_not_ours_is_refused(target):
     with pytest.raises(InputError, match=r"_target_"):
         build(OmegaConf.create({"_target_": target}))
@@ -49,10 +51,10 @@ def test_a_target_that_is_not_ours_is_refused(target):
     "part",
     [
         "composer._target_=gpc.robots.from_lerobot.make_robot",
-        "sampler._target_=gpc.cluster.Ray",
-        "+composer.policies={_target_:gpc.cluster.Ray}",
-        "+rename_map.a={_target_:gpc.cluster.Ray}",
-        "+seed2={_target_:gpc.cluster.Ray}",
+        "sampler._target_=gpc.rollout.executors.Ray",
+        "+composer.policies={_target_:gpc.rollout.executors.Ray}",
+        "+rename_map.a={_target_:gpc.rollout.executors.Ray}",
+        "+seed2={_target_:gpc.rollout.executors.Ray}",
         "+composer._args_=[1]",
     ],
 )

@@ -28,13 +28,13 @@ from lerobot_checkpoints import (
 )
 
 import gpc
-from gpc.cli import main
-from gpc.env import write_text
+from gpc.commands.cli import main
 from gpc.errors import InputError
-from gpc.noise import flow_sigmas
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
-from gpc.sample import Sampler, euler, last, renoise
-from gpc.testing import check_policy
+from gpc.rollout.env import write_text
+from gpc.score.noise import flow_sigmas
+from gpc.score.samplers import Sampler, euler, last, renoise
+from gpc.testing.policy import check_policy
 
 TASKS = ["push the T", "push the block onto the target"]
 

@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("lerobot")
 from lerobot.robots import Robot, make_robot_from_config
 
-from gpc.bridge.deploy import robot_from
-from gpc.config import load_config
+from gpc.commands.config import load_config
+from gpc.commands.deploy import robot_from
 from gpc.errors import InputError
 from gpc.robots.from_lerobot import make_robot
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
-from gpc.testing import check_robot
+from gpc.testing.robot import check_robot
 
 PLUGIN = """
 from dataclasses import dataclass, field

@@ -5,15 +5,15 @@ import pytest
 from flying import PATIENCE, PERIOD, Kept, flown
 from toy_robots import Arm, Line
 
+from gpc.bridge.blending import RecedingHorizon
+from gpc.bridge.chunk_source import answer
 from gpc.bridge.clock import VirtualClock
+from gpc.bridge.controller import HOLD, OK, STOPPED, Expected, Patience, Pilot
 from gpc.bridge.loop import LIVE, SHADOW, Loop
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot
-from gpc.bridge.planner import answer
 from gpc.bridge.realtime import WATCH, Clock, RobotThread, _watch
 from gpc.bridge.robot import wire
 from gpc.bridge.safety import SHORTEST, Gate, limits_from
-from gpc.bridge.stitch import RecedingHorizon
+from gpc.bridge.stop import Operator
 from gpc.errors import RunError
 
 LIMIT = 1.0

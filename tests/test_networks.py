@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gpc.errors import InputError
-from gpc.networks import Encoder, ImageEncoder, Transformer, UNet
+from gpc.policies.networks import Encoder, ImageEncoder, Transformer, UNet
 
 NETWORKS = {
     "unet": lambda: UNet(2, 6, widths=(16, 32)),

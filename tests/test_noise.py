@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from gpc.errors import InputError
-from gpc.noise import (
+from gpc.score.noise import (
     Karras,
     LinearFlow,
     NoiseLevels,

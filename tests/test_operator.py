@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpc.bridge.operator import SIGNALS, Operator
+from gpc.bridge.stop import SIGNALS, Operator
 from gpc.demonstrations import read
 
 ENDS = """
@@ -72,7 +72,7 @@ def test_a_terminal_that_hangs_up_is_a_request_to_stop_and_no_error(terminal):
 
 BACKGROUND = """
 import os, pty, select, sys
-from gpc.bridge.operator import Operator
+from gpc.bridge.stop import Operator
 process, ours = pty.fork()
 if process:
     os.write(ours, b" \\n")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 
-from gpc.composition import average, compose, guide
-from gpc.control import Sampling, most_typical, sample_chunk
+from gpc.composition.composed import average, compose, guide
 from gpc.errors import InputError
-from gpc.noise import karras_sigmas
-from gpc.sample import euler, langevin, last, teleport
+from gpc.inference.chunk import most_typical, sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.score.noise import karras_sigmas
+from gpc.score.samplers import euler, langevin, last, teleport
 
 SHORT = replace(ACTIONS, horizon=2)
 WIDE, NARROW = Gaussian(-1.0, 0.8), Gaussian(1.0, 0.4)

@@ -10,8 +10,8 @@ import pytest
 import zarr
 from toy_robots import Line
 
-from gpc.bridge.deploy import deploy, robot_from
-from gpc.config import load_config
+from gpc.commands.config import load_config
+from gpc.commands.deploy import deploy, robot_from
 from gpc.errors import InputError
 from gpc.inert import Console
 
@@ -21,7 +21,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2: pip install 'gpc[ros2]'")
 from ros2_arm import PICTURE, arm_process  # it needs ROS 2
 
 from gpc.robots.over_ros2 import ImageTopic, Ros2Robot, Ros2RobotConfig
-from gpc.testing import check_robot
+from gpc.testing.robot import check_robot
 
 JOINTS = ["x", "y"]
 FRONT = {"front": ImageTopic("/camera/image_raw", *PICTURE.shape[:2])}

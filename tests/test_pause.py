@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
-from gpc.bridge.pilot import HOLD, MODES, OK
+from gpc.bridge.controller import HOLD, MODES, OK
 
 pytest.importorskip("lerobot")
 PAUSE, ALLOWED = 1.5, 0.6
@@ -21,7 +21,7 @@ def test_after_each_pause_of_the_process_the_robot_holds_until_there_is_a_fresh_
     patience = {"deadline": 5, "max_age": 5, "observation_deadline": ALLOWED, "stop_after": 60}
     keys += [f"watchdog.{name}={value}" for name, value in patience.items()]
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "gpc.cli", "deploy", *keys, f"policies=[{tiny[1]}]", f"run_dir={tmp_path}/run"],
+        [sys.executable, "-P", "-m", "gpc.commands.cli", "deploy", *keys, f"policies=[{tiny[1]}]", f"run_dir={tmp_path}/run"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from gpc.bridge.pilot import HOLD, OK, STOPPED, Expected, Patience, Pilot, Reply
+from gpc.bridge.blending import RealTimeChunking, RecedingHorizon
+from gpc.bridge.controller import HOLD, OK, STOPPED, Expected, Patience, Pilot, Reply
 from gpc.bridge.safety import Gate, limits_from
-from gpc.bridge.stitch import RealTimeChunking, RecedingHorizon
 from gpc.errors import InputError
-from gpc.policy import ActionSpec
+from gpc.policy.spec import ActionSpec
 
 DT, DIM = 0.1, 2
 SPEC = ActionSpec(8, (1.0,) * DIM, (0.0,) * DIM, start=-1, bound=1.0, relative=False)

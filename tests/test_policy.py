@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from gpc.commands.simulators import simulator_of
 from gpc.errors import InputError
-from gpc.policy import simulator_of
-from gpc.worker import EnvSpec
+from gpc.policy.env_spec import EnvSpec
 
 ASKED = EnvSpec("policy", 0, 0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpc.process import environment, python, search_path
+from gpc.rollout.process import environment, python, search_path
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("gpc", "policies", "envs", "robots", "scripts", "tests")
@@ -42,9 +42,9 @@ def test_a_command_runs_nothing_of_the_folder_in_which_it_is_typed(downloaded, t
 ROLLOUT = """
 import os, sys
 sys.path.insert(0, "")  # as Python does at a prompt; this process has what it needs already
-import gpc.gl, numpy
-from gpc.rollout import EnvSpec, Job, rollout
-gpc.gl.probe("egl")
+import gpc.rollout.gl, numpy
+from gpc.rollout.engine import EnvSpec, Job, rollout
+gpc.rollout.gl.probe("egl")
 spec = EnvSpec("gpc.envs.pusht:PushT", 4, 8, ("state",))
 (episode,) = rollout([Job(0, (1.0,), 0)], lambda o, w, s, c: numpy.full((len(w), 4, 2), 256.0), spec)
 print(os.getpid(), episode.steps)
@@ -54,7 +54,7 @@ print(os.getpid(), episode.steps)
 def test_the_simulators_of_a_prompt_import_nothing_of_its_folder(downloaded):
     folder, mark = downloaded
     (folder / "subprocess.py").unlink()
-    loaded = "import gpc.rollout, gpc.gl, gpc.schema, encodings.idna, multiprocessing.connection\n"
+    loaded = "import gpc.rollout.engine, gpc.rollout.gl, gpc.schema, encodings.idna, multiprocessing.connection\n"
     done = subprocess.run(python("-c", loaded + ROLLOUT), cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     own, steps = done.stdout.split()
@@ -65,8 +65,8 @@ def test_the_simulators_of_a_prompt_import_nothing_of_its_folder(downloaded):
 
 CLUSTER = """
 import numpy
-from gpc.cluster import Ray
-from gpc.rollout import Engine, EnvSpec, Health, Job
+from gpc.rollout.executors import Ray
+from gpc.rollout.engine import Engine, EnvSpec, Health, Job
 act = lambda observation, weights, seeds, chunks: numpy.full((len(weights), 4, 2), 256.0)
 spec = EnvSpec("gpc.envs.pusht:PushT", 4, 8, ("state",))
 (episode,) = Ray(cpus=1, actors=1)([Job(0, (1.0,), 0)], act, spec, Engine(workers=1), Health())
@@ -82,7 +82,7 @@ def test_the_workers_of_a_cluster_import_nothing_of_the_folder(downloaded):
     assert done.stdout.splitlines()[-1:] == ["8"], done.stderr
 
 
-ASK = "import json, os; from gpc.process import search_path as path; print(json.dumps([os.getcwd() in path(), '' in path()]))"
+ASK = "import json, os; from gpc.rollout.process import search_path as p; print(json.dumps([os.getcwd() in p(), '' in p()]))"
 
 
 def paths(folder, *command, **env):

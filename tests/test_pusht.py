@@ -8,10 +8,10 @@ import pytest
 import shapely
 from gym_pusht.envs.pusht import PushTEnv
 
-from gpc.env import Array
 from gpc.envs.pusht import OUTLINE, PushT, coverage, keypoints
 from gpc.errors import InputError, RunError
 from gpc.testing import check_env
+from gpc.types import Array
 
 GOAL = (256.0, 256.0, math.pi / 4)
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 
-from gpc.align import Aligned
-from gpc.composition import compose
-from gpc.control import Sampling, sample_chunk
-from gpc.noise import karras_sigmas
-from gpc.policy import ActionSpec
-from gpc.raised import SPREAD, Raised, noise_for
-from gpc.sample import langevin, last
-from gpc.testing import check_policy
+from gpc.composition.align import Aligned
+from gpc.composition.composed import compose
+from gpc.composition.noise_matching import SPREAD, Raised
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import ActionSpec
+from gpc.score.keyed_noise import noise_for
+from gpc.score.noise import karras_sigmas
+from gpc.score.samplers import langevin, last
+from gpc.testing.policy import check_policy
 
 
 def draw(*shape, seed=0):
@@ -210,7 +212,7 @@ def test_alignment_per_dimension_converges_to_the_exact_composition_as_the_steps
 
 def test_without_an_expected_spread_it_would_not_converge(monkeypatch):
     """As sigma falls the plain denoised action of a raised member counts ratio^2 times: the mean is that of other weights."""
-    monkeypatch.setattr("gpc.raised.SPREAD", 1e-9)
+    monkeypatch.setattr("gpc.composition.noise_matching.SPREAD", 1e-9)
     found = errors(512)
     std = product(GAUSSIANS, [0.5, 0.5])[1]
     for dim, ratio in enumerate(SCALES):

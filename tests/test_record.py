@@ -14,9 +14,9 @@ import pytest
 import zarr
 
 from gpc.errors import InputError, RunError
-from gpc.record import WAITING, Row, RunFolder, Writer, read_rows
-from gpc.study import read_run
-from gpc.trajectories import FILE_BYTES, read_trajectory
+from gpc.results.leaderboard import read_run
+from gpc.results.run_folder import WAITING, Row, RunFolder, Writer, read_rows
+from gpc.results.trajectories import FILE_BYTES, read_trajectory
 
 CONFIG = {"policies": ["a"], "sampler": {"steps": 8}}
 STEPS = {"action": np.arange(8, dtype=np.float32).reshape(4, 2)}
@@ -63,9 +63,9 @@ def test_another_configuration_is_refused_naming_the_difference(tmp_path):
 
 
 BEFORE = {
-    "sampler": {"_target_": "gpc.control.Sampling", "steps": 8},
-    "composer": {"_target_": "gpc.composition.either"},
-    "sides": [{"composer": {"_target_": "gpc.composition.either"}}],
+    "sampler": {"_target_": "gpc.inference.settings.Sampling", "steps": 8},
+    "composer": {"_target_": "gpc.composition.composed.either"},
+    "sides": [{"composer": {"_target_": "gpc.composition.composed.either"}}],
 }
 AFTER = {
     "sampler": BEFORE["sampler"] | {"candidates": 1},

@@ -15,8 +15,8 @@ import zarr
 from flying import until
 
 from gpc.bridge import recording
+from gpc.bridge.controller import HOLD, OK, Event
 from gpc.bridge.loop import Tick
-from gpc.bridge.pilot import HOLD, OK, Event
 from gpc.bridge.recording import Recorder
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError
@@ -146,7 +146,7 @@ def test_a_full_disk_ends_the_record_with_one_event_and_the_console_goes_on(tmp_
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
-from gpc.bridge.pilot import Event
+from gpc.bridge.controller import Event
 from gpc.bridge.recording import Recorder
 from test_recording import tick
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

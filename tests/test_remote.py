@@ -13,14 +13,15 @@ from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving import SAMPLING, gpc_serve, served
 
-from gpc.align import join_observations
-from gpc.bridge import RemotePolicy
-from gpc.composition import compose
-from gpc.control import Sampling, plan
+from gpc.composition.align import join_observations
+from gpc.composition.composed import compose
 from gpc.envs.pusht import PushT
 from gpc.errors import InputError, RunError
-from gpc.load import load_policy
-from gpc.policy import ActionSpec
+from gpc.inference.chunk import plan
+from gpc.inference.settings import Sampling
+from gpc.policy.load import load_policy
+from gpc.policy.spec import ActionSpec
+from gpc.serve import RemotePolicy
 
 RNG = np.random.default_rng(0)
 

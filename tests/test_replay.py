@@ -8,10 +8,10 @@ import pytest
 import zarr
 
 import gpc
-from gpc.cli import main
-from gpc.record import read_rows
-from gpc.replay import Replay
-from gpc.rollout import Episode, Job
+from gpc.commands.cli import main
+from gpc.commands.replay import Replay
+from gpc.results.run_folder import read_rows
+from gpc.rollout.engine import Episode, Job
 
 SHORT = ["env.max_steps=16", "video=0", "sampler.steps=3"]
 

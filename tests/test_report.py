@@ -8,9 +8,9 @@ import pytest
 from hostile import NAMES, harmful
 from made_up import random_search, write_evaluation
 
-from gpc import report
-from gpc.cli import main
+from gpc.commands.cli import main
 from gpc.errors import InputError
+from gpc.results import report
 
 
 @pytest.fixture

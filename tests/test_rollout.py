@@ -14,8 +14,8 @@ from saboteur import Saboteur
 from toy_envs import Walk
 
 from gpc.errors import RunError
-from gpc.rollout import Engine, EnvSpec, Health, Job, rollout
-from gpc.worker import Lane, Order
+from gpc.rollout.engine import Engine, EnvSpec, Health, Job, rollout
+from gpc.rollout.worker import Lane, Order
 
 WEIGHTS = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
 JOBS = [Job(c, w, seed) for seed in range(8) for c, w in enumerate(WEIGHTS)]
@@ -104,7 +104,7 @@ def test_a_reward_that_is_no_number_names_environment_and_seed():
 PAUSED = """
 from collections import deque
 from test_rollout import JOBS, Engine, Health, env, homing
-from gpc.rollout import _Run
+from gpc.rollout.engine import _Run
 run = _Run(deque(JOBS[:6]), homing, env(trouble="slow"), Engine(), Health())
 run.start()
 for episode in run.episodes():

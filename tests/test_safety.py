@@ -3,7 +3,7 @@ import pytest
 
 from gpc.bridge.safety import ROUNDING, Gate, Limits, limits_from
 from gpc.errors import InputError, RunError
-from gpc.policy import ActionSpec
+from gpc.policy.spec import ActionSpec
 
 SPEC = ActionSpec(8, (2.0, 2.0), (1.0, 1.0), bound=1.0, relative=False)
 NAMES = ("elbow", "wrist")

@@ -6,10 +6,10 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from models import Gaussian, RandomNetwork
 
-from gpc.denoise import Clamp, NetworkDenoiser
 from gpc.errors import InputError
-from gpc.noise import LinearFlow, VariancePreserving, flow_sigmas, karras_sigmas, trained_sigmas
-from gpc.sample import DETERMINISTIC, METHODS, ancestral, dpmpp_2m, euler, heun, last, renoise
+from gpc.score.denoiser import Clamp, NetworkDenoiser
+from gpc.score.noise import LinearFlow, VariancePreserving, flow_sigmas, karras_sigmas, trained_sigmas
+from gpc.score.samplers import DETERMINISTIC, METHODS, ancestral, dpmpp_2m, euler, heun, last, renoise
 
 COSINE = VariancePreserving.squaredcos(100)
 SIGMAS = trained_sigmas(COSINE.levels)

@@ -5,7 +5,7 @@ import pytest
 import search_study
 
 from gpc.errors import InputError
-from gpc.weight_search import simplex
+from gpc.weights.simplex import simplex
 
 
 def write_run(folder, seeds=60, dropped=0, prior=True):

@@ -8,7 +8,7 @@ import pytest
 from calibration import always_covered, exact, fewest_wins, pairs, rejected
 from scipy import integrate, special, stats
 
-from gpc.sequential import anytime_difference, anytime_p, anytime_proportion, log_wealth
+from gpc.results.sequential import anytime_difference, anytime_p, anytime_proportion, log_wealth
 
 RUNS = 2000
 ERROR = 3 * np.sqrt(0.05 * 0.95 / RUNS)  # three standard errors of a share of 5 %

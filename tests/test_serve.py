@@ -20,15 +20,15 @@ from serving import SAMPLING, served
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
-from gpc.bridge import RemotePolicy
-from gpc.bridge.inference import Inference
-from gpc.bridge.server import Door, PolicyServer
-from gpc.bridge.wire import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
-from gpc.composition import compose
-from gpc.control import Known, plan
-from gpc.env import TASK, TASK_BYTES, read_text
+from gpc.composition.composed import compose
 from gpc.errors import InputError, RunError
-from gpc.policy import ObservationSpec
+from gpc.inference.chunk import Known, plan
+from gpc.policy.spec import ObservationSpec
+from gpc.rollout.env import TASK, TASK_BYTES, read_text
+from gpc.serve import RemotePolicy
+from gpc.serve.batching import Inference
+from gpc.serve.codec import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
+from gpc.serve.server import Door, PolicyServer
 
 RNG = np.random.default_rng(0)
 STATE = np.zeros(3)
@@ -189,7 +189,7 @@ BAD = {
     "half a seed": ({"state": STATE, SEED: 0.5}, "whole number"),
     "known alone": ({"state": STATE, KNOWN: np.zeros((16, 2))}, WEIGHT),
     "weight": ({"state": STATE, KNOWN: np.zeros((16, 2)), WEIGHT: np.full(16, 2.0)}, "from 0 to 1"),
-    "handle": ({"gpc.denoise": 3, "x": np.zeros((1, 16, 2)), "sigma": np.array(1.0)}, "encode again"),
+    "handle": ({"gpc.score.denoiser": 3, "x": np.zeros((1, 16, 2)), "sigma": np.array(1.0)}, "encode again"),
     "encode": ({"gpc.encode": {"state": np.zeros((0, 2, 3))}}, "1 to 256"),
 }
 

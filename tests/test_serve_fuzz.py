@@ -15,8 +15,9 @@ import serving
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from gpc.bridge import RemotePolicy, wire
-from gpc.bridge.wire import FRAME, pack, unpack
+from gpc.serve import RemotePolicy
+from gpc.serve import codec as wire
+from gpc.serve.codec import FRAME, pack, unpack
 
 FRAMES, THREADS = 10_000, 4
 GOOD = {"state": np.linspace(0, 1, 6).reshape(2, 3), "note": ["a", 1, None], wire.SEED: 3, wire.CHUNK: 1}

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 
 import gpc
-from gpc.config import options
+from gpc.commands.config import options
 
 EPISODES = 16
 

@@ -7,12 +7,13 @@ import pytest
 from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
-from gpc.bridge.deploy import robot_from
-from gpc.config import build, load_config
+from gpc.commands.config import build, load_config
+from gpc.commands.deploy import robot_from
 from gpc.errors import InputError
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
-from gpc.rollout import Engine, Job, rollout
-from gpc.testing import check_robot
+from gpc.rollout.engine import Engine, Job, rollout
+from gpc.rollout.env import make_env
+from gpc.testing.robot import check_robot
 
 
 def robot(**config):
@@ -43,7 +44,7 @@ def test_it_is_a_robot_of_lerobot_under_its_own_type():
 )
 def test_it_shows_what_the_environment_shows(env, key, camera):
     made = robot(env=env, seed=11, pictures=[camera])
-    world = build(load_config("evaluate", [f"env={env}", "policies=[none]"]).env).make()
+    world = make_env(build(load_config("evaluate", [f"env={env}", "policies=[none]"]).env))
     frame, _ = world.reset(seed=11)
     made.connect()
     rng = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def test_an_episode_is_that_of_the_rollout_engine(env, key):
     made = robot(env=env, seed=11)
     spec = build(load_config("evaluate", [f"env={env}", "env.max_steps=24", "policies=[none]"]).env)
     spec = replace(spec, observation_keys=(key,))
-    world = spec.make()
+    world = make_env(spec)
     space = world.action_space
     world.close()
     actions = np.random.default_rng(0).uniform(space.low, space.high, (3, 8, *space.shape))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpc.stats import mcnemar, mean_interval, paired_difference, paired_t, pairs_needed, resolution, wilson
+from gpc.results.stats import mcnemar, mean_interval, paired_difference, paired_t, pairs_needed, resolution, wilson
 
 
 def test_wilson_against_its_formula():

@@ -7,12 +7,13 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 
-from gpc.cli import main
-from gpc.composition import average, both, compose, either, guide
-from gpc.control import Sampling, sample_chunk
+from gpc.commands.cli import main
+from gpc.composition.composed import average, both, compose, either, guide
+from gpc.composition.steering import load_cost, register_cost, smoothness, solved, steer
 from gpc.errors import InputError, RunError
-from gpc.policy import ActionSpec
-from gpc.steering import load_cost, register_cost, smoothness, solved, steer
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import ActionSpec
 
 SPREAD = 0.4
 SPEC = ActionSpec(8, (2.0, 3.0), (1.0, -1.0))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gpc.bridge.stitch import Plan, RealTimeChunking, RecedingHorizon, TemporalEnsembling
+from gpc.bridge.blending import Plan, RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.errors import InputError
 
 

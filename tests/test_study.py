@@ -12,9 +12,9 @@ from made_up import ENV, random_search, write_evaluation, write_search
 from scipy import stats
 
 from gpc.errors import InputError, RunError
-from gpc.record import Row
-from gpc.store import write_store
-from gpc.study import OUTCOMES, Entry, entries, leaderboard, outcome, outcomes, progress, read_run, tasks
+from gpc.results.leaderboard import OUTCOMES, Entry, entries, leaderboard, outcome, outcomes, progress, read_run, tasks
+from gpc.results.run_folder import Row
+from gpc.results.sqlite import write_store
 
 A, B, MIX = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 REPORT = range(200, 240)

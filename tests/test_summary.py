@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gpc.record import Row
-from gpc.stats import pairs_needed, resolution
-from gpc.summary import epsilon, summarize_search
+from gpc.results.run_folder import Row
+from gpc.results.stats import pairs_needed, resolution
+from gpc.results.summary import epsilon, summarize_search
 
 RATES = np.array([0.5, 0.55, 0.6, 0.63, 0.65, 0.65, 0.64, 0.62, 0.6, 0.55, 0.5])
 

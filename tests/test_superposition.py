@@ -7,10 +7,12 @@ import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 from torch.distributions import Normal
 
-from gpc.composition import both, compose, either
-from gpc.control import ChunkActor, Sampling, sample_chunk
+from gpc.composition.composed import both, compose, either
+from gpc.composition.superposition import Followed, Or
 from gpc.errors import InputError
-from gpc.superposition import Followed, Or
+from gpc.inference.actor import ChunkActor
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
 
 SHORT = replace(ACTIONS, horizon=2)
 APART = [FixedPolicy(Gaussian(-2.0, 0.3), SHORT), FixedPolicy(Gaussian(2.0, 0.3), SHORT)]

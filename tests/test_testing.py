@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from gpc.env import Array, Environment, Frame
+from gpc.rollout.env import Environment
 from gpc.testing import check_env
+from gpc.types import Array, Frame
 
 
 class Slider(Environment):

@@ -5,7 +5,7 @@ import train
 from recipes import HELD_OUT
 from safetensors.torch import load_file
 
-from gpc.load import load_policy
+from gpc.policy.load import load_policy
 
 EPISODES, STEPS = 206, 12
 

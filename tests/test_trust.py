@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpc.cli import main
-from gpc.config import completed
+from gpc.commands.cli import main
+from gpc.commands.replay import replay
 from gpc.errors import GpcError, InputError, RunError
-from gpc.film import write_video
 from gpc.inert import Console
-from gpc.load import load_policy
-from gpc.record import RunFolder, read_rows
-from gpc.replay import replay
+from gpc.policy.load import load_policy
+from gpc.results.run_folder import RunFolder, read_rows
+from gpc.results.upgrade import completed
+from gpc.results.video import write_video
 
 SHORT = ["env.max_steps=8", "video=0", "sampler.steps=2"]
 POISONED = "poisoned_by_a_folder"
@@ -28,7 +28,7 @@ POISONS = [
     "${oc.env:POISONED}",
     "???",
     {"_target_": f"{POISONED}.call"},
-    {"_target_": "gpc.cluster.Ray", "address": f"{POISONED}:1"},
+    {"_target_": "gpc.rollout.executors.Ray", "address": f"{POISONED}:1"},
     ["x", 1e300],
     10**12,
     -1,
@@ -96,13 +96,13 @@ def spoiled(manifest, path, value):
 def test_whatever_a_manifest_names_is_loaded_by_no_replay(compared, tiny, tmp_path, watched, monkeypatch):
     """Each place of the manifest with each poison, and the policies given: an episode would run, or one line is raised."""
     loaded = {source: load_policy(source) for source in tiny}
-    monkeypatch.setattr("gpc.replay.load_policy", loaded.__getitem__)
-    monkeypatch.setattr("gpc.replay.read_trajectory", lambda *_: {})  # has its own test
+    monkeypatch.setattr("gpc.commands.replay.load_policy", loaded.__getitem__)
+    monkeypatch.setattr("gpc.commands.replay.read_trajectory", lambda *_: {})  # has its own test
 
     def rollout(*_):
         raise RunError("an episode would run")
 
-    monkeypatch.setattr("gpc.replay.rollout", rollout)
+    monkeypatch.setattr("gpc.commands.replay.rollout", rollout)
     monkeypatch.setenv("POISONED", POISONED)
     folder = shutil.copytree(compared, tmp_path / "run")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -145,15 +145,16 @@ def test_policies_that_are_not_gpcs_own_are_loaded_from_where_the_reader_says(
 
 
 GYMNASIUM = {
-    "_target_": "gpc.worker.EnvSpec", "target": "gpc.envs.from_gymnasium:Gymnasium", "n_action_steps": 1, "max_steps": 8,
+    "_target_": "gpc.policy.env_spec.EnvSpec", "target": "gpc.envs.from_gymnasium:Gymnasium", "n_action_steps": 1, "max_steps": 8,
 }  # fmt: skip
+SAMPLING = {"_target_": "gpc.inference.settings.Sampling"}
 REQUESTS = {
     "a module of an environment": ("env", GYMNASIUM | {"options": {"task": f"{POISONED}:Env-v0"}}, "env.options.task"),
     "a file of an environment": (
         "env", GYMNASIUM | {"options": {"task": "Ant-v5", "settings": {"xml_file": f"/{POISONED}"}}}, "settings.xml_file",
     ),
     "a cost of a package": ("steer", {"tiny-noise": {"cost": POISONED}}, "steer.tiny-noise.cost"),
-    "a critic of a package": ("sampler", {"_target_": "gpc.control.Sampling", "candidates": 2, "critic": POISONED}, "critic"),
+    "a critic of a package": ("sampler", SAMPLING | {"candidates": 2, "critic": POISONED}, "critic"),
 }  # fmt: skip
 
 
@@ -187,7 +188,7 @@ def test_a_folder_that_is_resumed_is_compared_and_not_built(tiny, tmp_path, watc
     assert main(ask) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     before = "gpc.robots.from_lerobot" in sys.modules
-    for target in (f"{POISONED}.call", "gpc.robots.from_lerobot.make_robot", ["gpc.cluster.Ray"], {}):
+    for target in (f"{POISONED}.call", "gpc.robots.from_lerobot.make_robot", ["gpc.rollout.executors.Ray"], {}):
         assert completed({"_target_": target}) == {"_target_": target}
         manifest["config"]["composer"] = {"_target_": target, "inside": [{"_target_": target}]}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -203,7 +204,7 @@ def test_a_report_reads_and_writes_in_its_folder_alone(compared, tmp_path, watch
     resolved = manifest["resolved"]
     resolved["policies"] = [f"remote:ws://{POISONED}.invalid:1", f"lerobot:{POISONED}/x"]
     resolved["env"] |= {"target": f"{POISONED}:Env", "options": {"task": f"{POISONED}:Env-v0"}}
-    resolved["executor"] = {"_target_": "gpc.cluster.Ray", "address": f"{POISONED}:1"}
+    resolved["executor"] = {"_target_": "gpc.rollout.executors.Ray", "address": f"{POISONED}:1"}
     resolved["composer"] = {"_target_": f"{POISONED}.call"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     others = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

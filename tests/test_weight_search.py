@@ -5,20 +5,8 @@ import pytest
 from scipy.stats import norm
 
 from gpc.errors import InputError
-from gpc.weight_search import (
-    LENGTH,
-    RUGGED,
-    SPREAD,
-    Demos,
-    Grid,
-    Outcome,
-    Racing,
-    Random,
-    one_hot,
-    rounded,
-    simplex,
-    smoothed,
-)
+from gpc.weights.searches import LENGTH, RUGGED, SPREAD, Demos, Grid, Outcome, Racing, Random, smoothed
+from gpc.weights.simplex import one_hot, rounded, simplex
 
 SEED = 100
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
 
-from gpc.bridge.wire import DIMENSIONS, DTYPES, FRAME, ITEMS, LONGEST, pack, unpack
 from gpc.errors import InputError
+from gpc.serve.codec import DIMENSIONS, DTYPES, FRAME, ITEMS, LONGEST, pack, unpack
 
 RNG = np.random.default_rng(0)
 MESSAGES = [

@@ -5,7 +5,7 @@ import pytest
 from flying import flown
 from toy_robots import Arm, Line
 
-from gpc.bridge.pilot import HOLD, STOPPED
+from gpc.bridge.controller import HOLD, STOPPED
 from gpc.bridge.robot import wire
 from gpc.errors import InputError, RunError
 

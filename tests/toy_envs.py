@@ -7,7 +7,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-from gpc.env import Environment
+from gpc.rollout.env import Environment
 
 
 class Walk(Environment):

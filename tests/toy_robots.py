@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from gpc.policy import ActionSpec, ObservationSpec
+from gpc.policy.spec import ActionSpec, ObservationSpec
 
 
 class Arm:

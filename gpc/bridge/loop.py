@@ -10,13 +10,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from gpc.bridge.chunk_source import Planner, answer
 from gpc.bridge.clock import RealClock, TimeSource, VirtualClock
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
-from gpc.bridge.planner import Planner, answer
+from gpc.bridge.controller import HOLD, OK, STOPPED, Ask, Event, Pilot, Reply
 from gpc.bridge.robot import Reading, Robot, Wiring
-from gpc.env import Array, Frame
+from gpc.bridge.stop import Operator
 from gpc.errors import GpcError, InputError, RunError, described, one_line
+from gpc.types import Array, Frame
 
 LIVE, SHADOW, DRY_RUN = MODES = ("live", "shadow", "dry-run")
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from gpc.bridge.chunk_source import PlannerThread
+from gpc.bridge.controller import HOLD, STOPPED, Ask, Event
 from gpc.bridge.loop import Loop
-from gpc.bridge.operator import Operator
-from gpc.bridge.pilot import HOLD, STOPPED, Ask, Event
-from gpc.bridge.planner import PlannerThread
 from gpc.bridge.robot import connected, disconnect, driver_failure
-from gpc.env import Frame
+from gpc.bridge.stop import Operator
 from gpc.errors import GpcError, RunError, described
 from gpc.schema import Seconds, check_fields
+from gpc.types import Frame
 
 WATCH = 0.01  # seconds between two looks of the main thread
 

@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 import zarr
 
+from gpc.bridge.controller import MODES, Event
 from gpc.bridge.loop import Tick
-from gpc.bridge.pilot import MODES, Event
 from gpc.demonstrations import ACTION
 from gpc.disk import reason, write_atomically
-from gpc.env import Array
 from gpc.errors import InputError, described, one_line
 from gpc.inert import Console
-from gpc.record import versions
+from gpc.results.run_folder import versions
+from gpc.types import Array
 
 EVERY = 1.0  # seconds between writings: what a kill can cost
 ROWS = 1024  # of numbers in one chunk of an array; pictures have one each

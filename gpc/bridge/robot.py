@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpc.env import TASK, Array, Frame, write_text
 from gpc.errors import GpcError, InputError, RunError, described
+from gpc.rollout.env import TASK, write_text
+from gpc.types import Array, Frame
 
 Reading = Mapping[str, Any]
 """What `get_observation` returns: feature -> a number, or an array (height, width, channels)."""

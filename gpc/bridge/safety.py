@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from gpc.env import Array
 from gpc.errors import InputError, RunError
-from gpc.policy import ActionSpec
+from gpc.policy.spec import ActionSpec
+from gpc.types import Array
 
 ROUNDING = 1e-6  # of a limit (of a position: of the range); derivatives of a long stream lose as much
 HOLDS = ("last", "zero")

@@ -29,13 +29,14 @@ from lerobot.processor import (
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from torch import Tensor
 
-from gpc.composition import ComposedPolicy, compose
-from gpc.control import Known, Sampling, sample_chunk
-from gpc.env import TASK, write_text
-from gpc.errors import InputError
-from gpc.experiment import BY_POLICY, adapted
-from gpc.load import load_policy, suggest
-from gpc.policy import Policy
+from gpc.commands.setup import BY_POLICY, adapted
+from gpc.composition.composed import ComposedPolicy, compose
+from gpc.errors import InputError, suggest
+from gpc.inference.chunk import Known, sample_chunk
+from gpc.inference.settings import Sampling
+from gpc.policy.load import load_policy
+from gpc.policy.spec import Policy
+from gpc.rollout.env import TASK, write_text
 
 
 @PreTrainedConfig.register_subclass("gpc")

@@ -16,14 +16,14 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from gpc.denoise import Denoiser, NetworkDenoiser, Prediction, frozen
 from gpc.errors import InputError, one_line
-from gpc.noise import NoiseLevels, VariancePreserving, check_steps
 from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
 from gpc.policies.settings import Settings
-from gpc.policy import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, frozen
+from gpc.score.noise import NoiseLevels, VariancePreserving, check_steps
 
 STAND_INS = (
     "omegaconf.dictconfig.DictConfig",

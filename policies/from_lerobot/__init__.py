@@ -25,13 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model
 from torch import Tensor
 
-from gpc import noise
-from gpc.denoise import Denoiser, NetworkDenoiser, frozen
-from gpc.env import TASK, TASK_BYTES, read_text
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import NOT_FETCHED, offline
 from gpc.inert import notice
-from gpc.noise import NoiseLevels, Schedule
 from gpc.policies.checkpoint import representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
@@ -47,8 +43,12 @@ from gpc.policies.from_lerobot.processors import (
     read_json,
     read_steps,
 )
-from gpc.policy import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
+from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.schema import convert
+from gpc.score import noise
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, frozen
+from gpc.score.noise import NoiseLevels, Schedule
 
 Length = Annotated[int, Meta(ge=1, le=LONGEST)]
 

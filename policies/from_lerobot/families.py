@@ -12,8 +12,8 @@ from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
 from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
-from gpc.denoise import Network, Prediction
-from gpc.noise import LinearFlow, Schedule, VariancePreserving
+from gpc.score.denoiser import Network, Prediction
+from gpc.score.noise import LinearFlow, Schedule, VariancePreserving
 
 Batch = dict[str, Tensor]
 """LeRobot's batch after its preprocessor: key -> (rows, n_obs_steps, ...)."""

@@ -1,0 +1,320 @@
+"""The control loop without clocks and threads: observations and chunks in, actions out, each call at a given time.
+
+              a fresh chunk                 no chunk, no observation, a dead camera, a pause,
+    hold  ----------------------->  ok  ----->  an old plan, an action outside the limits  ----->  hold
+      |                              |
+      |  held for `stop_after`       |  told to: a signal, the stop key, a robot that fails
+      +--------------------------->  stopped  <------------------------------------+   (for good)
+
+In hold and stopped the robot is brought to rest and kept there (`Gate.hold`). A hold throws the old plans away: only a chunk
+whose observation and age are in order ends it; after a gap between two observations, a chunk for a later one. Times are
+seconds of one monotonic clock, which runs while the process is suspended (`gpc.bridge.clock`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from gpc.bridge.blending import Plan, Stitch
+from gpc.bridge.safety import ROUNDING, Gate
+from gpc.errors import InputError, RunError
+from gpc.inference.chunk import Known
+from gpc.schema import Seconds, check_fields
+from gpc.types import Array, Frame
+
+OK, HOLD, STOPPED = MODES = ("ok", "hold", "stopped")
+DELAYS = 10  # so many past delays tell the next (Black et al. 2025 keep a buffer, too)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long each thing may take, in seconds, before the robot holds; and after `stop_after` in hold it stops.
+
+    `deadline`: a chunk after it was asked for. `max_age`: the observation of a chunk when it arrives, and an action after the
+    time that its chunk meant it for. `observation_deadline`: an observation after the last. `frozen_after`: how long a camera
+    may show the same picture, bit for bit (None: for ever).
+    """
+
+    deadline: Seconds = 0.5
+    max_age: Seconds = 1.0
+    observation_deadline: Seconds = 0.2
+    frozen_after: Seconds | None = 2.0
+    stop_after: Seconds = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "watchdog.")
+
+
+class Ask(NamedTuple):
+    """A chunk asked for: its number, the absolute step and time of its observation, and what is decided already."""
+
+    number: int
+    step: int
+    at: float
+    observation: Mapping[str, Array]  # (n_obs_steps, *shape) by key
+    known: Known | None
+
+
+class Reply(NamedTuple):
+    """What came back: a chunk (horizon, dim), or why there is none."""
+
+    number: int
+    chunk: Array | None
+    why: str = ""
+
+
+class Event(NamedTuple):
+    """Something that the operator and the record should know."""
+
+    at: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What chunks and observations look like; `substeps` actions are sent for each step of a chunk."""
+
+    start: int
+    horizon: int
+    dim: int
+    n_obs_steps: int
+    substeps: int = 1
+
+
+@dataclass
+class Pilot:
+    """Call, each period: `observe` (at the beginning of a step), `receive` (each answer), then `act`."""
+
+    expected: Expected
+    stitch: Stitch
+    gate: Gate
+    patience: Patience
+    mode: str = HOLD
+    why: str = "waiting for the first chunk"
+    events: list[Event] = field(default_factory=list)
+    step: int = 0  # actions of the plan that were executed
+    source: Ask | None = None  # what the newest accepted chunk answered
+    _sub: int = 0  # sendings since the step began
+    _plans: list[Plan] = field(default_factory=list)
+    _history: deque[Frame] = field(default_factory=deque)
+    _seen: float | None = None  # when the newest observation was taken
+    _acted: float | None = None  # when `act` was last called
+    _moved: dict[str, float] = field(default_factory=dict)  # when each camera last showed something new
+    _held_since: float | None = None
+    _asked: dict[int, Ask] = field(default_factory=dict)
+    _number: int = 0
+    _due: int = 0
+    _delays: deque[int] = field(default_factory=lambda: deque(maxlen=DELAYS))
+    _refused: str = ""
+    _failing: str = ""
+
+    def __post_init__(self) -> None:
+        end = self.expected.start + self.expected.horizon
+        if self.expected.start > 0 or not 1 <= self.stitch.every <= end:
+            raise InputError(
+                f"stitch: a chunk is asked for every {self.stitch.every} steps, the policy plans {end} from now; choose 1 to {end}"
+            )
+        self._history = deque(maxlen=self.expected.n_obs_steps)
+
+    @property
+    def begins_step(self) -> bool:
+        """Whether the next call of `act` is a step's first: then `observe` is due."""
+        return self._sub == 0
+
+    def observe(self, now: float, frame: Frame) -> Ask | None:
+        """A new observation, taken at `now`; the chunk to ask for on seeing it, if one is due."""
+        if self._seen is not None and (gap := now - self._seen) > self.patience.observation_deadline:
+            self.interrupt(now, f"no observation for {gap:.3f} s")
+        for key, value in frame.items():
+            if value.ndim > 1 and (not self._history or not np.array_equal(value, self._history[-1][key])):
+                self._moved[key] = now
+        self._history.extend([frame] * (1 if self._history else self.expected.n_obs_steps))
+        self._seen, self._failing = now, ""
+        waiting = [request for request in self._asked.values() if now - request.at <= self.patience.deadline]
+        if self.mode == STOPPED or waiting or (self.mode == OK and self.step < self._due):
+            return None
+        return self._ask(now)
+
+    def receive(self, now: float, answer: Reply) -> None:
+        """An answer; a chunk that is late, out of order, damaged or outside the limits changes nothing but the record."""
+        request = self._asked.get(answer.number)
+        if request is None:
+            self._note(now, "discarded", f"chunk {answer.number} came out of order")
+            return
+        for number in [number for number in self._asked if number <= answer.number]:
+            del self._asked[number]
+        why = answer.why if answer.chunk is None else self._objection(now, request, answer.chunk)
+        if why:
+            self._refused = f"chunk {answer.number}: {why}"
+            self._due = self.step  # ask again at the next observation
+            self._note(now, "refused", self._refused)
+            return
+        assert answer.chunk is not None
+        self._refused, self.source = "", request
+        self._delays.append(self.step - request.step)
+        self._plans = [*self._plans, self._placed(request, answer.chunk)][-self.stitch.kept :]
+
+    def act(self, now: float) -> Array | None:
+        """The action (dim,) to send now; None as long as nothing was ever sent and nothing is planned."""
+        if self._acted is not None and now - self._acted > self.patience.observation_deadline:
+            self.gate.rest()
+        self._acted = now
+        why, action = self._trouble(now) or self._overdue(now), None
+        if self.mode != STOPPED and not why:
+            action = self._next()
+            why = "the plan ran out" if action is None else self.gate.admit(action) or ""
+        if self.mode == STOPPED or why:
+            return self._hold(now, f"{why}; {self._refused}" if self._refused else why)
+        if self.mode != OK:
+            self._change(now, OK, "a fresh chunk")
+        self._held_since = None
+        self._advance(consumed=True)
+        return action
+
+    def failed(self, now: float, why: str) -> None:
+        """The robot gave no observation."""
+        if why != self._failing:
+            self._note(now, "unread", why)
+        self._failing = why
+
+    def interrupt(self, now: float, why: str) -> None:
+        """Hold until there is a chunk for a later observation: what was planned or asked before is void."""
+        self._asked.clear()
+        self._begin_hold(now, why)
+
+    def stop(self, now: float, why: str) -> None:
+        """Stop for good; the first reason stays."""
+        if self.mode != STOPPED:
+            self._change(now, STOPPED, why)
+
+    def _ask(self, now: float) -> Ask:
+        request = Ask(self._number, self.step, now, self._stacked(), self._known())
+        self._asked[self._number] = request
+        self._number += 1
+        self._due = self.step + self.stitch.every
+        return request
+
+    def _stacked(self) -> dict[str, Array]:
+        return {key: np.stack([frame[key] for frame in self._history]) for key in self._history[-1]}
+
+    def _known(self) -> Known | None:
+        """What the next chunk shall go on from."""
+        if not self._plans:
+            return None
+        first, horizon = self.step + self.expected.start, self.expected.horizon
+        ahead = [self.stitch.blend(self._plans, first + i) for i in range(horizon)]
+        behind = -self.expected.start  # steps of the chunk that lie in the past
+        left = next((i for i, action in enumerate(ahead[behind:]) if action is None), horizon - behind)
+        pull = self.stitch.pull(horizon - behind, left, max(self._delays, default=0))
+        if pull is None:
+            return None
+        actions = np.stack([np.zeros(self.expected.dim) if action is None else action for action in ahead])
+        past = [float(action is not None) for action in ahead[:behind]]
+        return Known(actions[None], np.concatenate([past, pull]))
+
+    def _objection(self, now: float, request: Ask, chunk: Array) -> str:
+        """Why a chunk is not taken; empty if it is."""
+        wanted = (self.expected.horizon, self.expected.dim)
+        if now - request.at > self.patience.max_age:
+            return f"its observation is {now - request.at:.3f} s old (max_age {self.patience.max_age:g} s)"
+        if chunk.shape != wanted or chunk.dtype.kind not in "fiu":
+            return f"it is {chunk.dtype} {chunk.shape}, not numbers {wanted}"
+        upcoming = self._upcoming(self._placed(request, chunk))
+        if upcoming is None:
+            return "it has no step left to execute"
+        return self.gate.refuse(upcoming) or ""
+
+    def _placed(self, request: Ask, chunk: Array) -> Plan:
+        begins = request.at + self.expected.start * self._seconds
+        return Plan(request.step + self.expected.start, chunk.astype(np.float64), begins)
+
+    def _upcoming(self, plan: Plan) -> Array | None:
+        """What would be sent of a plan from now on, (n, dim)."""
+        first, n = self.step - plan.first, self.expected.substeps
+        if first >= len(plan.actions):
+            return None
+        steps = plan.actions[first:]
+        if n == 1:
+            return steps
+        after = np.concatenate([steps[1:], steps[-1:]])
+        share = np.arange(n)[None, :, None] / n
+        with np.errstate(invalid="ignore"):  # what is infinite is refused next
+            whole = (1 - share) * steps[:, None] + share * after[:, None]
+        return np.asarray(whole.reshape(-1, self.expected.dim)[self._sub :])
+
+    def _next(self) -> Array | None:
+        """The action of this sending, between two steps of the plan."""
+        action = self.stitch.blend(self._plans, self.step)
+        if action is None or self._sub == 0:
+            return action
+        after = self.stitch.blend(self._plans, self.step + 1)
+        share = self._sub / self.expected.substeps
+        return action if after is None else (1 - share) * action + share * after
+
+    def _trouble(self, now: float) -> str:
+        """What forbids going on, whatever the plan; empty if nothing."""
+        patience = self.patience
+        if self._seen is None or now - self._seen > patience.observation_deadline:
+            lasting = "" if self._seen is None else f" for {now - self._seen:.3f} s"
+            return f"no observation{lasting}" + (f": {self._failing}" if self._failing else "")
+        for key, since in self._moved.items():
+            if patience.frozen_after is not None and now - since > patience.frozen_after:
+                return f"camera {key} has shown the same picture for {now - since:.3f} s"
+        oldest = min((request.at for request in self._asked.values()), default=now)
+        if now - oldest > patience.deadline:
+            return f"no chunk within {patience.deadline:g} s"
+        return ""
+
+    @property
+    def _seconds(self) -> float:
+        """Of a step."""
+        return self.gate.limits.dt * self.expected.substeps
+
+    def _overdue(self, now: float) -> str:
+        """Drop plans that meant this action for a time before `max_age`; why, if that was all of them."""
+        steps = self.step + self._sub / self.expected.substeps
+        late = [now - plan.begins - (steps - plan.first) * self._seconds for plan in self._plans]
+        longest = self.patience.max_age + ROUNDING
+        if late and min(late) > longest:
+            return f"the plan is {min(late):.3f} s behind its time (max_age {self.patience.max_age:g} s)"
+        self._plans = [plan for plan, seconds in zip(self._plans, late, strict=True) if seconds <= longest]
+        return ""
+
+    def _begin_hold(self, now: float, why: str) -> float:
+        """Throw the plans away; returns since when the hold lasts."""
+        if self.mode == OK:
+            self._change(now, HOLD, why)
+        if self._held_since is None:
+            self._held_since = now
+        self._plans = []
+        return self._held_since
+
+    def _hold(self, now: float, why: str) -> Array | None:
+        since = self._begin_hold(now, why)
+        if self.mode == HOLD and now - since > self.patience.stop_after:
+            self._change(now, STOPPED, f"{why}; held for {self.patience.stop_after:g} s")
+        self._advance(consumed=False)
+        try:
+            return self.gate.hold()
+        except RunError as error:
+            self._note(now, "refused", str(error))
+            self.stop(now, str(error))
+            return None
+
+    def _advance(self, consumed: bool) -> None:
+        """A sending is over. In hold no step of a plan is consumed, but observations keep their rhythm."""
+        self._sub = (self._sub + 1) % self.expected.substeps
+        self.step += consumed and self._sub == 0
+
+    def _change(self, now: float, mode: str, why: str) -> None:
+        self.mode, self.why = mode, why
+        self._note(now, mode, why)
+
+    def _note(self, now: float, kind: str, text: str) -> None:
+        self.events.append(Event(now, kind, text))

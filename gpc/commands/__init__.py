@@ -1,0 +1,1 @@
+"""gpc COMMAND, and the same from Python."""

@@ -1,0 +1,256 @@
+"""The command line: `gpc COMMAND`, as `gpc -h` lists them."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from gpc.errors import GpcError, InputError, RunError, one_line, suggest
+from gpc.inert import Console, guard_process
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+LONGEST_ERROR = 4000  # characters
+HELP = """\
+[bold]gpc[/]: compose pretrained robot policies at test time, with honest statistics.
+
+[bold]Commands[/]
+  gpc search    KEY=VALUE ...   find the weights on search seeds, compare winner and parents on report seeds
+  gpc evaluate  KEY=VALUE ...   roll out one policy, or a composition under given weights
+  gpc compare   KEY=VALUE ...   two policies, or two weightings, on the same seeds until the better one is known
+  gpc diagnose  KEY=VALUE ...   before any search: what fits, where the policies disagree, what composition may gain
+  gpc policies  \\[NAME]          the bundled policies, or the card of one
+  gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html with a leaderboard and study.db here
+  gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
+  gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
+  gpc deploy    KEY=VALUE ...   the control loop on a robot: dry run, shadow or live
+  gpc doctor                    what is installed, what is missing, and the command that mends it
+
+[bold]Examples[/]
+  gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
+  gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=racing search.budget=440 run_dir=runs/race
+  gpc evaluate env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' episodes=50 run_dir=runs/mix
+  gpc compare env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' episodes=200 run_dir=runs/compare
+  gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
+  gpc evaluate 'policies=\\[pusht-beso]' sampler=ancestral       # twice the evaluations of the default, more success
+  gpc serve 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' port=8000
+  gpc deploy robot=simulated 'policies=\\[pusht-flow]' fps=10 safety.hold=last mode=live seconds=30
+  gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
+
+A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
+beso:FOLDER and, without its goal, beso_unconditional:FOLDER, and remote:ws://HOST:PORT, what gpc serve serves there.
+Signed weights, as for guidance, need composer=guidance.
+The same command after an interruption goes on where it stopped.
+`gpc search -h`, and so with evaluate, compare, serve and deploy, lists every key with its default.
+"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends a command as Ctrl-C does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 1 (failed while running), 2 (bad input), 130 (interrupted) or 143 (terminated).
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    guard_process()
+    console, errors = Console(), Console(stderr=True)
+    try:
+        if not args or args[0] in ("-h", "--help"):
+            console.print(Text.from_markup(HELP), soft_wrap=True)
+            return 0
+        if args[0] == "--version":
+            import gpc
+
+            console.print(gpc.__version__)
+            return 0
+        if args[0] not in COMMANDS:
+            raise InputError(f"unknown command {args[0]!r}{suggest(args[0], list(COMMANDS))}")
+        with _terminable():
+            COMMANDS[args[0]](console, args[1:])
+    except GpcError as error:
+        errors.print(Text("gpc:", "red"), one_line(error, LONGEST_ERROR), soft_wrap=True)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        errors.print(Text("gpc:", "yellow"), f"{how}; the same command goes on from here")
+        return code
+    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Raise `Terminated` at SIGTERM, so that rows reach the disk and the cursor returns."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _evaluate(console: Console, args: list[str]) -> None:
+    _experiment(console, "evaluate", args)
+
+
+def _search(console: Console, args: list[str]) -> None:
+    _experiment(console, "search", args)
+
+
+def _compare(console: Console, args: list[str]) -> None:
+    _experiment(console, "compare", args)
+
+
+def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
+    """The configuration of a command; None where only its keys were asked for, which are printed."""
+    from gpc.commands.config import describe, load_config
+
+    if {"-h", "--help"} & set(args):
+        console.print(*describe(name).splitlines(), sep="\n", soft_wrap=True)
+        return None
+    return load_config(name, args)
+
+
+def _experiment(console: Console, name: str, args: list[str]) -> None:
+    config = _config(console, name, args)
+    if config is not None:
+        from gpc.commands import comparison, experiment
+
+        run = comparison.run if name == "compare" else experiment.run
+        folder = run(config, name, console)
+        console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _diagnose(console: Console, args: list[str]) -> None:
+    config = _config(console, "diagnose", args)
+    if config is not None:
+        from gpc.commands import diagnosis
+
+        folder = diagnosis.run(config, "diagnose", console)
+        console.print(f"pictures: {folder}", soft_wrap=True)
+
+
+def _policies(console: Console, args: list[str]) -> None:
+    import json
+
+    from gpc.policy.load import bundled_cards
+
+    cards = bundled_cards()
+    if args:
+        if args[0] not in cards:
+            raise InputError(f"no bundled policy is called {args[0]!r}{suggest(args[0], list(cards))}")
+        console.print_json(json.dumps(cards[args[0]]))
+        return
+    table = Table(
+        Column("policy", no_wrap=True), "what it is", "reads", "parameters", "score (95 % interval)", "episodes"
+    )
+    for name, card in cards.items():
+        measured = card.get("measured", {})
+        low, high = measured.get("avg_max_reward_ci95", (float("nan"),) * 2)
+        score = f"{measured['avg_max_reward']:.3f} ({low:.3f} to {high:.3f})" if measured else "not measured"
+        reads = ", ".join(card["model"]["inputs"])
+        count = f"{card['training']['parameters'] / 1e6:.1f} M"
+        table.add_row(name, card["summary"], reads, count, score, str(measured.get("n_episodes", "")))
+    console.print(table)
+
+
+def _report(console: Console, args: list[str]) -> None:
+    from gpc.results.report import print_summary, write_report, write_study
+
+    paths = [Path(arg) for arg in args]
+    if not paths:
+        raise InputError("gpc report takes run folders, as in: gpc report runs/demo")
+    if len(paths) > 1:
+        page, store = Path("study.html"), Path("study.db")
+        write_study(paths, page, store, console)
+        console.print(f"every episode: {store}", soft_wrap=True)
+    else:
+        page = write_report(paths[0])
+        print_summary(paths[0], console)
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def _replay(console: Console, args: list[str]) -> None:
+    parser = _Parser("gpc replay", description="Run one recorded episode again and say whether it came out the same.")
+    parser.add_argument("run", type=Path, help="the run folder")
+    parser.add_argument("--episode", type=int, required=True, help="the line of episodes.jsonl, from 0")
+    parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
+    parser.add_argument("--trust", action="store_true", help="the folder is your own: load what it names")
+    parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
+    given = parser.parse_args(args)
+    from gpc.commands.replay import replay
+
+    found = replay(given.run, given.episode, given.policies, console, given.video, given.trust)
+    console.print(*found.lines(), sep="\n", soft_wrap=True)
+    if not found.same:
+        raise RunError(f"episode {given.episode} of {given.run} did not come out the same")
+
+
+def _serve(console: Console, args: list[str]) -> None:
+    _bridge(console, "serve", args)
+
+
+def _deploy(console: Console, args: list[str]) -> None:
+    _bridge(console, "deploy", args)
+
+
+def _bridge(console: Console, name: str, args: list[str]) -> None:
+    config = _config(console, name, args)
+    if config is None:
+        return
+    try:
+        run = import_module(f"gpc.commands.{name}").run
+    except ImportError as error:
+        raise InputError(f"gpc {name} needs a package that is missing ({error}); pip install 'gpc[bridge]'") from None
+    run(config, console)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as everywhere."""
+        raise InputError(f"{self.prog}: {message}; {self.prog} -h says more")
+
+
+def _doctor(console: Console, args: list[str]) -> None:
+    from gpc.commands.doctor import diagnose
+
+    if args:
+        raise InputError("gpc doctor takes no arguments")
+    console.print(diagnose())
+
+
+COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
+    "search": _search,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "policies": _policies,
+    "report": _report,
+    "replay": _replay,
+    "serve": _serve,
+    "deploy": _deploy,
+    "diagnose": _diagnose,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""`gpc doctor`: what is installed, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.table import Table
+from rich.text import Text
+
+from gpc.rollout import gl
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis; `mend` is the command that mends it, empty where all is well."""
+
+    what: str
+    found: str
+    needed_for: str
+    mend: str = ""
+
+
+PACKAGES = (
+    ("torch", "every policy", "pip install gpc"),
+    ("zarr", "trajectories", "pip install gpc"),
+    ("gym-pusht", "env=pusht", "pip install 'gpc[pusht]'"),
+    ("pymunk", "env=pusht", "pip install 'gpc[pusht]'"),
+    ("lerobot", "lerobot:FOLDER", "pip install 'gpc[lerobot]'"),
+    ("praxis-robomimic", "robomimic:FILE, diffusion_policy:FILE", "pip install 'gpc[robomimic]'"),
+    ("matplotlib", "the figures of reports", "pip install 'gpc[report]'"),
+    ("mpltern", "reports of three policies", "pip install 'gpc[report]'"),
+    ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
+    ("websockets", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
+    ("msgpack", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
+    ("rclpy", "robot=ros2", "source a ROS 2, or pip install 'gpc[ros2]'"),
+    ("mujoco", "MuJoCo environments", "pip install 'gpc[robosuite]'"),
+    ("robosuite", "env=lift, env=can, ...", "pip install 'gpc[robosuite]'"),
+    ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "pip install 'gpc[gymnasium]'"),
+)
+
+
+def findings() -> list[Finding]:
+    """Everything that was looked at, in order."""
+    found = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
+    found += [_package(*row) for row in PACKAGES]
+    found += [_gl(backend) for backend in gl.PACKAGES]
+    free = shutil.disk_usage(os.getcwd()).free / 2**30
+    return [*found, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
+
+
+def diagnose() -> Table:
+    """The findings as a table for the terminal."""
+    table = Table("", "what", "found", "needed for", "mend with")
+    for item in findings():
+        mark = Text("x", "red") if item.mend else Text("ok", "green")
+        table.add_row(mark, item.what, item.found, item.needed_for, item.mend)
+    return table
+
+
+def _package(name: str, needed_for: str, mend: str) -> Finding:
+    try:
+        return Finding(name, version(name), needed_for)
+    except PackageNotFoundError:
+        return Finding(name, "missing", needed_for, mend)
+
+
+def _gl(backend: str) -> Finding:
+    """Whether off-screen rendering works with this backend, tried in a process of its own."""
+    what, needed_for = f"MUJOCO_GL={backend}", "camera images from MuJoCo"
+    error = gl.probe(backend)
+    if not error:
+        return Finding(what, "works", needed_for)
+    if "No module named 'mujoco'" in error:
+        return Finding(what, "not tried: no mujoco", needed_for, "pip install 'gpc[robosuite]'")
+    return Finding(what, "does not work", needed_for, f"apt-get install {gl.PACKAGES[backend]}")

@@ -1,0 +1,200 @@
+"""`gpc replay`: one recorded episode again, from the run folder alone, and whether it came out the same."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from gpc.commands.config import check_nodes
+from gpc.commands.experiment import Experiment
+from gpc.commands.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
+from gpc.commands.setup import BY_POLICY
+from gpc.errors import InputError, missing, one_line
+from gpc.inert import Console, notice
+from gpc.policy.load import load_policy
+from gpc.policy.spec import Policy
+from gpc.results.run_folder import Row, read_rows, read_versioned, versions
+from gpc.results.trajectories import read_trajectory
+from gpc.results.video import film, write_video
+from gpc.rollout.engine import Episode, Job, rollout
+from gpc.rollout.env import make_env
+from gpc.types import Array
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded episode, and the same one run again; `changed` names the versions that differ, (recorded, installed)."""
+
+    row: Row
+    recorded: Mapping[str, Array]
+    again: Episode
+    n_action_steps: int
+    changed: Mapping[str, tuple[str, str]]
+
+    @property
+    def same(self) -> bool:
+        """Success, score, number of steps and every action, bit for bit."""
+        row, again = self.row, self.again
+        results = (row.success, row.score, row.steps) == (again.success, again.score, again.steps)
+        return results and self.parting("action") is None
+
+    def parting(self, key: str) -> int | None:
+        """The first step at which "action", "reward" or an observation differs; None where it never does.
+
+        The end counts where one of the two is longer. Observations are recorded once for each chunk of actions.
+        """
+        stride = 1 if key in ("action", "reward") else self.n_action_steps
+        ours, theirs = self.recorded[key], self.again.trajectory[key]
+        if ours.shape[1:] != theirs.shape[1:]:
+            return 0
+        shared = min(len(ours), len(theirs))
+        differ = np.flatnonzero((ours[:shared] != theirs[:shared]).any(axis=tuple(range(1, ours.ndim))))
+        if len(differ):
+            return int(differ[0]) * stride
+        return shared * stride if len(ours) != len(theirs) else None
+
+    def lines(self) -> list[str]:
+        """What a person reads."""
+        row, again = self.row, self.again
+        told = [f"{row.phase} seed {row.seed}, weights {list(row.weights)}"]
+        shown = {
+            "success": (row.success, again.success),
+            "score": (row.score, again.score),
+            "steps": (row.steps, again.steps),
+        }
+        told += [
+            f"{name}: {a} recorded, {b} now" if a != b else f"{name}: {a}, the same" for name, (a, b) in shown.items()
+        ]
+        return told + ([f"actions: all {row.steps} the same, bit for bit"] if self.same else self._why())
+
+    def _why(self) -> list[str]:
+        """Where the two part, whose doing that is, and which versions differ."""
+        both = [key for key in self.recorded if key in self.again.trajectory]
+        partings = {key: step for key in both if (step := self.parting(key)) is not None}
+        observed = [step for key, step in partings.items() if key not in ("action", "reward")]
+        acted = partings.get("action")
+        told = [f"{key}: part at step {step}" for key, step in partings.items()]
+        if acted is not None and acted < min(observed, default=acted + 1):
+            told.append("the policies answered the same observations with other actions (pictures are not on record)")
+        elif observed:
+            told.append("the simulator showed something else first")
+        for name, (then, now) in self.changed.items():
+            told.append(f"{name}: {then} recorded, {now} installed")
+        return told if self.changed else [*told, "all versions that the run recorded are installed: another machine?"]
+
+
+def replay(
+    path: Path, episode: int, sources: Sequence[str], console: Console, clip: Path | None = None, trust: bool = False
+) -> Replay:
+    """Run a recorded episode again.
+
+    Args:
+        path: the run folder.
+        episode: its line in episodes.jsonl, from 0.
+        sources: where the policies are now; none: where they were.
+        console: for notes.
+        clip: video file to which both are written.
+        trust: whether what the folder names may be loaded; without, only what is gpc's own is, and `sources`.
+
+    Raises:
+        InputError: the folder does not hold enough, names something that is not gpc's own, or a policy is another one than
+            was recorded.
+    """
+    manifest, rows = read_versioned(dict[str, Any], path / "manifest.json"), read_rows(path / "episodes.jsonl")
+    if not rows:
+        raise InputError(f"{path} has no finished episode")
+    if not 0 <= episode < len(rows):
+        raise InputError(f"{path} has the episodes 0 to {len(rows) - 1}, not {episode}")
+    row, trajectory = rows[episode], read_trajectory(path, episode)
+    recorded = read_recorded(manifest, str(path / "manifest.json"))
+    experiment = _experiment(
+        f"{shlex.quote(str(path))} --episode {episode}", recorded, row, sources, console, bool(clip), trust
+    )
+    torch.set_num_threads(1)  # as the engine's caller does: more would change the networks' rounding
+    job = Job(row.candidate, row.weights, row.seed)
+    (again,) = rollout([job], experiment.actor, experiment.env, experiment.engine)
+    if clip:
+        played = {"recorded": trajectory["action"], "now": again.trajectory["action"]}
+        try:
+            with closing(make_env(experiment.env)) as env:
+                write_video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
+        except Exception as error:  # a camera or an encoder that fails must not cost the verdict
+            notice(missing("the video", error))
+    return Replay(row, trajectory, again, experiment.env.n_action_steps, _changed(recorded.versions))
+
+
+def _experiment(
+    command: str, recorded: Manifest, row: Row, sources: Sequence[str], console: Console, draws: bool, trust: bool
+) -> Experiment:
+    """What the row was run by; its policies must have the recorded fingerprints."""
+    config, resolved = recorded.config, recorded.resolved
+    assert resolved is not None
+    names, composer = config.policies, resolved.composer
+    if row.phase == "compare":
+        side = _side(config, row)
+        names, composer = side.policies, side.composer
+    known = dict(zip(config.policies, resolved.policies, strict=False))  # a comparison in Python knows one side's
+    where = list(sources) or [known.get(name, name) for name in names]
+    if len(where) != len(names):
+        raise InputError(f"--policies names {len(where)}; the episode was run by {len(names)}: {', '.join(names)}")
+    if not trust:
+        _refuse(command, names, list(requests(resolved, [] if sources else where)))
+    try:
+        policies = [load_policy(source) for source in where]
+    except InputError as error:
+        raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
+    called = dict(zip(names, (policy.name for policy in policies), strict=True))
+    own = rebuilt(resolved, composer)
+    for key in BY_POLICY:  # the other side's settings are not this one's
+        own[key] = {called[name]: value for name, value in own[key].items() if name in called}
+    whole = OmegaConf.create({**own, "policies": where, "video": int(draws)})
+    check_nodes(whole)
+    experiment = Experiment(whole, policies, console)
+    experiment.check(row.weights)
+    _check_fingerprints(names, experiment.policy.policies, config.fingerprints)
+    return experiment
+
+
+def _side(config: Settings, row: Row) -> Side:
+    if config.sides is None or not 0 <= row.candidate < len(config.sides):
+        raise InputError(f"the manifest has no side {row.candidate}, which the episode is of")
+    return config.sides[row.candidate]
+
+
+def _refuse(command: str, names: Sequence[str], asked: Sequence[Request]) -> None:
+    """Raise InputError if there is anything that the reader has not allowed, with the command that allows it."""
+    if not asked:
+        return
+    moved = (
+        f"say where {', '.join(names)} are now, as in --policies loader:path, or " if asked[0].key == "policies" else ""
+    )
+    what = ", ".join(f"{key}={value!r}" for key, value in asked)
+    raise InputError(
+        f"the run names {one_line(what)}, which is not loaded because a folder names it; {moved}if the folder is your own: "
+        f"gpc replay {command} --trust"
+    )
+
+
+def _check_fingerprints(names: Sequence[str], policies: Sequence[Policy], fingerprints: Mapping[str, str]) -> None:
+    for name, policy in zip(names, policies, strict=True):
+        before = fingerprints.get(name, "none")
+        if policy.fingerprint != before:
+            raise InputError(
+                f"{policy.name} is not the {name} that was recorded: its fingerprint is {policy.fingerprint[:12]}, not "
+                f"{before[:12]}; say where that one is with --policies"
+            )
+
+
+def _changed(recorded: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The packages whose version is another than then: (recorded, installed)."""
+    now = versions()
+    names = [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
+    return {name: (recorded.get(name, "none"), now.get(name, "none")) for name in names}

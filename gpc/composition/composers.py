@@ -1,0 +1,281 @@
+"""Composers: how the members' denoised actions become one.
+
+A convex combination of scores at one (x, sigma) is the same convex combination of `denoised` (General Policy Composition, Cao
+et al., arXiv 2510.01068); guidance is the same sum with signed weights. What wraps a composer is a composer: weights by noise
+level and by action dimension are several convex combinations.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Protocol, Self, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gpc.errors import InputError
+
+ROUNDING = 1e-9  # weights that sum to one but for rounding leave nothing of x, so that one-hot weights are the parent bit for bit
+
+
+class Composer(Protocol):
+    """Combines the members' denoised actions at one (x, sigma)."""
+
+    @property
+    def stochastic(self) -> bool:
+        """True if the composer follows a batch along the noisy steps of a stochastic sampler."""
+
+    @property
+    def linear(self) -> bool:
+        """True if the result is a sum of the members' denoised actions, so that a cost can steer the sum as a whole."""
+
+    def start(self) -> Composer:
+        """Return the composer for a new batch of chunks; one without a state returns itself."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+        """Combine.
+
+        x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k is not needed; opinion
+        (K, horizon, action): 1 where member k acts in this dimension at this step and was trained at this sigma.
+        """
+
+    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+        """Which members have any influence at sigma (None: at any), given their opinions (K, horizon, action)."""
+
+
+@runtime_checkable
+class Weightable(Composer, Protocol):
+    """A composer with weights that may be exchanged: `parts` rows of one weight for each policy, one after another."""
+
+    @property
+    def weights(self) -> Tensor:
+        """(parts * K,) or (batch, parts * K)."""
+
+    @property
+    def parts(self) -> int:
+        """How many rows of weights there are."""
+
+    def weighted(self, weights: Tensor) -> Weightable:
+        """The same composer under other weights; InputError where they are not what it takes."""
+
+
+class Stateless:
+    """Defaults of a composer that keeps nothing from one noise level to the next."""
+
+    stochastic: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    def start(self) -> Self:
+        """See `Composer`."""
+        return self
+
+
+@dataclass(frozen=True)
+class Weighted(Stateless, ABC):
+    """`x + sum_i w_i (denoised_i - x)`, what `Convex` and `Guidance` share; weights (K,) or (batch, K).
+
+    Raises InputError where the weights are not what the composer takes.
+    """
+
+    weights: Tensor
+    wanted: ClassVar[str]  # what they must be, in words
+
+    def __post_init__(self) -> None:
+        weights = torch.as_tensor(self.weights, dtype=torch.float64)
+        object.__setattr__(self, "weights", weights)
+        if weights.ndim not in (1, 2) or weights.shape[-1] < 1:
+            raise InputError(
+                f"weights have shape {tuple(weights.shape)}; give (K,) or (batch, K), for at least one policy"
+            )
+        rows = weights.reshape(-1, weights.shape[-1])
+        for row in rows[~self._fits(rows)][:1]:
+            shown = ", ".join(f"{w:g}" for w in row.tolist())
+            raise InputError(f"weights [{shown}] sum to {row.sum():g}; {self.wanted}")
+
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+        """See `Composer`."""
+        weights = self._effective(opinion)
+        rest = 1 - weights.sum(0)
+        out = torch.where(rest.abs() < ROUNDING, 0, rest) * x
+        for weight, member in zip(weights, denoised, strict=True):
+            if member is not None:
+                out = out + weight * member
+        return out
+
+    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+        """See `Composer`; these weights are the same at every sigma."""
+        return [bool(own.any()) for own in self._effective(opinion)]
+
+    @property
+    def parts(self) -> int:
+        """One."""
+        return 1
+
+    def weighted(self, weights: Tensor) -> Self:
+        """See `Weightable`."""
+        return replace(self, weights=weights)
+
+    def _effective(self, opinion: Tensor) -> Tensor:
+        """The weights that act, (K, rows, horizon, action)."""
+        return self._act(self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None, None], opinion[:, None])
+
+    @abstractmethod
+    def _fits(self, weights: Tensor) -> Tensor:
+        """Which rows of weights (rows, K) the composer takes."""
+
+    @abstractmethod
+    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
+        """Weights (K, rows, 1, 1) and opinion (K, 1, horizon, action) -> those that act, (K, rows, horizon, action)."""
+
+
+@dataclass(frozen=True)
+class Mixture(Weighted):
+    """What `Convex` and `Average` share: weights >= 0 that sum to one.
+
+    Where members have no opinion, the weights of the others are renormalised; if none of those has weight, they share.
+    """
+
+    wanted = "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide, or composer=guidance"
+
+    def _fits(self, weights: Tensor) -> Tensor:
+        return (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() < 1e-6)
+
+    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
+        return _shares(weights, opinion)
+
+
+@final
+@dataclass(frozen=True)
+class Convex(Mixture):
+    """`sum_i w_i denoised_i` with w >= 0, sum w = 1 (arXiv 2510.01068); weights (K,) or (batch, K)."""
+
+
+@final
+@dataclass(frozen=True)
+class Average(Mixture):
+    """The naive ensemble: every member samples a chunk on its own, and the chunks are averaged; weights as `Convex`.
+
+    It is handed finished chunks in place of denoised actions (`gpc.inference.chunk.sample_chunk`). Between two ways round an
+    obstacle lies the obstacle: what it is good for is to show what composing scores adds.
+    """
+
+    linear = False
+
+
+@dataclass(frozen=True)
+class Guidance(Weighted):
+    """`x + sum_i w_i (denoised_i - x)` with signed weights; weights (K,) or (batch, K).
+
+    Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6) is (1 + g, -g) on a conditional and an unconditional
+    policy, auto-guidance (Karras et al. 2024, arXiv 2406.02507) the same on a policy and a worse one. Where a member with
+    weight has no opinion nothing is guided: the members with positive weight are mixed, as by `Convex`.
+    """
+
+    wanted = "guidance weights are finite and sum to more than 0"
+
+    def _fits(self, weights: Tensor) -> Tensor:
+        return weights.isfinite().all(-1) & (weights.sum(-1) > 0)
+
+    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
+        whole = ((weights == 0) | (opinion > 0)).all(0)
+        return torch.where(whole, weights, _shares(weights.clamp(min=0), opinion))
+
+
+@dataclass(frozen=True)
+class Parted(Stateless, ABC):
+    """Several convex combinations, each with its say in a part of the chunk's making; weights as `Weightable` has them.
+
+    That the rows are convex is checked when they are first used, as `ComposedPolicy` does when it is built.
+    """
+
+    weights: Tensor
+
+    @property
+    @abstractmethod
+    def parts(self) -> int:
+        """How many combinations there are."""
+
+    @cached_property
+    def rows(self) -> tuple[Convex, ...]:
+        """The combinations."""
+        weights = torch.as_tensor(self.weights, dtype=torch.float64)
+        return tuple(Convex(row) for row in weights.chunk(self.parts, -1))
+
+    def weighted(self, weights: Tensor) -> Self:
+        """See `Weightable`."""
+        return replace(self, weights=weights)
+
+
+@dataclass(frozen=True)
+class Scheduled(Parted):
+    """Weights by noise level: the first row above `edges[0]`, the second down to `edges[1]`, ..., the last to zero.
+
+    `edges`: descending sigmas, in the first policy's normalised units. What is decided at large sigma is the coarse motion, at
+    small sigma its precision (Choi et al. 2022, arXiv 2204.00227, on images).
+    """
+
+    edges: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.edges or list(self.edges) != sorted(set(self.edges), reverse=True) or self.edges[-1] <= 0:
+            raise InputError(f"edges={list(self.edges)}: give one or more sigmas > 0, the largest first")
+
+    @property
+    def parts(self) -> int:
+        """One more than there are edges."""
+        return len(self.edges) + 1
+
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+        """See `Composer`."""
+        return self._at(float(sigma.max()))(x, sigma, denoised, opinion)
+
+    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+        """See `Composer`."""
+        rows = self.rows if sigma is None else [self._at(sigma)]
+        return [any(own) for own in zip(*(row.needs(opinion, sigma) for row in rows), strict=True)]
+
+    def _at(self, sigma: float) -> Convex:
+        return self.rows[sum(sigma <= edge for edge in self.edges)]
+
+
+@dataclass(frozen=True)
+class PerDimension(Parted):
+    """Weights by action dimension: row g for the dimensions of `groups[g]`, as an arm's and its gripper's.
+
+    `groups` name every dimension once, counted from 0.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        named = sorted(i for group in self.groups for i in group)
+        if len(self.groups) < 2 or not all(self.groups) or named != list(range(len(named))):
+            raise InputError(f"groups={[list(g) for g in self.groups]}: two or more, with every action dimension once")
+
+    @property
+    def parts(self) -> int:
+        """One for each group."""
+        return len(self.groups)
+
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+        """See `Composer`."""
+        out = torch.empty_like(x)
+        for row, group in zip(self.rows, map(list, self.groups), strict=True):
+            own = [None if member is None else member[..., group] for member in denoised]
+            out[..., group] = row(x[..., group], sigma, own, opinion[..., group])
+        return out
+
+    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+        """See `Composer`."""
+        parts = zip(self.rows, map(list, self.groups), strict=True)
+        return [any(own) for own in zip(*(row.needs(opinion[..., g], sigma) for row, g in parts), strict=True)]
+
+
+def _shares(weights: Tensor, opinion: Tensor) -> Tensor:
+    """Weights >= 0 where members have an opinion, ones where none of those has weight, made to sum to one."""
+    own = weights * opinion
+    own = torch.where(own.sum(0) > 0, own, opinion)
+    return own / own.sum(0)

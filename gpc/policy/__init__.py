@@ -1,0 +1,1 @@
+"""What a policy is, how to load one, and views of one."""

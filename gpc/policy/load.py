@@ -1,0 +1,36 @@
+"""Policies by name: `load_policy("pusht-diffusion")`, `load_policy("loader:path")`.
+
+A loader is an entry point of the group `gpc.policies`: a function from a path or name to a `gpc.policy.spec.Policy`. The
+adapters in `policies/` are registered in the same way as an outside package's.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+from gpc.policy.spec import Policy
+from gpc.registry import load_entry
+
+GROUP = "gpc.policies"
+
+
+def load_policy(source: str) -> Policy:
+    """Load a policy by bundled name, or as `loader:path`.
+
+    Raises InputError where the loader or policy is unknown, a file is missing or damaged, or the adapter's outside
+    package is not installed.
+    """
+    loader, colon, path = source.partition(":")
+    if not colon:
+        loader, path = "bundled", source
+    return cast("Policy", load_entry(GROUP, "policy loader", loader)(path))
+
+
+def bundled_cards() -> dict[str, dict[str, Any]]:
+    """Read the card of every bundled policy, by name (`card.json` beside its weights)."""
+    from gpc.card import CARD, read
+
+    folders = Path(str(files("gpc.policies"))) / "bundled"
+    return {path.parent.name: read(path) for path in sorted(folders.glob(f"*/{CARD}"))}

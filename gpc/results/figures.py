@@ -1,0 +1,277 @@
+"""What a person sees of a run: weights, seeds by weights, progress, denoising errors. Each function draws one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpc import inert
+from gpc.errors import InputError
+from gpc.results.leaderboard import OUTCOMES, Run, outcomes, progress
+from gpc.results.run_folder import Row
+from gpc.results.summary import mixture
+from gpc.types import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NOT_RUN, LOST, WON = "#ffffff", "#f0c9a8", "#2a6fa8"
+MOST_TICKS = 40
+MOST_CURVES = 3
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as a PNG file's content; its texts are inert from then on."""
+    inert.figure(figure)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def weight_plot(summary: Mapping[str, Any]) -> Figure:
+    """Success over the weights, with winner and parents on report seeds as marks of their own.
+
+    Two policies give a curve over the first one's weight, three a triangle, more a point for each candidate. The best of a
+    search looks better than it is, hence the marks. The more episodes a point has, the larger it is.
+    """
+    return _triangle(summary) if _free(summary) == 3 else _curve(summary)
+
+
+def _curve(summary: Mapping[str, Any]) -> Figure:
+    two = _free(summary) == 2
+    candidates = sorted(summary["candidates"], key=lambda c: c["weights"], reverse=not two)
+    reported = [*summary["parents"], summary["winner"]]
+    order = list(dict.fromkeys(tuple(f["weights"]) for f in (*candidates, *reported)))
+    places = {weights: weights[0] if two else i for i, weights in enumerate(order)}
+    figure = _figure(8, 4.5)
+    axes = figure.subplots()
+    if candidates:
+        xs = [places[tuple(c["weights"])] for c in candidates]
+        low, high = ([c["pc_success_ci95"][i] for c in candidates] for i in (0, 1))
+        middle = [c["pc_success"] for c in candidates]
+        axes.fill_between(xs, low, high, alpha=0.15, color="C0", label="95 % Wilson interval", linewidth=0)
+        axes.plot(xs, middle, "-", color="C0", linewidth=1)
+        axes.scatter(xs, middle, _sizes(candidates, 50), color="C0", label=_spent(candidates))
+    for figures, marker, color, label in _marks(summary):
+        y, (bottom, top) = figures["pc_success"], figures["pc_success_ci95"]
+        x, bars = places[tuple(figures["weights"])], [[max(0, y - bottom)], [max(0, top - y)]]
+        size = 14 if marker == "*" else 7
+        axes.errorbar([x], [y], bars, fmt=marker, color=color, capsize=4, label=label, markersize=size, zorder=3)
+    axes.set(ylabel="success, %", ylim=(-2, 102))
+    if two:
+        a, b = summary["policies"]
+        axes.set(xlabel=f"weight of {a}   (the rest: {b})", xlim=(-0.03, 1.03))
+    else:
+        _ticks(axes, [mixture(weights) for weights in order])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="best")
+    return figure
+
+
+def _triangle(summary: Mapping[str, Any]) -> Figure:
+    figure = _figure(8, 6)
+    try:
+        import mpltern  # noqa: F401 (it registers the projection)
+    except ImportError:
+        raise InputError("the plot of three policies needs mpltern; pip install 'gpc[report]'") from None
+    axes: Any = figure.add_subplot(projection="ternary")
+    colours = {"vmin": 0, "vmax": 100, "cmap": "viridis"}
+    candidates = summary["candidates"]
+    if candidates:
+        rates = [c["pc_success"] for c in candidates]
+        weights = zip(*(c["weights"] for c in candidates), strict=True)
+        axes.scatter(*weights, c=rates, s=_sizes(candidates, 260), label=_spent(candidates), clip_on=False, **colours)
+    for figures, marker, _, label in _marks(summary):
+        place, (low, high) = [[w] for w in figures["weights"]], figures["pc_success_ci95"]
+        label += f": {figures['pc_success']:.1f} % [{low:.1f}, {high:.1f}]"
+        size = 200 if marker == "*" else 70
+        shown = axes.scatter(*place, c=[figures["pc_success"]], s=size, marker=marker, edgecolors="black", label=label,
+                             linewidths=1.5, zorder=3, clip_on=False, **colours)  # fmt: skip
+    for say, name in zip((axes.set_tlabel, axes.set_llabel, axes.set_rlabel), summary["policies"], strict=True):
+        say(f"weight of {name}")
+    for axis in (axes.taxis, axes.laxis, axes.raxis):
+        axis.set_label_position("tick1")
+    figure.colorbar(shown, ax=axes, label="success, %", shrink=0.7, pad=0.12)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside lower center")
+    return figure
+
+
+def outcome_matrix(run: Run) -> Figure:
+    """Every seed (a row) under every weights (a column), on report seeds and on search seeds.
+
+    The rows are sorted by what became of winner and parents: on top what the mixture alone solves.
+    """
+    summary = run.summary
+    winner = summary["winner"]
+    parents = [(p["name"], p) for p in summary["parents"] if p["weights"] != winner["weights"]]
+    reported = [(f"winner {mixture(winner['weights'])}", winner), *parents]
+    tried = sorted(summary["candidates"], key=lambda c: c["weights"], reverse=True)
+    panels = [("report", reported), ("search", [(mixture(c["weights"]), c) for c in tried])]
+    panels = [(phase, columns) for phase, columns in panels if columns]
+    figure = _figure(9, 5.5)
+    widths = [max(1, min(4, len(columns) / 3)) for _, columns in panels]
+    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    for axes, (phase, columns) in zip(grid, panels, strict=True):
+        _matrix(axes, [run.under(phase, figures["weights"]) for _, figures in columns], outcomes(run, phase))
+        _ticks(axes, [name for name, _ in columns])
+        axes.set(title=f"{phase} seeds", ylabel="seeds, sorted", yticks=[])
+    from matplotlib.patches import Patch
+
+    patches = [
+        Patch(facecolor=c, edgecolor="grey", label=t) for c, t in ((WON, "won"), (LOST, "lost"), (NOT_RUN, "not run"))
+    ]
+    figure.legend(handles=patches, fontsize=7, ncols=3, loc="outside lower center")
+    return figure
+
+
+def _matrix(axes: Axes, columns: Sequence[Mapping[int, Row]], classes: Mapping[int, str]) -> None:
+    """Colour one panel; a line parts the classes of seeds, the first of which are named in OUTCOMES."""
+    from matplotlib.colors import ListedColormap
+
+    seeds = sorted({seed for rows in columns for seed in rows})
+    table = np.array([[1 + rows[seed].success if seed in rows else 0 for rows in columns] for seed in seeds])
+    place = [OUTCOMES.index(classes[seed]) if seed in classes else len(OUTCOMES) for seed in seeds]
+    order = np.lexsort((-(table == 2).sum(1), place))
+    axes.imshow(
+        table[order], cmap=ListedColormap([NOT_RUN, LOST, WON]), vmin=0, vmax=2, aspect="auto", interpolation="none"
+    )
+    for edge in np.flatnonzero(np.diff(np.array(place)[order])):
+        axes.axhline(edge + 0.5, color="black", linewidth=0.6)
+
+
+def progress_plot(runs: Mapping[str, Run]) -> Figure:
+    """Search episodes spent against the success of the candidate that led then; the winner on report seeds as a star.
+
+    See `gpc.results.leaderboard.progress`. What leads looks better than it is; the star does not.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    for i, (name, run) in enumerate(runs.items()):
+        rows = [row for row in run.rows if row.phase == "search"]
+        winner, color = run.summary["winner"], f"C{i % 10}"
+        axes.step(range(1, len(rows) + 1), 100 * progress(rows), where="post", color=color, label=name, linewidth=1)
+        y, (low, high) = winner["pc_success"], winner["pc_success_ci95"]
+        label = f"its winner {mixture(winner['weights'])}, report seeds, {winner['n_episodes']} episodes"
+        bars = [[max(0, y - low)], [max(0, high - y)]]
+        axes.errorbar([len(rows)], [y], bars, fmt="*", color=color, capsize=4, markersize=12, label=label, zorder=3)
+    axes.set(xlabel="search episodes spent", ylabel="success, %", ylim=(-2, 102))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="best")
+    return figure
+
+
+def error_plot(errors: Mapping[str, Any]) -> Figure:
+    """A summary's `denoising_error` over sigma: each policy's error, each pair's correlation, the best weights."""
+    sigmas, names = errors["sigmas"], list(errors["rms"])
+    figure = _figure(12, 4)
+    size, alike, weights = figure.subplots(1, 3)
+    for k, name in enumerate(names):
+        size.loglog(sigmas, errors["rms"][name], "o-", label=name)
+        weights.semilogx(sigmas, [level[k] for level in errors["weights_per_level"]], "o-", color=f"C{k}", label=name)
+        weights.axhline(errors["weights"][k], color=f"C{k}", linestyle=":", linewidth=1)
+    for n, (i, j) in enumerate(combinations(range(len(names)), 2), len(names)):
+        pair = [level[i][j] for level in errors["correlation"]]
+        alike.semilogx(sigmas, pair, "o-", color=f"C{n}", label=f"{names[i]}, {names[j]}")
+    size.set(title="one-step denoising error", ylabel="RMS, normalised actions")
+    alike.set(title="correlation of the errors", ylim=(min(-0.05, alike.get_ylim()[0]), 1.05))
+    weights.set(title="weights with the least error", ylabel="at a level; dotted: over all levels", ylim=(-0.05, 1.05))
+    for axes in (size, alike, weights):
+        axes.set_xlabel("sigma")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def disagreement_plot(found: Mapping[str, Any]) -> Figure:
+    """How far apart a diagnosis found the policies: over sigma, and along the episode."""
+    figure = _figure(9, 4)
+    levels, decisions = figure.subplots(1, 2)
+    for pair, apart in found["disagreement_by_sigma"].items():
+        levels.loglog(found["sigmas"], apart, "o-", label=pair)
+        decisions.plot(found["disagreement_by_decision"][pair], "o-", label=pair)
+    levels.set(title="by noise level", xlabel="sigma", ylabel="RMS distance, normalised actions")
+    decisions.set(title="along an episode, mean over the levels", xlabel="decision")
+    decisions.set_ylim(bottom=0)
+    for axes in (levels, decisions):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return figure
+
+
+def chunk_plot(chunks: Mapping[str, Array], picture: Array, pixels: Callable[[Array], Array] | None) -> Figure:
+    """Sampled chunks (chunks, steps, action) of each policy for one observation: over the picture, where actions are places in it.
+
+    Elsewhere each of the first action dimensions over the steps, beside the picture.
+    """
+    if pixels is None:
+        return _chunk_curves(chunks, picture)
+    figure = _figure(3.2 * len(chunks), 3.5)
+    for axes, (name, own) in zip(figure.subplots(1, len(chunks), squeeze=False)[0], chunks.items(), strict=True):
+        axes.imshow(picture)
+        for chunk in pixels(own):
+            axes.plot(chunk[:, 0], chunk[:, 1], "-", linewidth=1, alpha=0.7, color="C3")
+            axes.plot(*chunk[-1], ".", color="C3")
+        axes.set(title=name, xlim=(0, picture.shape[1]), ylim=(picture.shape[0], 0))
+        axes.axis("off")
+    return figure
+
+
+def _chunk_curves(chunks: Mapping[str, Array], picture: Array) -> Figure:
+    dims = min(MOST_CURVES, next(iter(chunks.values())).shape[2])
+    figure = _figure(3 * (dims + 1), 3.2)
+    first, *others = figure.subplots(1, dims + 1)
+    first.imshow(picture)
+    first.axis("off")
+    for dim, axes in enumerate(others):
+        for k, (name, own) in enumerate(chunks.items()):
+            axes.plot(own[:, :, dim].T, color=f"C{k}", linewidth=0.8, alpha=0.6, label=[name] + ["_"] * (len(own) - 1))
+        axes.set(title=f"action {dim}", xlabel="step")
+        axes.grid(alpha=0.3)
+    others[0].legend(fontsize=7)
+    return figure
+
+
+def _free(summary: Mapping[str, Any]) -> int:
+    """How many weights there are: one for each policy and part of the composer."""
+    return len(summary["winner"]["weights"])
+
+
+def _marks(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str, str]]:
+    """(figures, marker, colour, label) of what ran on report seeds: the parents, then the winner."""
+    winner = summary["winner"]
+    found = [(p, "s", "C1", f"{p['name']} alone") for p in summary["parents"]]
+    found.append((winner, "*", "C2", f"winner {mixture(winner['weights'])}"))
+    return [(f, m, c, f"{label}, report seeds, {f['n_episodes']} episodes") for f, m, c, label in found]
+
+
+def _spent(candidates: Sequence[Mapping[str, Any]]) -> str:
+    counts = [c["n_episodes"] for c in candidates]
+    low, high = min(counts), max(counts)
+    return f"search seeds, {low if low == high else f'{low} to {high}'} episodes each"
+
+
+def _sizes(candidates: Sequence[Mapping[str, Any]], largest: float) -> list[float]:
+    """Marker areas in points squared, proportional to the episodes, but never too small to see."""
+    most = max(c["n_episodes"] for c in candidates)
+    return [max(largest / 12, largest * c["n_episodes"] / most) for c in candidates]
+
+
+def _ticks(axes: Axes, labels: Sequence[str]) -> None:
+    """Name the places 0, 1, ... of an axis; matplotlib writes these names anew when it draws, hence inert before."""
+    step = -(-len(labels) // MOST_TICKS)
+    axes.set_xticks(
+        range(0, len(labels), step), [inert.label(name) for name in labels[::step]], rotation=90, fontsize=6
+    )
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("the figures of a report need matplotlib; pip install 'gpc[report]'") from None
+    return Figure(figsize=(width, height), layout="constrained", dpi=130)

@@ -1,0 +1,252 @@
+"""Show what came out: tables in the terminal, and a self-contained page (`page.html`) of one run or of several."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Column, Table
+
+from gpc.disk import write_atomically
+from gpc.errors import missing
+from gpc.inert import Console, notice, template
+from gpc.results.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
+from gpc.results.leaderboard import (
+    OUTCOMES,
+    RANKED,
+    Run,
+    Standing,
+    entries,
+    leaderboard,
+    outcomes,
+    read_run,
+    searched,
+    tasks,
+)
+from gpc.results.sqlite import write_store
+from gpc.results.summary import mixture, read_summary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_VIDEO_BYTES = 8_000_000
+HEAD = ("weights", "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)")
+LEADERBOARD = (
+    "policy or mixture", "successes", "% (95 % interval)", "gain over best parent", "p", "p, best",  # also in the terminal
+    "best parent", "score", "sampler", "runs",
+)  # fmt: skip
+NEAR_BEST = (
+    "● cannot be told from the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the truly best "
+    "is among these but for a chance of 5 %. p: McNemar's exact test against the best parent, on shared seeds."
+)
+
+
+Block = tuple[Literal["heading", "verdict", "text", "code", "table", "picture", "video"], Any]
+"""A part of a page and its content: text; rows of text, the head first; (alternative text, source); source."""
+
+
+def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(name, phase, figures) of every line of the table, in order."""
+    if summary["kind"] == "evaluation":
+        return [(f"{' + '.join(summary['policies'])} {mixture(summary['weights'])}", "evaluate", summary)]
+    if summary["kind"] == "comparison":
+        return [(side["name"], "compare", side) for side in summary["sides"]]
+    curve = [(mixture(figures["weights"]), "search", figures) for figures in summary["candidates"]]
+    parents = [(parent["name"], "report", parent) for parent in summary["parents"]]
+    return [*curve, *parents, (f"winner {mixture(summary['winner']['weights'])}", "report", summary["winner"])]
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The summary as a table for the terminal."""
+    shown = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:])
+    before = ""
+    for name, phase, figures in rows_of(summary):
+        if before and phase != before:
+            shown.add_section()
+        before = phase
+        shown.add_row(name, *_cells(phase, figures))
+    return shown
+
+
+def print_summary(path: Path, console: Console) -> None:
+    """Print a run folder's table and verdict."""
+    summary = read_summary(path)
+    console.print(table(summary))
+    if "verdict" in summary:
+        console.print(summary["verdict"])
+    if "denoising_error" in summary:
+        console.print(summary["denoising_error"]["verdict"])
+    if summary["infrastructure_errors"]:
+        count = summary["infrastructure_errors"]
+        console.print(f"{count} simulator breakdowns; their episodes were run again and are not failures")
+
+
+def write_report(path: Path) -> Path:
+    """Write `report.html` (and the figures of a search as PNG files) from a run folder's files; returns the page.
+
+    A part that fails, such as a figure, is one line on the page and on stderr; the rest is still written.
+
+    Raises:
+        InputError: the folder is not a finished run.
+        RunError: the page cannot be written.
+    """
+    run = read_run(path)
+    summary, search = run.summary, run.summary["kind"] == "search"
+    title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
+    blocks: list[Block] = [("verdict", summary["verdict"])] if "verdict" in summary else []
+    if search:
+        blocks += _picture("success over the weights", partial(weight_plot, summary), path / "curve.png")
+    if errors := summary.get("denoising_error"):
+        blocks += [("heading", "Denoising errors"), ("text", errors["verdict"])]
+        blocks += _picture("errors over sigma", partial(error_plot, errors), path / "errors.png")
+    blocks += _section("the table", partial(_figures, summary))
+    if search:
+        blocks += _section("the seeds", partial(_seeds, run, path / "outcomes.png"))
+        blocks += _section("the progress", partial(_progress, {path.name: run}, path / "progress.png"))
+    blocks += _section("the video", partial(_video, path / "episodes.mp4"))
+    breakdowns = f"Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}."
+    blocks += [("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
+    return _write(path / "report.html", title, blocks)
+
+
+def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console) -> None:
+    """Several runs on one page, a leaderboard for each task first, and in one store; the leaderboards are printed, too."""
+    runs = [read_run(path) for path in dict.fromkeys(paths)]
+    write_store(runs, store)
+    blocks: list[Block] = []
+    printed: list[tuple[Table, list[str]]] = []
+    for task, group in tasks(runs).items():
+        left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
+        notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
+        standings = [_standing(standing) for standing in leaderboard(entries(group))]
+        shown = Table(*LEADERBOARD[:6], title=task)
+        for standing in standings:
+            shown.add_row(*standing[:6])
+        printed.append((shown, notes))
+        blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
+        searches = {str(run.path): run for run in group if run.summary["kind"] == "search"}
+        blocks += _section("the progress", partial(_progress, searches))
+        for run in group:
+            blocks += _section(str(run.path), partial(_summarized, run))
+    _write(page, f"A study of {len(runs)} runs", blocks)
+    for shown, notes in printed:
+        console.print(shown)
+        console.print(*notes)
+
+
+def _standing(standing: Standing) -> list[str]:
+    entry, parent, (low, high) = standing.entry, standing.parent, standing.ci95
+    n, k, (sampler, _) = len(entry.rows), entry.successes, json.loads(entry.setting)
+    gain, p_value, other = "", "", ""
+    if parent:
+        bottom, top = parent.ci95
+        gain = f"{100 * parent.difference:+.1f} ({100 * bottom:+.1f} to {100 * top:+.1f})"
+        p_value, other = f"{parent.p_value:.2g}", f"{parent.other.name}, {parent.n} shared seeds"
+    return [
+        f"{'● ' if standing.near_best else ''}{entry.name}",
+        f"{k}/{n}",
+        f"{100 * k / n:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+        gain,
+        p_value,
+        f"{standing.p_best:.2g}",
+        other,
+        f"{entry.score:.3f}",
+        f"{sampler['method']}, {sampler['steps']} steps",
+        ", ".join(path.name for path in entry.runs),
+    ]
+
+
+def _said(summary: Mapping[str, Any]) -> str:
+    """The verdict, or the figures of an evaluation."""
+    if "verdict" in summary:
+        return str(summary["verdict"])
+    ((name, phase, figures),) = rows_of(summary)
+    seeds, episodes, success, score = _cells(phase, figures)
+    return f"{name}: {success} % success, score {score}, {episodes} episodes on seeds {seeds}."
+
+
+def _summarized(run: Run) -> list[Block]:
+    """The part of a study's page about one run."""
+    blocks: list[Block] = [("heading", str(run.path)), ("verdict", _said(run.summary))]
+    if run.summary["kind"] == "search":
+        blocks += [*_picture("success over the weights", partial(weight_plot, run.summary)), *_seeds(run)]
+    return blocks
+
+
+def _figures(summary: Mapping[str, Any]) -> list[Block]:
+    rows = [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]
+    return [("table", [HEAD, *rows])]
+
+
+def _seeds(run: Run, file: Path | None = None) -> list[Block]:
+    """The matrix of outcomes, and how many report seeds came out in which way, with episodes to look at."""
+    blocks: list[Block] = [("heading", "Seeds")]
+    blocks += _picture("outcome of every seed under every weights", partial(outcome_matrix, run), file)
+    found = outcomes(run, "report")
+    if not found:
+        return [*blocks, ("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
+    weights = tuple(run.summary["winner"]["weights"])
+    episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
+    counts = [["report seeds", "count", "the mixture's episodes, K"]]
+    for kind in OUTCOMES:
+        seeds = [seed for seed, name in found.items() if name == kind]
+        counts.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
+    hint = f"gpc replay {run.path} --episode K --video FILE.mp4 shows one of them again."
+    return [*blocks, ("table", counts), ("text", hint)]
+
+
+def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[Block]:
+    """Nothing where no search ran an episode."""
+    known = {name: run for name, run in runs.items() if searched([run])}
+    if not known:
+        return []
+    return [("heading", "Progress"), *_picture("episodes spent against the best", partial(progress_plot, known), file)]
+
+
+def _video(clip: Path) -> list[Block]:
+    if not clip.is_file() or clip.stat().st_size >= MAX_VIDEO_BYTES:
+        return []
+    return [("heading", "Episodes"), ("video", _data_uri(clip.read_bytes(), "video/mp4"))]
+
+
+def _picture(alt: str, draw: Callable[[], Figure], file: Path | None = None) -> list[Block]:
+    def build() -> list[Block]:
+        content = png(draw())
+        if file:
+            write_atomically(file, content)
+        return [("picture", (alt, _data_uri(content, "image/png")))]
+
+    return _section(f"the figure, {alt},", build)
+
+
+def _section(what: str, build: Callable[[], list[Block]]) -> list[Block]:
+    """Return the blocks of one part; if it fails, one line in its place: the episodes have run, the page must not be lost."""
+    try:
+        return build()
+    except Exception as error:
+        notice(missing(what, error))
+        return [("text", missing(what, error))]
+
+
+def _write(page: Path, title: str, blocks: Sequence[Block]) -> Path:
+    write_atomically(page, template("page.html").render(title=title, blocks=blocks) + "\n")
+    return page
+
+
+def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
+    (low, high), (bottom, top) = figures["pc_success_ci95"], figures["avg_max_reward_ci95"]
+    first, last = figures["seeds"]
+    return [
+        f"{phase} {first} to {last}",
+        str(figures["n_episodes"]),
+        f"{figures['pc_success']:.1f} ({low:.1f} to {high:.1f})",
+        f"{figures['avg_max_reward']:.3f} ({bottom:.3f} to {top:.3f})",
+    ]
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,324 @@
+"""What the episodes say: `summary.json`, from rows alone (its schema is in docs/summary-schema.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from gpc.results.run_folder import SCHEMA_VERSION, Row, read_versioned
+from gpc.results.sequential import anytime_difference, anytime_p, anytime_proportion
+from gpc.results.stats import Interval, discordant, mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
+
+SMALL_GAIN = 5.0  # points of success; what verdicts price: the gains that are published are of this size
+
+Count = Annotated[int, Meta(ge=1)]
+Names = Annotated[list[str], Meta(min_length=1)]
+Weighting = Annotated[list[float], Meta(min_length=1)]
+
+
+class Figures(Struct):
+    """Of one candidate; as for all types here, docs/summary-schema.md gives the meaning of a field."""
+
+    weights: Weighting
+    n_episodes: Count
+    n_success: int
+    pc_success: float
+    pc_success_ci95: Interval
+    avg_max_reward: float
+    avg_max_reward_ci95: Interval
+    seeds: tuple[int, int]
+
+
+class Named(Figures, kw_only=True):
+    """Figures of a parent, or of a side of a comparison."""
+
+    name: str
+
+
+class Prediction(Struct):
+    """What demonstrations predict of one candidate."""
+
+    weights: Weighting
+    error: float
+
+
+class Errors(Struct):
+    """Denoising errors on demonstrations."""
+
+    windows: Count
+    sigmas: list[float]
+    rms: dict[str, list[float]]
+    correlation: list[list[list[float]]]
+    weights: Weighting
+    weights_per_level: list[Weighting]
+    predicted: list[Prediction]
+    best_parent: str
+    pc_gain: float
+    n_measured: int
+    spearman: float | None
+    spearman_p_value: float | None
+    verdict: str
+
+    def __post_init__(self) -> None:
+        levels, count = len(self.sigmas), len(self.weights)
+        tables = [len(self.rms), *map(len, self.weights_per_level)]
+        tables += [n for level in self.correlation for n in (len(level), *map(len, level))]
+        lengths = [len(self.correlation), len(self.weights_per_level), *map(len, self.rms.values())]
+        if {*lengths} != {levels} or {*tables} != {count}:
+            raise ValueError(f"its tables do not fit {levels} sigmas and {count} policies")
+
+
+class Evaluation(Figures, tag_field="kind", tag="evaluation", kw_only=True):
+    """Of `gpc evaluate`."""
+
+    policies: Names
+    infrastructure_errors: int
+
+
+class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
+    """Of `gpc search`; early versions wrote no `pc_discordant` and no `epsilon`."""
+
+    policies: Names
+    candidates: list[Figures]
+    winner: Figures
+    parents: Annotated[list[Named], Meta(min_length=1)]
+    best_parent: str
+    p_value: float
+    pc_success_gain: float
+    avg_max_reward_gain: float
+    avg_max_reward_gain_ci95: Interval
+    p_value_score: float
+    pc_discordant: float | None = None
+    epsilon: float | None = None
+    denoising_error: Errors | None = None
+    infrastructure_errors: int
+    verdict: str
+
+    def __post_init__(self) -> None:
+        length = len(self.winner.weights)
+        if length % len(self.policies) or {len(c.weights) for c in (*self.candidates, *self.parents)} - {length}:
+            raise ValueError(f"weights do not fit {len(self.policies)} policies")
+
+
+class Compared(Struct, tag_field="kind", tag="comparison", kw_only=True):
+    """Of `gpc compare`."""
+
+    policies: Names
+    sides: tuple[Named, Named]
+    n_episodes: Count
+    max_episodes: Count
+    n_only_success: tuple[int, int]
+    p_value: float
+    better: str | None
+    pc_success_gain: float
+    pc_success_gain_ci95: Interval
+    avg_max_reward_gain: float
+    avg_max_reward_gain_ci95: Interval
+    fixed_episodes: int | None
+    infrastructure_errors: int
+    verdict: str
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run folder, checked.
+
+    Raises:
+        InputError: the run is unfinished, its summary is damaged or of another version, or a field does not fit and is named.
+    """
+    return read_versioned(Evaluation | Searched | Compared, path / "summary.json")
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Success in percent and mean score of one candidate's episodes, each with its 95 % interval."""
+    n, successes = len(rows), sum(row.success for row in rows)
+    low, high = wilson(successes, n)
+    scores = [row.score for row in rows]
+    return {
+        "weights": list(rows[0].weights),
+        "n_episodes": n,
+        "n_success": successes,
+        "pc_success": 100 * successes / n,
+        "pc_success_ci95": [100 * low, 100 * high],
+        "avg_max_reward": sum(scores) / n,
+        "avg_max_reward_ci95": list(mean_interval(scores)),
+        "seeds": [min(row.seed for row in rows), max(row.seed for row in rows)],
+    }
+
+
+def by_candidate(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """Rows grouped by candidate, each group ordered by seed."""
+    groups: dict[int, list[Row]] = {}
+    for row in sorted(rows):
+        groups.setdefault(row.candidate, []).append(row)
+    return groups
+
+
+def summarize_evaluation(policies: Sequence[str], rows: Sequence[Row], infrastructure_errors: int) -> dict[str, Any]:
+    """The summary of `gpc evaluate`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "evaluation",
+        "policies": list(policies),
+        **figures(rows),
+        "infrastructure_errors": infrastructure_errors,
+    }
+
+
+def summarize_search(
+    policies: Sequence[str],
+    search_rows: Sequence[Row],
+    report_rows: Sequence[Row],
+    winner: int,
+    parents: Mapping[str, int],
+    infrastructure_errors: int,
+) -> dict[str, Any]:
+    """The summary of `gpc search`: the curve on search seeds, winner and parents on report seeds, and the paired test.
+
+    `parents` gives each policy's candidate number. The best parent is the one with most successes (then score) on the
+    report seeds themselves, which is the harder one to beat.
+    """
+    curve = by_candidate(search_rows)
+    report = by_candidate(report_rows)
+    named = [{"name": name, **figures(report[c])} for name, c in parents.items()]
+    best = max(parents, key=lambda name: (figures(report[parents[name]])["n_success"], _score(report[parents[name]])))
+    first, second = report[winner], report[parents[best]]
+    gains = [a.score - b.score for a, b in zip(first, second, strict=True)]
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "search",
+        "policies": list(policies),
+        "candidates": [figures(rows) for rows in curve.values()],
+        "winner": figures(first),
+        "parents": named,
+        "best_parent": best,
+        "p_value": mcnemar(_successes(first), _successes(second)),
+        "pc_success_gain": figures(first)["pc_success"] - figures(second)["pc_success"],
+        "avg_max_reward_gain": sum(gains) / len(gains),
+        "avg_max_reward_gain_ci95": list(mean_interval(gains)),
+        "p_value_score": paired_t([r.score for r in first], [r.score for r in second]),
+        "pc_discordant": 100 * sum(discordant(_successes(first), _successes(second))) / len(first),
+        "epsilon": epsilon(curve, winner),
+        "infrastructure_errors": infrastructure_errors,
+    }
+    return result | {"verdict": verdict(result)}
+
+
+def summarize_comparison(
+    names: Sequence[str], sides: Sequence[Sequence[Row]], most: int, infrastructure_errors: int
+) -> dict[str, Any]:
+    """The summary of `gpc compare`: two sides' rows on the same seeds, of `most` episodes each that there may be."""
+    first, second = sides
+    only_a, only_b = discordant(_successes(first), _successes(second))
+    n, p_value = len(first), anytime_p(only_a, only_b)
+    gains = [a.score - b.score for a, b in zip(first, second, strict=True)]
+    difference, share = (only_a - only_b) / n, (only_a + only_b) / n
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "comparison",
+        "policies": list(names),
+        "sides": [{"name": name, **figures(rows), **_anytime(rows)} for name, rows in zip(names, sides, strict=True)],
+        "n_episodes": n,
+        "max_episodes": most,
+        "n_only_success": [only_a, only_b],
+        "p_value": p_value,
+        "better": names[0 if only_a > only_b else 1] if p_value < 0.05 else None,
+        "pc_success_gain": 100 * difference,
+        "pc_success_gain_ci95": [100 * end for end in anytime_difference(only_a, only_b, n)],
+        "avg_max_reward_gain": sum(gains) / n,
+        "avg_max_reward_gain_ci95": list(mean_interval(gains)),
+        "fixed_episodes": pairs_needed(abs(difference), share) if difference else None,
+        "infrastructure_errors": infrastructure_errors,
+    }
+    return result | {"verdict": comparison_verdict(result)}
+
+
+def epsilon(curve: Mapping[int, Sequence[Row]], winner: int) -> float | None:
+    """By how many points of success the best of the candidates may exceed the winner, with 95 % confidence.
+
+    The largest upper end of the paired differences to the winner. Whichever candidate is the best, only its comparisons with
+    the others must hold, hence 1 / (candidates - 1) of the 5 % for each (Bonferroni); at any stopping time, so that a race
+    may drop candidates. None where fewer than two candidates, or not the winner, met search seeds.
+    """
+    if len(curve) < 2 or winner not in curve:
+        return None
+    level = 1 - 2 * 0.05 / (len(curve) - 1)  # one-sided
+    known = {row.seed: row.success for row in curve[winner]}
+    ends = []
+    for rows in curve.values():
+        pairs = [(row.success, known[row.seed]) for row in rows if row.seed in known]
+        only = discordant([a for a, _ in pairs], [b for _, b in pairs])
+        ends.append(anytime_difference(*only, len(pairs), level)[1])
+    return 100 * max(ends)
+
+
+def mixture(weights: Sequence[float]) -> str:
+    """Weights as people read them."""
+    return "[" + ", ".join(f"{w:g}" for w in weights) + "]"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Does the winner beat the best parent on the report seeds, what could they tell, and how near is it to the best?"""
+    return " ".join([_outcome(summary), *_limits(summary)])
+
+
+def comparison_verdict(summary: Mapping[str, Any]) -> str:
+    """Which side succeeds more often, since when that is known, and what a test of a fixed size would have taken."""
+    (first, second), n, p = summary["sides"], summary["n_episodes"], summary["p_value"]
+    low, high = summary["pc_success_gain_ci95"]
+    rates = f"{first['pc_success']:.1f} % against {second['pc_success']:.1f} %"
+    gain = f"{summary['pc_success_gain']:+.1f} points [{low:+.1f}, {high:+.1f}], anytime-valid p = {p:.3g}"
+    if summary["better"]:
+        how = "more" if summary["better"] == first["name"] else "less"
+        return (
+            f"{first['name']} succeeds {how} often than {second['name']}: {rates} ({gain}), known after {n} pairs of episodes. "
+            f"A test of a fixed size needs about {summary['fixed_episodes']} for such a difference (80 % power, 5 % level)."
+        )
+    told = f"{n} pairs of episodes do not tell {first['name']} and {second['name']} apart: {rates} ({gain})."
+    if share := sum(summary["n_only_success"]) / n:
+        price = pairs_needed(SMALL_GAIN / 100, share)
+        told += f" {SMALL_GAIN:g} points would take a test of a fixed size about {price}."
+    return f"{told} With more episodes the same command goes on."
+
+
+def _limits(summary: Mapping[str, Any]) -> list[str]:
+    """What the episodes of a search can and cannot tell, in sentences."""
+    n, share, found = summary["winner"]["n_episodes"], summary["pc_discordant"] / 100, []
+    if share:  # else winner and best parent are one, or never differ
+        finest = 100 * resolution(n, share)
+        tell = f"differences of {finest:.0f} points and more" if finest < 100 else "no difference at all"
+        price = pairs_needed(SMALL_GAIN / 100, share)
+        found = [f"{n} report seeds tell {tell} (80 % power, 5 % level); {SMALL_GAIN:g} points take about {price}."]
+    if summary["epsilon"] is not None:
+        found.append(
+            f"With 95 % confidence the winner is within {summary['epsilon']:.0f} points of the best of the "
+            f"{len(summary['candidates'])} weights tried: near the best, not the best."
+        )
+    return found
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    weights = mixture(summary["winner"]["weights"])
+    n, best, gain = summary["winner"]["n_episodes"], summary["best_parent"], summary["pc_success_gain"]
+    p = f"McNemar's exact test on {n} paired report seeds, p = {summary['p_value']:.3g}"
+    if summary["winner"]["weights"] in [parent["weights"] for parent in summary["parents"]]:
+        return f"No mixture looked better than a single policy on the search seeds: the winner {weights} is a parent."
+    if summary["p_value"] < 0.05:
+        how = "beats" if gain > 0 else "is worse than"
+        return f"The winner {weights} {how} the best parent, {best}, by {abs(gain):.1f} points of success ({p})."
+    return f"The winner {weights} is not shown to beat the best parent, {best}: {gain:+.1f} points of success ({p})."
+
+
+def _anytime(rows: Sequence[Row]) -> dict[str, Any]:
+    successes = sum(_successes(rows))
+    return {"pc_success_ci95": [100 * end for end in anytime_proportion(successes, len(rows))]}
+
+
+def _successes(rows: Sequence[Row]) -> list[bool]:
+    return [row.success for row in rows]
+
+
+def _score(rows: Sequence[Row]) -> float:
+    return sum(row.score for row in rows) / len(rows)

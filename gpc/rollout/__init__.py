@@ -1,0 +1,1 @@
+"""Environments, simulator processes and the engine that keeps them busy."""

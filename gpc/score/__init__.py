@@ -1,0 +1,1 @@
+"""Noise levels, denoisers and samplers in one coordinate; needs torch and numpy alone."""

@@ -1,0 +1,162 @@
+"""What a client's messages mean: observations become chunks, noisy chunks become denoised ones.
+
+Everything in a message comes from a stranger: it is checked here, before the policy sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpc.errors import InputError
+from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
+from gpc.rollout.env import TASK, write_text
+from gpc.score.denoiser import Denoiser
+from gpc.serve.batching import Answer, Inference, Request, in_bytes
+from gpc.serve.codec import CHUNK, DENOISED, ENCODE, HANDLE, KNOWN, RESET, SEED, SIGMA, WEIGHT, X, numbers, whole
+from gpc.types import Array
+
+HANDLES = 4  # encoded observations that a session keeps; the oldest goes first
+PROMPT = "prompt"  # openpi's name for the instruction
+
+Message = Mapping[Any, Any]
+Reply = dict[str, Any]
+
+
+class Session:
+    """One client: its seed, its count of chunks, and what it has encoded."""
+
+    def __init__(self, inference: Inference, seed: int) -> None:
+        self.inference, self.policy, self.seed = inference, inference.policy, seed
+        self.chunks = 0
+        self.total_ms: float | None = None  # of the last message, from its arrival to its answer's departure
+        self._encoded: OrderedDict[int, tuple[Denoiser, int]] = OrderedDict()
+
+    async def answer(self, message: Any) -> Reply:
+        """The answer to one message. Raises InputError, one line, where it is none of those in docs/serving.md."""
+        if not isinstance(message, dict):
+            raise InputError(f"message is a {type(message).__name__}; send an observation: a map of arrays by key")
+        if RESET in message:
+            self.seed, self.chunks = whole(message, RESET), 0
+            return {RESET: self.seed}
+        if ENCODE in message:
+            return await self._encode(message[ENCODE])
+        if HANDLE in message:
+            return await self._denoise(message)
+        return await self._infer(message)
+
+    async def _infer(self, message: Message) -> Reply:
+        began = time.perf_counter()
+        actions = self.policy.actions
+        seed, chunk = whole(message, SEED, self.seed), whole(message, CHUNK, self.chunks)
+        request = Request(frames(message, self.policy.observations), seed, chunk, *known(message, actions))
+        answer: Answer = await asyncio.wrap_future(self.inference.submit(request))
+        self.chunks = chunk + 1
+        timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
+        if self.total_ms is not None:
+            timing["prev_total_ms"] = self.total_ms
+        return {
+            "actions": answer.chunk[-actions.start :],
+            "policy_timing": {"infer_ms": answer.infer_ms},
+            "server_timing": timing,
+        }
+
+    async def _encode(self, observation: Any) -> Reply:
+        """Encode a batch of observations once; `_denoise` then refers to it."""
+        batch = batches(observation, self.policy.observations, self.inference.max_batch)
+        tensors = observation_tensors(batch)
+        denoiser = await self._compute(lambda: self.policy.condition(tensors))
+        handle = secrets.randbits(63)  # never that of another session, to which a client may believe to talk
+        self._encoded[handle] = denoiser, len(next(iter(batch.values())))
+        if len(self._encoded) > HANDLES:
+            self._encoded.popitem(last=False)
+        return {HANDLE: handle}
+
+    async def _denoise(self, message: Message) -> Reply:
+        """One call of the denoiser of an encoded batch."""
+        handle = whole(message, HANDLE)
+        if handle not in self._encoded:
+            raise InputError(f"{HANDLE}={handle} is not held here (a session holds the last {HANDLES}); encode again")
+        denoiser, rows = self._encoded[handle]
+        actions = self.policy.actions
+        x = numbers(message, X, [(rows, actions.horizon, actions.dim)])
+        sigma = numbers(message, SIGMA, [(), (rows,)])
+        if not (sigma > 0).all():
+            raise InputError(f"{SIGMA} must be positive")
+        out: Tensor = await self._compute(lambda: denoiser(torch.from_numpy(x), torch.from_numpy(sigma)))
+        return {DENOISED: out.numpy()}
+
+    async def _compute(self, function: Callable[[], Any]) -> Any:
+        return await asyncio.wrap_future(self.inference.submit(function))
+
+
+def frames(message: Message, spec: ObservationSpec) -> dict[str, Array]:
+    """One client's observation, key -> (n_obs_steps, *shape); one frame stands for the whole history."""
+    if PROMPT in message and TASK not in message:
+        message = {**message, TASK: message[PROMPT]}
+    found = {}
+    for key, shape in spec.shapes.items():
+        value = observed(message, key, shape)
+        if value.shape == shape:
+            value = np.broadcast_to(value, (spec.n_obs_steps, *shape))
+        if value.shape != (spec.n_obs_steps, *shape):
+            raise InputError(
+                f"observation {key!r} has shape {value.shape}; send {shape}, or {(spec.n_obs_steps, *shape)} with its history"
+            )
+        found[key] = value
+    return found
+
+
+def batches(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Array]:
+    """Observations of a remote member, key -> (batch, n_obs_steps, *shape)."""
+    if not isinstance(observation, dict):
+        raise InputError(f"{ENCODE} takes an observation: a map of arrays by key")
+    found = {key: observed(observation, key, shape) for key, shape in spec.shapes.items()}
+    rows = {value.shape[:1] for value in found.values()}
+    if len(rows) != 1 or not 1 <= next(iter(found.values())).shape[0] <= most:
+        raise InputError(f"{ENCODE}: every key needs the same number of rows, 1 to {most} (the server's max_batch)")
+    spec.check(cast(Mapping[str, Tensor], found))
+    return found
+
+
+def observed(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
+    """One key of an observation as the policy reads it: bytes of pictures and text, float32 of everything else."""
+    if key not in observation:
+        offered = ", ".join(sorted(map(str, observation))) or "nothing"
+        raise InputError(f"observation has no {key!r} {shape}; it has {offered}"[:300])
+    value = observation[key]
+    if key == TASK and isinstance(value, str):
+        return write_text(value)
+    if not isinstance(value, np.ndarray | np.number | int | float):
+        raise InputError(f"observation {key!r} is a {type(value).__name__}; send a numpy array of shape {shape}")
+    array = np.asarray(value)
+    if array.dtype == np.uint8 and in_bytes(key, shape):
+        return array
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise InputError(f"observation {key!r} holds NaN or infinity")
+    return array
+
+
+def known(message: Message, actions: ActionSpec) -> tuple[Array, Array]:
+    """Actions that are decided already, and their weights, as whole chunks: (horizon, action), (horizon,).
+
+    The message counts from now on, as the answer does.
+    """
+    chunk, weight = np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon)
+    now = -actions.start
+    if KNOWN in message or WEIGHT in message:
+        chunk[now:] = numbers(message, KNOWN, [chunk[now:].shape])
+        weight[now:] = numbers(message, WEIGHT, [weight[now:].shape])
+        if not ((weight >= 0) & (weight <= 1)).all():
+            raise InputError(f"{WEIGHT} must be from 0 to 1")
+    return chunk, weight
