@@ -1,28 +1,27 @@
 """Draw the imports between the folders of gpc/: python scripts/import_graph.py --out docs/imports.svg
 
-A folder may import folders that stand below it only; tests/test_layout.py holds that.
+A folder may import the folders before it in `FLOW` only; tests/test_layout.py holds that.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 PACKAGE = Path(__file__).parents[1] / "gpc"
-BOX = {"boxstyle": "round", "fc": "#eef3f8", "ec": "#2a6fa8"}
 FLOW = (
-    ("score", "noise levels, denoisers, samplers: the one coordinate"),
+    ("score", "noise levels, denoisers, samplers: one coordinate"),
     ("policy", "what a policy is, and views of one"),
     ("composition", "several policies as one: alignment, composers, steering"),
     ("inference", "an observation becomes a chunk of actions"),
     ("rollout", "environments, simulator processes, the engine"),
-    ("weights", "which weights: the searches"),
+    ("weights", "the searches for weights"),
     ("results", "run folders, statistics, reports"),
     ("serve", "a policy for clients in other processes"),
     ("bridge", "the control loop on a robot"),
@@ -31,9 +30,12 @@ FLOW = (
 )
 """The folders in the order of the data, and what each holds."""
 
+Edges = Mapping[tuple[str, str], int]
+"""(importing folder, imported folder) -> number of importing files."""
+
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the modules that a file imports, `from a import b` as a.b, type checking included."""
+    """Yield the modules that a file imports, `from a import b` as a.b; type checking counts."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -41,53 +43,67 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def folder_imports() -> dict[tuple[str, str], list[str]]:
+def importers() -> dict[tuple[str, str], list[str]]:
     """Return the files behind each pair (importing folder, imported folder) of gpc/."""
-    folders = {name for name, _ in FLOW}
-    found: dict[tuple[str, str], list[str]] = {}
-    for path in sorted(PACKAGE.glob("*/*.py")):
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "gpc" and len(parts) > 1 and parts[1] in folders - {path.parent.name}:
-                found.setdefault((path.parent.name, parts[1]), []).append(f"{path.parent.name}/{path.name}")
-    return found
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    pairs: dict[tuple[str, str], set[str]] = {}
+    for path in PACKAGE.glob("*/**/*.py"):
+        folder = path.relative_to(PACKAGE).parts[0]
+        for module in imports(path):
+            package, _, rest = module.partition(".")
+            imported = rest.partition(".")[0]
+            if package == "gpc" and imported in folders - {folder}:
+                pairs.setdefault((folder, imported), set()).add(str(path.relative_to(PACKAGE)))
+    return {pair: sorted(files) for pair, files in sorted(pairs.items())}
 
 
-def draw() -> Figure:
+def implied(edges: Edges) -> set[tuple[str, str]]:
+    """Return the pairs that a longer way of other pairs connects, too."""
+    below: dict[str, set[str]] = {}
+    for folder, _ in FLOW:
+        direct = {target for source, target in edges if source == folder}
+        below[folder] = direct.union(*(below.get(target, set()) for target in direct))
+    return {(a, c) for a, c in edges if any((a, b) in edges and c in below.get(b, set()) for b, _ in FLOW)}
+
+
+def draw(edges: Edges) -> Figure:
     """Return the picture: a row for each folder, an arrow for each pair, as wide as its number of files."""
-    place = {name: i for i, (name, _) in enumerate(FLOW)}
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlim=(-1.2, 9), ylim=(-0.7, len(FLOW) - 0.3))
+    row = {name: i for i, (name, _) in enumerate(FLOW)}
+    faint = implied(edges)
+    figure = Figure(figsize=(9.5, 7.5))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-5.2, 8.8), ylim=(-1.2, len(FLOW) - 0.4))
     axes.axis("off")
-    for name, what in FLOW:
-        axes.text(
-            0,
-            place[name],
-            name,
-            ha="center",
-            va="center",
-            weight="bold",
-            bbox={"boxstyle": "round", "fc": "#eef3f8", "ec": "#2a6fa8"},
-        )
-        axes.text(5.1, place[name], what, va="center", color="#444", size=9)
-    files = {pair: len(Counter(paths)) for pair, paths in folder_imports().items()}
-    for (source, target), count in files.items():
-        start, end = place[source], place[target]
-        axes.add_patch(
-            FancyArrowPatch(
-                (0.9, start), (0.9, end), connectionstyle=f"arc3,rad={-0.45 if start > end else 0.45}", arrowstyle="-|>",
-                mutation_scale=9, lw=0.5 + 0.25 * count, color="#2a6fa8" if start > end else "#c33", alpha=0.6,
-            )
+    for name, content in FLOW:
+        box = {"boxstyle": "round,pad=0.35", "fc": "#eef3f8", "ec": "#2a6fa8"}
+        axes.text(0, row[name], f"{name:^11}", ha="center", va="center", family="monospace", weight="bold", bbox=box)
+        axes.text(1.5, row[name], content, va="center", color="#333", size=10)
+    for pair, count in edges.items():
+        start, end = row[pair[0]], row[pair[1]]
+        colour = "#c33" if start < end else "#9dbbd4" if pair in faint else "#1d5684"
+        arrow = FancyArrowPatch(
+            (-1.0, start - 0.12), (-1.0, end + 0.12), connectionstyle=f"arc3,rad={0.42 if start > end else -0.42}",
+            arrowstyle="-|>", mutation_scale=8 + count, lw=0.6 + 0.35 * count, color=colour, shrinkA=0, shrinkB=0,
+            zorder=1 if pair in faint else 2,
         )  # fmt: skip
+        arrow.set_gid("-".join((*pair, str(count))))
+        axes.add_patch(arrow)
+    legend = "Arrow: imports, as wide as its number of files. Light: a longer way of arrows connects the two as well."
+    axes.text(-5.0, -0.95, legend, size=9, color="#333", va="center")
     return figure
+
+
+def edges() -> dict[tuple[str, str], int]:
+    """Return the number of importing files of each pair."""
+    return {pair: len(files) for pair, files in importers().items()}
 
 
 def main() -> None:
     """Write the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    draw().savefig(parser.parse_args().out, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "gpc", "font.family": "DejaVu Sans"}):
+        draw(edges()).savefig(parser.parse_args().out, metadata={"Date": None})
 
 
 if __name__ == "__main__":

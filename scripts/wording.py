@@ -125,7 +125,7 @@ def main() -> int:
     count = 0
     for path in files([Path(arg) for arg in sys.argv[1:]] or [ROOT / name for name in FOLDERS]):
         for line, problem in sorted(problems(path)):
-            print(f"{path}:{line}: {problem}")  # noqa: T201
+            print(f"{path}:{line}: {problem}")
             count += 1
     return 1 if count else 0
 

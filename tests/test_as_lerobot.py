@@ -75,7 +75,9 @@ def test_actions_are_those_of_the_composition(policy, folder, tiny):
     ]
     members = gpc.compose(renamed, [0.5, 0.5])
     seen = {key: torch.stack([value, value], 1) for key, value in observe(0).items()}
-    chunk = members.actions.decode(gpc.inference.chunk.sample_chunk(members, seen, noise.double(), policy.config.sampling))
+    chunk = members.actions.decode(
+        gpc.inference.chunk.sample_chunk(members, seen, noise.double(), policy.config.sampling)
+    )
     torch.testing.assert_close(first.double(), chunk[:, 1], rtol=0, atol=1e-4)
     torch.testing.assert_close(second.double(), chunk[:, 2], rtol=0, atol=1e-4)
 

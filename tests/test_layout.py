@@ -1,29 +1,80 @@
 """The house: imports go one way, and configurations build only what is ours."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from import_graph import FLOW, implied, importers, imports
 from omegaconf import OmegaConf
 
+import gpc
 from gpc.commands.config import ALLOWED, build, load_config
 from gpc.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = sorted((ROOT / "gpc").rglob("*.py"))
+ORDER = {name: place for place, (name, _) in enumerate(FLOW)}
+CLIENT = ["gpc.serve.address", "gpc.serve.client", "gpc.serve.codec"]
+HEAVY = ("gymnasium", "hydra", "jinja2", "matplotlib", "msgspec", "omegaconf", "rich", "safetensors", "scipy", "zarr")
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked}:
+            raise ImportError(name + " is blocked")
+
+sys.meta_path.insert(0, Block())
+import importlib
+for name in {modules}:
+    importlib.import_module(name)
+"""
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: path.name)
+def import_without(blocked, modules):
+    code = BLOCK.format(blocked=blocked, modules=modules)
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+
+
+def test_every_folder_has_a_place_in_the_flow_and_there_are_at_most_twelve():
+    assert {path.parent.name for path in (ROOT / "gpc").glob("*/__init__.py")} == set(ORDER)
+    assert len(ORDER) <= 12
+
+
+def test_no_folder_imports_against_the_flow():
+    backward = {pair: files for pair, files in importers().items() if ORDER[pair[0]] < ORDER[pair[1]]}
+    backward.pop(("results", "commands"), None)  # leaves with results/upgrade's use of the configuration
+    assert backward == {}
+
+
+def test_an_import_for_type_checking_counts(tmp_path):
+    path = tmp_path / "a.py"
+    path.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from gpc.commands import cli\n")
+    assert "gpc.commands.cli" in imports(path)
+
+
+def test_a_longer_way_makes_an_arrow_light():
+    pairs = {("policy", "score"): 1, ("composition", "policy"): 1, ("composition", "score"): 1}
+    assert implied(pairs) == {("composition", "score")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "gpc").glob("*.py")), ids=lambda path: path.name)
+def test_a_module_beside_the_folders_imports_none_of_them(path):
+    if path.name != "__init__.py":  # resolves public names on first use
+        assert [name for name in imports(path) if name.split(".")[1:2] and name.split(".")[1] in ORDER] == []
+
+
+def test_no_folder_or_module_bears_the_name_of_a_public_object():
+    names = {path.stem for path in (ROOT / "gpc").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert names & set(gpc.__all__) == set()
+
+
+@pytest.mark.parametrize("path", RUNTIME, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_runtime_imports_neither_policies_nor_simulators(path):
     wrong = [
         name
@@ -31,6 +82,21 @@ def test_the_runtime_imports_neither_policies_nor_simulators(path):
         if name.startswith(("gpc.policies", "gpc.envs", "gpc.robots", "gym_pusht", "lerobot"))
     ]
     assert wrong == []
+
+
+def test_score_policy_and_composition_need_torch_and_numpy_alone():
+    modules = [module_name(path) for path in RUNTIME if path.parent.name in ("score", "policy", "composition")]
+    answer = import_without(HEAVY, modules)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_the_client_of_a_server_needs_no_torch():
+    answer = import_without(("torch",), CLIENT)
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_a_blocked_package_fails_an_import():
+    assert "torch is blocked" in import_without(("torch",), ["gpc.score.noise"]).stderr
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "envs").glob("*.py")))

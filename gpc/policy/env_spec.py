@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta
+from gpc.errors import InputError
+
+LIMITS = {"n_action_steps": (0, 10**4), "max_steps": (0, 10**6), "n_obs_steps": (1, 1024)}
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,18 @@ class EnvSpec:
     """
 
     target: str
-    n_action_steps: Annotated[int, Meta(ge=0, le=10**4)]
-    max_steps: Annotated[int, Meta(ge=0, le=10**6)]
+    n_action_steps: int
+    max_steps: int
     observation_keys: tuple[str, ...] | None = None
-    n_obs_steps: Annotated[int, Meta(ge=1, le=1024)] = 1
+    n_obs_steps: int = 1
     options: Mapping[str, Any] | None = None
     history: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not least <= value <= most:
+                raise InputError(f"env.{name}={value}: give a whole number from {least} to {most}")
 
     @property
     def name(self) -> str:
