@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpc.commands.api import Result, evaluate, search
     from gpc.commands.comparison import Comparison, compare
-    from gpc.composition.composed import ComposedPolicy, average, both, compose, either, guide, schedule, split
-    from gpc.composition.composers import Average, Convex, Guidance, PerDimension, Scheduled
+    from gpc.composition.composed import ComposedPolicy, average, both, compose, either, guide
+    from gpc.composition.composers import Average, Convex, Guidance
     from gpc.composition.steering import register_cost, steer
     from gpc.composition.superposition import And, Or
     from gpc.policy.load import load_policy
@@ -29,9 +29,7 @@ _HOME = {
     "Guidance": "gpc.composition.composers",
     "NetworkDenoiser": "gpc.score.denoiser",
     "Or": "gpc.composition.superposition",
-    "PerDimension": "gpc.composition.composers",
     "Result": "gpc.commands.api",
-    "Scheduled": "gpc.composition.composers",
     "average": "gpc.composition.composed",
     "both": "gpc.composition.composed",
     "compare": "gpc.commands.comparison",
@@ -41,9 +39,7 @@ _HOME = {
     "guide": "gpc.composition.composed",
     "load_policy": "gpc.policy.load",
     "register_cost": "gpc.composition.steering",
-    "schedule": "gpc.composition.composed",
     "search": "gpc.commands.api",
-    "split": "gpc.composition.composed",
     "steer": "gpc.composition.steering",
 }
 __all__ = [
@@ -55,9 +51,7 @@ __all__ = [
     "Guidance",
     "NetworkDenoiser",
     "Or",
-    "PerDimension",
     "Result",
-    "Scheduled",
     "average",
     "both",
     "compare",
@@ -67,9 +61,7 @@ __all__ = [
     "guide",
     "load_policy",
     "register_cost",
-    "schedule",
     "search",
-    "split",
     "steer",
 ]
 

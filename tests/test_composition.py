@@ -1,9 +1,9 @@
 """Composition against closed forms and against the paper's formula in a diffusers scheduler."""
 
 import re
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from threading import Thread
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from test_denoise import ideal
 
 import gpc
 from gpc.composition import composed as composition
-from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose, guide, schedule, split
+from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose, guide
 from gpc.composition.composers import Convex, Guidance, Stateless
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
@@ -27,6 +27,30 @@ from gpc.score.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving,
 from gpc.score.samplers import euler, last
 
 COSINE = VariancePreserving.squaredcos(100)
+
+
+@dataclass(frozen=True)
+class ByLevel:
+    """A composer from outside gpc: one convex combination above sigma 1, another below."""
+
+    rows: tuple[list[float], list[float]]
+    stochastic: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
+
+    def start(self):
+        return self
+
+    def __call__(self, x, sigma, denoised, mask):
+        return self._at(float(sigma))(x, sigma, denoised, mask)
+
+    def needs(self, mask, sigma):
+        rows = [Convex(row) for row in self.rows] if sigma is None else [self._at(sigma)]
+        return [any(uses) for uses in zip(*(row.needs(mask, sigma) for row in rows), strict=True)]
+
+    def _at(self, sigma):
+        return Convex(self.rows[sigma <= 1])
+
+
 NARROW = Sampling(steps=30, sigma_max=20.0, sigma_min=0.05)
 
 
@@ -215,7 +239,7 @@ def test_compositions_nested_three_deep_in_the_second_place_end(parents):
 
 
 @pytest.mark.parametrize(
-    "composer", [lambda ps: compose(ps, [0.3, 0.7]), lambda ps: schedule(ps, [1, 0, 0, 1], edges=[1.0])]
+    "composer", [lambda ps: compose(ps, [0.3, 0.7]), lambda ps: compose(ps, ByLevel(([1, 0], [0, 1])))]
 )
 def test_each_row_is_denoised_at_its_own_level(composer):
     members = [FixedPolicy(Gaussian(-1.0, 0.3)), FixedPolicy(Gaussian(2.0, 0.8))]
@@ -324,7 +348,7 @@ def test_the_composed_denoiser_is_a_denoiser_over_the_union_of_the_chunks():
 
 def test_the_noise_of_a_chunk_is_the_same_for_every_candidate():
     seeds = torch.tensor([5, 5]).numpy()
-    a, b = keyed_noise(seeds, seeds, 1, FixedPolicy(Gaussian()).actions)[0]
+    a, b = keyed_noise(seeds, seeds, 1, ACTIONS.shape)[0]
     assert torch.equal(a, b)
 
 
@@ -415,8 +439,8 @@ def observe(policy):
     return {key: torch.rand(3, spec.n_obs_steps, *shape, generator=generator) for key, shape in spec.shapes.items()}
 
 
-def test_a_schedule_mixes_each_stretch_of_sigma_with_its_own_weights(parents):
-    policy = schedule(parents, [0.9, 0.1, 0.2, 0.8], edges=[1.0])
+def test_a_composer_from_outside_mixes_each_stretch_of_sigma_with_its_own_weights(parents):
+    policy = compose(parents, ByLevel(([0.9, 0.1], [0.2, 0.8])))
     observation, x = observe(policy), torch.randn(3, 16, 2, dtype=torch.float64)
     for sigma, weights in ((5.0, [0.9, 0.1]), (1.0001, [0.9, 0.1]), (1.0, [0.2, 0.8]), (0.1, [0.2, 0.8])):
         level = torch.tensor(sigma, dtype=torch.float64)
@@ -424,44 +448,30 @@ def test_a_schedule_mixes_each_stretch_of_sigma_with_its_own_weights(parents):
         assert torch.equal(policy.condition(observation)(x, level), mixed)
 
 
-def test_a_member_is_not_asked_at_levels_where_the_schedule_gives_it_no_weight():
-    asked = []
+def test_a_composer_from_outside_says_which_members_are_called_at_a_level():
+    called = []
 
     def member(name):
         def denoised(x, sigma):
-            asked.append(name)
+            called.append(name)
             return x
 
         return FixedPolicy(denoised)
 
-    policy = schedule([member("coarse"), member("fine")], [1, 0, 0, 1], edges=[1.0])
+    policy = compose([member("coarse"), member("fine")], ByLevel(([1, 0], [0, 1])))
     denoiser = policy.condition(observe(policy))
     for sigma in (3.0, 0.3):
         denoiser(torch.zeros(3, 16, 2, dtype=torch.float64), torch.tensor(sigma, dtype=torch.float64))
-    assert asked == ["coarse", "fine"]
+    assert called == ["coarse", "fine"]
 
 
-def test_each_group_of_dimensions_has_its_own_weights(parents):
-    policy = split(parents, [0.9, 0.1, 0.2, 0.8], groups=[[1], [0]])
-    observation, x = observe(policy), torch.randn(3, 16, 2, dtype=torch.float64)
-    sigma = torch.tensor(0.7, dtype=torch.float64)
-    out = policy.condition(observation)(x, sigma)
-    for dim, weights in ((1, [0.9, 0.1]), (0, [0.2, 0.8])):
-        assert torch.equal(out[..., dim], compose(parents, weights).condition(observation)(x, sigma)[..., dim])
-
-
-@pytest.mark.parametrize("make", [partial(schedule, edges=[1.0]), partial(split, groups=[[0], [1]])])
-def test_equal_parts_are_the_plain_mixture_and_one_hot_parts_the_parent(parents, make):
-    policy = make(parents, [0.3, 0.7, 0.3, 0.7])
-    observation, x = observe(policy), torch.randn(3, 16, 2, dtype=torch.float64)
-    sigma = torch.tensor(0.7, dtype=torch.float64)
-    plain = compose(parents, [0.3, 0.7]).condition(observation)(x, sigma)
-    assert torch.equal(policy.condition(observation)(x, sigma), plain)
-    alone = policy.weighted(torch.tensor([0.0, 1.0, 0.0, 1.0]))
-    assert alone.policies == (parents[1],)
-    batch = torch.tensor([[0.3, 0.7, 0.3, 0.7], [1.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.0, 1.0]])
-    mixed = policy.weighted(batch).condition(observation)(x, sigma)
-    assert torch.allclose(mixed[:1], plain[:1], atol=1e-12)
+def test_a_composition_without_weights_is_a_policy_to_sample_and_to_compose(parents):
+    policy = compose(parents, ByLevel(([0.9, 0.1], [0.2, 0.8])))
+    observation, x = observe(policy), noise(3)
+    alone = sample_chunk(policy, observation, x, NARROW)
+    assert torch.equal(sample_chunk(compose([policy], [1.0]), observation, x, NARROW), alone)
+    with pytest.raises(InputError, match="ByLevel takes no weights"):
+        policy.weighted(torch.tensor([0.5, 0.5]))
 
 
 def saying(value, name, **spec):
@@ -484,14 +494,6 @@ def planned(policy, rows=1):
     return plan(policy, Sampling(), {"state": np.zeros((rows, 2, 3))}, seeds, seeds)[:, -policy.actions.start]
 
 
-def test_groups_name_the_same_dimensions_when_a_policy_leaves():
-    policy = split(TURNED, [0, 1, 0, 0, 0, 1], groups=[[0, 1], [2]])  # x and y from b, z from c
-    kept = policy.weighted(policy.composer.weights)
-    assert (kept.policies, kept.actions.names) == (tuple(TURNED[1:]), ("x", "y", "z"))
-    for whole in (policy, kept):
-        assert planned(whole).tolist() == [[10, 20, 300]]
-
-
 def test_a_parent_alone_speaks_in_the_order_of_the_whole():
     policy = compose(TURNED, [0.2, 0.3, 0.5])
     for k, wanted in enumerate(([1, 2, 3], [10, 20, 30], [100, 200, 300])):
@@ -509,18 +511,6 @@ def test_a_parent_alone_keeps_its_own_normaliser_bound_levels_and_time():
     assert alone.levels == parent.levels
     unnamed = FixedPolicy(Gaussian(), replace(own, names=None), name="parent")
     assert compose([FixedPolicy(Gaussian()), unnamed]).weighted(torch.tensor([0.0, 1.0])).actions == unnamed.actions
-
-
-def test_edges_mean_the_wholes_noise_when_the_first_policy_leaves():
-    """Edge 1 in the first policy's units is 0.1 in those of the two that stay."""
-    first, coarse, fine = saying([0.0], "first"), *(saying([v], str(v), scale=(10.0,)) for v in (1.0, 2.0))
-    policy = schedule([first, coarse, fine], [0, 1, 0, 0, 0, 1], edges=[1.0]).weighted(
-        torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
-    )
-    assert policy.actions.scale == (1.0,)
-    for level, wanted in ((2.0, 10.0), (0.5, 20.0)):
-        x, sigma = torch.zeros(1, 4, 1, dtype=torch.float64), torch.tensor(level, dtype=torch.float64)
-        assert policy.condition(state())(x, sigma)[0, 0].tolist() == [wanted]
 
 
 def test_policies_whose_dt_is_no_multiple_of_each_others_act_without_the_one_that_both_are_multiples_of():
@@ -542,21 +532,3 @@ def test_those_that_stay_must_have_every_dimension():
     assert planned(policy.weighted(torch.tensor([0.0, 0.0, 1.0]))).tolist() == [[3, 4]]
     with pytest.raises(InputError, match="right cannot act alone: it has no l; give weight to a policy that has"):
         policy.weighted(torch.tensor([0.0, 1.0, 0.0]))
-
-
-@pytest.mark.parametrize(
-    ("make", "weights", "message"),
-    [
-        (partial(schedule, edges=[0.1, 1.0]), [1, 0] * 3, "the largest first"),
-        (partial(schedule, edges=[]), [1, 0], "one or more sigmas"),
-        (partial(schedule, edges=[1.0]), [1, 0, 1], "3 weights for 2 policies; give one each for each"),
-        (partial(schedule, edges=[1.0]), [1, 0, 0.2, 0.2], "sum to 0.4"),
-        (partial(schedule, edges=[1.0]), [1, 0, 0, 1, 0, 0], "6 weights for 2 policies; give one each for each of the 2 parts"),
-        (partial(split, groups=[[0], [0]]), [1, 0, 1, 0], "every action dimension once"),
-        (partial(split, groups=[[0, 1]]), [1, 0], "two or more"),
-        (partial(split, groups=[[0], [1], [2]]), [1, 0] * 3, "name 3 dimensions, actions have 2"),
-    ],
-)  # fmt: skip
-def test_parts_that_do_not_fit_are_refused(parents, make, weights, message):
-    with pytest.raises(InputError, match=message):
-        make(parents, weights)

@@ -102,11 +102,9 @@ def test_what_cannot_be_diagnosed_is_refused(ask, error, capsys):
     assert error in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "keys", [["composer=scheduled"], ["composer=or", "sampler=ancestral"]], ids=["scheduled", "or"]
-)
-def test_every_composer_can_be_looked_at(keys, tmp_path):
-    ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", "sampler.steps=3", *keys]
+def test_a_composer_that_follows_densities_can_be_diagnosed(tmp_path):
+    keys = ["composer=or", "sampler=ancestral", "sampler.steps=3"]
+    ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", *keys]
     assert main([*ask, f"run_dir={tmp_path / 'out'}"]) == 0
     assert (tmp_path / "out/diagnosis.json").exists()
 

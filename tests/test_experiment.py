@@ -270,26 +270,6 @@ def test_signed_weights_are_evaluated_as_guidance(tiny, parents, tmp_path):
     assert again.rows == tuple(rows)
 
 
-def test_a_schedule_is_searched_as_any_weights_are(undisturbed, tiny, parents, tmp_path):
-    more = ["composer=scheduled", "composer.edges=[1.0]", "search.step=0.5", "search.episodes=2", "video=0"]
-    assert main(arguments(tiny, tmp_path, *more)) == 0
-    rows, plain = table(tmp_path), table(undisturbed)
-    assert len({row.weights for row in rows}) == 9
-
-    def met(rows, weights):
-        return [(r.seed, r.score) for r in rows if r.phase == "search" and r.weights == weights][:2]
-
-    assert met(rows, (1, 0, 1, 0)) == met(plain, (1, 0))  # a parent is itself
-    assert met(rows, (0.5, 0.5, 0.5, 0.5)) == met(plain, (0.5, 0.5))
-    assert met(rows, (1, 0, 0, 1)) != met(plain, (0.5, 0.5))
-    policy = gpc.schedule(parents, [1, 0, 0, 1], edges=[1.0])
-    again = gpc.evaluate(policy, "pusht", episodes=2, overrides=["env.max_steps=48"])
-    assert [(r.seed, r.score) for r in again.rows] == met(rows, (1, 0, 0, 1))
-    assert {p["name"] for p in json.loads((tmp_path / "summary.json").read_text())["parents"]} == {
-        p.name for p in parents
-    }
-
-
 def test_report_and_policies_and_doctor_run(undisturbed, capsys):
     assert main(["report", str(undisturbed)]) == 0
     assert "report.html" in capsys.readouterr().out
@@ -335,7 +315,7 @@ def test_what_serves_and_deploys_speaks_in_the_order_of_the_whole_whoever_has_we
     flow, numbers = gpc.load_policy(tiny[1]), np.zeros(2, np.int64)
     seen = {key: np.ones((2, 2, *shape), np.float32) for key, shape in flow.observations.shapes.items()}
     found = plan(compose_from(load_config("serve", keys), Console(quiet=True)), Sampling(), seen, numbers, numbers)
-    noise = keyed_noise(numbers, numbers, 1, flow.actions).flip(-1)
+    noise = keyed_noise(numbers, numbers, 1, flow.actions.shape).flip(-1)
     own = flow.actions.decode(sample_chunk(flow, observation_tensors(seen), noise, Sampling()))
     assert np.array_equal(found, own.flip(-1))
 

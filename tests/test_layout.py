@@ -132,7 +132,6 @@ def test_a_target_is_built_in_its_own_part_of_a_configuration_alone(part):
 GROUPS = sorted((ROOT / "configs").glob("*/*.yaml"))
 COMMANDS = {"search": ("search", []), "robot": ("deploy", ["fps=10"]), "stitch": ("deploy", ["fps=10"])}
 MUST_SET = {
-    "per_dimension": ["composer.groups=[[0],[1]]"],
     "lerobot": ["robot.type=so101_follower"],
     "ros2": ["robot.settings.joints=[a]"],
 }

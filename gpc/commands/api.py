@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from gpc.commands.config import load_config
 from gpc.commands.experiment import COMMANDS, Experiment
 from gpc.composition.composed import ComposedPolicy
-from gpc.composition.composers import Average, Convex, Guidance, PerDimension, Scheduled
+from gpc.composition.composers import Average, Convex, Guidance
 from gpc.composition.superposition import And, Or
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -73,7 +73,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     run_dir: str | None = None,
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `guide`, `schedule`, `split`, `either`, `both`, `average`).
+    """Roll out one policy, or a composition (`compose`, `guide`, `either`, `both`, `average`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
@@ -98,10 +98,6 @@ def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
             keys = ["composer=or", f"composer.temperature={temperature}"]
         case And(weights=weights):
             keys = ["composer=and"]
-        case Scheduled(weights=weights, edges=edges):
-            keys = ["composer=scheduled", f"composer.edges={list(edges)}"]
-        case PerDimension(weights=weights, groups=groups):
-            keys = ["composer=per_dimension", f"composer.groups={[list(group) for group in groups]}"]
         case other:
             raise InputError(f"{type(other).__name__} is none of gpc's composers, which are what can be rolled out")
     if weights.ndim != 1:

@@ -29,8 +29,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "executor": frozenset({"gpc.rollout.executors.Local", "gpc.rollout.executors.Ray"}),
     "sampler": frozenset({"gpc.inference.settings.Sampling"}),
     "composer": frozenset(
-        f"gpc.composition.composed.{name}"
-        for name in ("average", "both", "compose", "either", "guide", "schedule", "split")
+        f"gpc.composition.composed.{name}" for name in ("average", "both", "compose", "either", "guide")
     ),
     "search": frozenset(
         {

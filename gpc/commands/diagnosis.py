@@ -152,10 +152,7 @@ def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, 
     observation = {key: np.stack([seen[key] for seen, _ in decisions]) for key in decisions[0][0]}
     sigmas, apart = disagreement(policy, sampling, observation, config.seed)
     pairs = [f"{a} and {b}" for a, b in combinations(experiment.names, 2)]
-    alone = [
-        policy.weighted(torch.tensor(one_hot(i, len(policy.policies)) * experiment.parts))
-        for i in range(len(policy.policies))
-    ]
+    alone = [policy.weighted(torch.tensor(one_hot(i, len(policy.policies)))) for i in range(len(policy.policies))]
     everyone = dict(zip([*experiment.names, "composition"], [*alone, policy], strict=True))
     middle = len(decisions) // 2
     seen = {key: value[middle : middle + 1] for key, value in observation.items()}

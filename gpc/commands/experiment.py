@@ -17,7 +17,7 @@ from gpc.commands.config import bind, build
 from gpc.commands.setup import adapted, folder_of, loaded, resolved, say_notes, weights_of
 from gpc.commands.simulators import simulator_of
 from gpc.composition.composed import ComposedPolicy
-from gpc.composition.composers import Guidance, Weightable
+from gpc.composition.composers import Guidance
 from gpc.demonstrations import read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
@@ -87,11 +87,6 @@ class Experiment:
         return [policy.name for policy in self.policy.policies]
 
     @property
-    def parts(self) -> int:
-        """How many rows of weights the composer takes."""
-        return cast(Weightable, self.policy.composer).parts
-
-    @property
     def fingerprints(self) -> dict[str, str]:
         """The policies' fingerprints by name."""
         return {policy.name: policy.fingerprint for policy in self.policy.policies}
@@ -104,7 +99,7 @@ class Experiment:
     def check_parents(self) -> None:
         """Raises InputError where a policy cannot act alone."""
         for i in range(len(self.names)):
-            self.actor.check(one_hot(i, len(self.names)) * self.parts)
+            self.actor.check(one_hot(i, len(self.names)))
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """What determines results: these keys of the configuration and the policies' fingerprints."""
@@ -220,11 +215,11 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     if count < 2:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
     if isinstance(experiment.policy.composer, Guidance):
-        raise InputError("a search mixes with convex weights; choose composer=convex, scheduled or per_dimension")
+        raise InputError("a search mixes with convex weights; choose composer=convex")
     experiment.check_parents()
     prior = _denoising_error(experiment)
     settings = {key: value for key, value in config.search.items() if key != "demonstrations"}
-    plan: Search = build(OmegaConf.create(settings), policies=count, parts=experiment.parts, prior=prior)
+    plan: Search = build(OmegaConf.create(settings), policies=count, prior=prior)
     fresh = range(config.report.seed, config.report.seed + config.report.episodes)
     if plan.seeds.start < fresh.stop and fresh.start < plan.seeds.stop:
         raise InputError(
@@ -237,9 +232,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
             rows = experiment.roll(folder, "search", jobs)
             plan.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
         winner = plan.best()
-        parents = {
-            name: plan.candidates.index(one_hot(i, count) * experiment.parts) for i, name in enumerate(experiment.names)
-        }
+        parents = {name: plan.candidates.index(one_hot(i, count)) for i, name in enumerate(experiment.names)}
         jobs = [Job(c, plan.candidates[c], seed) for c in dict.fromkeys([winner, *parents.values()]) for seed in fresh]
         experiment.roll(folder, "report", jobs)
         found = (folder.phase("search"), folder.phase("report"))
@@ -256,8 +249,6 @@ def _denoising_error(experiment: Experiment) -> DenoisingError | None:
     path = experiment.config.search.demonstrations
     if path is None:
         return None
-    if experiment.parts > 1:
-        raise InputError("search.demonstrations speaks of one weight for each policy; choose composer=convex")
     demonstrations = read(path, list(experiment.policy.observations.shapes))
     with experiment.console.status("denoising the demonstrations"):
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)

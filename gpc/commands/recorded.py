@@ -45,8 +45,6 @@ class Composer(Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A function of `gpc.composition.composed` and its arguments."""
 
     built: str = field(name="_target_")
-    edges: list[Number] | None = None
-    groups: list[list[Count]] | None = None
     temperature: Number | None = None
 
 

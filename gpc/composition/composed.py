@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gpc.composition.align import Aligned, actions_of_some, align, common_actions, join_observations, opinions
-from gpc.composition.composers import Average, Composer, Convex, Guidance, PerDimension, Scheduled, Weightable
+from gpc.composition.composers import Average, Composer, Convex, Guidance, Weightable
 from gpc.composition.noise_matching import Raised
 from gpc.composition.superposition import And, Or
 from gpc.errors import InputError
@@ -118,10 +118,9 @@ class ComposedPolicy:
 
     def __post_init__(self) -> None:
         if isinstance(self.composer, Weightable):
-            count, parts = self.composer.weights.shape[-1], self.composer.parts
-            if count != parts * len(self.policies):
-                each = "one each" if parts == 1 else f"one each for each of the {parts} parts"
-                raise InputError(f"{count} weights for {len(self.policies)} policies; give {each}")
+            count = self.composer.weights.shape[-1]
+            if count != len(self.policies):
+                raise InputError(f"{count} weights for {len(self.policies)} policies; give one each")
         _ = self.members, self.observations, self.levels
 
     @cached_property
@@ -156,7 +155,7 @@ class ComposedPolicy:
         return merge_levels([m.levels for m, on in zip(self.members, needed, strict=True) if on])
 
     def weighted(self, weights: Tensor) -> ComposedPolicy:
-        """The policies with any weight, under other weights of the same composer, (parts * K,) or (batch, parts * K).
+        """The policies with any weight, under other weights of the same composer, (K,) or (batch, K).
 
         A policy without weight leaves altogether, but dimensions stay as they are: see `actions_of_some`. One-hot weights are
         the parent itself, on its own levels. Raises InputError where the composer takes no weights, or where those
@@ -164,10 +163,9 @@ class ComposedPolicy:
         """
         if not isinstance(self.composer, Weightable):
             raise InputError(f"{type(self.composer).__name__} takes no weights")
-        rows = weights.reshape(*weights.shape[:-1], self.composer.parts, len(self.policies))
-        kept = (rows != 0).flatten(0, -2).any(0).nonzero().flatten().tolist()
+        kept = (weights != 0).reshape(-1, len(self.policies)).any(0).nonzero().flatten().tolist()
         policies = tuple(self.policies[k] for k in kept)
-        composer = self.composer.weighted(rows[..., kept].flatten(-2))
+        composer = self.composer.weighted(weights[..., kept])
         return ComposedPolicy(policies, composer, actions_of_some(policies, self.actions))
 
     def joined(self, chunks: Sequence[Tensor], sigma: float = 0.0) -> Tensor:
@@ -200,34 +198,18 @@ class ComposedPolicy:
         return ComposedDenoiser(self.members, denoisers, self.composer.start())
 
 
-def compose(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
-    """The convex combination of several policies' scores, as a policy.
+def compose(policies: Sequence[Policy], how: Composer | Given = None) -> ComposedPolicy:
+    """Compose several policies into one policy.
 
-    `weights`: (K,) or (batch, K), >= 0, summing to 1; by default equal. Raises InputError where weights or policies do not fit.
+    Args:
+        policies: The members.
+        how: A composer, or the weights (K,) or (batch, K) of a convex combination: at least 0, with the sum 1; by
+            default equal.
+
+    Raises:
+        InputError: If the weights or the policies do not fit.
     """
-    return ComposedPolicy(tuple(policies), Convex(_rows(weights, len(policies))))
-
-
-def schedule(policies: Sequence[Policy], weights: Given = None, *, edges: Sequence[float]) -> ComposedPolicy:
-    """A convex combination whose weights depend on the noise level, as a policy; see `Scheduled`.
-
-    `weights`: (parts * K,) or (batch, parts * K), a convex row for each stretch of sigma, the largest first. Raises InputError
-    where weights, edges or policies do not fit.
-    """
-    rows = _rows(weights, len(policies), len(edges) + 1)
-    return ComposedPolicy(tuple(policies), Scheduled(rows, tuple(map(float, edges))))
-
-
-def split(policies: Sequence[Policy], weights: Given = None, *, groups: Sequence[Sequence[int]]) -> ComposedPolicy:
-    """A convex combination whose weights depend on the action dimension, as a policy; see `PerDimension`.
-
-    `weights`: (parts * K,) or (batch, parts * K), a convex row for each group. Raises InputError where weights, groups or
-    policies do not fit.
-    """
-    composer = PerDimension(_rows(weights, len(policies), len(groups)), tuple(map(tuple, groups)))
-    named, dim = sum(map(len, groups)), common_actions(policies).dim
-    if named != dim:
-        raise InputError(f"groups={[list(group) for group in groups]} name {named} dimensions, actions have {dim}")
+    composer = how if callable(how) else Convex(_rows(how, len(policies)))
     return ComposedPolicy(tuple(policies), composer)
 
 
@@ -264,10 +246,10 @@ def guide(policies: Sequence[Policy], weights: Given = None) -> ComposedPolicy:
     return ComposedPolicy(tuple(policies), Guidance(_rows(weights, len(policies))))
 
 
-def _rows(weights: Given, policies: int, parts: int = 1) -> Tensor:
+def _rows(weights: Given, policies: int) -> Tensor:
     """The weights as a tensor; equal ones where none are given."""
     if weights is None:
-        weights = torch.full((policies * parts,), 1 / max(policies, 1), dtype=torch.float64)
+        weights = torch.full((policies,), 1 / max(policies, 1), dtype=torch.float64)
     return torch.as_tensor(weights, dtype=torch.float64)
 
 

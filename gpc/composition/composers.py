@@ -1,8 +1,7 @@
 """Composers: how the members' denoised actions become one.
 
 A convex combination of scores at one (x, sigma) is the same convex combination of `denoised` (General Policy Composition, Cao
-et al., arXiv 2510.01068); guidance is the same sum with signed weights. What wraps a composer is a composer: weights by noise
-level and by action dimension are several convex combinations.
+et al., arXiv 2510.01068); guidance is the same sum with signed weights.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar, Protocol, Self, final, runtime_checkable
 
 import torch
@@ -48,15 +46,11 @@ class Composer(Protocol):
 
 @runtime_checkable
 class Weightable(Composer, Protocol):
-    """A composer with weights that may be exchanged: `parts` rows of one weight for each policy, one after another."""
+    """A composer with one weight for each policy, which may be exchanged."""
 
     @property
     def weights(self) -> Tensor:
-        """(parts * K,) or (batch, parts * K)."""
-
-    @property
-    def parts(self) -> int:
-        """How many rows of weights there are."""
+        """(K,) or (batch, K)."""
 
     def weighted(self, weights: Tensor) -> Weightable:
         """The same composer under other weights; InputError where they are not what it takes."""
@@ -108,11 +102,6 @@ class Weighted(Stateless, ABC):
     def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`; these weights are the same at every sigma."""
         return [bool(own.any()) for own in self._effective(opinion)]
-
-    @property
-    def parts(self) -> int:
-        """One."""
-        return 1
 
     def weighted(self, weights: Tensor) -> Self:
         """See `Weightable`."""
@@ -182,96 +171,6 @@ class Guidance(Weighted):
     def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
         whole = ((weights == 0) | (opinion > 0)).all(0)
         return torch.where(whole, weights, _shares(weights.clamp(min=0), opinion))
-
-
-@dataclass(frozen=True)
-class Parted(Stateless, ABC):
-    """Several convex combinations, each with its say in a part of the chunk's making; weights as `Weightable` has them.
-
-    That the rows are convex is checked when they are first used, as `ComposedPolicy` does when it is built.
-    """
-
-    weights: Tensor
-
-    @property
-    @abstractmethod
-    def parts(self) -> int:
-        """How many combinations there are."""
-
-    @cached_property
-    def rows(self) -> tuple[Convex, ...]:
-        """The combinations."""
-        weights = torch.as_tensor(self.weights, dtype=torch.float64)
-        return tuple(Convex(row) for row in weights.chunk(self.parts, -1))
-
-    def weighted(self, weights: Tensor) -> Self:
-        """See `Weightable`."""
-        return replace(self, weights=weights)
-
-
-@dataclass(frozen=True)
-class Scheduled(Parted):
-    """Weights by noise level: the first row above `edges[0]`, the second down to `edges[1]`, ..., the last to zero.
-
-    `edges`: descending sigmas, in the first policy's normalised units. What is decided at large sigma is the coarse motion, at
-    small sigma its precision (Choi et al. 2022, arXiv 2204.00227, on images).
-    """
-
-    edges: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.edges or list(self.edges) != sorted(set(self.edges), reverse=True) or self.edges[-1] <= 0:
-            raise InputError(f"edges={list(self.edges)}: give one or more sigmas > 0, the largest first")
-
-    @property
-    def parts(self) -> int:
-        """One more than there are edges."""
-        return len(self.edges) + 1
-
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
-        """See `Composer`."""
-        return self._at(float(sigma.max()))(x, sigma, denoised, opinion)
-
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
-        """See `Composer`."""
-        rows = self.rows if sigma is None else [self._at(sigma)]
-        return [any(own) for own in zip(*(row.needs(opinion, sigma) for row in rows), strict=True)]
-
-    def _at(self, sigma: float) -> Convex:
-        return self.rows[sum(sigma <= edge for edge in self.edges)]
-
-
-@dataclass(frozen=True)
-class PerDimension(Parted):
-    """Weights by action dimension: row g for the dimensions of `groups[g]`, as an arm's and its gripper's.
-
-    `groups` name every dimension once, counted from 0.
-    """
-
-    groups: tuple[tuple[int, ...], ...]
-
-    def __post_init__(self) -> None:
-        named = sorted(i for group in self.groups for i in group)
-        if len(self.groups) < 2 or not all(self.groups) or named != list(range(len(named))):
-            raise InputError(f"groups={[list(g) for g in self.groups]}: two or more, with every action dimension once")
-
-    @property
-    def parts(self) -> int:
-        """One for each group."""
-        return len(self.groups)
-
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
-        """See `Composer`."""
-        out = torch.empty_like(x)
-        for row, group in zip(self.rows, map(list, self.groups), strict=True):
-            own = [None if member is None else member[..., group] for member in denoised]
-            out[..., group] = row(x[..., group], sigma, own, opinion[..., group])
-        return out
-
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
-        """See `Composer`."""
-        parts = zip(self.rows, map(list, self.groups), strict=True)
-        return [any(own) for own in zip(*(row.needs(opinion[..., g], sigma) for row, g in parts), strict=True)]
 
 
 def _shares(weights: Tensor, opinion: Tensor) -> Tensor:

@@ -43,11 +43,6 @@ class Superposed(ABC):
         """The mixture where nothing is known, and on steps and in dimensions that not all members have."""
         return Convex(self.weights)
 
-    @property
-    def parts(self) -> int:
-        """One."""
-        return 1
-
     def weighted(self, weights: Tensor) -> Self:
         """See `Weightable`."""
         return replace(self, weights=weights)

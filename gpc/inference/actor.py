@@ -36,7 +36,7 @@ class ChunkActor:
         self._check(self.policy)
 
     def check(self, weights: Sequence[float]) -> None:
-        """Raises InputError where the policies that have weight in `weights` (parts * K,) cannot act without the others."""
+        """Raises InputError where the policies that have weight in `weights` (K,) cannot act without the others."""
         self._check(self.policy.weighted(torch.tensor(weights, dtype=torch.float64)))
 
     def _check(self, policy: ComposedPolicy) -> None:
@@ -51,11 +51,11 @@ class ChunkActor:
         _ = self.sampling.sigmas(policy.levels)
 
     def __call__(self, observation: Mapping[str, Array], weights: Array, seeds: Array, chunks: Array) -> Array:
-        """observation[key] (batch, n_obs_steps, *shape), weights (batch, parts * K) -> (batch, n_action_steps, action).
+        """observation[key] (batch, n_obs_steps, *shape), weights (batch, K) -> (batch, n_action_steps, action).
 
         Rows with weight on the same policies go together: a parent is sampled as itself, as if alone.
         """
-        weighted = (weights.reshape(len(weights), -1, len(self.policy.policies)) != 0).any(1)
+        weighted = weights != 0
         spec = self.policy.actions
         actions = np.empty((len(seeds), self.n_action_steps, spec.dim))
         for members in np.unique(weighted, axis=0):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ class Bayesian(Proposing):
         self._optuna = _optuna()
         sampler = getattr(self._optuna.samplers, SAMPLERS[self.sampler])(seed=self.seed)
         self._study = self._optuna.create_study(direction="maximize", sampler=sampler)
-        axes = range(self.parts * (self.policies - 1))
+        axes = range(self.policies - 1)
         self._axes = {f"u{k}": self._optuna.distributions.FloatDistribution(0, 1) for k in axes}
 
     def propose(self) -> Weights:
@@ -67,8 +66,7 @@ class Bayesian(Proposing):
             self._known += 1
         trial = self._study.ask(self._axes)
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # what counts is the rounded point
-        rows = np.reshape(list(trial.params.values()), (self.parts, -1))
-        weights = tuple(chain.from_iterable(rounded(from_cube(row.tolist()), self.step) for row in rows))
+        weights = rounded(from_cube(list(trial.params.values())), self.step)
         if weights in self.candidates:  # so that the sampler looks elsewhere
             self._learn(self.candidates.index(weights))
         return weights
@@ -76,8 +74,7 @@ class Bayesian(Proposing):
     def _learn(self, candidate: int) -> None:
         found = [self.results[candidate, self.seed + i] for i in range(self.episodes)]
         worth = float(np.mean([outcome.success + TIE * outcome.score for outcome in found]))
-        rows = np.reshape(self.candidates[candidate], (self.parts, -1))
-        params = dict(zip(self._axes, chain.from_iterable(to_cube(row.tolist()) for row in rows), strict=True))
+        params = dict(zip(self._axes, to_cube(self.candidates[candidate]), strict=True))
         self._study.add_trial(self._optuna.trial.create_trial(params=params, distributions=self._axes, value=worth))
 
 

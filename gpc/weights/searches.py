@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -94,14 +93,10 @@ def smoothed(weights: Sequence[Weights], successes: Array, episodes: Array) -> A
 
 @dataclass(kw_only=True)
 class Told:
-    """What all searches share: candidates, and the results by (candidate, seed). `prior` is for those that can use one.
-
-    Candidates have `parts` rows of one weight for each policy, one row after another.
-    """
+    """What all searches share: candidates, and the results by (candidate, seed). `prior` is for those that can use one."""
 
     policies: int
     step: float
-    parts: int = 1
     seed: int = 0
     prior: Prior | None = None
     candidates: list[Weights] = field(init=False)
@@ -110,7 +105,7 @@ class Told:
     @property
     def parents(self) -> list[Weights]:
         """Each policy alone."""
-        return [one_hot(i, self.policies) * self.parts for i in range(self.policies)]
+        return [one_hot(i, self.policies) for i in range(self.policies)]
 
     def tell(self, results: Mapping[Pair, Outcome]) -> None:
         """See `Search`."""
@@ -161,7 +156,7 @@ class Grid(Told):
     episodes: int
 
     def __post_init__(self) -> None:
-        self.candidates = simplex(self.policies, self.step, self.parts)
+        self.candidates = simplex(self.policies, self.step)
 
     @property
     def seeds(self) -> range:
@@ -188,7 +183,7 @@ class Racing(Told):
     budget: int
 
     def __post_init__(self) -> None:
-        self.candidates = simplex(self.policies, self.step, self.parts)
+        self.candidates = simplex(self.policies, self.step)
         if self.budget < len(self._starters()):
             raise InputError(
                 f"search.budget={self.budget} is less than one episode for each of {len(self._starters())} candidates; "
@@ -290,9 +285,8 @@ class Random(Proposing):
         self._generator = np.random.default_rng(self.seed)
 
     def propose(self) -> Weights:
-        """Dirichlet(1, ..., 1), for each part."""
-        rows = self._generator.dirichlet(np.ones(self.policies), self.parts)
-        return tuple(chain.from_iterable(rounded(row, self.step) for row in rows))
+        """Dirichlet(1, ..., 1)."""
+        return rounded(self._generator.dirichlet(np.ones(self.policies)), self.step)
 
 
 @dataclass(kw_only=True)

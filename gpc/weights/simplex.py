@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain, combinations, product
+from itertools import combinations
 
 import numpy as np
 
@@ -12,17 +12,11 @@ from gpc.errors import InputError
 Weights = tuple[float, ...]
 
 
-def simplex(policies: int, step: float = 0.1, parts: int = 1) -> list[Weights]:
+def simplex(policies: int, step: float = 0.1) -> list[Weights]:
     """All convex weights whose entries are multiples of `step`: 11 for two policies at 0.1, 66 for three.
 
-    The order is that of the first weight, from 1 down to 0. With several parts (`composers.Weightable`) every combination
-    of so many rows, one after another: 121 for two parts of two policies.
+    The order is that of the first weight, from 1 down to 0.
     """
-    rows = _simplex(policies, step)
-    return [tuple(chain.from_iterable(chosen)) for chosen in product(rows, repeat=parts)]
-
-
-def _simplex(policies: int, step: float) -> list[Weights]:
     cuts = _cuts(step)
     grid = []
     for bars in combinations(range(cuts + policies - 1), policies - 1):
