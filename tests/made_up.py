@@ -26,7 +26,7 @@ def write_rows(path, policies, rows, env=ENV, trajectory=None, **config):
     settings = {"policies": list(policies), "fingerprints": prints, "env": env, "sampler": SAMPLER, **config}
     with RunFolder(path, settings, env["max_steps"], {"env": env, "sampler": SAMPLER}) as folder:
         for row in rows:
-            folder.append(row, trajectory or {})
+            folder.extend([(row, trajectory or {})])
     return path
 
 

@@ -65,7 +65,7 @@ class Scripted:
             if len(folder.rows) >= self.dies_after:
                 raise KeyboardInterrupt
             won = bool(np.random.default_rng([seed, candidate]).random() < weights[0])
-            folder.append(Row(phase, candidate, seed, weights, won, float(won), 4), {"action": np.zeros((4, 1))})
+            folder.extend([(Row(phase, candidate, seed, weights, won, float(won), 4), {"action": np.zeros((4, 1))})])
             self.rolled.append((candidate, seed))
 
 
@@ -84,7 +84,7 @@ def test_it_stops_after_the_first_block_that_tells(tmp_path):
     assert len(rolled) == 2 * n
     assert (summary["better"], summary["p_value"] < 0.05, summary["pc_success_gain_ci95"][0] > 0) == ("a", True, True)
     assert f"a succeeds more often than b: {summary['sides'][0]['pc_success']:.1f} % against" in summary["verdict"]
-    assert f"known after {n} pairs" in summary["verdict"]
+    assert f"shown after {n} pairs" in summary["verdict"]
     assert str(summary["fixed_episodes"]) in summary["verdict"]
     rows = {(row.candidate, row.seed): row.success for row in read_rows(tmp_path / "episodes.jsonl")}
 
@@ -107,7 +107,7 @@ def test_equal_arms_run_to_the_end_and_are_not_told_apart(tmp_path):
     summary, rolled = scripted(tmp_path, 0.5, 0.5, most=100)
     assert (summary["n_episodes"], summary["max_episodes"], len(rolled)) == (100, 100, 200)
     assert summary["better"] is None
-    assert "100 pairs of episodes do not tell a and b apart" in summary["verdict"]
+    assert "100 pairs of episodes do not distinguish a and b" in summary["verdict"]
     price = pairs_needed(0.05, sum(summary["n_only_success"]) / 100)
     assert f"5 points would take a test of a fixed size about {price}. With more episodes" in summary["verdict"]
 
@@ -165,7 +165,7 @@ def test_the_command_runs_pairs_and_writes_what_it_promises(undisturbed, capsys)
     assert "tiny-noise against tiny-flow" in page
     assert summary["verdict"] in page
     assert main(["report", str(undisturbed)]) == 0
-    assert "7 pairs of episodes do not tell" in " ".join(capsys.readouterr().out.split())
+    assert "7 pairs of episodes do not distinguish" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_killed_command_goes_on_to_the_same_files(undisturbed, tiny, tmp_path):

@@ -150,3 +150,15 @@ def test_a_users_matplotlibrc_does_not_hand_names_to_tex(tmp_path):
     (title,) = [axes.title for axes in figure.axes]
     assert not title.get_usetex()
     assert title.get_text() == r"\input{/etc/passwd}"
+
+
+def test_a_figure_does_not_depend_on_the_style_of_the_user(tmp_path, monkeypatch):
+    """As a matplotlibrc in the current folder would set it."""
+    import matplotlib
+
+    run = race(tmp_path / "run", ["a", "b"])
+    plain = png(weight_plot(run.summary))
+    monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "red")
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 20)
+    assert png(weight_plot(run.summary)) == plain
+    assert matplotlib.rcParams["axes.facecolor"] == "red"

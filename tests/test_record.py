@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import zarr
+from made_up import random_search
 
 from gpc.errors import InputError, RunError
 from gpc.results.leaderboard import read_run
@@ -29,7 +30,7 @@ def row(seed, candidate=0, phase="search"):
 def test_rows_and_trajectories_come_back(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         for seed in (3, 1, 2):
-            folder.append(row(seed), STEPS)
+            folder.extend([(row(seed), STEPS)])
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         assert folder.phase("search") == [row(1), row(2), row(3)]
     np.testing.assert_array_equal(read_trajectory(tmp_path, 2)["action"], STEPS["action"])
@@ -39,17 +40,17 @@ def test_rows_and_trajectories_come_back(tmp_path):
 
 def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     with (tmp_path / "episodes.jsonl").open("a") as file:
         file.write('{"phase": "sea')
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(2), STEPS)
+        folder.extend([(row(2), STEPS)])
     assert read_rows(tmp_path / "episodes.jsonl") == [row(1), row(2)]
 
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     path = tmp_path / "episodes.jsonl"
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(RunError, match="line 1 is damaged"):
@@ -111,9 +112,9 @@ def test_a_full_disk_is_one_clear_line_and_keeps_what_was_finished(tmp_path):
     try:
         big = [{"action": np.random.default_rng(seed).normal(size=(20_000, 2))} for seed in range(20)]
         with RunFolder(tmp_path, CONFIG, 20_000) as folder:
-            folder.append(row(0), STEPS)
+            folder.extend([(row(0), STEPS)])
             with pytest.raises(RunError, match=r"the disk is full; \d+ finished episodes are kept"):
-                deque(folder.append(row(seed), big[seed]) for seed in range(1, 20))
+                deque(folder.extend([(row(seed), big[seed])]) for seed in range(1, 20))
             kept = len(folder.rows)
         assert len(read_rows(tmp_path / "episodes.jsonl")) == kept >= 1
     finally:
@@ -134,14 +135,14 @@ def small_files(limit):
 @pytest.mark.parametrize("length", range(1, 61, 2))
 def test_a_row_that_is_torn_by_a_full_disk_leaves_nothing_behind(length, tmp_path):
     folder = RunFolder(tmp_path, CONFIG, 4)
-    folder.append(row(1), {})
+    folder.extend([(row(1), {})])
     long = Row("search", 0, 2, tuple(0.1 + i for i in range(length)), True, 0.5, 4)
     end = (tmp_path / "episodes.jsonl").stat().st_size
     with small_files(end + 7 * length % 100), pytest.raises(RunError, match="1 finished episodes are kept"):
-        folder.append(long, {})
+        folder.extend([(long, {})])
     folder.close()
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(long, {})
+        folder.extend([(long, {})])
     assert read_rows(tmp_path / "episodes.jsonl") == [row(1), long]
 
 
@@ -158,10 +159,10 @@ def test_a_folder_that_cannot_be_opened_is_not_kept_locked(tmp_path):
 @pytest.mark.parametrize("lose", [shutil.rmtree, lambda path: path.rename(path.with_name("moved"))])
 def test_a_folder_that_goes_away_is_noticed_at_the_next_row(lose, tmp_path):
     with RunFolder(tmp_path / "run", CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
         lose(tmp_path / "run")
         with pytest.raises(RunError, match="run was deleted or moved while the run wrote in it"):
-            folder.append(row(2), STEPS)
+            folder.extend([(row(2), STEPS)])
     assert not (tmp_path / "run").exists()
 
 
@@ -218,7 +219,7 @@ def test_a_trajectory_is_on_disk_before_its_row(tmp_path, monkeypatch):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
         for seed in range(3):
             synced.clear()
-            folder.append(row(seed), STEPS)
+            folder.extend([(row(seed), STEPS)])
             assert synced[-3:] == ["0.0.0.tmp", "action", "episodes.jsonl"]
 
 
@@ -236,13 +237,13 @@ def test_many_episodes_lie_in_few_files(tmp_path):
 def test_a_trajectory_that_is_too_large_to_be_written_again_with_many_has_few_beside_it(tmp_path):
     big = {"action": np.zeros((2**20, 8), np.float32)}
     with RunFolder(tmp_path, CONFIG, 2**20) as folder:
-        folder.append(row(0), big)
+        folder.extend([(row(0), big)])
         assert np.prod(folder._trajectories._arrays["action"].shards) * 4 <= FILE_BYTES
 
 
 def test_whole_numbers_that_a_policy_observes_are_recorded(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(0), STEPS | {"buttons": np.array([[1, 0], [0, 2**40]])})
+        folder.extend([(row(0), STEPS | {"buttons": np.array([[1, 0], [0, 2**40]])})])
     assert read_trajectory(tmp_path, 0)["buttons"].tolist() == [[1, 0], [0, 2**40]]
 
 
@@ -253,7 +254,7 @@ def test_a_folder_with_a_file_for_each_episode_is_continued_and_read(tmp_path):
     array[0] = STEPS["action"]
     (tmp_path / "episodes.jsonl").write_text(json.dumps(msgspec.structs.asdict(row(0))) + "\n")
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), {"action": STEPS["action"][:2]})
+        folder.extend([(row(1), {"action": STEPS["action"][:2]})])
     np.testing.assert_array_equal(read_trajectory(tmp_path, 0)["action"], STEPS["action"])
     np.testing.assert_array_equal(read_trajectory(tmp_path, 1)["action"], STEPS["action"][:2])
 
@@ -276,11 +277,11 @@ def test_a_damaged_trajectory_is_one_line(tmp_path):
 
 def test_a_run_does_not_continue_over_a_damaged_trajectory(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     shard = tmp_path / "trajectories.zarr/action/0.0.0"
     shard.write_bytes(shard.read_bytes()[:-1])
     with RunFolder(tmp_path, CONFIG, 4) as folder, pytest.raises(RunError, match=r"trajectories\.zarr is damaged: .+"):
-        folder.append(row(2), STEPS)
+        folder.extend([(row(2), STEPS)])
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_a_run_does_not_continue_over_a_damaged_trajectory(tmp_path):
 )
 def test_a_trajectory_of_a_stranger_takes_no_other_memory_or_codecs_than_our_own(change, words, tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     path = tmp_path / "trajectories.zarr/action/zarr.json"
     found = json.loads(path.read_text())
     found |= {
@@ -316,20 +317,20 @@ def test_a_trajectory_of_a_stranger_takes_no_other_memory_or_codecs_than_our_own
 
 def test_a_folder_of_longer_episodes_or_other_actions_is_not_continued(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     with pytest.raises(InputError, match="action has episodes of at most 4 steps, not 5; use another run_dir"):
         RunFolder(tmp_path, CONFIG, 5)
     with (
         RunFolder(tmp_path, CONFIG, 4) as folder,
         pytest.raises(RunError, match=r"entries of shape \(2,\), not \(1,\)"),
     ):
-        folder.append(row(2), {"action": STEPS["action"][:, :1]})
+        folder.extend([(row(2), {"action": STEPS["action"][:, :1]})])
     assert read_rows(tmp_path / "episodes.jsonl") == [row(1)]
 
 
 def test_an_episode_whose_shard_is_gone_is_one_line(tmp_path):
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     (tmp_path / "trajectories.zarr/action/0.0.0").unlink()
     with pytest.raises(InputError, match=r"no actions of episode 0; copy its trajectories\.zarr, too"):
         read_trajectory(tmp_path, 0)
@@ -356,7 +357,7 @@ WRONG = {
 def test_a_row_that_does_not_fit_is_named_with_its_file_and_line(name, tmp_path):
     content, words = WRONG[name]
     with RunFolder(tmp_path, CONFIG, 4) as folder:
-        folder.append(row(1), STEPS)
+        folder.extend([(row(1), STEPS)])
     with (tmp_path / "episodes.jsonl").open("a") as file:
         file.write(json.dumps(content) + "\n")
     for act in (lambda: read_rows(tmp_path / "episodes.jsonl"), lambda: RunFolder(tmp_path, CONFIG, 4)):
@@ -420,3 +421,21 @@ def test_every_run_that_is_published_can_be_read():
             "".join(json.dumps(msgspec.structs.asdict(row)) + "\n" for row in run.rows)
             == (path / "episodes.jsonl").read_text()
         )
+
+
+def test_a_number_that_is_not_finite_is_refused_before_it_is_written(tmp_path):
+    with RunFolder(tmp_path, CONFIG, 4) as folder:
+        with pytest.raises(RunError, match=r"the row of seed 3 holds a number that is not finite"):
+            folder.extend([(Row("evaluate", 0, 3, (1.0,), False, float("nan"), 1), {})])
+        with pytest.raises(RunError, match=r"summary\.json holds a number that is not finite"):
+            folder.write_json("summary.json", {"score": float("inf")})
+        assert not folder.rows
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_summary_of_an_earlier_version_is_read(tmp_path):
+    path = random_search(tmp_path / "run", ["a", "b"], lambda _: 4, 4)
+    summary = json.loads((path / "summary.json").read_text())
+    older = {"epsilon" if key == "optimality_gap_ci95" else key: value for key, value in summary.items()}
+    (path / "summary.json").write_text(json.dumps(older | {"schema_version": 1}))
+    assert read_run(path).summary == summary | {"schema_version": 1}

@@ -1,7 +1,6 @@
 """`gpc report` over one run and over several, of strangers too: no page is lost, nothing on it or in a terminal acts."""
 
 import json
-import sqlite3
 from html.parser import HTMLParser
 
 import pytest
@@ -31,10 +30,10 @@ def test_one_run_gains_its_figures_and_episodes_to_look_at(runs):
     assert page.count("data:image/png;base64") == 3
     assert "won by the mixture alone" in page
     assert "gpc replay three --episode K" in page
-    assert not (runs / "study.db").exists()
+    assert not (runs / "study.html").exists()
 
 
-def test_several_runs_give_one_page_and_one_store(runs, capsys):
+def test_several_runs_give_one_page(runs, capsys):
     assert main(["report", "two", "three", "alone", "two/"]) == 0
     told = " ".join(capsys.readouterr().out.split())
     page = (runs / "study.html").read_text()
@@ -44,11 +43,6 @@ def test_several_runs_give_one_page_and_one_store(runs, capsys):
     assert page.count("data:image/png;base64") == 1 + 2 * 2
     assert "http" not in page.replace("http-equiv", "")
     assert all(f"<h2>{name}</h2>" in page for name in ("two", "three", "alone"))
-    with sqlite3.connect(runs / "study.db") as database:
-        counts = dict(database.execute("SELECT run, count(*) FROM episodes GROUP BY run"))
-    assert counts == {
-        name: len((runs / name / "episodes.jsonl").read_text().splitlines()) for name in ("two", "three", "alone")
-    }
 
 
 @pytest.mark.parametrize(
@@ -63,12 +57,6 @@ def test_what_is_no_run_is_one_line_and_nothing_is_written(runs, capsys, argumen
     assert main(["report", *arguments]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert not (runs / "study.html").exists()
-
-
-def test_a_store_that_cannot_be_written_is_one_line(runs, capsys):
-    (runs / "study.db").mkdir()
-    assert main(["report", "two", "three"]) == 2
-    assert "study.db cannot be written" in " ".join(capsys.readouterr().err.split())
 
 
 class Elements(HTMLParser):
@@ -107,7 +95,7 @@ def test_runs_with_hostile_names_are_reported_like_any_others(tmp_path, monkeypa
     assert harmful(printed) == set()
     for text in (pages["hostile"].text, study, output.out, printed):
         assert [name for name in SHOWN if name not in text] == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile", "plain", "study.db", "study.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile", "plain", "study.html"]
 
 
 def test_a_summary_writes_no_element(runs):

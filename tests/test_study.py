@@ -1,10 +1,7 @@
 """What several runs say together, against hand computation, scipy and simulation."""
 
-import json
 import re
-import sqlite3
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ from scipy import stats
 from gpc.errors import InputError, RunError
 from gpc.results.leaderboard import OUTCOMES, Entry, entries, leaderboard, outcome, outcomes, progress, read_run, tasks
 from gpc.results.run_folder import Row
-from gpc.results.sqlite import write_store
 
 A, B, MIX = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 REPORT = range(200, 240)
@@ -77,12 +73,6 @@ def test_weights_in_parts_are_told_apart_and_parents_are_not(tmp_path):
     found = {entry.name: len(entry.runs) for entry in entries(runs)}
     assert found == {"[0.75, 0.5] a + [0.25, 0.5] b": 1, "0.5 a + 0.5 b": 1, "a": 2, "b": 2}
     assert len(outcomes(runs[0], "report")) == 40
-    write_store(runs, tmp_path / "study.db")
-    with sqlite3.connect(tmp_path / "study.db") as database:
-        kept = database.execute(
-            "SELECT policy, weight, parts FROM weights WHERE candidate = 2 ORDER BY run DESC, policy"
-        )
-        assert kept.fetchall()[:2] == [("a", 0.625, "[0.75, 0.5]"), ("b", 0.375, "[0.25, 0.5]")]
 
 
 def test_episodes_on_search_seeds_do_not_rank(pair, tmp_path):
@@ -146,34 +136,6 @@ def test_tasks_are_told_apart_by_more_than_their_name(tmp_path):
         "Push, at most 9 steps",
         'Push, at most 4 steps {"size": 3}',
     ]
-
-
-def test_the_store_answers_questions(pair, tmp_path):
-    write_evaluation(tmp_path / "alone", ["b"], (1.0,), won(2, range(3)))
-    write_store([pair, read_run(tmp_path / "alone")], tmp_path / "study.db")
-    write_store([pair, read_run(tmp_path / "alone")], tmp_path / "study.db")  # made anew, not added to
-    with sqlite3.connect(tmp_path / "study.db") as database:
-        alone = database.execute(
-            "SELECT phase, count(*), sum(success) FROM episodes JOIN runs USING (run) JOIN weights USING (run, candidate) "
-            "WHERE task = 'Push' AND policy = 'b' AND weight = 1 GROUP BY phase ORDER BY phase"
-        ).fetchall()
-        line = database.execute("SELECT seed, success FROM episodes WHERE run = ? AND episode = 7", [str(pair.path)])
-        assert line.fetchone() == (pair.rows[7].seed, pair.rows[7].success)
-        assert json.loads(database.execute("SELECT summary FROM runs").fetchone()[0])["schema_version"] == 1
-    assert alone == [("evaluate", 3, 2), ("report", 40, 4), ("search", 2, 1)]
-
-
-def test_the_questions_of_the_documentation_have_the_answers_of_the_report(tmp_path):
-    run = read_run(random_search(tmp_path / "run", ["pusht-flow", "b", "c"], lambda _: 3, 60, step=0.25))
-    write_store([run], tmp_path / "study.db")
-    text = (Path(__file__).parents[1] / "docs/reports.md").read_text().replace("'PushT'", "'Push'")
-    alone, mixture = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
-    with sqlite3.connect(tmp_path / "study.db") as database:
-        assert len(database.execute(alone).fetchall()) == 3 + 60
-        found = {seed: episode for _, seed, episode in database.execute(mixture)}
-    assert set(found) == {seed for seed, name in outcomes(run, "report").items() if name == OUTCOMES[0]}
-    assert len(found) > 3
-    assert all(run.rows[episode].seed == seed for seed, episode in found.items())
 
 
 def damaged(tmp_path, name, content):

@@ -5,7 +5,7 @@ import pytest
 
 from gpc.results.run_folder import Row
 from gpc.results.stats import pairs_needed, resolution
-from gpc.results.summary import epsilon, summarize_search
+from gpc.results.summary import optimality_gap, summarize_search
 
 RATES = np.array([0.5, 0.55, 0.6, 0.63, 0.65, 0.65, 0.64, 0.62, 0.6, 0.55, 0.5])
 
@@ -33,7 +33,7 @@ def test_the_winner_is_within_epsilon_of_the_best():
         wins = rng.random((11, 100)) < RATES[:, None]
         winner = int(wins.sum(1).argmax())
         gaps.append(100 * (RATES.max() - RATES[winner]))
-        bounds.append(epsilon(grouped(rows_of("search", wins)), winner))
+        bounds.append(optimality_gap(grouped(rows_of("search", wins)), winner))
     assert (np.array(gaps) <= bounds).mean() > 0.95
     assert np.mean(np.array(gaps) > 0) > 0.4  # "the best" would have been wrong as often
     assert np.mean(bounds) < 35
@@ -42,16 +42,16 @@ def test_the_winner_is_within_epsilon_of_the_best():
 def test_epsilon_uses_pairs_and_allows_for_the_number_of_candidates():
     wins = np.zeros((11, 200), bool)
     wins[:, :120] = True  # all alike, so that pairs never differ
-    alike = epsilon(grouped(rows_of("search", wins)), 4)
+    alike = optimality_gap(grouped(rows_of("search", wins)), 4)
     assert alike < 6
-    assert epsilon(grouped(rows_of("search", wins[:2])), 1) < alike
+    assert optimality_gap(grouped(rows_of("search", wins[:2])), 1) < alike
     apart = np.array([np.roll(wins[0], 7 * c) for c in range(11)])
-    assert epsilon(grouped(rows_of("search", apart)), 4) > alike
+    assert optimality_gap(grouped(rows_of("search", apart)), 4) > alike
 
 
 def test_without_search_episodes_nothing_is_claimed():
-    assert epsilon({}, 0) is None
-    assert epsilon(grouped(rows_of("search", np.ones((2, 9), bool))), 5) is None
+    assert optimality_gap({}, 0) is None
+    assert optimality_gap(grouped(rows_of("search", np.ones((2, 9), bool))), 5) is None
 
 
 @pytest.fixture
@@ -66,10 +66,10 @@ def test_a_verdict_says_what_its_budget_can_and_cannot_tell(searched):
     share = searched["pc_discordant"] / 100
     assert 0.4 < share < 0.55
     text = searched["verdict"]
-    assert f"200 report seeds tell differences of {100 * resolution(200, share):.0f} points and more" in text
+    assert f"200 report seeds resolve differences of {100 * resolution(200, share):.0f} points and more" in text
     assert f"5 points take about {pairs_needed(0.05, share)}." in text
     assert (
-        f"within {searched['epsilon']:.0f} points of the best of the 3 weights tried: near the best, not the best"
+        f"within {searched['optimality_gap_ci95']:.0f} points of the best of the 3 weights tried: near the best, not the best"
         in text
     )
 
@@ -78,5 +78,5 @@ def test_a_winner_that_is_the_best_parent_claims_no_test_of_itself():
     wins = np.random.default_rng(2).random((2, 50)) < 0.5
     summary = summarize_search(["a", "b"], rows_of("search", wins), rows_of("report", wins), 0, {"a": 0, "b": 0}, 0)
     assert summary["pc_discordant"] == 0
-    assert "report seeds tell" not in summary["verdict"]
+    assert "report seeds resolve" not in summary["verdict"]
     assert "near the best" in summary["verdict"]

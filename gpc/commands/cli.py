@@ -31,7 +31,7 @@ HELP = """\
   gpc compare   KEY=VALUE ...   two policies, or two weightings, on the same seeds until the better one is known
   gpc diagnose  KEY=VALUE ...   before any search: what fits, where the policies disagree, what composition may gain
   gpc policies  \\[NAME]          the bundled policies, or the card of one
-  gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html with a leaderboard and study.db here
+  gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html here, with a leaderboard
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
   gpc deploy    KEY=VALUE ...   the control loop on a robot: dry run, shadow or live
@@ -181,9 +181,8 @@ def _report(console: Console, args: list[str]) -> None:
     if not paths:
         raise InputError("gpc report takes run folders, as in: gpc report runs/demo")
     if len(paths) > 1:
-        page, store = Path("study.html"), Path("study.db")
-        write_study(paths, page, store, console)
-        console.print(f"every episode: {store}", soft_wrap=True)
+        page = Path("study.html")
+        write_study(paths, page, console)
     else:
         page = write_report(paths[0])
         print_summary(paths[0], console)

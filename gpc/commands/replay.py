@@ -23,7 +23,7 @@ from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
 from gpc.results.run_folder import Row, read_rows, read_versioned, versions
 from gpc.results.trajectories import read_trajectory
-from gpc.results.video import film, write_video
+from gpc.results.video import render, write_video
 from gpc.rollout.engine import Episode, Job, rollout
 from gpc.rollout.env import make_env
 from gpc.types import Array
@@ -125,7 +125,7 @@ def replay(
         played = {"recorded": trajectory["action"], "now": again.trajectory["action"]}
         try:
             with closing(make_env(experiment.env)) as env:
-                write_video(clip, [(name, film(env, row.seed, actions)) for name, actions in played.items()])
+                write_video(clip, [(name, render(env, row.seed, actions)) for name, actions in played.items()])
         except Exception as error:  # a camera or an encoder that fails must not cost the verdict
             notice(missing("the video", error))
     return Replay(row, trajectory, again, experiment.env.n_action_steps, _changed(recorded.versions))

@@ -1,8 +1,9 @@
-"""What a person sees of a run: weights, seeds by weights, progress, denoising errors. Each function draws one figure."""
+"""The figures of a run: success over weights, outcomes of seeds, progress, denoising errors. One function draws one figure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -25,25 +26,44 @@ MOST_TICKS = 40
 MOST_CURVES = 3
 
 
-def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file's content; its texts are inert from then on."""
+@contextmanager
+def _own_style() -> Iterator[None]:
+    """Draw in matplotlib's default style: the current folder may hold a matplotlibrc."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("the figures of a report need matplotlib; pip install 'gpc[report]'") from None
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@_own_style()
+def png(figure: Figure, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a figure as a PNG file; its texts are inert from then on.
+
+    Args:
+        figure: What is drawn.
+        metadata: Texts to store in the file, by name.
+    """
     inert.figure(figure)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata=dict(metadata or {}))
     return buffer.getvalue()
 
 
+@_own_style()
 def weight_plot(summary: Mapping[str, Any]) -> Figure:
-    """Success over the weights, with winner and parents on report seeds as marks of their own.
+    """Draw success over the weights; winner and parents on report seeds are marks.
 
-    Two policies give a curve over the first one's weight, three a triangle, more a point for each candidate. The best of a
-    search looks better than it is, hence the marks. The more episodes a point has, the larger it is.
+    Two policies give a curve over the weight of the first, three a triangle, more a point for each candidate. The success of
+    the best candidate on search seeds is too high on average, hence the marks. The area of a point grows with its episodes.
     """
-    return _triangle(summary) if _free(summary) == 3 else _curve(summary)
+    return _triangle(summary) if _n_weights(summary) == 3 else _curve(summary)
 
 
 def _curve(summary: Mapping[str, Any]) -> Figure:
-    two = _free(summary) == 2
+    two = _n_weights(summary) == 2
     candidates = sorted(summary["candidates"], key=lambda c: c["weights"], reverse=not two)
     reported = [*summary["parents"], summary["winner"]]
     order = list(dict.fromkeys(tuple(f["weights"]) for f in (*candidates, *reported)))
@@ -90,21 +110,22 @@ def _triangle(summary: Mapping[str, Any]) -> Figure:
         place, (low, high) = [[w] for w in figures["weights"]], figures["pc_success_ci95"]
         label += f": {figures['pc_success']:.1f} % [{low:.1f}, {high:.1f}]"
         size = 200 if marker == "*" else 70
-        shown = axes.scatter(*place, c=[figures["pc_success"]], s=size, marker=marker, edgecolors="black", label=label,
-                             linewidths=1.5, zorder=3, clip_on=False, **colours)  # fmt: skip
-    for say, name in zip((axes.set_tlabel, axes.set_llabel, axes.set_rlabel), summary["policies"], strict=True):
-        say(f"weight of {name}")
+        points = axes.scatter(*place, c=[figures["pc_success"]], s=size, marker=marker, edgecolors="black", label=label,
+                              linewidths=1.5, zorder=3, clip_on=False, **colours)  # fmt: skip
+    for set_label, name in zip((axes.set_tlabel, axes.set_llabel, axes.set_rlabel), summary["policies"], strict=True):
+        set_label(f"weight of {name}")
     for axis in (axes.taxis, axes.laxis, axes.raxis):
         axis.set_label_position("tick1")
-    figure.colorbar(shown, ax=axes, label="success, %", shrink=0.7, pad=0.12)
+    figure.colorbar(points, ax=axes, label="success, %", shrink=0.7, pad=0.12)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside lower center")
     return figure
 
 
+@_own_style()
 def outcome_matrix(run: Run) -> Figure:
-    """Every seed (a row) under every weights (a column), on report seeds and on search seeds.
+    """Draw every seed (a row) under all weights (columns), report and search seeds.
 
-    The rows are sorted by what became of winner and parents: on top what the mixture alone solves.
+    Rows are sorted by the outcomes of winner and parents: on top are the seeds that the mixture alone solves.
     """
     summary = run.summary
     winner = summary["winner"]
@@ -130,7 +151,7 @@ def outcome_matrix(run: Run) -> Figure:
 
 
 def _matrix(axes: Axes, columns: Sequence[Mapping[int, Row]], classes: Mapping[int, str]) -> None:
-    """Colour one panel; a line parts the classes of seeds, the first of which are named in OUTCOMES."""
+    """Colour one panel; lines separate the classes of seeds in `OUTCOMES`."""
     from matplotlib.colors import ListedColormap
 
     seeds = sorted({seed for rows in columns for seed in rows})
@@ -144,10 +165,12 @@ def _matrix(axes: Axes, columns: Sequence[Mapping[int, Row]], classes: Mapping[i
         axes.axhline(edge + 0.5, color="black", linewidth=0.6)
 
 
+@_own_style()
 def progress_plot(runs: Mapping[str, Run]) -> Figure:
-    """Search episodes spent against the success of the candidate that led then; the winner on report seeds as a star.
+    """Draw the success of the leading candidate over the search episodes spent.
 
-    See `gpc.results.leaderboard.progress`. What leads looks better than it is; the star does not.
+    The leader is that of `gpc.results.leaderboard.progress`; its success is too high on average. The star is the winner on
+    report seeds, whose success is not.
     """
     figure = _figure(8, 4)
     axes = figure.subplots()
@@ -165,8 +188,9 @@ def progress_plot(runs: Mapping[str, Run]) -> Figure:
     return figure
 
 
+@_own_style()
 def error_plot(errors: Mapping[str, Any]) -> Figure:
-    """A summary's `denoising_error` over sigma: each policy's error, each pair's correlation, the best weights."""
+    """Draw errors, correlations and best weights of `denoising_error` over sigma."""
     sigmas, names = errors["sigmas"], list(errors["rms"])
     figure = _figure(12, 4)
     size, alike, weights = figure.subplots(1, 3)
@@ -187,13 +211,14 @@ def error_plot(errors: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def disagreement_plot(found: Mapping[str, Any]) -> Figure:
-    """How far apart a diagnosis found the policies: over sigma, and along the episode."""
+@_own_style()
+def disagreement_plot(diagnosis: Mapping[str, Any]) -> Figure:
+    """Draw the disagreement of policies over sigma and along the episode."""
     figure = _figure(9, 4)
     levels, decisions = figure.subplots(1, 2)
-    for pair, apart in found["disagreement_by_sigma"].items():
-        levels.loglog(found["sigmas"], apart, "o-", label=pair)
-        decisions.plot(found["disagreement_by_decision"][pair], "o-", label=pair)
+    for pair, apart in diagnosis["disagreement_by_sigma"].items():
+        levels.loglog(diagnosis["sigmas"], apart, "o-", label=pair)
+        decisions.plot(diagnosis["disagreement_by_decision"][pair], "o-", label=pair)
     levels.set(title="by noise level", xlabel="sigma", ylabel="RMS distance, normalised actions")
     decisions.set(title="along an episode, mean over the levels", xlabel="decision")
     decisions.set_ylim(bottom=0)
@@ -203,17 +228,22 @@ def disagreement_plot(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+@_own_style()
 def chunk_plot(chunks: Mapping[str, Array], picture: Array, pixels: Callable[[Array], Array] | None) -> Figure:
-    """Sampled chunks (chunks, steps, action) of each policy for one observation: over the picture, where actions are places in it.
+    """Draw the sampled chunks of each policy for one observation.
 
-    Elsewhere each of the first action dimensions over the steps, beside the picture.
+    Args:
+        chunks: Actions (chunks, steps, action) by the name of the policy.
+        picture: Image (height, width, 3) of the observation.
+        pixels: Maps actions to places in the picture, over which they are drawn. Without it the first action dimensions are
+            drawn over the steps, beside the picture.
     """
     if pixels is None:
         return _chunk_curves(chunks, picture)
     figure = _figure(3.2 * len(chunks), 3.5)
-    for axes, (name, own) in zip(figure.subplots(1, len(chunks), squeeze=False)[0], chunks.items(), strict=True):
+    for axes, (name, actions) in zip(figure.subplots(1, len(chunks), squeeze=False)[0], chunks.items(), strict=True):
         axes.imshow(picture)
-        for chunk in pixels(own):
+        for chunk in pixels(actions):
             axes.plot(chunk[:, 0], chunk[:, 1], "-", linewidth=1, alpha=0.7, color="C3")
             axes.plot(*chunk[-1], ".", color="C3")
         axes.set(title=name, xlim=(0, picture.shape[1]), ylim=(picture.shape[0], 0))
@@ -228,25 +258,26 @@ def _chunk_curves(chunks: Mapping[str, Array], picture: Array) -> Figure:
     first.imshow(picture)
     first.axis("off")
     for dim, axes in enumerate(others):
-        for k, (name, own) in enumerate(chunks.items()):
-            axes.plot(own[:, :, dim].T, color=f"C{k}", linewidth=0.8, alpha=0.6, label=[name] + ["_"] * (len(own) - 1))
+        for k, (name, actions) in enumerate(chunks.items()):
+            labels = [name] + ["_"] * (len(actions) - 1)
+            axes.plot(actions[:, :, dim].T, color=f"C{k}", linewidth=0.8, alpha=0.6, label=labels)
         axes.set(title=f"action {dim}", xlabel="step")
         axes.grid(alpha=0.3)
     others[0].legend(fontsize=7)
     return figure
 
 
-def _free(summary: Mapping[str, Any]) -> int:
-    """How many weights there are: one for each policy and part of the composer."""
+def _n_weights(summary: Mapping[str, Any]) -> int:
+    """Return the number of weights: one for each policy and row of the composer."""
     return len(summary["winner"]["weights"])
 
 
 def _marks(summary: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, str, str]]:
-    """(figures, marker, colour, label) of what ran on report seeds: the parents, then the winner."""
+    """Return (figures, marker, colour, label) of the parents, then of the winner."""
     winner = summary["winner"]
-    found = [(p, "s", "C1", f"{p['name']} alone") for p in summary["parents"]]
-    found.append((winner, "*", "C2", f"winner {mixture(winner['weights'])}"))
-    return [(f, m, c, f"{label}, report seeds, {f['n_episodes']} episodes") for f, m, c, label in found]
+    marks = [(p, "s", "C1", f"{p['name']} alone") for p in summary["parents"]]
+    marks.append((winner, "*", "C2", f"winner {mixture(winner['weights'])}"))
+    return [(f, m, c, f"{label}, report seeds, {f['n_episodes']} episodes") for f, m, c, label in marks]
 
 
 def _spent(candidates: Sequence[Mapping[str, Any]]) -> str:
@@ -256,13 +287,13 @@ def _spent(candidates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sizes(candidates: Sequence[Mapping[str, Any]], largest: float) -> list[float]:
-    """Marker areas in points squared, proportional to the episodes, but never too small to see."""
+    """Return marker areas in points squared, proportional to the episodes."""
     most = max(c["n_episodes"] for c in candidates)
     return [max(largest / 12, largest * c["n_episodes"] / most) for c in candidates]
 
 
 def _ticks(axes: Axes, labels: Sequence[str]) -> None:
-    """Name the places 0, 1, ... of an axis; matplotlib writes these names anew when it draws, hence inert before."""
+    """Name the places 0, 1, ... of an axis; the names are inert."""
     step = -(-len(labels) // MOST_TICKS)
     axes.set_xticks(
         range(0, len(labels), step), [inert.label(name) for name in labels[::step]], rotation=90, fontsize=6
@@ -270,8 +301,6 @@ def _ticks(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("the figures of a report need matplotlib; pip install 'gpc[report]'") from None
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained", dpi=130)

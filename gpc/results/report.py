@@ -27,7 +27,6 @@ from gpc.results.leaderboard import (
     searched,
     tasks,
 )
-from gpc.results.sqlite import write_store
 from gpc.results.summary import mixture, read_summary
 
 if TYPE_CHECKING:
@@ -113,10 +112,9 @@ def write_report(path: Path) -> Path:
     return _write(path / "report.html", title, blocks)
 
 
-def write_study(paths: Sequence[Path], page: Path, store: Path, console: Console) -> None:
-    """Several runs on one page, a leaderboard for each task first, and in one store; the leaderboards are printed, too."""
+def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
+    """Write one page of several runs, a leaderboard for each task first; print the leaderboards."""
     runs = [read_run(path) for path in dict.fromkeys(paths)]
-    write_store(runs, store)
     blocks: list[Block] = []
     printed: list[tuple[Table, list[str]]] = []
     for task, group in tasks(runs).items():

@@ -1,9 +1,9 @@
-"""The run folder: everything an experiment knows, written so that it can be killed at any time.
+"""The run folder of an experiment, complete on disk up to any kill.
 
-`manifest.json` says what the run is and, under "resolved", how to run it again; `episodes.jsonl` holds one row for each
-finished (phase, candidate, seed), and `trajectories.zarr` what happened in them: "action" and "reward" at every step, and the
-numeric observations at every decision, each an array (episodes, length, ...) whose i-th entry belongs to the i-th line of
-`episodes.jsonl`, filled up with NaN. A row is acknowledged when it is on disk; the trajectory is on disk before it.
+`manifest.json` holds the configuration, with "resolved" the full one. `episodes.jsonl` holds one row for each finished
+(phase, candidate, seed). `trajectories.zarr` holds "action" and "reward" of every step and the numeric observations of every
+decision: arrays (episodes, length, ...), padded with NaN, whose entry i belongs to line i of `episodes.jsonl`. A row is
+acknowledged when it is on disk; its trajectory is on disk before it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gpc.results.trajectories import Trajectories
 from gpc.results.upgrade import completed
 from gpc.types import Array
 
-SCHEMA_VERSION = 1  # of manifest.json and summary.json
+SCHEMA_VERSION = 1  # of manifest.json
 PACKAGES = ("gpc", "torch", "numpy", "scipy", "optuna", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
 NEUTRAL = ("python", "zarr")  # recorded, but they compute nothing that is in a row
 WAITING = 64  # finished episodes that may wait for the disk
@@ -54,12 +54,12 @@ class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
 
     @property
     def key(self) -> Key:
-        """What no two rows share."""
+        """Unique identifier of the episode: phase, candidate and seed."""
         return self.phase, self.candidate, self.seed
 
 
 class Manifest(msgspec.Struct):
-    """What every manifest.json holds; `resolved` is missing in those of early versions."""
+    """The fields of every manifest.json; early versions have no `resolved`."""
 
     config: dict[str, Any]
     versions: dict[str, str]
@@ -67,14 +67,18 @@ class Manifest(msgspec.Struct):
 
 
 class RunFolder:
-    """One experiment on disk; open it with the configuration that determines its results, and an episode's longest length.
+    """One experiment on disk; a folder that exists is resumed.
 
-    `resolved` is the whole configuration, kept for `gpc replay`. Opening a folder again resumes it.
+    Args:
+        path: The folder.
+        config: The settings that determine the results.
+        length: Largest number of steps of an episode.
+        resolved: The full configuration, for `gpc replay`.
 
     Raises:
-        InputError: the folder cannot be written, belongs to another configuration (the first difference is named), or
+        InputError: If the folder cannot be written, belongs to another configuration (the first difference is named), or
             another process writes in it.
-        RunError: its rows are damaged.
+        RunError: If its rows are damaged.
     """
 
     def __init__(
@@ -101,7 +105,7 @@ class RunFolder:
                 ) from None
             self._versions = self._check_manifest(config, resolved)
             self._file = os.open(rows, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            self.rows: dict[Key, Row] = {row.key: row for row in _decoded(self._mended(), rows)}
+            self.rows: dict[Key, Row] = {row.key: row for row in _decoded(self._complete_lines(), rows)}
             self._trajectories = Trajectories(self.path, length)
             sync_folder(self.path)
 
@@ -119,43 +123,46 @@ class RunFolder:
             self._file = -1
             self._lock.close()
 
-    def append(self, row: Row, trajectory: Mapping[str, Array]) -> None:
-        """Keep one episode; see `extend`."""
-        self.extend([(row, trajectory)])
-
     def extend(self, episodes: Sequence[tuple[Row, Mapping[str, Array]]]) -> None:
-        """Keep episodes; returns when they are on disk.
+        """Add episodes; returns when they are on disk.
 
         Raises:
-            RunError: the folder is gone or cannot be written, as on a full disk; earlier episodes stay.
+            RunError: If a score is not finite, or the folder is gone or cannot be written, as on a full disk; earlier episodes
+                stay.
         """
+        lines = b"".join(_line(row) for row, _ in episodes)
         with self._access:
             end = self._end()
             try:
                 self._trajectories.write(len(self.rows), [trajectory for _, trajectory in episodes])
-                write_whole(self._file, b"".join(_line(row) for row, _ in episodes))
+                write_whole(self._file, lines)
                 os.fsync(self._file)
             except OSError as error:
                 with suppress(OSError):
                     os.ftruncate(self._file, end)
                 raise RunError(
-                    f"{self.path}: {reason(error)}; {len(self.rows)} finished episodes are kept, the same command goes on"
+                    f"{self.path}: {reason(error)}; {len(self.rows)} finished episodes are kept, the same command resumes the run"
                 ) from None
             self.rows |= {row.key: row for row, _ in episodes}
 
     def phase(self, name: str) -> list[Row]:
-        """The finished rows of a phase, ordered by candidate and seed."""
+        """Return the finished rows of a phase, ordered by candidate and seed."""
         return sorted(row for row in self.rows.values() if row.phase == name)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Replace a JSON file of the folder, whole or not at all."""
-        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+        """Replace a JSON file of the folder atomically.
+
+        Raises:
+            RunError: If a number is not finite, which JSON cannot hold, or the file cannot be written.
+        """
+        path = self.path / name
+        write_atomically(path, _json(content, str(path), indent=1) + "\n")
 
     def check_versions(self) -> None:
         """Check that the folder was begun with the installed packages.
 
         Raises:
-            InputError: another version of a package is installed; more episodes would mix the results of both in one table.
+            InputError: If another version of a package is installed; more episodes would mix the results of both versions.
         """
         installed = versions()
         for name, recorded in self._versions.items():
@@ -165,25 +172,29 @@ class RunFolder:
                     f"mix them; pip install '{name}=={recorded}', or use another run_dir"
                 )
 
-    def _mended(self) -> bytes:
-        """The rows' file; a last line that a kill left torn is cut off."""
+    def _complete_lines(self) -> bytes:
+        """Cut off a last line that a kill left incomplete; return the lines of the file."""
         with os.fdopen(self._file, "rb", closefd=False) as file:
             content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.ftruncate(self._file, whole)
-        return content[:whole]
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            os.ftruncate(self._file, end)
+        return content[:end]
 
     def _end(self) -> int:
-        """Where the next row begins; RunError if the file is no longer the folder's."""
-        own = os.fstat(self._file)
+        """Return the position of the next row.
+
+        Raises:
+            RunError: If the open file is no longer the one in the folder.
+        """
+        status = os.fstat(self._file)
         with suppress(FileNotFoundError, NotADirectoryError):
-            if os.path.samestat(own, (self.path / "episodes.jsonl").stat()):
-                return own.st_size
+            if os.path.samestat(status, (self.path / "episodes.jsonl").stat()):
+                return status.st_size
         raise RunError(f"{self.path} was deleted or moved while the run wrote in it; the same command begins it anew")
 
     def _check_manifest(self, config: dict[str, Any], resolved: Mapping[str, Any] | None) -> Mapping[str, str]:
-        """The recorded versions, of a folder that belongs to the configuration."""
+        """Check that the folder has this configuration; return its recorded versions."""
         path = self.path / "manifest.json"
         if not path.exists():
             if (self.path / "episodes.jsonl").exists():
@@ -196,23 +207,26 @@ class RunFolder:
             }
             self.write_json("manifest.json", manifest)
             return versions()
-        before = read_versioned(Manifest, path)
-        for key, old, new in _differences(completed(before["config"]), completed(config)):
+        manifest = read_versioned(Manifest, path)
+        for key, old, new in _differences(completed(manifest["config"]), completed(config)):
             raise InputError(
                 f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )
-        return dict(before["versions"])
+        return dict(manifest["versions"])
 
 
 class Writer:
-    """Keep episodes in a thread of its own, beside the networks.
+    """Write episodes in a separate thread, parallel to the networks.
 
-    If `WAITING` episodes wait for the disk, `put` waits. `kept` is called with the number of episodes that have reached the disk
-    since the last call. Leaving the block writes the episodes that wait.
+    If `WAITING` episodes wait for the disk, `put` waits. Leaving the block writes the episodes that wait.
+
+    Args:
+        folder: Where the episodes go.
+        on_written: Is called with the number of episodes that have reached the disk since the last call.
     """
 
-    def __init__(self, folder: RunFolder, kept: Callable[[int], None]) -> None:
-        self._folder, self._kept, self._failure = folder, kept, list[BaseException]()
+    def __init__(self, folder: RunFolder, on_written: Callable[[int], None]) -> None:
+        self._folder, self._on_written, self._failure = folder, on_written, list[BaseException]()
         self._queue: Queue[tuple[Row, Mapping[str, Array]] | None] = Queue(WAITING)
         self._thread = Thread(target=self._run, name="gpc-writer", daemon=True)
 
@@ -236,40 +250,38 @@ class Writer:
             raise error
 
     def _run(self) -> None:
-        """Write what waits, together; drop it after a failure, so that `put` returns."""
-        going = True
-        while going:
+        """Write the waiting episodes together; after a failure drop them: `put` returns."""
+        open_ = True
+        while open_:
             batch = [self._queue.get()]
             with suppress(Empty):
                 while len(batch) < WAITING:
                     batch.append(self._queue.get_nowait())
             episodes = [item for item in batch if item is not None]
-            going = len(episodes) == len(batch)
+            open_ = len(episodes) == len(batch)
             if episodes and not self._failure:
                 try:
                     self._folder.extend(episodes)
-                    self._kept(len(episodes))
+                    self._on_written(len(episodes))
                 except BaseException as error:
                     self._failure.append(error)
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages of `PACKAGES`."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the installed packages of `PACKAGES`."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file of a run folder.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: If it is missing or damaged.
     """
     try:
         path.stat()
@@ -280,28 +292,33 @@ def read_json(path: Path) -> dict[str, Any]:
     return schema.read(dict[str, Any], path)
 
 
-def read_versioned(kind: Any, path: Path) -> dict[str, Any]:
-    """Read a JSON file of a run folder; check its "schema_version" and the fields of `kind`.
+def read_versioned(kind: Any, path: Path, versions: tuple[int, ...] = (SCHEMA_VERSION,)) -> dict[str, Any]:
+    """Read a JSON file of a run folder and check it.
+
+    Args:
+        kind: Type of the content.
+        path: The file.
+        versions: Values of "schema_version" that can be read, the newest last.
 
     Raises:
-        InputError: it is missing or damaged, its version is another one, or a field does not fit and is named.
+        InputError: If it is missing or damaged, its version is another one, or a field does not fit and is named.
     """
     content = read_json(path)
     written = content.get("schema_version")
-    if written != SCHEMA_VERSION:
+    if written not in versions:
         raise InputError(
-            f"{path} has schema_version {one_line(written, 20)}, not {SCHEMA_VERSION}; use the gpc that wrote it"
+            f"{path} has schema_version {one_line(written, 20)}, not {versions[-1]}; use the gpc that wrote it"
         )
     schema.convert(kind, content, str(path))
     return content
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read an episodes.jsonl, without a last line that a kill left torn.
+    """Read an episodes.jsonl, without a last line that a kill left incomplete.
 
     Raises:
-        InputError: the file cannot be read.
-        RunError: a whole line is damaged or repeats an episode; its number and its field are named.
+        InputError: If the file cannot be read.
+        RunError: If a complete line is damaged or repeats an episode; its number and its field are named.
     """
     try:
         content = path.read_bytes()
@@ -313,7 +330,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _decoded(content: bytes, path: Path) -> list[Row]:
-    """The rows of whole lines."""
+    """Decode the rows of complete lines."""
     rows: dict[Key, Row] = {}
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
@@ -329,21 +346,35 @@ def _decoded(content: bytes, path: Path) -> list[Row]:
 
 
 def searched_seeds(runs: Path, fingerprints: Mapping[str, str]) -> dict[Path, set[int]]:
-    """The seeds on which the searches in a folder of runs chose weights of these policies.
+    """Return the search seeds of each run in a folder that searched these policies.
 
-    What is no readable search is passed over.
+    Runs that cannot be read are skipped.
     """
-    found = {}
+    seeds = {}
     for path in sorted(runs.glob("*/manifest.json")):
         with suppress(GpcError):
             if read_versioned(Manifest, path)["config"].get("fingerprints") == fingerprints:
                 rows = read_rows(path.with_name("episodes.jsonl"))
-                found[path.parent] = {row.seed for row in rows if row.phase == "search"}
-    return found
+                seeds[path.parent] = {row.seed for row in rows if row.phase == "search"}
+    return seeds
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(msgspec.structs.asdict(row)).encode() + b"\n"
+    return _json(msgspec.structs.asdict(row), f"the row of seed {row.seed}").encode() + b"\n"
+
+
+def _json(content: Mapping[str, Any], where: str, indent: int | None = None) -> str:
+    """Encode as JSON.
+
+    Raises:
+        RunError: If a number is not finite, such as a score of an environment with a reward of NaN.
+    """
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        raise RunError(
+            f"{where} holds a number that is not finite: does the environment return finite rewards?"
+        ) from None
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,4 +1,4 @@
-"""What the episodes say: `summary.json`, from rows alone (its schema is in docs/summary-schema.md)."""
+"""Compute `summary.json` from the rows of a run (its schema is in docs/summary-schema.md)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from gpc.results.run_folder import SCHEMA_VERSION, Row, read_versioned
+from gpc.results.run_folder import Row, read_versioned
 from gpc.results.sequential import anytime_difference, anytime_p, anytime_proportion
 from gpc.results.stats import Interval, discordant, mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
 
-SMALL_GAIN = 5.0  # points of success; what verdicts price: the gains that are published are of this size
+SCHEMA_VERSION = 2  # of summary.json; version 1 named `optimality_gap_ci95` "epsilon"
+SMALL_GAIN = 5.0  # points of success, the size of published gains: verdicts give the pairs that such a gain takes
 
 Count = Annotated[int, Meta(ge=1)]
 Names = Annotated[list[str], Meta(min_length=1)]
@@ -20,7 +21,7 @@ Weighting = Annotated[list[float], Meta(min_length=1)]
 
 
 class Figures(Struct):
-    """Of one candidate; as for all types here, docs/summary-schema.md gives the meaning of a field."""
+    """Figures of one candidate; the fields are explained in docs/summary-schema.md."""
 
     weights: Weighting
     n_episodes: Count
@@ -39,7 +40,7 @@ class Named(Figures, kw_only=True):
 
 
 class Prediction(Struct):
-    """What demonstrations predict of one candidate."""
+    """Predicted error of one candidate, from demonstrations."""
 
     weights: Weighting
     error: float
@@ -72,14 +73,14 @@ class Errors(Struct):
 
 
 class Evaluation(Figures, tag_field="kind", tag="evaluation", kw_only=True):
-    """Of `gpc evaluate`."""
+    """Summary of `gpc evaluate`."""
 
     policies: Names
     infrastructure_errors: int
 
 
 class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
-    """Of `gpc search`; early versions wrote no `pc_discordant` and no `epsilon`."""
+    """Summary of `gpc search`; early versions lack `pc_discordant` and the gap."""
 
     policies: Names
     candidates: list[Figures]
@@ -92,7 +93,7 @@ class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
     avg_max_reward_gain_ci95: Interval
     p_value_score: float
     pc_discordant: float | None = None
-    epsilon: float | None = None
+    optimality_gap_ci95: float | None = None
     denoising_error: Errors | None = None
     infrastructure_errors: int
     verdict: str
@@ -104,7 +105,7 @@ class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
 
 
 class Compared(Struct, tag_field="kind", tag="comparison", kw_only=True):
-    """Of `gpc compare`."""
+    """Summary of `gpc compare`."""
 
     policies: Names
     sides: tuple[Named, Named]
@@ -123,16 +124,20 @@ class Compared(Struct, tag_field="kind", tag="comparison", kw_only=True):
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a run folder, checked.
+    """Read the summary of a run folder and check it.
 
     Raises:
-        InputError: the run is unfinished, its summary is damaged or of another version, or a field does not fit and is named.
+        InputError: If the run is unfinished, its summary is damaged or of another version, or a field does not fit and is
+            named.
     """
-    return read_versioned(Evaluation | Searched | Compared, path / "summary.json")
+    summary = read_versioned(Evaluation | Searched | Compared, path / "summary.json", (1, SCHEMA_VERSION))
+    if "epsilon" in summary:
+        summary["optimality_gap_ci95"] = summary.pop("epsilon")
+    return summary
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """Success in percent and mean score of one candidate's episodes, each with its 95 % interval."""
+    """Compute success in percent and mean score of one candidate, with intervals."""
     n, successes = len(rows), sum(row.success for row in rows)
     low, high = wilson(successes, n)
     scores = [row.score for row in rows]
@@ -149,7 +154,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def by_candidate(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    """Rows grouped by candidate, each group ordered by seed."""
+    """Group rows by candidate, each group ordered by seed."""
     groups: dict[int, list[Row]] = {}
     for row in sorted(rows):
         groups.setdefault(row.candidate, []).append(row)
@@ -157,7 +162,7 @@ def by_candidate(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def summarize_evaluation(policies: Sequence[str], rows: Sequence[Row], infrastructure_errors: int) -> dict[str, Any]:
-    """The summary of `gpc evaluate`."""
+    """Compute the summary of `gpc evaluate`."""
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "evaluation",
@@ -175,10 +180,18 @@ def summarize_search(
     parents: Mapping[str, int],
     infrastructure_errors: int,
 ) -> dict[str, Any]:
-    """The summary of `gpc search`: the curve on search seeds, winner and parents on report seeds, and the paired test.
+    """Compute the summary of `gpc search`.
 
-    `parents` gives each policy's candidate number. The best parent is the one with most successes (then score) on the
-    report seeds themselves, which is the harder one to beat.
+    The best parent is the one with most successes (then score) on the report seeds themselves, which is the harder one to
+    beat.
+
+    Args:
+        policies: Names.
+        search_rows: Episodes of all candidates on search seeds.
+        report_rows: Episodes of winner and parents on report seeds.
+        winner: Candidate that the search chose.
+        parents: Candidate that is each policy alone, by name.
+        infrastructure_errors: Simulators that failed; their episodes were repeated.
     """
     curve = by_candidate(search_rows)
     report = by_candidate(report_rows)
@@ -200,7 +213,7 @@ def summarize_search(
         "avg_max_reward_gain_ci95": list(mean_interval(gains)),
         "p_value_score": paired_t([r.score for r in first], [r.score for r in second]),
         "pc_discordant": 100 * sum(discordant(_successes(first), _successes(second))) / len(first),
-        "epsilon": epsilon(curve, winner),
+        "optimality_gap_ci95": optimality_gap(curve, winner),
         "infrastructure_errors": infrastructure_errors,
     }
     return result | {"verdict": verdict(result)}
@@ -209,7 +222,14 @@ def summarize_search(
 def summarize_comparison(
     names: Sequence[str], sides: Sequence[Sequence[Row]], most: int, infrastructure_errors: int
 ) -> dict[str, Any]:
-    """The summary of `gpc compare`: two sides' rows on the same seeds, of `most` episodes each that there may be."""
+    """Compute the summary of `gpc compare` from both sides' rows on the same seeds.
+
+    Args:
+        names: Of the two sides.
+        sides: Rows of each, in the order of the seeds.
+        most: Largest number of episodes of a side.
+        infrastructure_errors: Simulators that failed; their episodes were repeated.
+    """
     first, second = sides
     only_a, only_b = discordant(_successes(first), _successes(second))
     n, p_value = len(first), anytime_p(only_a, only_b)
@@ -235,37 +255,51 @@ def summarize_comparison(
     return result | {"verdict": comparison_verdict(result)}
 
 
-def epsilon(curve: Mapping[int, Sequence[Row]], winner: int) -> float | None:
-    """By how many points of success the best of the candidates may exceed the winner, with 95 % confidence.
+def optimality_gap(curve: Mapping[int, Sequence[Row]], winner: int) -> float | None:
+    """Bound how far the best candidate exceeds the winner, at 95 % confidence.
 
-    The largest upper end of the paired differences to the winner. Whichever candidate is the best, only its comparisons with
-    the others must hold, hence 1 / (candidates - 1) of the 5 % for each (Bonferroni); at any stopping time, so that a race
-    may drop candidates. None where fewer than two candidates, or not the winner, met search seeds.
+    The bound is the largest upper end of the paired differences to the winner. Only the comparisons with the best candidate
+    must hold, hence each has 1 / (candidates - 1) of the 5 % (Bonferroni). The bound holds at any stopping time, so that a
+    race may drop candidates.
+
+    Args:
+        curve: Rows on search seeds by candidate.
+        winner: Candidate that the search chose.
+
+    Returns:
+        Points of success; None if fewer than two candidates, or not the winner, ran on search seeds.
     """
     if len(curve) < 2 or winner not in curve:
         return None
     level = 1 - 2 * 0.05 / (len(curve) - 1)  # one-sided
-    known = {row.seed: row.success for row in curve[winner]}
+    successes = {row.seed: row.success for row in curve[winner]}
     ends = []
     for rows in curve.values():
-        pairs = [(row.success, known[row.seed]) for row in rows if row.seed in known]
+        pairs = [(row.success, successes[row.seed]) for row in rows if row.seed in successes]
         only = discordant([a for a, _ in pairs], [b for _, b in pairs])
         ends.append(anytime_difference(*only, len(pairs), level)[1])
     return 100 * max(ends)
 
 
 def mixture(weights: Sequence[float]) -> str:
-    """Weights as people read them."""
+    """Return weights as text for people."""
     return "[" + ", ".join(f"{w:g}" for w in weights) + "]"
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
-    """Does the winner beat the best parent on the report seeds, what could they tell, and how near is it to the best?"""
+    """Return the outcome of a search in words.
+
+    Whether the winner beats the best parent on the report seeds, which differences these seeds resolve, and how far the best
+    candidate may exceed the winner.
+    """
     return " ".join([_outcome(summary), *_limits(summary)])
 
 
 def comparison_verdict(summary: Mapping[str, Any]) -> str:
-    """Which side succeeds more often, since when that is known, and what a test of a fixed size would have taken."""
+    """Return the outcome of a comparison in words.
+
+    Which side succeeds more often, after how many pairs that is shown, and how many a test of a fixed size takes.
+    """
     (first, second), n, p = summary["sides"], summary["n_episodes"], summary["p_value"]
     low, high = summary["pc_success_gain_ci95"]
     rates = f"{first['pc_success']:.1f} % against {second['pc_success']:.1f} %"
@@ -273,30 +307,32 @@ def comparison_verdict(summary: Mapping[str, Any]) -> str:
     if summary["better"]:
         how = "more" if summary["better"] == first["name"] else "less"
         return (
-            f"{first['name']} succeeds {how} often than {second['name']}: {rates} ({gain}), known after {n} pairs of episodes. "
+            f"{first['name']} succeeds {how} often than {second['name']}: {rates} ({gain}), shown after {n} pairs of episodes. "
             f"A test of a fixed size needs about {summary['fixed_episodes']} for such a difference (80 % power, 5 % level)."
         )
-    told = f"{n} pairs of episodes do not tell {first['name']} and {second['name']} apart: {rates} ({gain})."
+    text = f"{n} pairs of episodes do not distinguish {first['name']} and {second['name']}: {rates} ({gain})."
     if share := sum(summary["n_only_success"]) / n:
         price = pairs_needed(SMALL_GAIN / 100, share)
-        told += f" {SMALL_GAIN:g} points would take a test of a fixed size about {price}."
-    return f"{told} With more episodes the same command goes on."
+        text += f" {SMALL_GAIN:g} points would take a test of a fixed size about {price}."
+    return f"{text} With more episodes the same command continues."
 
 
 def _limits(summary: Mapping[str, Any]) -> list[str]:
-    """What the episodes of a search can and cannot tell, in sentences."""
-    n, share, found = summary["winner"]["n_episodes"], summary["pc_discordant"] / 100, []
+    """Return which differences the episodes of a search resolve, in sentences."""
+    n, share, sentences = summary["winner"]["n_episodes"], summary["pc_discordant"] / 100, []
     if share:  # else winner and best parent are one, or never differ
         finest = 100 * resolution(n, share)
-        tell = f"differences of {finest:.0f} points and more" if finest < 100 else "no difference at all"
+        resolved = f"differences of {finest:.0f} points and more" if finest < 100 else "no difference at all"
         price = pairs_needed(SMALL_GAIN / 100, share)
-        found = [f"{n} report seeds tell {tell} (80 % power, 5 % level); {SMALL_GAIN:g} points take about {price}."]
-    if summary["epsilon"] is not None:
-        found.append(
-            f"With 95 % confidence the winner is within {summary['epsilon']:.0f} points of the best of the "
+        sentences = [
+            f"{n} report seeds resolve {resolved} (80 % power, 5 % level); {SMALL_GAIN:g} points take about {price}."
+        ]
+    if summary["optimality_gap_ci95"] is not None:
+        sentences.append(
+            f"With 95 % confidence the winner is within {summary['optimality_gap_ci95']:.0f} points of the best of the "
             f"{len(summary['candidates'])} weights tried: near the best, not the best."
         )
-    return found
+    return sentences
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Videos: recorded actions done again before a camera, side by side."""
+"""Videos of recorded actions, executed again in front of a camera."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from gpc.types import Array
 
 
 def record_video(spec: EnvSpec, path: Path, count: int) -> None:
-    """Write `episodes.mp4`: the recorded actions of each candidate's first `count` report seeds, done again side by side."""
+    """Write `episodes.mp4`: the first `count` report seeds of each candidate, side by side."""
     rows, summary = read_rows(path / "episodes.jsonl"), read_summary(path)
     place = {row: i for i, row in enumerate(rows)}
     groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
     panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
     with closing(make_env(spec)) as env:
         for i in range(min(count, len(groups[0]))):
-            films = [film(env, row.seed, read_trajectory(path, place[row])["action"]) for row in (g[i] for g in groups)]
-            longest = max(map(len, films))
-            for (_, frames), shown in zip(panels, films, strict=True):
-                frames += shown + [shown[-1]] * (longest - len(shown))
+            clips = [render(env, g[i].seed, read_trajectory(path, place[g[i]])["action"]) for g in groups]
+            longest = max(map(len, clips))
+            for (_, frames), clip in zip(panels, clips, strict=True):
+                frames += clip + [clip[-1]] * (longest - len(clip))
     write_video(path / "episodes.mp4", panels)
 
 
-def film(env: Environment, seed: int, actions: Array) -> list[Array]:
-    """What a camera sees of these actions (steps, action) after a reset with this seed."""
+def render(env: Environment, seed: int, actions: Array) -> list[Array]:
+    """Return a picture after each of the actions (steps, action), from a reset with the seed."""
     env.reset(seed=seed)
     frames = []
     for action in actions:
@@ -46,10 +46,15 @@ def film(env: Environment, seed: int, actions: Array) -> list[Array]:
 
 
 def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20) -> None:
-    """Write an mp4 of several episodes side by side: (title, frames (height, width, 3) uint8) for each panel.
+    """Write an mp4 file of several episodes side by side.
+
+    Args:
+        path: The file.
+        panels: Title and frames (height, width, 3) uint8 of each episode.
+        fps: Frames per second.
 
     Raises:
-        RunError: the file cannot be written; an older one stays.
+        RunError: If the file cannot be written; an older one stays.
     """
     temporary = path.with_name(f"unfinished-{path.name}")
     with writing(path):
@@ -58,7 +63,7 @@ def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: in
         try:
             try:
                 _encode(temporary, panels, fps)
-                _check_whole(temporary)
+                _check_complete(temporary)
             except OSError as error:
                 raise RunError(f"{path} cannot be written: {one_line(error, 80)} (is the disk full?)") from None
             temporary.replace(path)
@@ -74,18 +79,22 @@ def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -
     settings: dict[str, Any] = {"codec": "libx264", "macro_block_size": 16, "quality": 6, "ffmpeg_log_level": "quiet"}
     with imageio.get_writer(path, fps=fps, **settings) as writer:
         for i in range(longest):
-            shown = []
+            row = []
             for title, frames in panels:
                 frame = frames[min(i, len(frames) - 1)]
                 canvas = Image.new("RGB", (frame.shape[1], frame.shape[0] + 32), "white")
                 canvas.paste(Image.fromarray(frame), (0, 32))
                 ImageDraw.Draw(canvas).text((6, 9), label(title), fill="black", font_size=14)
-                shown.append(np.asarray(canvas))
-            cast(Any, writer).append_data(np.concatenate(shown, axis=1))
+                row.append(np.asarray(canvas))
+            cast(Any, writer).append_data(np.concatenate(row, axis=1))
 
 
-def _check_whole(path: Path) -> None:
-    """Raise OSError if a video ends early: an encoder whose disk is full at the very end does not fail."""
+def _check_complete(path: Path) -> None:
+    """Check that a video does not end early: an encoder does not fail if the disk is full at the end.
+
+    Raises:
+        OSError: If it does.
+    """
     from imageio_ffmpeg import count_frames_and_secs
 
     try:
