@@ -324,7 +324,7 @@ def test_another_policy_takes_over_between_chunks_only(parents):
     planner = LocalPlanner(Slow(old, lambda: planner.exchange(new)), Sampling(steps=3))
     random = np.random.default_rng(0)
     shapes = old.observations.shapes
-    ask = gpc.bridge.pilot.Ask(
+    ask = gpc.bridge.controller.Ask(
         0, 0, 0.0, {key: random.uniform(0, 512, (2, *shape)) for key, shape in shapes.items()}, None
     )
     during, after = planner.plan(ask), planner.plan(ask)
