@@ -13,12 +13,13 @@ SOURCES = sorted(path for folder in ("gpc", "policies", "envs", "robots") for pa
 
 IMPORTS = {
     "gpc/__init__.py:__getattr__": "a name of the package itself",
+    "gpc/testing/__init__.py:__getattr__": "a name of the package itself",
     "robots/__init__.py:__getattr__": "a name of the package itself",
-    "gpc/cli.py:_bridge": "one of two constants",
-    "gpc/config.py:bind": "a target of config.ALLOWED, for its own part of the configuration",
-    "gpc/config.py:_defaults": "a target of config.COMPARED",
-    "gpc/load.py:load_entry": "an entry point of an installed package",
-    "gpc/worker.py:make": "an environment of experiment.ENVIRONMENTS; from Python the caller's own",
+    "gpc/commands/cli.py:_bridge": "one of two constants",
+    "gpc/commands/config.py:bind": "a target of config.ALLOWED, for its own part of the configuration",
+    "gpc/results/upgrade.py:_defaults": "a target of config.COMPARED",
+    "gpc/registry.py:load_entry": "an entry point of an installed package",
+    "gpc/rollout/env.py:make_env": "an environment of experiment.ENVIRONMENTS; from Python the caller's own",
     "envs/from_gymnasium.py:_make": "the module of `module:Id` that the user typed; from a run folder only with --trust",
     "policies/from_lerobot/__init__.py:_read_config": "a kind of families.FAMILIES",
     "robots/from_lerobot.py:_register": "LeRobot's own robots and cameras, and its installed plug-ins",
