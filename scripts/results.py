@@ -24,7 +24,7 @@ from gpc.commands.config import load_config
 from gpc.composition.composed import compose
 from gpc.disk import write_atomically
 from gpc.inference.settings import Sampling
-from gpc.weights.denoising_error import DenoisingError, least, measure
+from gpc.weights.denoising_error import DenoisingError, least_error_weights, measure
 
 POLICIES = ("pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image")
 OUTSIDE = {"lerobot-pusht": f"lerobot:{ROOT / 'tests/data/lerobot-pusht'}"}  # by scripts/train_lerobot.py
@@ -45,7 +45,7 @@ def least_error(errors: DenoisingError, pair: Sequence[int]) -> np.ndarray:
     """RMS error of the best convex mixture of two policies over the better one's, (levels,)."""
     found = []
     for gram in errors.gram[:, pair][:, :, pair]:
-        weights = np.array(least(gram))
+        weights = np.array(least_error_weights(gram))
         found.append(np.sqrt(weights @ gram @ weights / gram.diagonal().min()))
     return np.array(found)
 

@@ -26,7 +26,7 @@ from gpc.disk import write_atomically
 from gpc.errors import GpcError, InputError
 from gpc.results.run_folder import read_json, read_rows
 from gpc.weights.bayesian import SAMPLERS, Bayesian
-from gpc.weights.searches import Demos, Grid, Outcome, Prior, Racing, Random, Search
+from gpc.weights.searches import FromDemonstrations, Grid, Outcome, Prior, Racing, Random, Search
 from gpc.weights.simplex import Weights, simplex
 
 SHARES = (0.1, 0.2, 0.4)
@@ -118,7 +118,7 @@ def searches(recording: Recording) -> dict[str, Callable[[int, int], Search]]:
     found = {"grid": grid, "racing": racing, "random": random} | {s: partial(bayesian, s) for s in SAMPLERS}
     if prior:
         found["racing + demos"] = partial(racing, prior=prior)
-        found["demos"] = lambda budget, seed: Demos(policies=policies, step=step, seed=seed, prior=prior)
+        found["demos"] = lambda budget, seed: FromDemonstrations(policies=policies, step=step, seed=seed, prior=prior)
     return found
 
 

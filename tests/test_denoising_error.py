@@ -13,7 +13,7 @@ from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError
 from gpc.inference.settings import Sampling
 from gpc.score.noise import NoiseLevels
-from gpc.weights.denoising_error import least, measure
+from gpc.weights.denoising_error import least_error_weights, measure
 
 TRUTH = 0.3  # every demonstrated action, normalised
 
@@ -53,7 +53,7 @@ def test_two_policies_have_the_closed_form():
         gram = random_gram(rng, 2) * 10 ** rng.uniform(-6, 3)
         (a, c), (_, b) = gram
         weight = np.clip((b - c) / (a + b - 2 * c), 0, 1)
-        assert least(gram) == pytest.approx((weight, 1 - weight), abs=1e-9)
+        assert least_error_weights(gram) == pytest.approx((weight, 1 - weight), abs=1e-9)
 
 
 def test_four_policies_agree_with_a_general_solver():
@@ -69,14 +69,14 @@ def test_four_policies_agree_with_a_general_solver():
             constraints=sum_to_one,
             tol=1e-12,
         )
-        weights = np.array(least(gram))
+        weights = np.array(least_error_weights(gram))
         assert weights.min() >= 0
         assert weights.sum() == pytest.approx(1)
         assert weights @ gram @ weights <= other.fun + 1e-9
 
 
 def test_policies_without_any_error_share():
-    assert sum(least(np.zeros((3, 3)))) == pytest.approx(1)
+    assert sum(least_error_weights(np.zeros((3, 3)))) == pytest.approx(1)
 
 
 def test_opposite_biases_cancel():

@@ -33,7 +33,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     ),
     "search": frozenset(
         {
-            *(f"gpc.weights.searches.{name}" for name in ("Grid", "Racing", "Random", "Demos")),
+            *(f"gpc.weights.searches.{name}" for name in ("Grid", "Racing", "Random", "FromDemonstrations")),
             "gpc.weights.bayesian.Bayesian",
         }
     ),

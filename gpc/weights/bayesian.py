@@ -1,8 +1,9 @@
-"""Bayesian search of the weights by Optuna: its samplers propose, `weight_search.Proposing` does the rest.
+"""Bayesian search of the weights: Optuna's samplers propose, `gpc.weights.searches.ProposalSearch` races.
 
-The samplers see the unit cube. Weights are broken off a stick: of what the policies before have left, policy k takes the
-part `1 - (1 - u_k)^(1 / m)`, m being the number of policies after it, and the last one takes the rest. A uniform u gives
-weights that are uniform on the simplex (the part of the first of m + 1 is Beta(1, m)); for two policies u is the first weight.
+The samplers propose points u of the unit cube, which stick-breaking turns into weights: policy k takes the part
+`1 - (1 - u_k)^(1 / m)` of the remaining stick, where m is the number of policies after it, and the last policy takes the
+rest. A uniform u gives uniform weights on the simplex (the part of the first of m + 1 policies is Beta(1, m)); for two
+policies u is the first weight.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from gpc.errors import InputError, suggest
-from gpc.weights.searches import Proposing
-from gpc.weights.simplex import Weights, rounded
+from gpc.weights.searches import ProposalSearch
+from gpc.weights.simplex import Weights, to_grid
 
 SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler"}
-TIE = 1e-3  # what a point of score is worth in points of success
+SCORE_WEIGHT = 1e-3  # of score beside success, to break ties
 
 
-def from_cube(u: Sequence[float]) -> Weights:
-    """Coordinates (K - 1,) in [0, 1] -> convex weights (K,); see the module."""
+def stick_breaking(u: Sequence[float]) -> Weights:
+    """Map coordinates (K - 1,) in [0, 1] to convex weights (K,)."""
     weights, rest = [], 1.0
     for k, part in enumerate(u):
         weights.append(rest * (1 - (1 - part) ** (1 / (len(u) - k))))
@@ -31,23 +32,25 @@ def from_cube(u: Sequence[float]) -> Weights:
     return (*weights, max(rest, 0.0))
 
 
-def to_cube(weights: Sequence[float]) -> list[float]:
-    """The inverse of `from_cube`; 0 where nothing is left to share out."""
+def inverse_stick_breaking(weights: Sequence[float]) -> list[float]:
+    """Map convex weights (K,) to coordinates (K - 1,); 0 if no stick remains."""
     after = np.cumsum(weights[::-1])[::-1]
     parts = [w / rest if rest > 1e-12 else 0.0 for w, rest in zip(weights, after, strict=True)][:-1]
     return [1 - max(0.0, 1 - part) ** (len(parts) - k) for k, part in enumerate(parts)]
 
 
 @dataclass(kw_only=True)
-class Bayesian(Proposing):
-    """Optuna's samplers on the simplex: "tpe" (Bergstra et al. 2011) or "gp", a Gaussian process.
+class Bayesian(ProposalSearch):
+    """Optuna's samplers on the simplex.
 
-    A candidate is worth its rate of success on its first seeds, ties being broken by its score. Raises InputError where Optuna
-    is missing or `sampler` is none of its.
+    `sampler` is "tpe" (Bergstra et al. 2011) or "gp", a Gaussian process. The objective is the success rate on a candidate's first seeds; the score breaks ties.
+
+    Raises:
+        InputError: If Optuna is missing or `sampler` is unknown.
     """
 
     sampler: str
-    _known: int = field(init=False, default=0)  # candidates that Optuna was told of
+    _reported: int = field(init=False, default=0)  # candidates whose outcomes Optuna has
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,22 +63,22 @@ class Bayesian(Proposing):
         self._axes = {f"u{k}": self._optuna.distributions.FloatDistribution(0, 1) for k in axes}
 
     def propose(self) -> Weights:
-        """What the sampler makes of all results so far."""
-        while self._known < len(self.candidates):
-            self._learn(self._known)
-            self._known += 1
+        """Return the sampler's next point, given all outcomes so far."""
+        while self._reported < len(self.candidates):
+            self._report(self._reported)
+            self._reported += 1
         trial = self._study.ask(self._axes)
-        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # what counts is the rounded point
-        weights = rounded(from_cube(list(trial.params.values())), self.step)
-        if weights in self.candidates:  # so that the sampler looks elsewhere
-            self._learn(self.candidates.index(weights))
+        self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # only the rounded point is reported
+        weights = to_grid(stick_breaking(list(trial.params.values())), self.step)
+        if weights in self.candidates:  # so that the sampler proposes another point
+            self._report(self.candidates.index(weights))
         return weights
 
-    def _learn(self, candidate: int) -> None:
-        found = [self.results[candidate, self.seed + i] for i in range(self.episodes)]
-        worth = float(np.mean([outcome.success + TIE * outcome.score for outcome in found]))
-        params = dict(zip(self._axes, to_cube(self.candidates[candidate]), strict=True))
-        self._study.add_trial(self._optuna.trial.create_trial(params=params, distributions=self._axes, value=worth))
+    def _report(self, candidate: int) -> None:
+        outcomes = [self.results[candidate, self.seed + i] for i in range(self.episodes)]
+        value = float(np.mean([outcome.success + SCORE_WEIGHT * outcome.score for outcome in outcomes]))
+        params = dict(zip(self._axes, inverse_stick_breaking(self.candidates[candidate]), strict=True))
+        self._study.add_trial(self._optuna.trial.create_trial(params=params, distributions=self._axes, value=value))
 
 
 def _optuna() -> Any:
@@ -83,7 +86,5 @@ def _optuna() -> Any:
         optuna = import_module("optuna")
     except ImportError:
         raise InputError("search=tpe and search=gp need Optuna: pip install 'gpc[search]'") from None
-    optuna.logging.set_verbosity(
-        optuna.logging.ERROR
-    )  # it tells of every study, and of packages that it can do without
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # no notes on each study and on optional packages
     return optuna

@@ -1,14 +1,14 @@
-"""Weights from demonstrations: the one-step denoising errors of several policies, and the mixture with the least.
+"""Weights from demonstrations: the mixture of policies with the least one-step denoising error.
 
 On held-out demonstrations x0 with noise of level sigma,
 
     e_i = denoised_i(x0 + sigma noise) - x0,    G_ij(sigma) = E <e_i, e_j>,
 
-so the mixture w has the error w' G w: the quadratic form that the theory behind composition minimises (arXiv 2510.01068,
-proposition 1). Over levels that are evenly spaced in log sigma, the time of the probability-flow ODE, the errors are divided
-by the best single policy's at that level and averaged: at large sigma nobody can know which of several good chunks was
-demonstrated, and in absolute numbers this common part would decide alone. It is a prior, not a verdict: a demonstrated
-chunk that is well denoised is not yet an episode that succeeds.
+so the mixture w has the error w' G w, the quadratic form that the theory behind composition minimises (arXiv 2510.01068,
+proposition 1). The levels are evenly spaced in log sigma, the time of the probability-flow ODE. The errors of a level are
+divided by the best single policy's and then averaged: at large sigma no policy can predict which of several good chunks was
+demonstrated, and this common part would dominate a sum of absolute errors. The result is a prior: a small denoising error
+does not imply a successful episode.
 """
 
 from __future__ import annotations
@@ -39,24 +39,31 @@ WINDOWS = 512
 BATCH = 128
 
 
-def least(gram: Array) -> Weights:
-    """The convex weights with the least w' G w, for a positive semi-definite G (K, K).
+def least_error_weights(gram: Array) -> Weights:
+    """Return the convex weights w with the least w' G w.
 
-    A non-negative least squares (Lawson & Hanson 1974): the v >= 0 with the least v' G v + (1 - sum v)^2 has the direction of w,
-    because along any direction its minimum grows with w' G w.
+    Solved by non-negative least squares (Lawson & Hanson 1974): the v >= 0 with the least v' G v + (1 - sum v)^2 has the
+    direction of w, because along any direction the minimum grows with w' G w.
+
+    Args:
+        gram: positive semi-definite G, (K, K).
     """
     size = float(np.trace(gram)) / len(gram) or 1.0
     values, vectors = np.linalg.eigh(gram / size)
     root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
-    found, _ = optimize.nnls(np.vstack([root, np.ones(len(gram))]), np.append(np.zeros(len(gram)), 1.0))
-    return tuple((found / found.sum()).tolist())
+    solution, _ = optimize.nnls(np.vstack([root, np.ones(len(gram))]), np.append(np.zeros(len(gram)), 1.0))
+    return tuple((solution / solution.sum()).tolist())
 
 
 @dataclass(frozen=True)
 class DenoisingError:
-    """The error Gram matrices (levels, K, K), mean squares in normalised actions, at descending sigmas (levels,).
+    """Gram matrices of the policies' denoising errors; a `Prior` of a search.
 
-    `windows` chunks of demonstrations were denoised, whose content has the hash `fingerprint`. A `weight_search.Prior`.
+    Attributes:
+        sigmas: noise levels, descending, (levels,).
+        gram: mean products of errors in normalised actions, (levels, K, K).
+        windows: number of denoised chunks.
+        fingerprint: hash of the demonstrations.
     """
 
     sigmas: Array
@@ -66,47 +73,53 @@ class DenoisingError:
 
     @cached_property
     def relative(self) -> Array:
-        """(K, K): the mean over levels of G over the best single policy's squared error."""
+        """Mean over levels of G / the best single policy's squared error, (K, K)."""
         best = self.squares.min(1).clip(np.finfo(float).tiny ** 0.5)
         mean: Array = (self.gram / best[:, None, None]).mean(0)
         return mean
 
     @property
     def squares(self) -> Array:
-        """Each policy's mean squared error (levels, K)."""
+        """Mean squared error of each policy, (levels, K)."""
         return np.diagonal(self.gram, axis1=1, axis2=2)
 
     @property
     def correlation(self) -> Array:
-        """Of the policies' errors (levels, K, K), about zero; low correlation is where composition pays."""
+        """Correlation about zero, (levels, K, K); a low one favours composition."""
         size = np.sqrt(self.squares)
-        found: Array = self.gram / (size[:, :, None] * size[:, None, :])
-        return found
+        ratio: Array = self.gram / (size[:, :, None] * size[:, None, :])
+        return ratio
 
     def predicted(self, weights: Weights) -> float:
-        """Root of the mean squared error in units of the best single policy's at each level; below 1 is a gain."""
+        """Return the RMS error relative to the best single policy at each level."""
         w = np.array(weights)
         return float(np.sqrt(w @ self.relative @ w))
 
     def best(self) -> Weights:
-        """The convex weights with the least predicted error."""
-        return least(self.relative)
+        """Return the convex weights with the least predicted error."""
+        return least_error_weights(self.relative)
 
     @property
     def best_per_level(self) -> list[Weights]:
-        """The convex weights with the least error at each level."""
-        return [least(gram) for gram in self.gram]
+        """Convex weights with the least error at each level."""
+        return [least_error_weights(gram) for gram in self.gram]
 
     def explain(
         self, names: Sequence[str], candidates: Sequence[Weights], measured: Mapping[Weights, float]
     ) -> dict[str, Any]:
-        """The part `denoising_error` of a summary (docs/summary-schema.md); `measured` holds rates of success by weights."""
+        """Return the part `denoising_error` of a summary (docs/summary-schema.md).
+
+        Args:
+            names: names of the policies.
+            candidates: weights whose predicted error is listed.
+            measured: success rates by weights.
+        """
         parents = [self.predicted(one_hot(i, len(names))) for i in range(len(names))]
         best = self.best()
-        found: dict[str, Any] = {
+        part: dict[str, Any] = {
             "windows": self.windows,
             "sigmas": self.sigmas.tolist(),
-            "rms": {name: np.sqrt(own).tolist() for name, own in zip(names, self.squares.T, strict=True)},
+            "rms": {name: np.sqrt(squares).tolist() for name, squares in zip(names, self.squares.T, strict=True)},
             "correlation": self.correlation.tolist(),
             "weights": list(best),
             "weights_per_level": [list(weights) for weights in self.best_per_level],
@@ -115,23 +128,26 @@ class DenoisingError:
             "pc_gain": 100 * max(0.0, 1 - self.predicted(best) / min(parents)),
             **self._rank_correlation(measured),
         }
-        return found | {"verdict": _verdict(found)}
+        return part | {"verdict": _verdict(part)}
 
     def _rank_correlation(self, measured: Mapping[Weights, float]) -> dict[str, Any]:
-        """Spearman's rho of predicted error and measured success; None where there are fewer than three or all are equal."""
+        """Return Spearman's rho of predicted error and success; None if undefined."""
         values = list(measured.values())
-        known: dict[str, Any] = {"spearman": None, "spearman_p_value": None, "n_measured": len(values)}
+        part: dict[str, Any] = {"spearman": None, "spearman_p_value": None, "n_measured": len(values)}
         if len(values) >= 3 and len(set(values)) > 1:
             test = stats.spearmanr([self.predicted(weights) for weights in measured], values)
-            known |= {"spearman": float(test.statistic), "spearman_p_value": float(test.pvalue)}
-        return known
+            part |= {"spearman": float(test.statistic), "spearman_p_value": float(test.pvalue)}
+        return part
 
 
 def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstrations) -> DenoisingError:
-    """Denoise noisy chunks of the demonstrations with every member, at about `LEVELS` levels of the sampler's range.
+    """Measure the denoising errors of a composition's members on demonstrations.
 
-    At most `WINDOWS` chunks, evenly spread; a chunk meets the same noise whoever denoises it. Steps and dimensions that a
-    member lacks are left out. Raises InputError where demonstrations and policies do not fit.
+    At most `WINDOWS` chunks, evenly spread, are denoised at about `LEVELS` levels of the sampler's range. All members
+    denoise the same noisy chunks. Steps and dimensions that a member lacks are left out.
+
+    Raises:
+        InputError: If demonstrations and policies do not fit, or the policies share no action dimension.
     """
     spec = policy.actions
     if demonstrations.actions.shape[1:] != (spec.dim,):
@@ -139,23 +155,23 @@ def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstr
             f"the demonstrations act in {demonstrations.actions.shape[1:]} dimensions, {policy.name} in {spec.dim}"
         )
     observed, acted = demonstrations.windows(policy.observations.n_obs_steps, spec.start, spec.horizon)
-    chosen = np.unique(np.linspace(0, len(observed) - 1, WINDOWS).round().astype(int))
+    windows = np.unique(np.linspace(0, len(observed) - 1, WINDOWS).round().astype(int))
     sigmas = _levels(policy, sampling)
     if not bool(opinions(policy.members).bool().all(0).any()):
         raise InputError(f"{policy.name} share no action dimension, so their errors cannot be compared")
     total = torch.zeros(len(sigmas), len(policy.policies), len(policy.policies), dtype=torch.float64)
-    for part in np.array_split(chosen, -(-len(chosen) // BATCH)):
+    for part in np.array_split(windows, -(-len(windows) // BATCH)):
         observation = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
         clean = spec.encode(torch.from_numpy(demonstrations.actions[acted[part]]).double())
         noise = keyed_noise(part, np.zeros_like(part), len(sigmas), spec.shape)
         denoiser = policy.condition(observation_tensors(observation))
-        errors = [_errors(denoiser, clean, sigma, own) for sigma, own in zip(sigmas, noise, strict=True)]
-        total += torch.stack([error @ error.T / error.shape[1] for error in errors]) * len(part) / len(chosen)
-    return DenoisingError(sigmas.numpy(), total.numpy(), len(chosen), demonstrations.fingerprint)
+        errors = [_errors(denoiser, clean, sigma, draw) for sigma, draw in zip(sigmas, noise, strict=True)]
+        total += torch.stack([error @ error.T / error.shape[1] for error in errors]) * len(part) / len(windows)
+    return DenoisingError(sigmas.numpy(), total.numpy(), len(windows), demonstrations.fingerprint)
 
 
 def _levels(policy: ComposedPolicy, sampling: Sampling) -> Tensor:
-    """Evenly spaced in log sigma over the sampler's range, on trained levels where there are such; descending."""
+    """Return descending levels of the sampler's range, even in log sigma."""
     visited = sampling.sigmas(policy.levels)[:-1]
     even = np.geomspace(float(visited[0]), float(visited[-1]), LEVELS)
     return snap_sigmas(torch.from_numpy(even), policy.levels)[:-1]
@@ -163,22 +179,22 @@ def _levels(policy: ComposedPolicy, sampling: Sampling) -> Tensor:
 
 @torch.inference_mode()
 def _errors(denoiser: ComposedDenoiser, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Every member's error where all of them have an opinion, (K, batch * steps * action)."""
+    """Return the members' errors on shared entries, (K, batch * entries)."""
     x = clean + sigma * noise
     shared = opinions(denoiser.members).bool().all(0)
     pairs = zip(denoiser.members, denoiser.denoisers, strict=True)
-    return torch.stack([(m.denoise(own, x, sigma) - clean)[:, shared].flatten() for m, own in pairs])
+    return torch.stack([(member.denoise(network, x, sigma) - clean)[:, shared].flatten() for member, network in pairs])
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
-    weights = ", ".join(f"{w:.2f}" for w in found["weights"])
+def _verdict(part: Mapping[str, Any]) -> str:
+    weights = ", ".join(f"{w:.2f}" for w in part["weights"])
     text = (
-        f"On {found['windows']} chunks of held-out demonstrations the weights [{weights}] have the least one-step denoising error, "
-        f"{found['pc_gain']:.1f} % below that of {found['best_parent']} alone."
+        f"On {part['windows']} chunks of held-out demonstrations the weights [{weights}] have the least one-step denoising error, "
+        f"{part['pc_gain']:.1f} % below that of {part['best_parent']} alone."
     )
-    if found["spearman"] is None:
+    if part["spearman"] is None:
         return text
     return (
-        f"{text} Rank correlation of predicted error and measured success over {found['n_measured']} weights: "
-        f"{found['spearman']:+.2f} (Spearman, p = {found['spearman_p_value']:.2g}; -1 would be a perfect prediction)."
+        f"{text} Rank correlation of predicted error and measured success over {part['n_measured']} weights: "
+        f"{part['spearman']:+.2f} (Spearman, p = {part['spearman_p_value']:.2g}; -1 would be a perfect prediction)."
     )

@@ -1,11 +1,11 @@
-"""Weight searches: ask for weights to try, be told how they did.
+"""Weight searches: `ask` returns weights to try, `tell` takes the outcomes.
 
-A search knows nothing of simulators. `ask` returns the next round of (candidate, seed) pairs to roll out, an empty round
-when it is done; `tell` takes their results; `best` may be asked at any time. What is asked depends on the settings and on
-what was told alone, so that a search which is told its recorded results again goes on where it stopped.
+A search contains no simulator. `ask` returns the next round of (candidate, seed) pairs to roll out, an empty round at the
+end; `tell` takes their outcomes; `best` may be called at any time. A round depends on the settings and on the outcomes
+alone, so a search that receives its recorded outcomes resumes at the round at which it was stopped.
 
-Seeds are always used from the first one on: any two candidates have met the same initial states and the same noise in
-the episodes that both have (common random numbers), and only candidates with the same seeds compete.
+Every candidate uses the seeds in order, from the first on. Two candidates therefore share initial states and noise in the
+episodes that both have (common random numbers), and only candidates with the same seeds are compared.
 """
 
 from __future__ import annotations
@@ -19,81 +19,91 @@ import numpy as np
 import numpy.typing as npt
 
 from gpc.errors import InputError
-from gpc.weights.simplex import Weights, one_hot, rounded, simplex
+from gpc.weights.simplex import Weights, one_hot, simplex, to_grid
 
 Array = npt.NDArray[np.float64]
 Pair = tuple[int, int]
 """(candidate, seed)."""
 
-LENGTH, SPREAD, RUGGED = 0.3, 0.15, 0.05  # of `smoothed`; docs/search.md says how little they matter
-REPEATS = 20  # proposals in a row that are known already, after which nothing new is expected
+GP_LENGTHSCALE, GP_STD, GP_NUGGET_STD = 0.3, 0.15, 0.05  # of `gp_success_rate`; docs/search.md has their influence
+REPEATS = 20  # proposals in a row that are candidates already, after which a search stops proposing
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one episode was worth."""
+    """Success and score of one episode."""
 
     success: bool
     score: float
 
 
 class Prior(Protocol):
-    """What is known before any rollout."""
+    """A prediction for weights without a rollout."""
 
     def predicted(self, weights: Weights) -> float:
-        """Predicted error; lower is better."""
+        """Return the predicted error; lower is better."""
 
     def best(self) -> Weights:
-        """The convex weights with the lowest."""
+        """Return the convex weights with the lowest predicted error."""
 
 
 class Search(Protocol):
-    """Ask / tell over candidate weights; candidates are numbered in the order of `candidates`, which may grow.
+    """Ask / tell over candidate weights.
 
-    Each policy alone is a candidate from the start.
+    A candidate's number is its index in `candidates`, to which a search may append. Each policy alone is a candidate from
+    the start.
     """
 
     candidates: list[Weights]
 
     @property
     def seeds(self) -> range:
-        """Every seed that may be asked for."""
+        """All seeds that `ask` may return."""
 
     def ask(self) -> list[Pair]:
-        """The next (candidate, seed) pairs to roll out; empty when the search is over."""
+        """Return the next (candidate, seed) pairs; an empty list ends the search."""
 
     def tell(self, results: Mapping[Pair, Outcome]) -> None:
-        """The outcomes of everything that was asked."""
+        """Add the outcomes of the pairs that `ask` returned."""
 
     def best(self) -> int:
-        """The candidate that looks best so far."""
+        """Return the number of the best candidate so far."""
 
 
-def smoothed(weights: Sequence[Weights], successes: Array, episodes: Array) -> Array:
-    """The rate of success (n,) under each of n weights, where neighbours lend each other their episodes.
+def gp_success_rate(weights: Sequence[Weights], successes: Array, episodes: Array) -> Array:
+    """Estimate success rates of weights from their and their neighbours' episodes.
 
-    The posterior mean of a Gaussian process (Rasmussen & Williams 2006, eq. 2.23) about the overall rate: a smooth part of
-    covariance SPREAD^2 exp(-d^2 / (2 LENGTH^2)), d being the Euclidean distance / sqrt(2), so that two weights a step of the
-    grid apart are that step apart; a part of RUGGED^2 that is each point's own, so that many episodes overrule all neighbours; and
-    binomial noise. `successes`, `episodes` (n,); a point may have none.
+    The estimate is the posterior mean of a Gaussian process (Rasmussen & Williams 2006, eq. 2.23) about the overall rate.
+    Its covariance is GP_STD^2 exp(-d^2 / (2 GP_LENGTHSCALE^2)), with d the Euclidean distance / sqrt(2), so that neighbours
+    on a grid are one `step` apart. A nugget of standard deviation GP_NUGGET_STD lets many episodes of one point outweigh
+    its neighbours; the noise of a point is binomial.
+
+    Args:
+        weights: n points on the simplex.
+        successes: successes at each point, (n,).
+        episodes: episodes at each point, (n,); 0 is allowed.
+
+    Returns:
+        Rates (n,).
     """
     total = episodes.sum()
     if total == 0:
         return np.zeros(len(weights))
     rate = successes.sum() / total
-    seen = episodes > 0
+    data = episodes > 0
     points = np.array(weights)
-    squares = ((points[:, None] - points[None, seen]) ** 2).sum(-1) / 2
-    covariance = SPREAD**2 * np.exp(-squares / (2 * LENGTH**2)) + RUGGED**2 * np.eye(len(points))[:, seen]
-    noise = max(rate * (1 - rate), 1 / total) / episodes[seen]
-    surprise = successes[seen] / episodes[seen] - rate
-    posterior: Array = rate + covariance @ np.linalg.solve(covariance[seen] + np.diag(noise), surprise)
+    squares = ((points[:, None] - points[None, data]) ** 2).sum(-1) / 2
+    smooth = GP_STD**2 * np.exp(-squares / (2 * GP_LENGTHSCALE**2))
+    covariance = smooth + GP_NUGGET_STD**2 * np.eye(len(points))[:, data]
+    noise = max(rate * (1 - rate), 1 / total) / episodes[data]
+    residual = successes[data] / episodes[data] - rate
+    posterior: Array = rate + covariance @ np.linalg.solve(covariance[data] + np.diag(noise), residual)
     return posterior
 
 
 @dataclass(kw_only=True)
-class Told:
-    """What all searches share: candidates, and the results by (candidate, seed). `prior` is for those that can use one."""
+class BaseSearch:
+    """Base class of the searches: candidates, and outcomes by (candidate, seed)."""
 
     policies: int
     step: float
@@ -104,54 +114,62 @@ class Told:
 
     @property
     def parents(self) -> list[Weights]:
-        """Each policy alone."""
+        """One-hot weights of each policy."""
         return [one_hot(i, self.policies) for i in range(self.policies)]
 
     def tell(self, results: Mapping[Pair, Outcome]) -> None:
-        """See `Search`."""
+        """Add outcomes by (candidate, seed)."""
         self.results.update(results)
 
-    def missing(self, candidates: Iterable[int], begin: int, end: int) -> list[Pair]:
-        """The pairs of these candidates and the seeds from the `begin`-th to before the `end`-th that have no result yet."""
+    def pending(self, candidates: Iterable[int], begin: int, end: int) -> list[Pair]:
+        """Return the pairs without an outcome; `begin` and `end` count seeds."""
         pairs = [(c, self.seed + i) for c in candidates for i in range(begin, end)]
         return [pair for pair in pairs if pair not in self.results]
 
-    def counts(self, seeds: int) -> Array:
-        """Episodes, successes and the sum of scores (candidates, 3) on the first so many seeds."""
-        found = np.zeros((len(self.candidates), 3))
+    def tally(self, seeds: int) -> Array:
+        """Sum episodes, successes, scores on the first `seeds` seeds, (candidates, 3)."""
+        sums = np.zeros((len(self.candidates), 3))
         for (candidate, seed), outcome in self.results.items():
             if seed < self.seed + seeds:
-                found[candidate] += 1, outcome.success, outcome.score
-        return found
+                sums[candidate] += 1, outcome.success, outcome.score
+        return sums
 
     def ranked(self, candidates: Iterable[int], seeds: int) -> list[int]:
-        """Best first on the first so many seeds: the highest smoothed rate of success, then score, then the order given."""
-        episodes, successes, scores = self.counts(seeds).T
-        rates = smoothed(self.candidates, successes, episodes).round(9)
+        """Sort candidates, best first, by success rate and score on `seeds` seeds."""
+        episodes, successes, scores = self.tally(seeds).T
+        rates = gp_success_rate(self.candidates, successes, episodes).round(9)
         return sorted(candidates, key=lambda c: (rates[c], scores[c]), reverse=True)
 
-    def halving(self, alive: Sequence[int], begin: int, budget: int) -> tuple[list[int], list[Pair]]:
-        """Sequential halving (Karnin et al. 2013, algorithm 1) on paired seeds: who is left, best first, and their next round.
+    def sequential_halving(self, alive: Sequence[int], begin: int, budget: int) -> tuple[list[int], list[Pair]]:
+        """Race candidates on paired seeds.
 
-        All of `alive` have the first `begin` seeds. Each round spends an equal part of `budget` (episodes) on seeds that are
-        new and the same for all who are left, then keeps the better half by all seeds so far. The round is empty at the end.
+        Sequential halving (Karnin et al. 2013, algorithm 1). Each round spends an equal part of the budget on new seeds, the same for all remaining candidates, and then keeps
+        the better half by all seeds so far.
+
+        Args:
+            alive: candidates at the start, all of which have the first `begin` seeds.
+            begin: number of seeds before the race.
+            budget: episodes of the race.
+
+        Returns:
+            The remaining candidates, best first, and the pairs of the next round, which is empty at the end.
         """
-        left = list(alive)
-        while len(left) > 1:
-            rounds = (len(left) - 1).bit_length()
-            share = max(1, budget // (rounds * len(left)))
-            if share * len(left) > budget:
+        remaining = list(alive)
+        while len(remaining) > 1:
+            rounds = (len(remaining) - 1).bit_length()
+            share = max(1, budget // (rounds * len(remaining)))
+            if share * len(remaining) > budget:
                 break
-            if due := self.missing(left, begin, begin + share):
-                return left, due
-            begin, budget = begin + share, budget - share * len(left)
-            left = self.ranked(left, begin)[: (len(left) + 1) // 2]
-        return left, []
+            if due := self.pending(remaining, begin, begin + share):
+                return remaining, due
+            begin, budget = begin + share, budget - share * len(remaining)
+            remaining = self.ranked(remaining, begin)[: (len(remaining) + 1) // 2]
+        return remaining, []
 
 
 @dataclass(kw_only=True)
-class Grid(Told):
-    """Every point of the simplex on the same seeds, the paper's search (arXiv 2510.01068, section 4)."""
+class Grid(BaseSearch):
+    """All points of the simplex on the same seeds (arXiv 2510.01068, section 4)."""
 
     episodes: int
 
@@ -160,24 +178,24 @@ class Grid(Told):
 
     @property
     def seeds(self) -> range:
-        """See `Search`."""
+        """All seeds of a candidate."""
         return range(self.seed, self.seed + self.episodes)
 
     def ask(self) -> list[Pair]:
-        """Everything at once."""
-        return self.missing(range(len(self.candidates)), 0, self.episodes)
+        """Return all pairs in one round."""
+        return self.pending(range(len(self.candidates)), 0, self.episodes)
 
     def best(self) -> int:
-        """The most successes, then the highest score, then the first."""
-        _, successes, scores = self.counts(self.episodes).T
+        """Return the candidate with the most successes; ties go to the higher score."""
+        _, successes, scores = self.tally(self.episodes).T
         return max(range(len(self.candidates)), key=lambda c: (successes[c], scores[c]))
 
 
 @dataclass(kw_only=True)
-class Racing(Told):
-    """Sequential halving over the points of the simplex; only who is left at the end can win.
+class Racing(BaseSearch):
+    """Sequential halving over the points of the simplex; the last candidate wins.
 
-    With a prior the half with the least predicted error starts, and the parents in any case.
+    With a prior only the half with the least predicted error and the parents start.
     """
 
     budget: int
@@ -192,36 +210,36 @@ class Racing(Told):
 
     @property
     def seeds(self) -> range:
-        """See `Search`; no seed is run for one candidate alone."""
+        """All seeds that two candidates may share."""
         return range(self.seed, self.seed + self.budget // 2)
 
     def ask(self) -> list[Pair]:
-        """A round of the race."""
+        """Return the next round of the race."""
         return self._race()[1]
 
     def best(self) -> int:
-        """The best of those who are still in the race, by the rounds that are over."""
+        """Return the best remaining candidate by all finished rounds."""
         return self._race()[0][0]
 
     def _race(self) -> tuple[list[int], list[Pair]]:
-        return self.halving(self._starters(), 0, self.budget)
+        return self.sequential_halving(self._starters(), 0, self.budget)
 
     def _starters(self) -> list[int]:
-        everyone = list(range(len(self.candidates)))
+        numbers = list(range(len(self.candidates)))
         if self.prior is None:
-            return everyone
+            return numbers
         predicted = [self.prior.predicted(weights) for weights in self.candidates]
-        half = sorted(everyone, key=predicted.__getitem__)[: (len(everyone) + 1) // 2]
+        half = sorted(numbers, key=predicted.__getitem__)[: (len(numbers) + 1) // 2]
         parents = [self.candidates.index(weights) for weights in self.parents]
         return list(dict.fromkeys([*half, *parents]))
 
 
 @dataclass(kw_only=True)
-class Proposing(Told, ABC):
-    """Searches that make up their candidates: half of the budget proposes, the other half races the better proposals.
+class ProposalSearch(BaseSearch, ABC):
+    """Base class of searches that propose candidates.
 
-    Each candidate is given the same `episodes` seeds when it is proposed: first the parents and what a prior says is best.
-    By these seeds the better half goes on to the race (`halving`).
+    Half of the budget proposes, the other half races the better half of the candidates. Each candidate is rolled out on the same `episodes` seeds when it is proposed. The first candidates are the parents and
+    the prior's best weights. The better half by these seeds enters the race (`sequential_halving`).
     """
 
     budget: int
@@ -229,7 +247,7 @@ class Proposing(Told, ABC):
     finished: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        first = [] if self.prior is None else [rounded(self.prior.best(), self.step)]
+        first = [] if self.prior is None else [to_grid(self.prior.best(), self.step)]
         self.candidates = list(dict.fromkeys([*self.parents, *first]))
         least = len(self.candidates) * self.episodes
         if self.budget < least:
@@ -240,73 +258,76 @@ class Proposing(Told, ABC):
 
     @property
     def seeds(self) -> range:
-        """See `Search`; no seed is run for one candidate alone."""
+        """All seeds that two candidates may share."""
         return range(self.seed, self.seed + self.budget // 2)
 
     def ask(self) -> list[Pair]:
-        """What the newest candidates lack, then a round of the race."""
-        due = self.missing(range(len(self.candidates)), 0, self.episodes)
+        """Return the first seeds of new candidates, afterwards the rounds of the race."""
+        due = self.pending(range(len(self.candidates)), 0, self.episodes)
         if not due and not self.finished:
             new = self._new()
             self.candidates += [new] if new else []
             self.finished = new is None
-            due = self.missing(range(len(self.candidates)), 0, self.episodes)
+            due = self.pending(range(len(self.candidates)), 0, self.episodes)
         return due or self._race()[1]
 
     def best(self) -> int:
-        """The best of all by their first seeds; once the race is on, the best of those who are still in it."""
+        """Return the best candidate; during the race, the best remaining one."""
         return self._race()[0][0]
 
     @abstractmethod
     def propose(self) -> Weights:
-        """The next weights to try, a multiple of `step`; they may be known already."""
+        """Return weights to try, multiples of `step`; they may be a candidate already."""
 
     def _new(self) -> Weights | None:
-        """One candidate more, or None where the budget for proposals is spent or nothing new comes."""
+        """Return a new candidate; None at the end of proposals."""
         if 2 * (len(self.candidates) + 1) * self.episodes > self.budget:
             return None
         proposals = (self.propose() for _ in range(REPEATS))
         return next((weights for weights in proposals if weights not in self.candidates), None)
 
     def _race(self) -> tuple[list[int], list[Pair]]:
-        everyone = self.ranked(range(len(self.candidates)), self.episodes)
+        ranking = self.ranked(range(len(self.candidates)), self.episodes)
         if not self.finished:
-            return everyone, []
-        spent = len(everyone) * self.episodes
-        return self.halving(everyone[: (len(everyone) + 1) // 2], self.episodes, self.budget - spent)
+            return ranking, []
+        spent = len(ranking) * self.episodes
+        return self.sequential_halving(ranking[: (len(ranking) + 1) // 2], self.episodes, self.budget - spent)
 
 
 @dataclass(kw_only=True)
-class Random(Proposing):
-    """Weights drawn uniformly from the simplex: what any cleverer proposal must beat."""
+class Random(ProposalSearch):
+    """Weights drawn uniformly from the simplex: the baseline of other proposals."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._generator = np.random.default_rng(self.seed)
 
     def propose(self) -> Weights:
-        """Dirichlet(1, ..., 1)."""
-        return rounded(self._generator.dirichlet(np.ones(self.policies)), self.step)
+        """Draw from Dirichlet(1, ..., 1)."""
+        return to_grid(self._generator.dirichlet(np.ones(self.policies)), self.step)
 
 
 @dataclass(kw_only=True)
-class Demos(Told):
-    """What the prior says is best, without a rollout: winner and parents meet on the report seeds only."""
+class FromDemonstrations(BaseSearch):
+    """The prior's best weights, without rollouts of a search.
+
+    Winner and parents are compared on the report seeds only.
+    """
 
     def __post_init__(self) -> None:
         if self.prior is None:
             raise InputError("search=demos reads held-out demonstrations; name them, as in search.demonstrations=FILE")
-        self.candidates = list(dict.fromkeys([rounded(self.prior.best(), self.step), *self.parents]))
+        self.candidates = list(dict.fromkeys([to_grid(self.prior.best(), self.step), *self.parents]))
 
     @property
     def seeds(self) -> range:
-        """None."""
+        """An empty range."""
         return range(self.seed, self.seed)
 
     def ask(self) -> list[Pair]:
-        """Nothing."""
+        """Return no pairs."""
         return []
 
     def best(self) -> int:
-        """The prior's best."""
+        """Return the number of the prior's best weights."""
         return 0

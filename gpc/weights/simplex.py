@@ -13,7 +13,7 @@ Weights = tuple[float, ...]
 
 
 def simplex(policies: int, step: float = 0.1) -> list[Weights]:
-    """All convex weights whose entries are multiples of `step`: 11 for two policies at 0.1, 66 for three.
+    """Return all convex weights whose entries are multiples of `step`.
 
     The order is that of the first weight, from 1 down to 0.
     """
@@ -25,8 +25,8 @@ def simplex(policies: int, step: float = 0.1) -> list[Weights]:
     return sorted(grid, reverse=True)
 
 
-def rounded(weights: Iterable[float], step: float) -> Weights:
-    """The point of `simplex(len(weights), step)` next to convex weights (largest remainder)."""
+def to_grid(weights: Iterable[float], step: float) -> Weights:
+    """Round convex weights to the nearest point of the grid, by largest remainder."""
     cuts = _cuts(step)
     exact = np.array(list(weights)) * cuts
     whole = np.floor(exact + 1e-9)
@@ -36,7 +36,7 @@ def rounded(weights: Iterable[float], step: float) -> Weights:
 
 
 def one_hot(policy: int, policies: int) -> Weights:
-    """All weight on one policy."""
+    """Return the weights of one policy alone."""
     return tuple(float(i == policy) for i in range(policies))
 
 

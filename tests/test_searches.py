@@ -5,8 +5,18 @@ import pytest
 from scipy.stats import norm
 
 from gpc.errors import InputError
-from gpc.weights.searches import LENGTH, RUGGED, SPREAD, Demos, Grid, Outcome, Racing, Random, smoothed
-from gpc.weights.simplex import one_hot, rounded, simplex
+from gpc.weights.searches import (
+    GP_LENGTHSCALE,
+    GP_NUGGET_STD,
+    GP_STD,
+    FromDemonstrations,
+    Grid,
+    Outcome,
+    Racing,
+    Random,
+    gp_success_rate,
+)
+from gpc.weights.simplex import one_hot, simplex, to_grid
 
 SEED = 100
 
@@ -56,13 +66,13 @@ def test_a_step_that_does_not_divide_one_is_refused(step):
 def test_rounding_finds_the_nearest_point_of_the_simplex():
     points = simplex(3, 0.1)
     for weights in np.random.default_rng(0).dirichlet(np.ones(3), 200):
-        found = rounded(weights, 0.1)
+        found = to_grid(weights, 0.1)
         assert found in points
         nearest = min(points, key=lambda p: np.linalg.norm(np.subtract(p, weights)))
         assert np.linalg.norm(np.subtract(found, weights)) == pytest.approx(
             np.linalg.norm(np.subtract(nearest, weights))
         )
-    assert all(rounded(point, 0.1) == point for point in points)
+    assert all(to_grid(point, 0.1) == point for point in points)
 
 
 def test_the_grid_asks_everything_once_and_finds_the_best():
@@ -161,12 +171,12 @@ def test_a_search_that_is_told_its_rows_again_asks_the_same(name):
 
 
 def test_demos_runs_nothing_and_answers_with_the_prior():
-    search = Demos(policies=2, step=0.01, prior=Parabola(0.377))
+    search = FromDemonstrations(policies=2, step=0.01, prior=Parabola(0.377))
     assert search.ask() == []
     assert search.candidates[search.best()] == (0.38, 0.62)
-    assert Demos(policies=2, step=0.01, prior=Parabola(1.0)).candidates == [(1.0, 0.0), (0.0, 1.0)]
+    assert FromDemonstrations(policies=2, step=0.01, prior=Parabola(1.0)).candidates == [(1.0, 0.0), (0.0, 1.0)]
     with pytest.raises(InputError, match=r"search\.demonstrations=FILE"):
-        Demos(policies=2, step=0.01)
+        FromDemonstrations(policies=2, step=0.01)
 
 
 def worlds(count, seeds, rng):
@@ -208,17 +218,17 @@ def test_smoothing_is_the_posterior_mean_of_a_gaussian_process():
     """Against the information form of the posterior, which inverts the prior instead of the evidence."""
     points, episodes, successes = simplex(2), np.arange(5.0, 16.0), np.arange(11.0) / 2
     first = np.array(points)[:, :1]
-    prior = SPREAD**2 * np.exp(-((first - first.T) ** 2) / (2 * LENGTH**2)) + RUGGED**2 * np.eye(11)
+    prior = GP_STD**2 * np.exp(-((first - first.T) ** 2) / (2 * GP_LENGTHSCALE**2)) + GP_NUGGET_STD**2 * np.eye(11)
     rate = successes.sum() / episodes.sum()
     precision = np.diag(episodes / (rate * (1 - rate)))
     above = np.linalg.inv(np.linalg.inv(prior) + precision) @ precision @ (successes / episodes - rate)
-    np.testing.assert_allclose(smoothed(points, successes, episodes), rate + above, atol=1e-9)
+    np.testing.assert_allclose(gp_success_rate(points, successes, episodes), rate + above, atol=1e-9)
 
 
 def test_many_episodes_overrule_the_neighbours_and_few_do_not():
     points = simplex(2)
     successes = np.where(np.arange(11) == 4, 1.0, 0.5)
-    few, many = (smoothed(points, successes * n, np.full(11, float(n))) for n in (4, 100_000))
+    few, many = (gp_success_rate(points, successes * n, np.full(11, float(n))) for n in (4, 100_000))
     assert many == pytest.approx(successes, abs=0.01)
     assert 0.5 < few[4] < 0.75
     assert few[3] > few[0]  # the neighbour of the lucky one gains
@@ -226,7 +236,7 @@ def test_many_episodes_overrule_the_neighbours_and_few_do_not():
 
 def test_smoothing_guesses_what_was_not_tried_and_knows_a_tie():
     episodes = np.array([10.0, 0.0, 10.0])
-    low, middle, high = smoothed(simplex(2, 0.5), np.array([2.0, 0.0, 6.0]), episodes)
+    low, middle, high = gp_success_rate(simplex(2, 0.5), np.array([2.0, 0.0, 6.0]), episodes)
     assert low < middle < high
-    assert smoothed(simplex(2, 0.5), episodes, episodes) == pytest.approx(1.0)
-    assert not smoothed(simplex(2, 0.5), 0 * episodes, 0 * episodes).any()
+    assert gp_success_rate(simplex(2, 0.5), episodes, episodes) == pytest.approx(1.0)
+    assert not gp_success_rate(simplex(2, 0.5), 0 * episodes, 0 * episodes).any()

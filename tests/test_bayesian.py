@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from gpc.errors import InputError
-from gpc.weights.bayesian import Bayesian, from_cube, to_cube
+from gpc.weights.bayesian import Bayesian, inverse_stick_breaking, stick_breaking
 from gpc.weights.searches import Outcome
 from gpc.weights.simplex import simplex
 
@@ -28,8 +28,8 @@ def play(bayesian):
 
 def test_the_map_is_one_to_one_and_uniform_on_the_simplex():
     for weights in simplex(4, 0.1):
-        assert from_cube(to_cube(weights)) == pytest.approx(weights)
-    drawn = np.array([from_cube(u) for u in np.random.default_rng(0).random((20_000, 3))])
+        assert stick_breaking(inverse_stick_breaking(weights)) == pytest.approx(weights)
+    drawn = np.array([stick_breaking(u) for u in np.random.default_rng(0).random((20_000, 3))])
     assert drawn.sum(1) == pytest.approx(np.ones(len(drawn)))
     for weight in drawn.T:  # each weight of Dirichlet(1, 1, 1, 1) is Beta(1, 3)
         assert stats.kstest(weight, stats.beta(1, 3).cdf).pvalue > 0.001

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from test_rollout import JOBS, env, homing
+from test_engine import JOBS, env, homing
 
 from gpc.errors import InputError, RunError
 from gpc.rollout.engine import Engine, Health

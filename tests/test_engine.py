@@ -103,7 +103,7 @@ def test_a_reward_that_is_no_number_names_environment_and_seed():
 
 PAUSED = """
 from collections import deque
-from test_rollout import JOBS, Engine, Health, env, homing
+from test_engine import JOBS, Engine, Health, env, homing
 from gpc.rollout.engine import _Run
 run = _Run(deque(JOBS[:6]), homing, env(trouble="slow"), Engine(), Health())
 run.start()
