@@ -1,8 +1,8 @@
 """Bayesian search of the weights: Optuna's samplers propose, `gpc.weights.searches.ProposalSearch` races.
 
-The samplers propose points u of the unit cube, which stick-breaking turns into weights: policy k takes the part
-`1 - (1 - u_k)^(1 / m)` of the remaining stick, where m is the number of policies after it, and the last policy takes the
-rest. A uniform u gives uniform weights on the simplex (the part of the first of m + 1 policies is Beta(1, m)); for two
+The samplers propose points u of the unit cube, which stick-breaking turns into weights: policy k takes the part `1 - (1
+- u_k)^(1 / m)` of the remaining stick, where m is the number of policies after it, and the last policy takes the rest.
+A uniform u gives uniform weights on the simplex (the part of the first of m + 1 policies is Beta(1, m)); for two
 policies u is the first weight.
 """
 
@@ -43,7 +43,8 @@ def inverse_stick_breaking(weights: Sequence[float]) -> list[float]:
 class Bayesian(ProposalSearch):
     """Optuna's samplers on the simplex.
 
-    `sampler` is "tpe" (Bergstra et al. 2011) or "gp", a Gaussian process. The objective is the success rate on a candidate's first seeds; the score breaks ties.
+    `sampler` is "tpe" (Bergstra et al. 2011) or "gp", a Gaussian process. The objective is the success rate on a
+    candidate's first seeds; the score breaks ties.
 
     Raises:
         InputError: If Optuna is missing or `sampler` is unknown.

@@ -4,11 +4,11 @@ On held-out demonstrations x0 with noise of level sigma,
 
     e_i = denoised_i(x0 + sigma noise) - x0,    G_ij(sigma) = E <e_i, e_j>,
 
-so the mixture w has the error w' G w, the quadratic form that the theory behind composition minimises (arXiv 2510.01068,
-proposition 1). The levels are evenly spaced in log sigma, the time of the probability-flow ODE. The errors of a level are
-divided by the best single policy's and then averaged: at large sigma no policy can predict which of several good chunks was
-demonstrated, and this common part would dominate a sum of absolute errors. The result is a prior: a small denoising error
-does not imply a successful episode.
+so the mixture w has the error w' G w, the quadratic form that the theory behind composition minimises (arXiv
+2510.01068, proposition 1). The levels are evenly spaced in log sigma, the time of the probability-flow ODE. The errors
+of a level are divided by the best single policy's and then averaged: at large sigma no policy can predict which of
+several good chunks was demonstrated, and this common part would dominate a sum of absolute errors. The result is a
+prior: a small denoising error does not imply a successful episode.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ BATCH = 128
 def least_error_weights(gram: Array) -> Weights:
     """Return the convex weights w with the least w' G w.
 
-    Solved by non-negative least squares (Lawson & Hanson 1974): the v >= 0 with the least v' G v + (1 - sum v)^2 has the
-    direction of w, because along any direction the minimum grows with w' G w.
+    Solved by non-negative least squares (Lawson & Hanson 1974): the v >= 0 with the least v' G v + (1 - sum v)^2 has
+    the direction of w, because along any direction the minimum grows with w' G w.
 
     Args:
         gram: positive semi-definite G, (K, K).

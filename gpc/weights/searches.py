@@ -1,11 +1,11 @@
 """Weight searches: `ask` returns weights to try, `tell` takes the outcomes.
 
-A search contains no simulator. `ask` returns the next round of (candidate, seed) pairs to roll out, an empty round at the
-end; `tell` takes their outcomes; `best` may be called at any time. A round depends on the settings and on the outcomes
-alone, so a search that receives its recorded outcomes resumes at the round at which it was stopped.
+A search contains no simulator. `ask` returns the next round of (candidate, seed) pairs to roll out, an empty round at
+the end; `tell` takes their outcomes; `best` may be called at any time. A round depends on the settings and on the
+outcomes alone, so a search that receives its recorded outcomes resumes at the round at which it was stopped.
 
-Every candidate uses the seeds in order, from the first on. Two candidates therefore share initial states and noise in the
-episodes that both have (common random numbers), and only candidates with the same seeds are compared.
+Every candidate uses the seeds in order, from the first on. Two candidates therefore share initial states and noise in
+the episodes that both have (common random numbers), and only candidates with the same seeds are compared.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Prior(Protocol):
 class Search(Protocol):
     """Ask / tell over candidate weights.
 
-    A candidate's number is its index in `candidates`, to which a search may append. Each policy alone is a candidate from
-    the start.
+    A candidate's number is its index in `candidates`, to which a search may append. Each policy alone is a candidate
+    from the start.
     """
 
     candidates: list[Weights]
@@ -73,10 +73,10 @@ class Search(Protocol):
 def gp_success_rate(weights: Sequence[Weights], successes: Array, episodes: Array) -> Array:
     """Estimate success rates of weights from their and their neighbours' episodes.
 
-    The estimate is the posterior mean of a Gaussian process (Rasmussen & Williams 2006, eq. 2.23) about the overall rate.
-    Its covariance is GP_STD^2 exp(-d^2 / (2 GP_LENGTHSCALE^2)), with d the Euclidean distance / sqrt(2), so that neighbours
-    on a grid are one `step` apart. A nugget of standard deviation GP_NUGGET_STD lets many episodes of one point outweigh
-    its neighbours; the noise of a point is binomial.
+    The estimate is the posterior mean of a Gaussian process (Rasmussen & Williams 2006, eq. 2.23) about the overall
+    rate. Its covariance is GP_STD^2 exp(-d^2 / (2 GP_LENGTHSCALE^2)), with d the Euclidean distance / sqrt(2), so that
+    neighbours on a grid are one `step` apart. A nugget of standard deviation GP_NUGGET_STD lets many episodes of one
+    point outweigh its neighbours; the noise of a point is binomial.
 
     Args:
         weights: n points on the simplex.
@@ -143,8 +143,8 @@ class BaseSearch:
     def sequential_halving(self, alive: Sequence[int], begin: int, budget: int) -> tuple[list[int], list[Pair]]:
         """Race candidates on paired seeds.
 
-        Sequential halving (Karnin et al. 2013, algorithm 1). Each round spends an equal part of the budget on new seeds, the same for all remaining candidates, and then keeps
-        the better half by all seeds so far.
+        Sequential halving (Karnin et al. 2013, algorithm 1). Each round spends an equal part of the budget on new
+        seeds, the same for all remaining candidates, and then keeps the better half by all seeds so far.
 
         Args:
             alive: candidates at the start, all of which have the first `begin` seeds.
@@ -238,8 +238,9 @@ class Racing(BaseSearch):
 class ProposalSearch(BaseSearch, ABC):
     """Base class of searches that propose candidates.
 
-    Half of the budget proposes, the other half races the better half of the candidates. Each candidate is rolled out on the same `episodes` seeds when it is proposed. The first candidates are the parents and
-    the prior's best weights. The better half by these seeds enters the race (`sequential_halving`).
+    Half of the budget proposes, the other half races the better half of the candidates. Each candidate is rolled out on
+    the same `episodes` seeds when it is proposed. The first candidates are the parents and the prior's best weights.
+    The better half by these seeds enters the race (`sequential_halving`).
     """
 
     budget: int
