@@ -9,7 +9,9 @@ import subprocess
 
 def simulators():
     """The simulator processes of this process."""
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gpc[.]rollout[.]worker"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "gpc[.]rollout[.]worker"], capture_output=True, text=True
+    )
     return {int(pid) for pid in found.stdout.split()}
 
 

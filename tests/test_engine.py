@@ -141,7 +141,9 @@ def test_closing_early_leaves_no_process(tmp_path):
     assert len(list(itertools.islice(episodes, 2))) == 2
     episodes.close()
     running = subprocess.run(["pgrep", "-f", "gpc[.]rollout[.]worker"], capture_output=True, text=True).stdout
-    own = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gpc[.]rollout[.]worker"], capture_output=True, text=True)
+    own = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "gpc[.]rollout[.]worker"], capture_output=True, text=True
+    )
     assert own.stdout == "", running
 
 

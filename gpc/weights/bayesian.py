@@ -1,7 +1,7 @@
 """Bayesian search of the weights: Optuna's samplers propose, `gpc.weights.searches.ProposalSearch` races.
 
 The samplers propose points u of the unit cube, which stick-breaking turns into weights: policy k takes the part `1 - (1
-- u_k)^(1 / m)` of the remaining stick, where m is the number of policies after it, and the last policy takes the rest.
+- u_k)^(1 / m)` of the remaining stick for m policies after it, and the last policy takes the rest.
 A uniform u gives uniform weights on the simplex (the part of the first of m + 1 policies is Beta(1, m)); for two
 policies u is the first weight.
 """
