@@ -16,7 +16,7 @@ from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 from gpc.serve.client import RemotePolicy
 from gpc.serve.codec import DENOISED, ENCODE, HANDLE, SIGMA, X
-from gpc.serve.metadata import check
+from gpc.serve.metadata import check_metadata
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class RemoteDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`; raises RunError if the server is gone, has dropped the batch, or answers with something else."""
         reply = self.server.call({HANDLE: self.handle, X: x.numpy(), SIGMA: sigma.numpy()})
-        return torch.from_numpy(self.server.array(reply, DENOISED, tuple(x.shape))).to(x.dtype)
+        return torch.from_numpy(self.server.read_array(reply, DENOISED, tuple(x.shape))).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RemoteMember:
         """Send the observations; they are encoded there."""
         self.observations.check(observation)
         arrays = {key: observation[key].numpy() for key in self.observations.shapes}
-        return RemoteDenoiser(self.server, self.server.whole(self.server.call({ENCODE: arrays}), HANDLE))
+        return RemoteDenoiser(self.server, self.server.read_int(self.server.call({ENCODE: arrays}), HANDLE))
 
 
 def load(url: str) -> RemoteMember:
@@ -56,5 +56,5 @@ def load(url: str) -> RemoteMember:
     Raises InputError if it is none of gpc's or describes no policy, RunError if no server answers.
     """
     server = RemotePolicy(url)
-    served = check(server.metadata, url)
+    served = check_metadata(server.metadata, url)
     return RemoteMember(server, served.policy, served.actions, served.spec, served.levels, served.fingerprint)

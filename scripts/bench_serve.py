@@ -28,8 +28,8 @@ from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
-from gpc.serve.batching import Inference
-from gpc.serve.server import Door, PolicyServer
+from gpc.serve.batching import InferenceThread
+from gpc.serve.server import Access, PolicyServer
 
 POLICIES, WEIGHTS = ("pusht-diffusion", "pusht-flow"), (0.4, 0.6)
 CLIENTS = (1, 2, 4, 8, 16)
@@ -119,7 +119,7 @@ class Free:
 
 async def free() -> None:
     """A server of that."""
-    server = PolicyServer(Inference(Free(), Sampling()), Door(port=0), {})
+    server = PolicyServer(InferenceThread(Free(), Sampling()), Access(port=0), {})
     await server.run(lambda address: print(address, flush=True), asyncio.Event())
 
 

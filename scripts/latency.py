@@ -22,12 +22,12 @@ import torch
 from tables import ROOT
 
 import gpc
-from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, Stitch, TemporalEnsembling
+from gpc.bridge.blending import ChunkBlender, RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.bridge.clock import VirtualClock
-from gpc.bridge.controller import HOLD, STOPPED, Ask, Event, Expected, Patience, Pilot, Reply
-from gpc.bridge.loop import LIVE, Loop, Tick
-from gpc.bridge.robot import wire
-from gpc.bridge.safety import Gate, limits_from
+from gpc.bridge.controller import HOLD, STOPPED, ChunkController, ChunkReply, ChunkRequest, ChunkSpec, Event, Watchdog
+from gpc.bridge.loop import LIVE, ControlLoop, PeriodRecord
+from gpc.bridge.robot import map_features
+from gpc.bridge.safety import SafetyFilter, limits_from
 from gpc.commands.config import build, load_config
 from gpc.disk import write_atomically
 from gpc.inference.actor import padded
@@ -38,13 +38,13 @@ from gpc.results.stats import wilson
 from gpc.types import Array
 
 LATENCIES = (0.0, 0.05, 0.1, 0.2)
-STITCHES: dict[str, Stitch] = {
+STITCHES: dict[str, ChunkBlender] = {
     "receding horizon": RecedingHorizon(8),
-    "ensembling": TemporalEnsembling(every=1, decay=0.01, kept=16),
+    "ensembling": TemporalEnsembling(request_every=1, decay=0.01, max_chunks=16),
     "real-time chunking": RealTimeChunking(8),
 }
 LANES, SEED = 50, 300_000
-PATIENCE = Patience(frozen_after=None)
+WATCHDOG = Watchdog(frozen_after=None)
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Flight:
     sent: list[Array]
     events: list[str]
 
-    def tick(self, tick: Tick) -> None:
-        self.sent.append(tick.sent)
+    def record(self, record: PeriodRecord) -> None:
+        self.sent.append(record.sent)
 
     def event(self, event: Event) -> None:
         self.events.append(event.kind)
@@ -93,49 +93,56 @@ class Lanes:
         for robot in self.robots:
             robot.connect()
 
-    def fly(self, stitch: Stitch, latency: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    def run_episodes(self, stitch: ChunkBlender, latency: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """One episode for each seed."""
         robots, period = self.robots[: len(seeds)], 1 / self.task.fps
         for robot, seed in zip(robots, seeds, strict=True):
             robot.reset(seed)
         clock = VirtualClock()
         loops = [self._loop(robot, stitch, period, clock) for robot in robots]
-        coming: list[deque[tuple[float, Reply]]] = [deque() for _ in robots]
+        coming: list[deque[tuple[float, ChunkReply]]] = [deque() for _ in robots]
         i = 0
-        while busy := [k for k, robot in enumerate(robots) if not robot.over and loops[k].pilot.mode != STOPPED]:
+        while busy := [k for k, robot in enumerate(robots) if not robot.over and loops[k].controller.mode != STOPPED]:
             clock.wait(now := i * period)
-            asks = {k: ask for k in busy if (ask := loops[k].sense())}
+            asks = {k: request for k in busy if (request := loops[k].sense())}
             for k, reply in self._answers(asks, seeds).items():
                 coming[k].append((now + latency - period * 1e-6, reply))
             for k in busy:
                 while coming[k] and coming[k][0][0] <= now:
-                    loops[k].pilot.receive(now, coming[k].popleft()[1])
+                    loops[k].controller.receive(now, coming[k].popleft()[1])
                 loops[k].drive()
             i += 1
         return [self._row(robot, loop.sink) for robot, loop in zip(robots, loops, strict=True)]
 
-    def _loop(self, robot: Any, stitch: Stitch, period: float, clock: VirtualClock) -> Loop:
+    def _loop(self, robot: Any, stitch: ChunkBlender, period: float, clock: VirtualClock) -> ControlLoop:
         spec, read = self.policy.actions, self.policy.observations
-        gate = Gate(limits_from(spec, period, hold=self.task.hold), list(robot.action_features))
-        pilot = Pilot(Expected(spec.start, spec.horizon, spec.dim, read.n_obs_steps), stitch, gate, PATIENCE)
-        return Loop(robot, wire(robot, read.shapes, spec.dim), pilot, LIVE, Flight([], []), clock=clock)
+        safety_filter = SafetyFilter(limits_from(spec, period, hold=self.task.hold), list(robot.action_features))
+        controller = ChunkController(
+            ChunkSpec(spec.start, spec.horizon, spec.dim, read.n_obs_steps), stitch, safety_filter, WATCHDOG
+        )
+        return ControlLoop(
+            robot, map_features(robot, read.shapes, spec.dim), controller, LIVE, Flight([], []), clock=clock
+        )
 
-    def _answers(self, asks: Mapping[int, Ask], seeds: Sequence[int]) -> dict[int, Reply]:
+    def _answers(self, asks: Mapping[int, ChunkRequest], seeds: Sequence[int]) -> dict[int, ChunkReply]:
         if not asks:
             return {}
         spec = self.policy.actions
         lanes = [list(asks)[row] for row in padded(np.arange(len(asks)))]
         chosen = [asks[k] for k in lanes]
-        observation = {key: np.stack([ask.observation[key] for ask in chosen]) for key in chosen[0].observation}
+        observation = {key: np.stack([request.observation[key] for request in chosen]) for key in chosen[0].observation}
         nothing = Known(np.zeros((1, spec.horizon, spec.dim)), np.zeros(spec.horizon))
-        decided = [ask.known or nothing for ask in chosen]
+        decided = [request.known or nothing for request in chosen]
         known = Known(np.concatenate([k.actions for k in decided]), np.stack([k.weight for k in decided]))
-        numbers = np.array([ask.number for ask in chosen])
+        numbers = np.array([request.number for request in chosen])
         chunks = plan(
             self.policy, self.sampling, observation, np.array([seeds[k] for k in lanes]), numbers,
             known if known.weight.any() else None,
         )  # fmt: skip
-        return {k: Reply(ask.number, chunk) for (k, ask), chunk in zip(asks.items(), chunks[: len(asks)], strict=True)}
+        return {
+            k: ChunkReply(request.number, chunk)
+            for (k, request), chunk in zip(asks.items(), chunks[: len(asks)], strict=True)
+        }
 
     def _row(self, robot: Any, flight: Flight) -> dict[str, Any]:
         stream = np.array(flight.sent)[:, : self.task.moving]
@@ -163,7 +170,7 @@ def measure(task: Task, episodes: int, path: Path) -> None:
         for (stitch, latency), seeds in todo.items():
             for first in range(0, len(seeds), LANES):
                 some = seeds[first : first + LANES]
-                for seed, row in zip(some, lanes.fly(STITCHES[stitch], latency, some), strict=True):
+                for seed, row in zip(some, lanes.run_episodes(STITCHES[stitch], latency, some), strict=True):
                     key = {"env": task.env, "stitch": stitch, "latency": latency, "seed": seed}
                     file.write(json.dumps(key | row) + "\n")
                 file.flush()

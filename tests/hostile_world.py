@@ -10,12 +10,12 @@ import numpy as np
 
 from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.bridge.clock import VirtualClock
-from gpc.bridge.controller import OK, Expected, Patience, Pilot, Reply
-from gpc.bridge.loop import LIVE, Loop
-from gpc.bridge.realtime import Clock, RobotThread
-from gpc.bridge.robot import wire
-from gpc.bridge.safety import Gate, Limits
-from gpc.bridge.stop import Operator
+from gpc.bridge.controller import OK, ChunkController, ChunkReply, ChunkSpec, Watchdog
+from gpc.bridge.loop import LIVE, ControlLoop
+from gpc.bridge.realtime import RealTimeSettings, RobotThread
+from gpc.bridge.robot import map_features
+from gpc.bridge.safety import SafetyFilter, StreamLimits
+from gpc.bridge.stop import StopSignal
 
 HORIZON, START, N_OBS_STEPS = 12, -1, 2
 TOLERANCE = 1e-5  # of a limit
@@ -57,7 +57,7 @@ class Task:
         rng = self.rng
         self.dim, self.substeps = int(rng.integers(1, 4)), int(rng.choice([1, 1, 2, 4]))
         self.dt = float(rng.choice([0.01, 0.02, 0.05]))
-        self.moves = rng.random(self.dim) < 0.3 if self.substeps == 1 else np.zeros(self.dim, bool)
+        self.relative = rng.random(self.dim) < 0.3 if self.substeps == 1 else np.zeros(self.dim, bool)
         width = rng.uniform(0.5, 2, self.dim)
         self.low, self.high = -width, width * rng.uniform(0.5, 1)
         velocity = rng.uniform(0.2, 2, self.dim)
@@ -66,19 +66,19 @@ class Task:
         chosen = rng.integers(4)
         self.rates = (velocity, acceleration if chosen in (1, 3) else free, jerk if chosen in (2, 3) else free)
         step = self.dt * self.substeps
-        self.patience = Patience(
+        self.watchdog = Watchdog(
             deadline=rng.uniform(2, 8) * step,
             max_age=rng.uniform(3, 12) * step,
             observation_deadline=rng.uniform(2, 5) * step,
             frozen_after=20 * step,
             stop_after=float(rng.choice([5 * step, 100 * step, 1e6])),
         )
-        self.says_where, self.seconds = rng.random() < 0.7, rng.uniform(200, 2000) * self.dt
+        self.reports_position, self.seconds = rng.random() < 0.7, rng.uniform(200, 2000) * self.dt
         self.pressed_after = rng.uniform(0, 4) * self.seconds / self.dt  # sendings, then the stop key
-        self.stitch = [RecedingHorizon(4), RealTimeChunking(3), TemporalEnsembling(1, 0.1, 6)][rng.integers(3)]
+        self.blender = [RecedingHorizon(4), RealTimeChunking(3), TemporalEnsembling(1, 0.1, 6)][rng.integers(3)]
 
     def limits(self):
-        return Limits(self.low, self.high, *self.rates, moves=self.moves, dt=self.dt)
+        return StreamLimits(self.low, self.high, *self.rates, relative=self.relative, dt=self.dt)
 
 
 class HostileRobot:
@@ -86,8 +86,8 @@ class HostileRobot:
 
     name, is_calibrated = "hostile", True
 
-    def __init__(self, task, clock, count, operator):
-        self.task, self.clock, self.count, self.operator, self.rng = task, clock, count, operator, task.rng
+    def __init__(self, task, clock, count, stop_signal):
+        self.task, self.clock, self.count, self.stop_signal, self.rng = task, clock, count, stop_signal, task.rng
         self.joints = [f"{i}.pos" for i in range(task.dim)]
         self.position = self.rng.uniform(0.9 * task.low, 0.9 * task.high)
         self.is_connected, self.received, self.seen = False, [], []
@@ -100,7 +100,7 @@ class HostileRobot:
 
     @property
     def observation_features(self):
-        own = {name: float for name in self.joints} if self.task.says_where else {}
+        own = {name: float for name in self.joints} if self.task.reports_position else {}
         return own | {f"state.{i}": float for i in range(self.task.dim)} | {"front": (2, 2, 3), "depth": (2, 2, 1)}
 
     @property
@@ -123,10 +123,12 @@ class HostileRobot:
         if kind:
             self.count[f"read {kind}"] += 1
             reading = self._spoiled(kind, reading)
-        start = self.task.says_where and not self.received and not self.task.moves.all()  # then it must be in range
+        start = (
+            self.task.reports_position and not self.received and not self.task.relative.all()
+        )  # then it must be in range
         if kind in ("", "jump", "late", "hang", "frozen") or (kind == "glitch" and not start):
             self.seen.append(began)
-            if self.task.says_where and not self.received:
+            if self.task.reports_position and not self.received:
                 self.started = np.array([reading[name] for name in self.joints])
         return reading
 
@@ -140,7 +142,7 @@ class HostileRobot:
 
     def _reading(self):
         reading = {f"state.{i}": float(value) for i, value in enumerate(self.position)}
-        if self.task.says_where:
+        if self.task.reports_position:
             reading |= {name: float(value) for name, value in zip(self.joints, self.position, strict=True)}
         front = np.full((2, 2, 3), self.picture % 256, np.uint8)
         return reading | {"front": front, "depth": np.full((2, 2, 1), float(self.picture))}
@@ -176,8 +178,8 @@ class HostileRobot:
         self.received.append((self.clock.time, *(action[name] for name in self.joints)))
         done = np.array(self.received[-1][1:])
         if len(self.received) > self.task.pressed_after:
-            self.operator.press("the stop key", 130)
-        self.position = np.where(self.task.moves, self.position + done, done)
+            self.stop_signal.request("the stop key", 130)
+        self.position = np.where(self.task.relative, self.position + done, done)
         if self.rng.random() < self.trouble / 4:
             kind = self.rng.choice(SENDS)
             self.count[f"send {kind}"] += 1
@@ -205,21 +207,21 @@ class HostilePlanner:
         self.trouble = self.rng.choice([0.0, 0.2, 0.6])
         self.delay = self.rng.choice([0.2, 1.0, 3.0]) * task.dt * task.substeps
 
-    def ask(self, ask):
-        self.asked_at[ask.number] = ask.at
-        self.spoiled += not all(np.isfinite(value).all() for value in ask.observation.values())
+    def request(self, request):
+        self.asked_at[request.number] = request.at
+        self.spoiled += not all(np.isfinite(value).all() for value in request.observation.values())
         kind = self.rng.choice(CHUNKS) if self.rng.random() < self.trouble else self.rng.choice(CHUNKS[:2])
         self.count[f"chunk {kind}"] += 1
         due = self.clock.time + self.rng.exponential(self.delay) * (20 if kind == "old" else 1)
         if kind != "lost":
-            self.waiting += [(due, self._reply(ask, kind))] * (2 if kind == "twice" else 1)
+            self.waiting += [(due, self._reply(request, kind))] * (2 if kind == "twice" else 1)
 
     def received(self):
         ready = [reply for due, reply in self.waiting if due <= self.clock.time]
         self.waiting = [pair for pair in self.waiting if pair[0] > self.clock.time]
         return [ready[i] for i in self.rng.permutation(len(ready))]
 
-    def _reply(self, ask, kind):
+    def _reply(self, request, kind):
         chunk = self._chunk()
         match kind:
             case "fast":
@@ -231,14 +233,14 @@ class HostilePlanner:
             case "shape":
                 chunk = self.rng.normal(0, 0.1, self.rng.integers(0, 15, self.rng.integers(0, 4)))
             case "error":
-                return Reply(ask.number, None, "RuntimeError: out of memory")
+                return ChunkReply(request.number, None, "RuntimeError: out of memory")
             case "huge":
                 chunk = chunk * self.rng.choice([1e3, 1e300])
             case "off":
                 chunk = chunk + self.rng.normal(0, 0.3, self.task.dim)
             case "type":
                 chunk = chunk.astype(self.rng.choice(["U4", "O", "complex128", "float16"]))
-        return Reply(ask.number, chunk)
+        return ChunkReply(request.number, chunk)
 
     def _chunk(self):
         """Faster and faster from where and how fast the robot is, towards some end of its range."""
@@ -246,34 +248,34 @@ class HostilePlanner:
             self.task,
             np.array(self.robot.received[-2:])[:, 1:] if self.robot.received else np.zeros((0, self.task.dim)),
         )
-        speed = np.where(task.moves, sent[-1], sent[-1] - sent[0]) if len(sent) > 1 else np.zeros(task.dim)
+        speed = np.where(task.relative, sent[-1], sent[-1] - sent[0]) if len(sent) > 1 else np.zeros(task.dim)
         turn = np.where(
             np.abs(self.robot.position) > 0.3, -np.sign(self.robot.position), self.rng.choice([-1, 1], task.dim)
         )
         change = 0.5 * turn * np.min([limit * task.dt**order for order, limit in enumerate(task.rates, 1)], 0)
         most = 0.9 * task.rates[0] * task.dt
         steps = np.clip(speed + change * np.arange(HORIZON)[:, None], -most, most)
-        return np.where(task.moves, steps, self.robot.position + task.substeps * (np.cumsum(steps, 0) - steps[0]))
+        return np.where(task.relative, steps, self.robot.position + task.substeps * (np.cumsum(steps, 0) - steps[0]))
 
     def _fast(self):
         """In one direction, as fast as the rates allow in the long run."""
         steps = 0.95 * np.sign(self.rng.standard_normal(self.task.dim)) * self.task.rates[0] * self.task.dt
         ahead = np.arange(HORIZON)[:, None] + START + 1
-        return np.where(self.task.moves, steps, self.robot.position + self.task.substeps * steps * ahead)
+        return np.where(self.task.relative, steps, self.robot.position + self.task.substeps * steps * ahead)
 
 
 class Modes:
     """The record: when all that was sent in mode ok was decided and sent, and its chunk. It ends a loop that does not end."""
 
     def __init__(self, robot, longest):
-        self.robot, self.flown, self.ticks, self.longest, self.cut = robot, [], 0, longest, None
+        self.robot, self.flown, self.periods, self.longest, self.sending_disabled = robot, [], 0, longest, None
 
-    def tick(self, tick):
-        self.ticks += 1
-        if self.ticks > self.longest:
-            self.cut.set()
-        if tick.mode == OK and self.robot.received and self.robot.received[-1][0] >= tick.at:
-            self.flown.append((tick.at, self.robot.received[-1][0], tick.chunk))
+    def record(self, record):
+        self.periods += 1
+        if self.periods > self.longest:
+            self.sending_disabled.set()
+        if record.mode == OK and self.robot.received and self.robot.received[-1][0] >= record.at:
+            self.flown.append((record.at, self.robot.received[-1][0], record.chunk))
 
     def event(self, event):
         pass
@@ -285,9 +287,9 @@ class Flight:
 
     task: Task
     robot: HostileRobot
-    planner: HostilePlanner
+    source: HostilePlanner
     modes: Modes
-    loop: Loop
+    loop: ControlLoop
     thread: RobotThread
     ended: float
 
@@ -295,17 +297,17 @@ class Flight:
         """What is wrong; empty if all is well."""
         received, deadline = (
             np.array(self.robot.received).reshape(-1, 1 + self.task.dim),
-            self.task.patience.observation_deadline,
+            self.task.watchdog.observation_deadline,
         )
         found = check_stream(received, self.task, self.robot.started)
         quiet = not len(received) or self.ended - received[-1, 0] > deadline
         if not (quiet or _at_rest(received, self.task, self.robot.started)):
             found.append("the end is not at rest")
-        if self.loop.cut.is_set():
+        if self.loop.sending_disabled.is_set():
             found.append("the loop does not end")
         if self.robot.is_connected or self.thread.is_alive():
             found.append("the robot was not disconnected")
-        if self.planner.spoiled:
+        if self.source.spoiled:
             found.append("a number that is not finite was planned from")
         begun = [sent for _, sent, _ in self.modes.flown[:1]]
         if len(received) and not self.robot.rejected and begun != [received[0, 0]]:
@@ -318,7 +320,7 @@ class Flight:
         gaps = seen[1:][np.diff(seen) > deadline + 0.01]  # the observations that came after one
         for decided, sent, chunk in self.modes.flown:
             newest = seen[np.searchsorted(seen, decided, "right") - 1]
-            if ((gaps > self.planner.asked_at[chunk] + 0.005) & (gaps <= decided)).any():
+            if ((gaps > self.source.asked_at[chunk] + 0.005) & (gaps <= decided)).any():
                 found.append(f"an old plan at {decided}")
             if sent - newest > deadline + 2 * self.task.dt + 0.01:
                 found.append(f"an old observation at {decided}")
@@ -329,7 +331,7 @@ def _at_rest(received, task, start):
     """By the last step; the first counts from where the robot said it was, or as none."""
     actions = received[:, 1:]
     before = actions[-2] if len(actions) > 1 else actions[0] if start is None else start
-    return bool((np.where(task.moves, actions[-1], actions[-1] - before) == 0).all())
+    return bool((np.where(task.relative, actions[-1], actions[-1] - before) == 0).all())
 
 
 def check_stream(received, task, start):
@@ -345,8 +347,8 @@ def check_stream(received, task, start):
     if not (gaps >= 0.9 * dt * (1 - TOLERANCE)).all():
         found.append(f"two sendings are {gaps.min():.4f} s apart, not {0.9 * dt:.4f}")
     first = actions[0] if start is None else start
-    path = np.where(task.moves, np.cumsum(actions, 0), actions)  # what the robot follows
-    path = np.concatenate([np.where(task.moves, 0, first)[None], path])
+    path = np.where(task.relative, np.cumsum(actions, 0), actions)  # what the robot follows
+    path = np.concatenate([np.where(task.relative, 0, first)[None], path])
     steps = np.abs(np.diff(path, axis=0))
     real = np.minimum(np.concatenate([[dt], gaps]), dt)[:, None]
     if not (steps <= limits[1] * real * (1 + TOLERANCE)).all():
@@ -356,7 +358,7 @@ def check_stream(received, task, start):
 
 def _bends(path, gaps, task, limits):
     """Acceleration and jerk by the nominal period, between pauses so long that the robot has come to rest."""
-    found, deadline = [], task.patience.observation_deadline
+    found, deadline = [], task.watchdog.observation_deadline
     doubtful = np.abs(gaps - deadline) < 2 * task.dt  # at rest or not
     cuts = [0, *(np.flatnonzero((gaps > deadline) | doubtful) + 1), len(path) - 1]
     for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
@@ -373,21 +375,23 @@ def _bends(path, gaps, task, limits):
     return found
 
 
-def fly(seed, count):
+def run_episode(seed, count):
     """One episode; `count` counts what happened in it."""
     rng = np.random.default_rng(seed)
     task, clock = Task(rng), HostileClock(rng, count)
-    operator = Operator()
-    robot = HostileRobot(task, clock, count, operator)
-    planner, modes = HostilePlanner(task, robot, clock, count), Modes(robot, 5 * task.seconds / task.dt)
+    stop_signal = StopSignal()
+    robot = HostileRobot(task, clock, count, stop_signal)
+    source, modes = HostilePlanner(task, robot, clock, count), Modes(robot, 5 * task.seconds / task.dt)
     shapes = {"state": (task.dim,), "front": (2, 2, 3), "depth": (2, 2, 1)}
-    wiring = wire(robot, shapes, task.dim)
-    expected = Expected(START, HORIZON, task.dim, N_OBS_STEPS, task.substeps)
-    pilot = Pilot(expected, task.stitch, Gate(task.limits(), wiring.actions), task.patience)
-    loop = Loop(robot, wiring, pilot, LIVE, modes, clock=clock)
-    thread = RobotThread(loop, planner, Clock(task.dt, task.seconds), operator)
-    modes.cut = loop.cut
+    feature_map = map_features(robot, shapes, task.dim)
+    expected = ChunkSpec(START, HORIZON, task.dim, N_OBS_STEPS, task.substeps)
+    controller = ChunkController(
+        expected, task.blender, SafetyFilter(task.limits(), feature_map.actions), task.watchdog
+    )
+    loop = ControlLoop(robot, feature_map, controller, LIVE, modes, clock=clock)
+    thread = RobotThread(loop, source, RealTimeSettings(task.dt, task.seconds), stop_signal)
+    modes.sending_disabled = loop.sending_disabled
     thread.go.set()
     thread.start()
     thread.join(60)
-    return Flight(task, robot, planner, modes, loop, thread, clock.time)
+    return Flight(task, robot, source, modes, loop, thread, clock.time)

@@ -203,29 +203,29 @@ def server(root):
     import msgpack
     from models import FixedPolicy, Gaussian
 
-    from gpc.bridge.chunk_source import RemotePlanner
+    from gpc.bridge.chunk_source import RemoteSource
     from gpc.policies.remote import RemoteMember
     from gpc.serve.client import RemotePolicy, _map
     from gpc.serve.codec import pack
-    from gpc.serve.metadata import check, describe
+    from gpc.serve.metadata import check_metadata, policy_metadata
 
-    facts = json.loads(json.dumps(describe(FixedPolicy(Gaussian()))))
-    frame = pack({"actions": np.zeros((16, 2)), "gpc.score.denoiser": 5})
+    facts = json.loads(json.dumps(policy_metadata(FixedPolicy(Gaussian()))))
+    frame = pack({"actions": np.zeros((16, 2)), "gpc.denoise": 5})
     shapes = [(16, 2), (2,), (0,), (10**6, 1), (1, 16, 2)]
     values = [None, 1, "x" * 10**6, [1], {}, np.nan, np.zeros((16, 2), np.uint8), np.full((16, 2), np.inf)]
 
     def read(rng):
         client = object.__new__(RemotePolicy)
         client.url, client.metadata = "ws://x", _map(frame_of(rng), "ws://x")
-        served = check(client.metadata, client.url)
-        spec = RemotePlanner(client).actions
+        served = check_metadata(client.metadata, client.url)
+        spec = RemoteSource(client).actions
         RemoteMember(client, served.policy, served.actions, served.spec, served.levels, served.fingerprint)
         torch.zeros(spec.horizon, spec.dim)
         answer = _map(damaged(rng, frame, 0.3), "ws://x")
         answer["actions"] = rng.choice([rng.choice(values), np.zeros(rng.choice(shapes))])
-        answer["gpc.score.denoiser"] = rng.choice([5, *values])
-        client.whole(answer, "gpc.score.denoiser")
-        client.array(answer, "actions", (spec.horizon, spec.dim))
+        answer["gpc.denoise"] = rng.choice([5, *values])
+        client.read_int(answer, "gpc.denoise")
+        client.read_array(answer, "actions", (spec.horizon, spec.dim))
 
     def frame_of(rng):
         content = mutated(rng, facts)

@@ -11,8 +11,8 @@ from models import FixedPolicy, Gaussian
 from servers import process_of
 
 from gpc.inference.settings import Sampling
-from gpc.serve.batching import Inference
-from gpc.serve.server import Door, PolicyServer
+from gpc.serve.batching import InferenceThread
+from gpc.serve.server import Access, PolicyServer
 
 SAMPLING = Sampling(steps=4)
 
@@ -20,12 +20,12 @@ SAMPLING = Sampling(steps=4)
 @contextmanager
 def served(policy, reproducible=False, max_batch=256, port=0, **door):
     """The address of a server of this policy, which ends with the block."""
-    inference = Inference(policy, SAMPLING, max_batch, reproducible)
+    inference = InferenceThread(policy, SAMPLING, max_batch, reproducible)
     ready = Queue()
 
     async def serve():
         stop = asyncio.Event()
-        server = PolicyServer(inference, Door(port=port, **door), {"weights": [1.0]}, seed=100)
+        server = PolicyServer(inference, Access(port=port, **door), {"weights": [1.0]}, seed=100)
         loop = asyncio.get_running_loop()
         await server.run(lambda address: ready.put((address, loop, stop)), stop)
 

@@ -227,7 +227,7 @@ def test_a_robot_that_does_not_say_where_it_is_needs_an_action():
     class Silent(Kept):
         def __init__(self):
             super().__init__()
-            self.says_where = False
+            self.reports_position = False
 
     with pytest.raises(AssertionError, match="give an action that may be sent"):
         check_robot(Silent())

@@ -18,7 +18,7 @@ from conftest import make_card, save_policy
 from models import FixedPolicy, Gaussian
 from test_from_beso import GOLDEN
 
-from gpc.bridge.chunk_source import RemotePlanner
+from gpc.bridge.chunk_source import RemoteSource
 from gpc.card import read as read_card
 from gpc.demonstrations import Demonstrations, read, write_replay_buffer, write_robomimic
 from gpc.errors import InputError, RunError
@@ -26,7 +26,7 @@ from gpc.policies.bundled import BUNDLED, build
 from gpc.policies.checkpoint import read as read_checkpoint
 from gpc.policy.load import load_policy
 from gpc.serve.client import RemotePolicy, _map
-from gpc.serve.metadata import check, describe
+from gpc.serve.metadata import check_metadata, policy_metadata
 
 TWICE = "".join(
     f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz", strict=True)
@@ -226,7 +226,7 @@ def test_cards_that_are_written_are_checked_too():
         assert read_card(path) == json.loads(path.read_text())
 
 
-FACTS = json.loads(json.dumps(describe(FixedPolicy(Gaussian()))))
+FACTS = json.loads(json.dumps(policy_metadata(FixedPolicy(Gaussian()))))
 SERVERS = {
     "a horizon of 8 GB": {"actions": FACTS["actions"] | {"horizon": 10**9}},
     "a start beyond all": {"actions": FACTS["actions"] | {"start": 10**12}},
@@ -249,7 +249,7 @@ SERVERS = {
 
 @pytest.mark.parametrize("change", SERVERS.values(), ids=SERVERS)
 def test_metadata_of_a_server_are_checked(change):
-    refused(lambda: check(FACTS | change, "ws://x"), "policy server ws://x")
+    refused(lambda: check_metadata(FACTS | change, "ws://x"), "policy server ws://x")
 
 
 ANSWERS = {
@@ -265,14 +265,14 @@ ANSWERS = {
 def test_answers_of_a_server_are_checked(answer):
     client = object.__new__(RemotePolicy)
     client.url, client.metadata = "ws://x", FACTS
-    planner = RemotePlanner(client)
-    assert client.array({"actions": np.zeros((16, 2))}, "actions", (16, 2)).shape == (16, 2)
+    source = RemoteSource(client)
+    assert client.read_array({"actions": np.zeros((16, 2))}, "actions", (16, 2)).shape == (16, 2)
     refused(
-        lambda: client.array(answer, "actions", (planner.actions.horizon, 2)), "policy server ws://x", error=RunError
+        lambda: client.read_array(answer, "actions", (source.actions.horizon, 2)),
+        "policy server ws://x",
+        error=RunError,
     )
-    refused(
-        lambda: client.whole({"gpc.score.denoiser": -1}, "gpc.score.denoiser"), "policy server ws://x", error=RunError
-    )
+    refused(lambda: client.read_int({"gpc.denoise": -1}, "gpc.denoise"), "policy server ws://x", error=RunError)
 
 
 @pytest.mark.parametrize(

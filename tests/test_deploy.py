@@ -1,412 +1,338 @@
-"""The control loop on the real clock: every fault ends in hold or stop within its time."""
+"""`gpc deploy` as a whole, on the simulated robot."""
 
+import errno
+import json
 import os
-import pty
 import signal
-import sys
-import threading
-import time
 
 import numpy as np
 import pytest
-from flying import PATIENCE, PERIOD, SLACK, flown, until
-from toy_robots import Arm, FarArm, Line
+import zarr
+from toy_robots import Arm, Line
 
-from gpc.bridge.controller import HOLD, OK, STOPPED
-from gpc.bridge.loop import DRY_RUN, SHADOW
-from gpc.bridge.realtime import Clock
-from gpc.bridge.safety import limits_from
-from gpc.bridge.stop import Operator
-from gpc.errors import InputError, RunError
+import gpc
+from gpc.bridge.chunk_source import LocalSource
+from gpc.bridge.recording import Recorder
+from gpc.commands.cli import main
+from gpc.commands.config import load_config
+from gpc.commands.deploy import chunk_source_from, deploy, robot_from
+from gpc.demonstrations import read
+from gpc.errors import InputError
+from gpc.inert import Console
+from gpc.inference.settings import Sampling
+from gpc.results.trajectories import read_trajectory
 
-
-def ended_well(arm, kept, after):
-    """Held, then stopped, in time; what was sent afterwards is the last target; then disconnected."""
-    held, stopped = kept.first(HOLD), kept.first(STOPPED)
-    assert held.at <= after + PERIOD + SLACK
-    assert PATIENCE.stop_after < stopped.at - held.at <= PATIENCE.stop_after + PERIOD + SLACK
-    assert not arm.is_connected
-    assert 0 < arm.disconnected_at - stopped.at < SLACK
-    resting = {action[1:] for action in arm.sent if action[0] > held.at + 0.001}
-    assert len(resting) == 1
+pytest.importorskip("lerobot")
+LOCKSTEP = ["robot=simulated", "fps=10", "safety.hold=last", "mode=live", "clock.kind=lockstep"]
 
 
-def test_an_episode_moves_the_arm_from_one_thread_and_ends_in_time():
-    arm, planner = Arm(), Line()
-    _, kept, timing, operator = flown(arm, planner, seconds=1.0)
-    assert (operator.why, operator.code) == ("the time is over", 0)
-    assert [event.kind for event in kept.events] == [OK, STOPPED]
-    assert len(arm.threads) == 1
-    assert arm.threads != {threading.get_ident()}
-    assert not arm.is_connected
-    assert arm.position[0] > 0.03
-    moving = [tick for tick in kept.ticks if tick.mode == OK]
-    sent = [tick.sent for tick in kept.ticks if not np.isnan(tick.asked).any()]
-    assert len(sent) > 40  # all but the first, which waited for a chunk: what is only read is not sent
-    np.testing.assert_array_equal(sent, [action[1:] for action in arm.sent])
-    assert {tick.frame is not None for tick in kept.ticks} == {True}
-    assert max(tick.age for tick in moving) < 0.4
-    assert len(timing.late) + timing.missed == pytest.approx(1.0 / PERIOD, abs=3)
-    until(lambda: planner.closed)  # by its own thread
+def flown(tmp_path, *keys, source=None, robot=None):
+    config = load_config("deploy", [*LOCKSTEP, "seconds=4", *keys])
+    source, robot = source or chunk_source_from(config, Console(quiet=True)), robot or robot_from(config)
+    outcome = deploy(config, source, robot, tmp_path / "deployed", Console(quiet=True))
+    return outcome, robot, read(tmp_path / "deployed/episode.zarr")
 
 
-def test_deadlines_do_not_drift_and_missed_ones_are_counted():
-    def slow(arm):
-        if arm.reads in (20, 30):
-            time.sleep(3.5 * PERIOD)
-
-    _, kept, timing, _ = flown(Arm(slow), Line(), seconds=1.0)
-    assert 4 <= timing.missed <= 8
-    begins = np.array([tick.at for tick in kept.ticks]) - kept.ticks[0].at
-    late = np.array([tick.late for tick in kept.ticks])
-    off = (begins - late) / PERIOD
-    assert np.sort(np.abs(off - np.round(off)))[-5] < 0.25  # on the grid, also after the misses, but for the slow reads
-    summary = timing.summary()
-    assert summary["missed_deadlines"] == timing.missed
-    assert 0 <= summary["jitter_ms"]["p50"] <= summary["jitter_ms"]["p99"] <= summary["jitter_ms"]["max"]
-
-
-@pytest.mark.parametrize("mode", [DRY_RUN, SHADOW])
-def test_only_live_ever_sends(mode):
-    class Untouched(Arm):
-        def send_action(self, action):
-            raise AssertionError("an action was sent")
-
-    arm = Untouched()
-    _, kept, _, operator = flown(arm, Line(), seconds=0.6, mode=mode)
-    assert operator.why == "the time is over"
-    asked = np.array([tick.asked for tick in kept.ticks if tick.mode == OK])
-    assert len(asked) > 10
-    assert np.isfinite(asked).all()
-    sent = np.array([tick.sent for tick in kept.ticks if tick.mode == OK])
-    assert (sent == 0).all() if mode == SHADOW else np.isnan(sent).all()
+@pytest.mark.parametrize("seed", [100000, 100001])
+def test_with_no_latency_the_actions_are_those_of_gpc_evaluate(tmp_path, seed):
+    """The bundled policies in their mixture, 40 steps, bit for bit: actions, observations and rewards."""
+    policies, weights = ["pusht-diffusion", "pusht-flow"], [0.4, 0.6]
+    policy = gpc.compose([gpc.load_policy(name) for name in policies], weights)
+    gpc.evaluate(
+        policy, "pusht", episodes=1, overrides=[f"seed={seed}", "env.max_steps=40"], run_dir=str(tmp_path / "run")
+    )
+    recorded = read_trajectory(tmp_path / "run", 0)
+    keys = [f"policies=[{','.join(policies)}]", f"weights={weights}", f"seed={seed}", f"robot.settings.seed={seed}"]
+    outcome, robot, episode = flown(tmp_path, *keys, "reproducible=true")
+    assert (outcome.reason, outcome.code) == ("the time is over", 0)
+    np.testing.assert_array_equal(episode.actions.astype(np.float32), recorded["action"])
+    for key in ("state", "keypoints", "agent_pos"):
+        np.testing.assert_array_equal(episode.observations[key][::8], recorded[key])
+    assert robot.score == recorded["reward"].max()
 
 
-def test_an_inference_that_hangs_ends_in_hold_within_the_deadline_then_in_a_stop():
-    asked, release = [], threading.Event()
+@pytest.mark.parametrize("stitch", ["receding_horizon", "ensembling", "real_time"])
+@pytest.mark.parametrize("latency", [0.0, 0.2])
+def test_every_stitch_flies_under_latency(tmp_path, tiny, stitch, latency):
+    keys = [f"policies={tiny}", "weights=[0.4,0.6]", f"stitch={stitch}", f"clock.latency={latency}"]
+    outcome, robot, episode = flown(tmp_path, *keys)
+    assert outcome.code == 0
+    assert robot.steps == len(episode.actions) == 40 - round(latency * 10)  # at first the arm waits
+    stream = zarr.open_group(tmp_path / "deployed/episode.zarr", mode="r")["stream"]
+    assert np.nanmin(stream["age"]) == pytest.approx(latency)
 
-    def hang(ask):
-        if ask.number == 3:
-            asked.append(time.monotonic())
-            release.wait(10)
 
-    arm = Arm()
-    _, kept, _, _ = flown(arm, Line(trouble=hang))
-    release.set()
-    ended_well(arm, kept, asked[0] + PATIENCE.deadline)
+def test_a_chunk_under_real_time_chunking_goes_on_from_what_is_executed(tmp_path, parents):
+    class Watched(LocalSource):
+        def sample(self, request):
+            chunk = super().sample(request)
+            if request.known:
+                fixed = request.known.weight == 1
+                fixed_steps.append(int(fixed.sum()))
+                np.testing.assert_allclose(chunk[fixed], request.known.actions[0][fixed], atol=1e-9)
+                free = super().sample(request._replace(known=None))
+                later = (
+                    np.abs(chunk - request.known.actions[0])[3:8].mean()
+                    / np.abs(free - request.known.actions[0])[3:8].mean()
+                )
+                assert later < 0.8  # drawn to it
+                np.testing.assert_array_less(
+                    1, np.abs(chunk - request.known.actions[0])[-4:].max(1)
+                )  # and free at the end
+            return chunk
+
+    fixed_steps = []
+    source = Watched(gpc.compose(parents, [0.4, 0.6]), Sampling(steps=4))
+    flown(tmp_path, "stitch=real_time", "clock.latency=0.2", source=source)
+    assert fixed_steps == [1, 3, 3, 3]  # what was executed, and from the second on the steps that a chunk takes to come
+
+
+def test_the_command_flies_records_and_exits_with_0(tmp_path, tiny, capsys):
+    keys = [*LOCKSTEP, f"policies={tiny}", "weights=[0.4,0.6]", "seconds=2", f"run_dir={tmp_path / 'run'}"]
+    assert main(["deploy", *keys]) == 0
+    assert "the time is over" in capsys.readouterr().out
+    assert main(["deploy", *keys]) == 2
+    assert "holds an episode already" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["periods"] == summary["steps"] == 20
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert "token" not in manifest["config"]
+
+
+def test_a_fault_exits_with_1_and_says_why(tmp_path, tiny, capsys):
+    keys = [*LOCKSTEP, f"policies={tiny}", "weights=[0.4,0.6]", "seconds=9", f"run_dir={tmp_path / 'run'}"]
+    assert main(["deploy", *keys, "safety.velocity=1"]) == 1
+    assert "gpc: stopped: " in (told := capsys.readouterr().err)
+    assert "the velocity of action." in told
 
 
 @pytest.mark.parametrize(
-    ("chunk", "why"),
+    ("keys", "why"),
     [
-        (np.full((16, 2), np.nan), "is nan"),
-        (np.full((16, 2), np.inf), "is inf"),
-        (np.full((16, 2), 0.9), "the velocity of x.pos, 0 actions from now"),
-        (np.full((16, 2), 7.0), "the position of x.pos"),
-        (np.zeros((3, 2)), "not numbers (16, 2)"),
+        ([], "give policies"),
+        (["policies=[x]", "server=ws://localhost:1"], "one of them"),
+        (["server=nowhere"], "write ws://host:port"),
+        (["server=5"], "server=5"),
+        (["server=ws://127.0.0.1:9", "watchdog.max_age=-1"], "watchdog.max_age=-1"),
+        (["server=ws://127.0.0.1:9", "watchdog.max_age=inf"], "watchdog.max_age=inf"),
+        (["server=ws://127.0.0.1:9", "watchdog.max_age=long"], "watchdog.max_age=long"),
+        (["LINE", "mode=alive"], "mode=alive"),
+        (["LINE", "fps=0"], "fps=0"),
+        (["LINE", "fps=inf"], "fps=inf"),
+        (["LINE", "fps=fast"], "fps=fast"),
+        (["LINE", "rate=inf"], "rate=inf"),
+        (["LINE", "rate=-20"], "rate=-20"),
+        (["LINE", "rate=1010"], "rate=1010"),
+        (["LINE", "seconds=inf"], "seconds=inf"),
+        (["LINE", "seconds=0"], "seconds=0"),
+        (["LINE", "seconds=-1"], "seconds=-1"),
+        (["LINE", "seconds=soon"], "seconds=soon"),
+        (["LINE", "clock.latency=-1"], "clock.latency=-1"),
+        (["LINE", "clock.latency=inf"], "clock.latency=inf"),
+        (["LINE", "rate=25"], "rate=25 must be a multiple"),
+        (["LINE", "clock.kind=sundial"], "clock.kind=sundial"),
+        (["LINE", "seconds=null"], "how long"),
+        (["LINE", "safety.hold=null", "safety.position=robot"], "safety.position=robot"),
+        (["LINE", "safety.hold=zero", "rate=20"], "moves are not interpolated"),
+        (["LINE", "watchdog.observation_deadline=0.1"], "longer than a step"),
+        (["LINE", "watchdog.deadline=-1"], "watchdog.deadline=-1"),
+        (["LINE", "watchdog.deadline=null"], "watchdog.deadline=None"),
+        (["LINE", "watchdog.max_age=inf"], "watchdog.max_age=inf"),
+        (["LINE", "watchdog.stop_after=long"], "watchdog.stop_after=long"),
+        (["LINE", "safety.velocity=-1"], "safety.velocity=.-1"),
+        (["LINE", "stitch.n_action_steps=16"], "asked for every 16 steps, the policy plans 15"),
+        (["LINE", "robot.observations={state: [a, b]}"], "toy has no feature 'a'"),
+        (["LINE", "robot.observations={states: [a, b]}"], "names 'states'; the policy reads state"),
+        (["LINE", "stitch.n_action_steps=1.5"], "stitch.n_action_steps=1.5"),
+        (["LINE", "task=3"], "task=3"),
+        (["LINE", "robot.observations={state: [x.pos, x.pos]}"], "'state' names the feature 'x.pos' twice"),
+        (["LINE", "robot.actions=[x.pos, x.pos]"], "robot.actions names the feature 'x.pos' twice"),
+        (["LINE", "robot.actions=[x.pos]"], "acts in 2 dimensions, toy in 1"),
+        (["LINE", "dataset=."], "is no LeRobotDataset"),
     ],
 )
-def test_a_bad_chunk_is_refused_the_old_plan_used_up_and_the_robot_held(chunk, why):
-    arm, bad = Arm(), []
+def test_bad_input_is_told_before_anything_moves(tmp_path, keys, why, monkeypatch):
+    class Untouched(Arm):
+        def connect(self, calibrate=True):
+            raise AssertionError("connected")
 
-    def damage(ask):
-        if ask.number >= 3:
-            bad.append(time.monotonic())
-            return chunk
-        return None
-
-    _, kept, _, _ = flown(arm, Line(trouble=damage))
-    ended_well(arm, kept, bad[0] + 8 * PERIOD)  # what was left of the old plan
-    assert why in kept.first("refused").text
-    assert why in kept.first(HOLD).text
+    toys = {"source": Line(), "robot": Untouched()} if "LINE" in keys else {}
+    with pytest.raises(InputError, match=why.replace("'", ".")):
+        flown(tmp_path, *[key for key in keys if key != "LINE"], **toys)
 
 
-def test_a_planner_that_raises_is_asked_again():
-    def fail(ask):
-        if 3 <= ask.number < 6:
-            raise RunError("out of memory")
+def test_virtual_time_sends_nothing_to_a_robot_that_does_not_wait(tmp_path):
+    class Real(Arm):
+        waits_for_driver = False
 
-    arm = Arm()
-    _, kept, _, operator = flown(arm, Line(trouble=fail), seconds=1.2)
-    assert operator.why == "the time is over"
-    assert [event.kind for event in kept.events] == [OK, "refused", "refused", "refused", STOPPED]
-    assert kept.first("refused").text == "chunk 3: RunError: out of memory"
-
-
-def test_an_observation_that_fails_ends_in_hold_then_in_a_stop_and_says_why():
-    failed = []
-
-    def unplug(arm):
-        if arm.reads > 20:
-            failed.append(time.monotonic())
-            raise ConnectionError("no status packet")
-
-    arm = Arm(unplug)
-    _, kept, _, _ = flown(arm, Line())
-    ended_well(arm, kept, failed[0] + PATIENCE.observation_deadline)
-    assert kept.first("unread").text == "ConnectionError: no status packet"
-    assert "no observation for" in kept.first(STOPPED).text
-    assert "no status packet" in kept.first(STOPPED).text
-
-
-def test_a_read_that_fails_for_a_moment_is_no_hold():
-    def glitch(arm):
-        if arm.reads in (20, 21):
-            raise ConnectionError("no status packet")
-
-    _, kept, _, _ = flown(Arm(glitch), Line(), seconds=0.8)
-    assert [event.kind for event in kept.events] == [OK, "unread", STOPPED]
-
-
-def test_a_driver_that_hangs_is_given_up_and_what_it_does_later_is_not_followed_by_an_action():
-    release, hung = threading.Event(), []
-
-    def hang(arm):
-        if arm.reads > 20:
-            hung.append(time.monotonic())
-            release.wait(10)
-
-    arm = Arm(hang)
-    operator = Operator()
-    with pytest.raises(RunError, match=r"the robot has not answered for .* given up after 0.3 s"):
-        flown(arm, Line(), operator=operator, disconnect_within=0.3)
-    gave_up = time.monotonic() - hung[0]
-    assert gave_up < PATIENCE.observation_deadline + PATIENCE.stop_after + 0.3 + 4 * SLACK
-    sent = len(arm.sent)
-    release.set()
-    time.sleep(5 * PERIOD)
-    assert len(arm.sent) == sent
-    assert not arm.is_connected
-
-
-def test_a_camera_that_freezes_ends_in_hold_then_in_a_stop():
-    froze = []
-
-    def freeze(arm):
-        if arm.reads > 30 and not arm.frozen:
-            froze.append(time.monotonic())
-            arm.frozen = True
-
-    arm = Arm(freeze, camera=True)
-    _, kept, _, _ = flown(arm, Line(camera=True))
-    ended_well(arm, kept, froze[0] + PATIENCE.frozen_after + PERIOD)
-    assert "camera front has shown the same picture" in kept.first(HOLD).text
-
-
-def test_a_robot_whose_process_dies_stops_at_once():
-    died = []
-
-    def kill(arm):
-        time.sleep(0.6)
-        died.append(time.monotonic())
-        arm.process.kill()
-
-    arm = FarArm()
-    _, kept, _, _ = flown(arm, Line(), meanwhile=kill)
-    stopped = kept.first(STOPPED)
-    assert stopped.at - died[0] < PATIENCE.observation_deadline + PATIENCE.stop_after + PERIOD + SLACK
-    assert "process is gone" in stopped.text or "Broken pipe" in stopped.text
-    assert not arm.is_connected
+    arm = Real()
+    with pytest.raises(InputError, match=r"mode=live: toy does not wait for its driver; use clock.kind=real"):
+        flown(tmp_path, source=Line(), robot=arm)
+    assert arm.reads == 0
+    outcome, _, _ = flown(tmp_path, "mode=dry-run", source=Line(), robot=arm)
+    assert (outcome.code, arm.sent) == (0, [])
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGQUIT, 131), (signal.SIGTSTP, 148), (signal.SIGALRM, 142)],
+    ("reports_position", "keys", "noted"),
+    [
+        (False, ["safety.velocity=1"], True),
+        (False, ["safety.jerk=1000"], True),
+        (True, ["safety.velocity=1"], False),
+        (False, [], False),
+        (False, ["safety.velocity=1", "mode=dry-run"], False),
+        (False, ["safety.velocity=1", "safety.hold=zero"], False),
+    ],
 )
-def test_signals_end_in_a_hold_and_a_disconnected_robot(number, code):
-    sent = []
-
-    def signalled(arm):
-        time.sleep(0.5)
-        sent.append(time.monotonic())
-        os.kill(os.getpid(), number)
-
-    arm = Arm()
-    before = signal.getsignal(number)
-    _, kept, _, operator = flown(arm, Line(), meanwhile=signalled)
-    assert (operator.why, operator.code) == (number.name, code)
-    assert kept.first(STOPPED).text == number.name
-    assert arm.disconnected_at - sent[0] < 5 * PERIOD + SLACK
-    resting = [action[1:] for action in arm.sent if action[0] >= kept.first(STOPPED).at]
-    assert len(resting) >= 1
-    assert len(set(resting)) == 1
-    assert signal.getsignal(number) == before
+def test_a_first_action_without_a_limit_is_noted_before_the_start(tmp_path, capsys, reports_position, keys, noted):
+    config = load_config("deploy", [*LOCKSTEP, "seconds=0.2", *keys])
+    deploy(config, Line(), Arm(reports_position=reports_position), tmp_path / "run", Console())
+    assert ("note: toy does not say where it is" in capsys.readouterr().out) == noted
 
 
-def test_the_stop_key_on_a_terminal_stops(monkeypatch):
-    ours, theirs = pty.openpty()
-    terminal = os.fdopen(theirs)
-    monkeypatch.setattr(sys, "stdin", terminal)
-
-    def press(arm):
-        time.sleep(0.3)
-        os.write(ours, b"x")  # no stop key
-        time.sleep(0.2)
-        os.write(ours, b" ")
-
-    _, _, _, operator = flown(Arm(), Line(), meanwhile=press)
-    assert (operator.why, operator.code) == ("the stop key", 130)
-    terminal.close()
-    os.close(ours)
+def failing(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_robot_that_is_not_calibrated_is_refused_with_the_command_that_mends_it():
-    arm = Arm(calibrated=False)
-    with pytest.raises(InputError, match=r"toy is not calibrated; run lerobot-calibrate --robot.type=toy"):
-        flown(arm, Line())
+@pytest.mark.parametrize("broken", ["_Table.flush", "write_atomically"])
+def test_a_full_disk_costs_the_record_not_the_flight(tmp_path, monkeypatch, capsys, broken):
+    arm, folder = Arm(), tmp_path / "run"
+    monkeypatch.setattr("gpc.commands.deploy.chunk_source_from", lambda config, console: Line())
+    monkeypatch.setattr("gpc.commands.deploy.robot_from", lambda config: arm)
+    prepare = Recorder.__init__
+
+    def then_break(self, *args, **kwargs):
+        prepare(self, *args, **kwargs)
+        monkeypatch.setattr(f"gpc.bridge.recording.{broken}", failing)
+
+    monkeypatch.setattr(Recorder, "__init__", then_break)
+    keys = [*LOCKSTEP, "seconds=4", f"run_dir={folder}", f"dataset={tmp_path / 'set'}"]
+    assert main(["deploy", *keys]) == 1
+    assert len(arm.sent) == 40
     assert not arm.is_connected
-    assert arm.sent == []
+    out, errors = capsys.readouterr()
+    assert "gpc: stopped: the time is over; not added to dataset=" in errors
+    assert "the record has gaps; not recorded: " in errors
+    assert "No space left on device" in errors
+    assert "Traceback" not in out + errors
+    assert not (tmp_path / "set").exists()
+    if broken == "_Table.flush":
+        assert "[Errno 28]" in json.loads((folder / "summary.json").read_text())["not_recorded"]
 
 
-def test_nothing_moves_where_the_policy_cannot_give_its_first_chunk():
-    def fail(ask):
-        raise RunError("no memory")
+def test_a_signal_in_virtual_time_ends_the_episode_in_good_order(tmp_path):
+    class Signalled(Line):
+        def sample(self, request):
+            if request.number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().sample(request)
 
     arm = Arm()
-    _, _, _, operator = flown(arm, Line(trouble=fail))
-    assert operator.why == "the policy gave no chunk: RunError: no memory"
-    assert arm.sent == []
+    outcome, _, _ = flown(tmp_path, source=Signalled(), robot=arm)
+    assert (outcome.reason, outcome.code) == ("SIGTERM", 143)
+    assert 10 < len(arm.sent) < 30
     assert not arm.is_connected
 
 
-def test_a_robot_that_never_connects_is_given_up():
-    class Deaf(Arm):
-        def connect(self, calibrate=True):
-            time.sleep(3)
+def test_a_fault_is_a_fault_though_the_time_ends_while_the_robot_brakes(tmp_path):
+    class Ramp(Line):
+        def sample(self, request):
+            steps = request.step + self.actions.start + np.arange(self.actions.horizon)
+            return np.repeat(0.002 * np.maximum(steps, 0)[:, None] ** 2, 2, 1)
 
-    with pytest.raises(RunError, match=r"was not connected within 0.2 s; its driver was given up"):
-        flown(Deaf(), Line(), connect_within=0.2, disconnect_within=0.2)
+    class Refusing(Arm):
+        def send_action(self, action):
+            if len(self.sent) == 15:
+                self.sent.append(None)
+                raise OSError("overload")
+            return super().send_action(action)
+
+    keys = ["seconds=2", "safety.position=[-9,9]", "safety.acceleration=0.5"]
+    arm = Refusing()
+    outcome, _, _ = flown(tmp_path, *keys, source=Ramp(), robot=arm)
+    assert len(arm.sent) > 18  # it brakes
+    assert (outcome.reason, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
+    real = ["clock.kind=real", "fps=50", "seconds=0.4", "safety.acceleration=12", "safety.position=[-9,9]"]
+    config = load_config("deploy", [*LOCKSTEP, *real])
+    outcome = deploy(config, Ramp(), Refusing(), tmp_path / "real", Console(quiet=True))
+    assert (outcome.reason, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
 
 
-def test_a_robot_whose_camera_is_gone_is_disconnected_though_it_does_not_count_as_connected():
-    class Blind(Arm):
-        closed = False
-
-        def connect(self, calibrate=True):
-            super().connect(calibrate)
-            self.is_connected = False  # as LeRobot's, if one of the cameras does not answer
-            raise ConnectionError("no camera")
+def test_a_robot_that_is_not_disconnected_is_a_fault_though_a_signal_came_first(tmp_path):
+    class Stuck(Arm):
+        def send_action(self, action):
+            if len(self.sent) == 10:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().send_action(action)
 
         def disconnect(self):
-            self.closed = True
-            super().disconnect()
+            raise OSError("the port is busy")
 
-    arm = Blind()
-    with pytest.raises(RunError, match=r"the robot failed: ConnectionError: no camera$"):
-        flown(arm, Line())
-    assert arm.closed
-
-
-class Stuck(Arm):
-    def disconnect(self):
-        super().disconnect()
-        self.is_connected = True
-        raise OSError("the port is busy")
+    outcome, _, _ = flown(tmp_path, source=Line(), robot=Stuck())
+    words = "SIGTERM; the robot was not disconnected: OSError: the port is busy"
+    assert (outcome.reason, outcome.code) == (words, 1)
+    assert json.loads((tmp_path / "deployed/summary.json").read_text())["why"] == words
 
 
-def test_a_robot_that_cannot_be_disconnected_is_reported_beside_what_ended_the_episode():
-    with pytest.raises(RunError, match=r"^the robot was not disconnected: OSError: the port is busy$"):
-        flown(Stuck(), Line(), seconds=0.3)
-    words = "run lerobot-calibrate .*; the robot was not disconnected: OSError: the port is busy"
-    with pytest.raises(RunError, match=words):
-        flown(Stuck(calibrated=False), Line())
+def test_a_driver_that_fails_in_virtual_time_is_disconnected_and_named(tmp_path):
+    class Unplugged(Arm):
+        def connect(self, calibrate=True):
+            super().connect(calibrate)
+            raise ConnectionError("no\nstatus packet")
 
-
-def test_a_driver_that_is_given_up_and_cannot_be_disconnected_is_reported_with_both():
-    release = threading.Event()
-    arm = Stuck(lambda arm: arm.reads > 20 and release.wait(10))
-    with pytest.raises(
-        RunError, match=r"given up after 0.1 s; the robot was not disconnected: OSError: .*: cut its power"
-    ):
-        flown(arm, Line(), disconnect_within=0.1)
-    release.set()
-
-
-class HalfGone(Arm):
-    """Of LeRobot: it is not connected, and `disconnect` raises before it reaches the motors, if its camera is gone."""
-
-    def __init__(self, unplugged, **settings):
-        super().__init__(**settings)
-        self.unplugged = unplugged
-
-    def connect(self, calibrate=True):
-        super().connect(calibrate)
-        if self.unplugged == "at first":
-            self.is_connected = False
-            raise ConnectionError("no camera")
-
-    def send_action(self, action):
-        if self.unplugged == "later" and len(self.sent) == 5:
-            self.is_connected = False
-            raise ConnectionError("no camera")
-        return super().send_action(action)
-
-    def disconnect(self):
-        if not self.is_connected:
-            raise RuntimeError("not connected")
-        super().disconnect()
-
-
-def test_a_disconnect_that_raises_counts_though_the_robot_is_not_connected():
-    with pytest.raises(RunError, match=r"^the robot was not disconnected: RuntimeError: not connected$"):
-        flown(HalfGone("later"), Line(), seconds=1)
-    with pytest.raises(RunError, match=r"^the robot failed: ConnectionError: no camera; it may still be powered$"):
-        flown(HalfGone("at first"), Line(), seconds=1)
-
-
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_a_driver_that_exits_is_a_failure_not_an_end(error):
-    def leave(arm):
-        raise error(0)
-
-    arm = Arm(leave)
-    with pytest.raises(RunError, match=f"the robot failed: {error.__name__}"):
-        flown(arm, Line(), seconds=0.5)
+    arm, config = Unplugged(), load_config("deploy", [*LOCKSTEP, "seconds=4"])
+    outcome = deploy(config, Line(), arm, tmp_path / "run", Console(quiet=True))
+    assert (outcome.reason, outcome.code) == ("the robot failed: ConnectionError: no status packet", 1)
     assert not arm.is_connected
 
 
-@pytest.mark.parametrize("looks", [0, 30])
-def test_a_robot_whose_watch_fails_is_held_and_disconnected(looks):
-    class Broken(Operator):
-        def look(self):
-            self.looks = getattr(self, "looks", 0) + 1
-            if self.looks > looks:
-                raise MemoryError("no memory")
+def test_a_policy_that_reads_an_instruction_is_given_it(tmp_path):
+    class Told(Line):
+        def sample(self, request):
+            self.told = gpc.rollout.env.read_text(request.observation["task"][-1])
+            return super().sample(request)
 
-    arm, operator = Arm(), Broken()
-    with pytest.raises(MemoryError):
-        flown(arm, Line(), operator=operator)
-    assert arm.disconnected_at is not None
-    assert operator.why == "the watch of the robot failed: MemoryError: no memory"
-    assert bool(arm.sent) == bool(looks)
-    sent = len(arm.sent)
-    time.sleep(5 * PERIOD)
-    assert len(arm.sent) == sent
+    source = Told()
+    source.observations = type(source.observations)({"state": (2,), "task": (256,)}, 2)
+    with pytest.raises(InputError, match="reads an instruction"):
+        flown(tmp_path, source=source, robot=Arm())
+    flown(tmp_path, "task=push it", source=source, robot=Arm())
+    assert source.told == "push it"
 
 
-class Ramp(Line):
-    """Speeds up by 0.4 / s^2, counted in steps that were executed."""
+def test_another_policy_takes_over_between_chunks_only(parents):
+    """While a chunk is being sampled by the old one, the new one is put in its place."""
 
-    def plan(self, ask):
-        steps = ask.step + self.actions.start + np.arange(self.actions.horizon)
-        return np.repeat(0.2 * (PERIOD * np.maximum(steps, 0)[:, None]) ** 2, 2, 1)
+    class Slow:
+        def __init__(self, policy, between):
+            self.policy, self.between = policy, between
+            self.actions, self.observations, self.levels, self.name = (
+                policy.actions,
+                policy.observations,
+                policy.levels,
+                "slow",
+            )
 
+        def condition(self, observation):
+            denoiser = self.policy.condition(observation)
 
-def test_a_robot_that_brakes_for_longer_than_a_disconnect_may_take_is_not_given_up():
-    arm = Arm()
-    limits = limits_from(Line.actions, PERIOD, position=[-1, 1], acceleration=0.5, hold="last")
-    _, kept, _, operator = flown(arm, Ramp(), seconds=0.8, limits=limits, disconnect_within=0.1)
-    assert operator.why == "the time is over"
-    braked = [action[1] for action in arm.sent if action[0] > kept.first(STOPPED).at]
-    assert arm.disconnected_at - kept.first(STOPPED).at > 0.2
-    assert np.abs(np.diff(braked, 2)).max() <= 0.5 * PERIOD**2 * 1.001
-    assert braked[-1] == braked[-2]
+            def denoise(x, sigma):
+                self.between()
+                return denoiser(x, sigma)
 
+            return denoise
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), "long"])
-def test_a_clock_has_positive_finite_times(seconds):
-    for name in ("period", "seconds", "connect_within", "warmup_within", "disconnect_within"):
-        with pytest.raises(InputError, match=f"{name}={seconds}"):
-            Clock(**{"period": PERIOD, name: seconds})
-    with pytest.raises(InputError, match="connect_within=None"):
-        Clock(PERIOD, connect_within=None)
+    new = gpc.compose(parents, [0.9, 0.1])
+    old = gpc.compose(parents, [0.1, 0.9])
+    source = LocalSource(Slow(old, lambda: source.set_policy(new)), Sampling(steps=3))
+    random = np.random.default_rng(0)
+    shapes = old.observations.shapes
+    request = gpc.bridge.controller.ChunkRequest(
+        0, 0, 0.0, {key: random.uniform(0, 512, (2, *shape)) for key, shape in shapes.items()}, None
+    )
+    during, after = source.sample(request), source.sample(request)
+    np.testing.assert_array_equal(during, LocalSource(old, Sampling(steps=3)).sample(request))
+    np.testing.assert_array_equal(after, LocalSource(new, Sampling(steps=3)).sample(request))
+    assert np.abs(during - after).max() > 1
+    with pytest.raises(InputError, match="cannot take over"):
+        LocalSource(parents[0], Sampling()).set_policy(parents[1])  # it reads keypoints, which are not sensed

@@ -2,18 +2,18 @@
 
 import numpy as np
 import pytest
-from flying import PATIENCE, PERIOD, Kept, flown
+from running import PERIOD, WATCHDOG, Kept, flown
 from toy_robots import Arm, Line
 
 from gpc.bridge.blending import RecedingHorizon
-from gpc.bridge.chunk_source import answer
+from gpc.bridge.chunk_source import reply_to
 from gpc.bridge.clock import VirtualClock
-from gpc.bridge.controller import HOLD, OK, STOPPED, Expected, Patience, Pilot
-from gpc.bridge.loop import LIVE, SHADOW, Loop
-from gpc.bridge.realtime import WATCH, Clock, RobotThread, _watch
-from gpc.bridge.robot import wire
-from gpc.bridge.safety import SHORTEST, Gate, limits_from
-from gpc.bridge.stop import Operator
+from gpc.bridge.controller import HOLD, OK, STOPPED, ChunkController, ChunkSpec, Watchdog
+from gpc.bridge.loop import LIVE, SHADOW, ControlLoop
+from gpc.bridge.realtime import WATCH, RealTimeSettings, RobotThread, _watch
+from gpc.bridge.robot import map_features
+from gpc.bridge.safety import SHORTEST, SafetyFilter, limits_from
+from gpc.bridge.stop import StopSignal
 from gpc.errors import RunError
 
 LIMIT = 1.0
@@ -38,14 +38,14 @@ def at(value, since=2):
 class NoChunk(Line):
     """But the first, which is thrown away before anything moves."""
 
-    def plan(self, ask):
+    def sample(self, request):
         if self.speed == 0:
             raise RunError("no memory")
         self.speed = 0
-        return super().plan(ask)
+        return super().sample(request)
 
 
-@pytest.mark.parametrize("planner", [Line, NoChunk])
+@pytest.mark.parametrize("source", [Line, NoChunk])
 @pytest.mark.parametrize(
     ("value", "why"),
     [
@@ -57,21 +57,21 @@ class NoChunk(Line):
         ),
     ],
 )
-def test_a_first_position_that_is_no_number_or_out_of_range_is_never_sent(value, why, planner):
+def test_a_first_position_that_is_no_number_or_out_of_range_is_never_sent(value, why, source):
     arm = Spoiled(at(value))
-    loop, kept, _, operator = flown(arm, planner())
+    loop, kept, _, stop_signal = flown(arm, source())
     assert arm.sent == []
-    assert (loop.pilot.mode, operator.why) == (STOPPED, "")
+    assert (loop.controller.mode, stop_signal.reason) == (STOPPED, "")
     assert kept.first("unread").text == why
-    assert kept.first(STOPPED).text == f"no observation: {why}; held for {PATIENCE.stop_after:g} s"
-    assert loop.over
+    assert kept.first(STOPPED).text == f"no observation: {why}; held for {WATCHDOG.stop_after:g} s"
+    assert loop.finished
     assert not arm.is_connected
 
 
 def test_without_a_chunk_what_was_read_is_not_sent():
     arm = Spoiled(at(0.9))
     loop, _, _, _ = flown(arm, NoChunk())
-    assert (loop.pilot.mode, arm.sent) == (STOPPED, [])
+    assert (loop.controller.mode, arm.sent) == (STOPPED, [])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_reading_with_a_number_that_is_none_is_a_failed_read(spoil, why):
     _, kept, _, _ = flown(arm, Line(camera=True), seconds=0.8)
     assert [event.kind for event in kept.events] == [OK, "unread", STOPPED]  # for a moment: no hold
     assert why in kept.first("unread").text
-    assert [tick.frame is None for tick in kept.ticks].count(True) == 2
+    assert [record.frame is None for record in kept.periods].count(True) == 2
     lasting = Spoiled(lambda reading, reads: spoil(reading) if reads > 20 else reading, camera=True)
     _, kept, _, _ = flown(lasting, Line(camera=True))
     assert [event.kind for event in kept.events] == [OK, "unread", HOLD, STOPPED]
@@ -98,19 +98,19 @@ def test_in_shadow_a_failed_read_records_no_position():
     arm = Spoiled(lambda reading, reads: reading | {"x.pos": np.nan} if reads in (20, 21) else reading)
     _, kept, _, _ = flown(arm, Line(), seconds=0.8, mode=SHADOW)
     assert "x.pos" in kept.first("unread").text
-    unread = [tick for tick in kept.ticks if tick.frame is None]
+    unread = [record for record in kept.periods if record.frame is None]
     assert len(unread) == 2
-    assert np.isnan([tick.sent for tick in unread]).all()
+    assert np.isnan([record.sent for record in unread]).all()
 
 
 class Prompt:
     """In the place of `PlannerThread`, in virtual time: each chunk is there at once."""
 
-    def __init__(self, planner):
-        self.planner, self.replies = planner, []
+    def __init__(self, source):
+        self.source, self.replies = source, []
 
-    def ask(self, ask):
-        self.replies.append(answer(self.planner, ask))
+    def request(self, request):
+        self.replies.append(reply_to(self.source, request))
 
     def received(self):
         replies, self.replies = self.replies, []
@@ -130,14 +130,16 @@ class Timed(Arm):
         return dict(action)
 
 
-def timed(during, speed, clock, seconds=4.0, patience=None):
+def timed(during, speed, clock, seconds=4.0, watchdog=None):
     """Fly in virtual time; returns (time, x) of what was received, and the record."""
-    arm, planner = Timed(clock, during), Line(speed)
-    wiring = wire(arm, planner.observations.shapes, 2)
-    gate = Gate(limits_from(planner.actions, PERIOD, position=[-9, 9], velocity=LIMIT, hold="last"), wiring.actions)
-    pilot = Pilot(Expected(-1, 16, 2, 2), RecedingHorizon(8), gate, patience or PATIENCE)
-    loop = Loop(arm, wiring, pilot, LIVE, kept := Kept(), clock=clock)
-    thread = RobotThread(loop, Prompt(planner), Clock(PERIOD, seconds), Operator())
+    arm, source = Timed(clock, during), Line(speed)
+    feature_map = map_features(arm, source.observations.shapes, 2)
+    safety_filter = SafetyFilter(
+        limits_from(source.actions, PERIOD, position=[-9, 9], velocity=LIMIT, hold="last"), feature_map.actions
+    )
+    controller = ChunkController(ChunkSpec(-1, 16, 2, 2), RecedingHorizon(8), safety_filter, watchdog or WATCHDOG)
+    loop = ControlLoop(arm, feature_map, controller, LIVE, kept := Kept(), clock=clock)
+    thread = RobotThread(loop, Prompt(source), RealTimeSettings(PERIOD, seconds), StopSignal())
     thread.go.set()
     thread.start()
     thread.join(20)
@@ -187,12 +189,12 @@ def test_an_action_that_was_decided_before_a_pause_is_not_sent():
             armed.append(6.0)
 
     armed, resumed, clock = [], [], Paused(100.0)
-    received, kept = timed(before_sending, 0.1 * LIMIT * PERIOD, clock, 9.0, Patience(0.2, 0.4, 0.15, None, 60))
+    received, kept = timed(before_sending, 0.1 * LIMIT * PERIOD, clock, 9.0, Watchdog(0.2, 0.4, 0.15, None, 60))
     assert kept.first(HOLD).text == "nothing could be sent for 6.000 s"
-    waited = next(i for i, tick in enumerate(kept.ticks) if tick.at > resumed[0] - 6.001)
-    assert np.isfinite(kept.ticks[waited].asked).all()
-    assert np.isnan(kept.ticks[waited].sent).all()
-    assert kept.ticks[waited + 1].chunk > kept.ticks[waited].chunk
+    waited = next(i for i, record in enumerate(kept.periods) if record.at > resumed[0] - 6.001)
+    assert np.isfinite(kept.periods[waited].command).all()
+    assert np.isnan(kept.periods[waited].sent).all()
+    assert kept.periods[waited + 1].chunk > kept.periods[waited].chunk
     assert (np.diff(received[:, 1]) > 0).sum() > 140
 
 
@@ -201,13 +203,15 @@ class Hung(RobotThread):
 
     def __init__(self, looks):
         self.looks, self.clock_time = list(looks), VirtualClock(100.0)
-        planner = Line()
-        wiring = wire(arm := Arm(), planner.observations.shapes, 2)
-        gate = Gate(limits_from(planner.actions, 0.005, position=[-9, 9], hold="last"), wiring.actions)
-        patience = Patience(0.2, 0.4, WATCH, None, 0.25)
-        pilot = Pilot(Expected(-1, 16, 2, 2), RecedingHorizon(8), gate, patience)
-        loop = Loop(arm, wiring, pilot, LIVE, Kept(), clock=self.clock_time)
-        super().__init__(loop, Prompt(planner), Clock(0.005, None, disconnect_within=0.3), Operator())
+        source = Line()
+        feature_map = map_features(arm := Arm(), source.observations.shapes, 2)
+        safety_filter = SafetyFilter(
+            limits_from(source.actions, 0.005, position=[-9, 9], hold="last"), feature_map.actions
+        )
+        watchdog = Watchdog(0.2, 0.4, WATCH, None, 0.25)
+        controller = ChunkController(ChunkSpec(-1, 16, 2, 2), RecedingHorizon(8), safety_filter, watchdog)
+        loop = ControlLoop(arm, feature_map, controller, LIVE, Kept(), clock=self.clock_time)
+        super().__init__(loop, Prompt(source), RealTimeSettings(0.005, None, disconnect_within=0.3), StopSignal())
 
     def is_alive(self):
         return bool(self.looks)
@@ -219,12 +223,12 @@ class Hung(RobotThread):
 def test_a_driver_that_hangs_is_given_up_though_a_look_takes_longer_than_an_observation_may():
     thread = Hung([1.3 * WATCH] * 1000)
     _watch(thread)
-    assert "the robot has not answered for" in thread.operator.why
+    assert "the robot has not answered for" in thread.stop_signal.reason
     assert thread.clock_time.time - 100 < 0.01 + 0.25 + 0.3 + 10 * WATCH
 
 
 def test_a_pause_of_the_process_is_no_silence_of_the_robot_and_ends_none():
     thread = Hung([WATCH] * 10 + [60.0] + [WATCH] * 10)
     _watch(thread)
-    assert thread.operator.why == ""
-    assert thread.clock_time.time - thread.beat == pytest.approx(21 * WATCH)
+    assert thread.stop_signal.reason == ""
+    assert thread.clock_time.time - thread.heartbeat == pytest.approx(21 * WATCH)

@@ -154,7 +154,7 @@ def deployed(tmp_path, *keys):
 
 def test_gpc_deploy_drives_it(arm, tmp_path):
     outcome = deployed(tmp_path, "mode=live")
-    assert (outcome.why, outcome.code) == ("the time is over", 0)
+    assert (outcome.reason, outcome.code) == ("the time is over", 0)
     told, position = ended(arm)
     assert len(told) > 20
     assert {seconds for _, seconds in told} == {0.05}
@@ -164,9 +164,9 @@ def test_gpc_deploy_drives_it(arm, tmp_path):
 
 def test_a_dry_run_sends_nothing(arm, tmp_path):
     outcome = deployed(tmp_path, "mode=dry-run")
-    assert (outcome.why, outcome.code) == ("the time is over", 0)
-    asked = zarr.open_group(tmp_path / "deployed/episode.zarr", mode="r")["stream/asked"]
-    assert np.isfinite(asked).all(1).sum() > 20
+    assert (outcome.reason, outcome.code) == ("the time is over", 0)
+    command = zarr.open_group(tmp_path / "deployed/episode.zarr", mode="r")["stream/asked"]
+    assert np.isfinite(command).all(1).sum() > 20
     assert ended(arm) == ([], [0.0, 0.0])
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from flying import until
+from running import until
 
 from gpc.bridge import recording
 from gpc.bridge.controller import HOLD, OK, Event
-from gpc.bridge.loop import Tick
+from gpc.bridge.loop import PeriodRecord
 from gpc.bridge.recording import Recorder
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError
@@ -27,18 +27,18 @@ WITH_TESTS = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 NAN = np.full(2, np.nan)
 
 
-def tick(i, mode=OK, asked=None, sent=None, frame=True):
+def record(i, mode=OK, command=None, sent=None, frame=True):
     seen = {"state": np.full(3, float(i)), "front": np.full((4, 4, 3), int(i) % 256, np.uint8)} if frame else None
-    asked = np.full(2, i / 100) if asked is None else asked
-    return Tick(0.1 * i, mode, asked, asked / 2 if sent is None else sent, int(i) // 8, 0.05, 0.001, seen)
+    command = np.full(2, i / 100) if command is None else command
+    return PeriodRecord(0.1 * i, mode, command, command / 2 if sent is None else sent, int(i) // 8, 0.05, 0.001, seen)
 
 
 def test_an_episode_is_read_again_as_demonstrations_with_what_was_really_sent(tmp_path):
     recorder = Recorder(tmp_path / "run", {"mode": "live"})
-    recorder.tick(tick(0, HOLD, asked=NAN, sent=NAN))  # nothing was sent yet: no demonstration
+    recorder.record(record(0, HOLD, command=NAN, sent=NAN))  # nothing was sent yet: no demonstration
     for i in range(1, 30):
-        recorder.tick(tick(i, frame=i % 2 == 1))
-    recorder.tick(tick(31, sent=NAN))
+        recorder.record(record(i, frame=i % 2 == 1))
+    recorder.record(record(31, sent=NAN))
     recorder.event(Event(3.2, "stopped", "the time is over"))
     recorder.close()
     recorder.finish({"why": "the time is over"})
@@ -67,11 +67,11 @@ import sys
 import time
 from pathlib import Path
 from gpc.bridge import recording
-from test_recording import tick
+from test_recording import record
 recording.EVERY = 0.3
 recorder = recording.Recorder(Path(sys.argv[1]), {})
 for i in range(100000):
-    recorder.tick(tick(i))
+    recorder.record(record(i))
     if i % 50 == 0:
         print(i, flush=True)
         while recorder.waiting > 20 * 1200:
@@ -125,7 +125,7 @@ def test_a_full_disk_ends_the_record_with_one_event_and_the_console_goes_on(tmp_
         until(lambda: recorder.waiting == 0)
         way(monkeypatch, run)
     for i in range(40):
-        recorder.tick(tick(i))
+        recorder.record(record(i))
         time.sleep(0.001)
     recorder.event(Event(4.0, HOLD, "the plan ran out"))
     recorder.close()
@@ -148,13 +148,13 @@ import json, resource, sys
 from pathlib import Path
 from gpc.bridge.controller import Event
 from gpc.bridge.recording import Recorder
-from test_recording import tick
+from test_recording import record
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for limit in map(int, sys.argv[2:]):
     recorder = Recorder(Path(sys.argv[1]) / str(limit), {})
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     for i in range(200):
-        recorder.tick(tick(i))
+        recorder.record(record(i))
         recorder.event(Event(0.1 * i, "refused", "why" * 10))
     recorder.close()
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
@@ -195,7 +195,7 @@ def test_a_disk_that_hangs_costs_a_bounded_queue_and_what_is_dropped_is_counted(
     picture = np.zeros((100, 100, 3), np.uint8)
     began = time.monotonic()
     for i in range(300):
-        recorder.tick(tick(i)._replace(frame={"state": np.full(3, float(i)), "front": picture}))
+        recorder.record(record(i)._replace(frame={"state": np.full(3, float(i)), "front": picture}))
         assert recorder.waiting <= 100_000
     assert time.monotonic() - began < 1.0
     recorder.event(Event(30.0, HOLD, "the plan ran out"))  # an event has room
@@ -214,7 +214,7 @@ def test_a_disk_that_hangs_for_ever_is_left_behind(tmp_path, monkeypatch):
     release = threading.Event()
     recorder = Recorder(tmp_path / "run", {})
     monkeypatch.setattr(recording._Table, "flush", lambda table: release.wait(20))
-    recorder.tick(tick(0))
+    recorder.record(record(0))
     recorder.close(timeout=0.1)
     assert "was not written within 0.1 s" in recorder.finish({})["not_recorded"]
     release.set()
@@ -228,7 +228,7 @@ def test_a_console_that_takes_nothing_costs_its_own_lines_only(tmp_path, monkeyp
     printing = recorder._writers["console"]
     began = time.monotonic()
     for i in range(200):
-        recorder.tick(tick(i / 10))
+        recorder.record(record(i / 10))
         recorder.event(Event(i / 100, "refused", "w" * 1500))
         assert printing.waiting <= 40_000
     assert time.monotonic() - began < 1.0
@@ -247,7 +247,7 @@ def test_a_console_whose_reader_is_gone_is_no_end(tmp_path):
     os.close(reader)
     recorder = Recorder(tmp_path / "run", {}, Console(file=os.fdopen(writer, "w")))
     for i in range(30):
-        recorder.tick(tick(i))
+        recorder.record(record(i))
     until(lambda: recorder.kinds["unshown"])
     recorder.close()
     assert recorder.finish({})["steps"] == 30
@@ -265,7 +265,7 @@ def test_a_view_that_fails_is_reported_and_the_record_goes_on(tmp_path, monkeypa
     text = io.StringIO()
     recorder = Recorder(tmp_path / "run", {}, Console(file=text), view="live.rrd")
     for i in range(30):
-        recorder.tick(tick(i))
+        recorder.record(record(i))
     recorder.close()
     summary = recorder.finish({})
     assert (summary["steps"], summary["dropped"]) == (30, {"view": 29})
@@ -277,7 +277,7 @@ def test_episodes_are_added_to_a_dataset_of_lerobot_and_read_back(tmp_path):
     for run in ("one", "two"):
         recorder = Recorder(tmp_path / run, {})
         for i in range(5):
-            recorder.tick(tick(i))
+            recorder.record(record(i))
         recorder.close()
         write_lerobot(tmp_path / "set", read(tmp_path / run / "episode.zarr"), 10, "push")
     found = read(tmp_path / "set")
@@ -291,7 +291,7 @@ def test_the_view_is_kept_for_rerun(tmp_path):
     pytest.importorskip("rerun")
     recorder = Recorder(tmp_path / "run", {}, view=str(tmp_path / "live.rrd"))
     for i in range(3):
-        recorder.tick(tick(i))
+        recorder.record(record(i))
     recorder.event(Event(1.0, HOLD, "why"))
     recorder.close()
     assert "dropped" not in recorder.finish({})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gpc.bridge.safety import ROUNDING, Gate, Limits, limits_from
+from gpc.bridge.safety import ROUNDING, SafetyFilter, StreamLimits, limits_from
 from gpc.errors import InputError, RunError
 from gpc.policy.spec import ActionSpec
 
@@ -9,15 +9,15 @@ SPEC = ActionSpec(8, (2.0, 2.0), (1.0, 1.0), bound=1.0, relative=False)
 NAMES = ("elbow", "wrist")
 
 
-def gate(dt=0.1, spec=SPEC, **limits):
-    return Gate(limits_from(spec, dt, **limits), NAMES)
+def safety_filter(dt=0.1, spec=SPEC, **limits):
+    return SafetyFilter(limits_from(spec, dt, **limits), NAMES)
 
 
 def test_nothing_that_is_not_finite_passes_whatever_the_limits():
-    free = gate(position=None)
+    free = safety_filter(position=None)
     for value in (np.nan, np.inf, -np.inf):
-        assert "elbow, 0 actions from now, is" in free.admit(np.array([value, 0.0]))
-        assert "wrist, 1 actions from now, is" in free.refuse(np.array([[0.0, 0.0], [0.0, value]]))
+        assert "elbow, 0 actions from now, is" in free.accept(np.array([value, 0.0]))
+        assert "wrist, 1 actions from now, is" in free.violation(np.array([[0.0, 0.0], [0.0, value]]))
     assert free.hold() is None  # nothing was sent, so there is nothing to hold
 
 
@@ -43,30 +43,30 @@ def test_nothing_that_is_not_finite_passes_whatever_the_limits():
     ],
 )
 def test_a_chunk_that_breaks_a_limit_is_refused_with_step_dimension_value_and_limit(limits, chunk, why):
-    assert gate(**limits).refuse(np.array(chunk[:-1], float)) is None
-    assert gate(**limits).refuse(np.array(chunk, float)) == why
+    assert safety_filter(**limits).violation(np.array(chunk[:-1], float)) is None
+    assert safety_filter(**limits).violation(np.array(chunk, float)) == why
 
 
 def test_a_chunk_is_measured_from_what_was_sent_before():
-    limited = gate(velocity=2.0)
-    assert limited.admit(np.array([0.0, 0.0])) is None
-    assert "velocity of wrist, 0" in limited.refuse(np.array([[0.0, 0.5]]))
-    assert limited.admit(np.array([0.1, 0.2])) is None
-    assert limited.refuse(np.array([[0.0, 0.4], [0.0, 0.5]])) is None
+    limited = safety_filter(velocity=2.0)
+    assert limited.accept(np.array([0.0, 0.0])) is None
+    assert "velocity of wrist, 0" in limited.violation(np.array([[0.0, 0.5]]))
+    assert limited.accept(np.array([0.1, 0.2])) is None
+    assert limited.violation(np.array([[0.0, 0.4], [0.0, 0.5]])) is None
 
 
 def test_a_robot_that_says_where_it_is_does_not_jump_at_the_start():
-    limited = gate(velocity=2.0)
+    limited = safety_filter(velocity=2.0)
     limited.start(np.array([0.0, 0.0]))
-    assert "velocity of elbow" in limited.admit(np.array([1.0, 0.0]))
+    assert "velocity of elbow" in limited.accept(np.array([1.0, 0.0]))
     assert limited.hold() is None  # a reading is no command
-    assert limited.admit(np.array([0.1, 0.0])) is None
+    assert limited.accept(np.array([0.1, 0.0])) is None
     np.testing.assert_array_equal(limited.hold(), [0.1, 0.0])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1000.0, -1.01])
 def test_a_position_that_is_no_number_or_out_of_range_is_no_start(value):
-    limited = gate(velocity=2.0)
+    limited = safety_filter(velocity=2.0)
     why = limited.start(np.array([0.0, value]))
     assert (
         why
@@ -78,16 +78,16 @@ def test_a_position_that_is_no_number_or_out_of_range_is_no_start(value):
 
 
 def test_what_is_compared_with_a_number_that_is_none_is_refused():
-    limits = gate(velocity=2.0, acceleration=50.0).limits
+    limits = safety_filter(velocity=2.0, acceleration=50.0).limits
     for value in (np.nan, np.inf):
-        assert "velocity of elbow" in limits.breach(np.full((3, 2), value), np.zeros((1, 2)), NAMES)
+        assert "velocity of elbow" in limits.violation(np.full((3, 2), value), np.zeros((1, 2)), NAMES)
 
 
 @pytest.mark.parametrize("hold", [[np.nan, 0.0], [0.0, 1000.0], [0.5, 0.0]])
 def test_a_hold_that_would_break_a_limit_is_not_sent(hold, monkeypatch):
-    limited = gate(velocity=2.0)
-    assert limited.admit(np.zeros(2)) is None
-    monkeypatch.setattr(Limits, "brake", lambda *_: np.array(hold))
+    limited = safety_filter(velocity=2.0)
+    assert limited.accept(np.zeros(2)) is None
+    monkeypatch.setattr(StreamLimits, "brake", lambda *_: np.array(hold))
     with pytest.raises(RunError, match="the hold must not be sent: "):
         limited.hold()
     assert limited.at_rest  # there is nothing more that could be done
@@ -95,24 +95,24 @@ def test_a_hold_that_would_break_a_limit_is_not_sent(hold, monkeypatch):
 
 
 def test_what_was_not_sent_after_all_does_not_count():
-    limited = gate(velocity=2.0)
+    limited = safety_filter(velocity=2.0)
     for action in ([0.0, 0.0], [0.1, 0.1], [0.2, 0.2]):
-        assert limited.admit(np.array(action)) is None
-    limited.withdraw()
+        assert limited.accept(np.array(action)) is None
+    limited.undo()
     np.testing.assert_array_equal(limited.hold(), [0.1, 0.1])
 
 
 def test_without_further_limits_the_hold_is_the_last_target_and_no_move():
-    arm = gate(spec=ActionSpec(8, (1.0, 1.0), (0.0, 0.0), bound=1.0, relative=True), hold=["zero", "last"])
-    assert arm.admit(np.array([0.7, -0.4])) is None  # a move, and a gripper
+    arm = safety_filter(spec=ActionSpec(8, (1.0, 1.0), (0.0, 0.0), bound=1.0, relative=True), hold=["zero", "last"])
+    assert arm.accept(np.array([0.7, -0.4])) is None  # a move, and a gripper
     np.testing.assert_array_equal(arm.hold(), [0.0, -0.4])
-    assert arm.admit(np.array([0.7, 1.0])) is None
+    assert arm.accept(np.array([0.7, 1.0])) is None
     np.testing.assert_array_equal(arm.hold(), [0.0, 1.0])
 
 
-def derivatives(stream, moves, dt):
+def derivatives(stream, relative, dt):
     """Independent of the module: the stream that the robot follows, differentiated by numpy."""
-    followed = np.where(moves, np.cumsum(stream, axis=0), stream)
+    followed = np.where(relative, np.cumsum(stream, axis=0), stream)
     return [np.abs(np.diff(followed, n, axis=0)).max(initial=0) / dt**n for n in (1, 2, 3)]
 
 
@@ -121,13 +121,13 @@ def derivatives(stream, moves, dt):
 def test_whatever_is_asked_the_sent_stream_and_its_brake_keep_every_limit(kind, bounds):
     rng, dt, rest = np.random.default_rng(5), 0.05, 400
     limits = dict(zip(("velocity", "acceleration", "jerk"), bounds, strict=True))
-    arm = gate(dt, position=[-1, 1], hold=kind, **limits)
+    arm = safety_filter(dt, position=[-1, 1], hold=kind, **limits)
     arm.start(np.zeros(2))
     sent, drift = [np.zeros(2)] * 3, np.zeros(2)
     for _ in range(1500):
         drift = 0.9 * drift + 0.003 * rng.standard_normal(2)
-        asked = drift if kind == "zero" else sent[-1] + (sent[-1] - sent[-2]) + 0.02 * rng.standard_normal(2)
-        sent.append(asked if arm.admit(asked) is None else arm.hold())
+        command = drift if kind == "zero" else sent[-1] + (sent[-1] - sent[-2]) + 0.02 * rng.standard_normal(2)
+        sent.append(command if arm.accept(command) is None else arm.hold())
     admitted = len({tuple(action) for action in sent})
     sent += [arm.hold() for _ in range(rest)]
     assert admitted > 300
@@ -141,7 +141,7 @@ def test_whatever_is_asked_the_sent_stream_and_its_brake_keep_every_limit(kind, 
 def test_the_brake_takes_the_time_that_the_jerk_limit_costs():
     """From velocity v: two ramps of the acceleration, v = J t^2 / 4 (both halves), so t = 2 sqrt(v / J)."""
     dt, velocity, jerk = 0.001, 0.5, 20.0
-    arm = Limits(*np.array([[-9.0], [9.0], [9.0], [np.inf], [jerk]]), moves=np.array([False]), dt=dt)
+    arm = StreamLimits(*np.array([[-9.0], [9.0], [9.0], [np.inf], [jerk]]), relative=np.array([False]), dt=dt)
     before, steps = np.array([[-2.0], [-1.0], [0.0]]) * velocity * dt, 0
     while not arm.at_rest(before):
         before, steps = np.vstack([before[1:], arm.brake(before)]), steps + 1
@@ -149,13 +149,13 @@ def test_the_brake_takes_the_time_that_the_jerk_limit_costs():
 
 
 def test_an_action_from_which_there_is_no_stop_is_refused():
-    arm = gate(0.1, position=[-1, 1], acceleration=2.0)
+    arm = safety_filter(0.1, position=[-1, 1], acceleration=2.0)
     arm.start(np.array([0.0, 0.0]))
     x, v, why = 0.0, 0.0, None
     while why is None:  # faster and faster towards the end of the range
         v += 0.02
         x += v
-        why = arm.admit(np.array([x, 0.0]))
+        why = arm.accept(np.array([x, 0.0]))
     assert why == "after this action the robot could not be stopped within its limits"
     assert x < 1  # the action itself was inside
     assert max(float(arm.hold()[0]) for _ in range(50)) <= 1 + ROUNDING

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flying import until
 from models import ACTIONS, FixedPolicy, Gaussian
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from running import until
 from serving import SAMPLING, served
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
@@ -26,9 +26,9 @@ from gpc.inference.chunk import Known, plan
 from gpc.policy.spec import ObservationSpec
 from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.serve import RemotePolicy
-from gpc.serve.batching import Inference
+from gpc.serve.batching import InferenceThread
 from gpc.serve.codec import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
-from gpc.serve.server import Door, PolicyServer
+from gpc.serve.server import Access, PolicyServer
 
 RNG = np.random.default_rng(0)
 STATE = np.zeros(3)
@@ -189,7 +189,7 @@ BAD = {
     "half a seed": ({"state": STATE, SEED: 0.5}, "whole number"),
     "known alone": ({"state": STATE, KNOWN: np.zeros((16, 2))}, WEIGHT),
     "weight": ({"state": STATE, KNOWN: np.zeros((16, 2)), WEIGHT: np.full(16, 2.0)}, "from 0 to 1"),
-    "handle": ({"gpc.score.denoiser": 3, "x": np.zeros((1, 16, 2)), "sigma": np.array(1.0)}, "encode again"),
+    "handle": ({"gpc.denoise": 3, "x": np.zeros((1, 16, 2)), "sigma": np.array(1.0)}, "encode again"),
     "encode": ({"gpc.encode": {"state": np.zeros((0, 2, 3))}}, "1 to 256"),
 }
 
@@ -271,7 +271,7 @@ def test_text_reaches_a_policy_that_reads_an_instruction():
 
 def test_a_policy_that_does_not_say_what_to_do_now_is_refused():
     with pytest.raises(InputError, match="not what to do now"):
-        Inference(FixedPolicy(Gaussian(), replace(ACTIONS, start=1)), SAMPLING)
+        InferenceThread(FixedPolicy(Gaussian(), replace(ACTIONS, start=1)), SAMPLING)
 
 
 def test_the_token_opens_and_nothing_else():
@@ -289,24 +289,24 @@ def test_the_token_opens_and_nothing_else():
 def test_who_may_come_in_is_said_before_anything_listens():
     for host in ("0.0.0.0", "192.168.1.5", "::", "robot.lab"):
         with pytest.raises(InputError, match="set a token"):
-            Door(host=host)
-        Door(host=host, token="x")
-        Door(host=host, insecure=True)
+            Access(host=host)
+        Access(host=host, token="x")
+        Access(host=host, insecure=True)
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
-        Door(host=host)
+        Access(host=host)
     with pytest.raises(InputError, match="port=70000"):
-        Door(port=70000)
+        Access(port=70000)
     with pytest.raises(InputError, match="key is set"):
-        Door(key="key.pem")
+        Access(key="key.pem")
     with pytest.raises(InputError, match="cannot be read"):
-        Door(certificate="missing.pem").tls()
+        Access(certificate="missing.pem").tls()
 
 
 def test_a_port_that_is_taken_is_said(fixed):
-    inference = Inference(FixedPolicy(Gaussian()), SAMPLING)
+    inference = InferenceThread(FixedPolicy(Gaussian()), SAMPLING)
     taken = int(fixed._uri.rsplit(":")[-1])
     with pytest.raises(InputError, match=f"port={taken}.*in use"):
-        asyncio.run(PolicyServer(inference, Door(port=taken), {}).run(print, asyncio.Event()))
+        asyncio.run(PolicyServer(inference, Access(port=taken), {}).run(print, asyncio.Event()))
     inference.close()
 
 
@@ -376,7 +376,7 @@ def test_the_client_speaks_to_openpis_own_kind_of_server_too():
 
 
 def test_the_robots_side_never_loads_torch():
-    code = "import sys, gpc.bridge; gpc.bridge.RemotePolicy; print('torch' in sys.modules, 'websockets' in sys.modules)"
+    code = "import sys, gpc.serve; gpc.serve.RemotePolicy; print('torch' in sys.modules, 'websockets' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False True\n"
 
 

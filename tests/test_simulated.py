@@ -72,7 +72,7 @@ def test_an_episode_is_that_of_the_rollout_engine(env, key):
     space = world.action_space
     world.close()
     actions = np.random.default_rng(0).uniform(space.low, space.high, (3, 8, *space.shape))
-    (episode,) = rollout([Job(0, (1.0,), 11)], lambda *asked: actions[asked[3]], spec, Engine(lanes=1, workers=1))
+    (episode,) = rollout([Job(0, (1.0,), 11)], lambda *command: actions[command[3]], spec, Engine(lanes=1, workers=1))
     made.connect()
     seen = []
     for chunk in actions:

@@ -16,8 +16,13 @@ class Arm:
     name = "toy"
     waits_for_driver = True
 
-    def __init__(self, trouble=None, calibrated=True, camera=False, says_where=True):
-        self.trouble, self.is_calibrated, self.camera, self.says_where = trouble, calibrated, camera, says_where
+    def __init__(self, trouble=None, calibrated=True, camera=False, reports_position=True):
+        self.trouble, self.is_calibrated, self.camera, self.reports_position = (
+            trouble,
+            calibrated,
+            camera,
+            reports_position,
+        )
         self.is_connected, self.frozen = False, False
         self.position, self.sent, self.threads, self.reads = [0.0, 0.0], [], set(), 0
         self.disconnected_at = None
@@ -25,7 +30,7 @@ class Arm:
     @property
     def observation_features(self):
         scalars = {"x.pos": float, "y.pos": float, "state.0": float, "state.1": float}
-        own = scalars if self.says_where else {"state.0": float, "state.1": float}
+        own = scalars if self.reports_position else {"state.0": float, "state.1": float}
         return own | ({"front": (4, 4, 3)} if self.camera else {})
 
     @property
@@ -43,7 +48,7 @@ class Arm:
         if self.trouble:
             self.trouble(self)
         reading = {"state.0": self.position[0], "state.1": self.position[1]}
-        if self.says_where:
+        if self.reports_position:
             reading |= {"x.pos": self.position[0], "y.pos": self.position[1]}
         if self.camera:
             reading["front"] = np.full((4, 4, 3), 0 if self.frozen else self.reads % 256, np.uint8)
@@ -105,11 +110,11 @@ class Line:
         shapes = {"state": (2,)} | ({"front": (4, 4, 3)} if camera else {})
         self.observations = ObservationSpec(shapes, 2)
 
-    def plan(self, ask):
-        if self.trouble and (chunk := self.trouble(ask)) is not None:
+    def sample(self, request):
+        if self.trouble and (chunk := self.trouble(request)) is not None:
             return chunk
         ahead = np.arange(self.actions.horizon) + self.actions.start + 1
-        return ask.observation["state"][-1] + self.speed * ahead[:, None]
+        return request.observation["state"][-1] + self.speed * ahead[:, None]
 
     def close(self):
         self.closed = True

@@ -17,7 +17,7 @@ from gpc.types import Array
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlacedChunk:
     """A chunk in its place: `actions` (horizon, dim), the first for the absolute step `first` and the time `begins`."""
 
     first: int
@@ -29,21 +29,21 @@ class Plan:
         return self.actions[step - self.first] if 0 <= step - self.first < len(self.actions) else None
 
 
-class Stitch(Protocol):
+class ChunkBlender(Protocol):
     """How chunks become actions; it has no memory, the plans are handed in."""
 
     @property
-    def every(self) -> int:
+    def request_every(self) -> int:
         """How many steps after a request the next is due."""
 
     @property
-    def kept(self) -> int:
+    def max_chunks(self) -> int:
         """How many of the newest plans are of use."""
 
-    def blend(self, plans: Sequence[Plan], step: int) -> Array | None:
+    def blend(self, plans: Sequence[PlacedChunk], step: int) -> Array | None:
         """The action (dim,) for a step from the plans, the oldest first; None where they have none."""
 
-    def pull(self, horizon: int, left: int, delay: int) -> Array | None:
+    def inpaint_weights(self, horizon: int, left: int, delay: int) -> Array | None:
         """How far (horizon,), 0 to 1, a chunk asked for now is drawn to the `left` steps that are planned from now on.
 
         `delay` is in how many steps it is expected. None: it is sampled freely.
@@ -60,20 +60,20 @@ class RecedingHorizon:
         _positive("n_action_steps", self.n_action_steps)
 
     @property
-    def every(self) -> int:
+    def request_every(self) -> int:
         """See `Stitch`."""
         return self.n_action_steps
 
     @property
-    def kept(self) -> int:
+    def max_chunks(self) -> int:
         """See `Stitch`."""
         return 1
 
-    def blend(self, plans: Sequence[Plan], step: int) -> Array | None:
+    def blend(self, plans: Sequence[PlacedChunk], step: int) -> Array | None:
         """See `Stitch`."""
         return plans[-1].at(step) if plans else None
 
-    def pull(self, horizon: int, left: int, delay: int) -> Array | None:
+    def inpaint_weights(self, horizon: int, left: int, delay: int) -> Array | None:
         """See `Stitch`."""
         return None
 
@@ -87,7 +87,7 @@ class RealTimeChunking(RecedingHorizon):
     inpainting (`gpc.score.denoiser.Decided`), not by guidance.
     """
 
-    def pull(self, horizon: int, left: int, delay: int) -> Array | None:
+    def inpaint_weights(self, horizon: int, left: int, delay: int) -> Array | None:
         """See `Stitch`."""
         i = np.arange(horizon)
         c = np.clip((left - i) / max(left - delay + 1, 1), 0, 1)
@@ -101,17 +101,17 @@ class TemporalEnsembling:
     A chunk is asked for every `every` steps, or as often as one is ready. Means of several modes may lie in none of them.
     """
 
-    every: int
+    request_every: int
     decay: float
-    kept: int
+    max_chunks: int
 
     def __post_init__(self) -> None:
-        _positive("every", self.every)
-        _positive("kept", self.kept)
+        _positive("every", self.request_every)
+        _positive("kept", self.max_chunks)
         if not np.isfinite(self.decay):
             raise InputError(f"stitch.decay={self.decay} must be a number")
 
-    def blend(self, plans: Sequence[Plan], step: int) -> Array | None:
+    def blend(self, plans: Sequence[PlacedChunk], step: int) -> Array | None:
         """See `Stitch`."""
         said = [action for plan in plans if (action := plan.at(step)) is not None]
         if not said:
@@ -119,7 +119,7 @@ class TemporalEnsembling:
         weights = np.exp(-self.decay * np.arange(len(said)))
         return np.asarray(weights @ np.stack(said) / weights.sum())
 
-    def pull(self, horizon: int, left: int, delay: int) -> Array | None:
+    def inpaint_weights(self, horizon: int, left: int, delay: int) -> Array | None:
         """See `Stitch`."""
         return None
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpc.bridge.controller import Ask, Reply
+from gpc.bridge.controller import ChunkReply, ChunkRequest
 from gpc.errors import InputError, described
 from gpc.inference.actor import padded
 from gpc.inference.chunk import Known, plan
@@ -18,11 +18,11 @@ from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.serve.client import RemotePolicy
 from gpc.serve.codec import CHUNK, KNOWN, SEED, WEIGHT
-from gpc.serve.metadata import check
+from gpc.serve.metadata import check_metadata
 from gpc.types import Array
 
 
-class Planner(Protocol):
+class ChunkSource(Protocol):
     """What the control loop asks for chunks; called from one thread."""
 
     @property
@@ -37,7 +37,7 @@ class Planner(Protocol):
     def observations(self) -> ObservationSpec:
         """What it reads."""
 
-    def plan(self, ask: Ask) -> Array:
+    def sample(self, request: ChunkRequest) -> Array:
         """A chunk (horizon, dim) in the robot's units, the first action `actions.start` steps from the observation."""
 
     def close(self) -> None:
@@ -45,7 +45,7 @@ class Planner(Protocol):
 
 
 @dataclass
-class LocalPlanner:
+class LocalSource:
     """A policy in this process. With `reproducible` a chunk is bitwise what `gpc evaluate` computes, at 2 to 4 times the cost.
 
     The noise is that of (seed, number of the ask).
@@ -71,17 +71,17 @@ class LocalPlanner:
         """The policy's."""
         return self.policy.observations
 
-    def plan(self, ask: Ask) -> Array:
+    def sample(self, request: ChunkRequest) -> Array:
         """See `Planner`."""
         policy = self.policy  # as it is now: another one in its place takes effect with the next chunk
         rows = padded(np.zeros(1, int)) if self.reproducible else np.zeros(1, int)
-        observation = {key: value[None][rows] for key, value in ask.observation.items()}
-        known = ask.known and Known(ask.known.actions[rows], ask.known.weight)
-        numbers = np.full(len(rows), ask.number)
+        observation = {key: value[None][rows] for key, value in request.observation.items()}
+        known = request.known and Known(request.known.actions[rows], request.known.weight)
+        numbers = np.full(len(rows), request.number)
         chunk: Array = plan(policy, self.sampling, observation, np.full(len(rows), self.seed), numbers, known)[0]
         return chunk
 
-    def exchange(self, policy: Policy) -> None:
+    def set_policy(self, policy: Policy) -> None:
         """Another policy, or the same under other weights, from the next chunk on; the running one is finished by the old.
 
         Raises InputError where the loop could not go on with it.
@@ -99,7 +99,7 @@ class LocalPlanner:
 
 
 @dataclass
-class RemotePlanner:
+class RemoteSource:
     """A policy on a `gpc serve`; its chunks begin now. Each reply has the client's own deadline, so that none hangs.
 
     Raises InputError where the server does not say what its chunks are, as openpi's own does not.
@@ -109,7 +109,7 @@ class RemotePlanner:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._served = check(self.client.metadata, self.client.url)
+        self._served = check_metadata(self.client.metadata, self.client.url)
         spec = self._served.actions
         self._actions = replace(spec, start=0, horizon=spec.start + spec.horizon, bound=None, relative=None)
 
@@ -128,12 +128,12 @@ class RemotePlanner:
         """The policy's."""
         return self._served.spec
 
-    def plan(self, ask: Ask) -> Array:
+    def sample(self, request: ChunkRequest) -> Array:
         """See `Planner`; raises RunError if the server's answer is no finite chunk of the policy's shape."""
-        message: dict[str, Any] = {**ask.observation, SEED: self.seed, CHUNK: ask.number}
-        if ask.known is not None:
-            message |= {KNOWN: ask.known.actions[0], WEIGHT: ask.known.weight}
-        return self.client.array(self.client.infer(message), "actions", (self._actions.horizon, self._actions.dim))
+        message: dict[str, Any] = {**request.observation, SEED: self.seed, CHUNK: request.number}
+        if request.known is not None:
+            message |= {KNOWN: request.known.actions[0], WEIGHT: request.known.weight}
+        return self.client.read_array(self.client.infer(message), "actions", (self._actions.horizon, self._actions.dim))
 
     def close(self) -> None:
         """See `Planner`."""
@@ -144,31 +144,31 @@ def _geometry(spec: ActionSpec) -> tuple[int, int, int, float]:
     return spec.start, spec.horizon, spec.dim, spec.dt
 
 
-def answer(planner: Planner, ask: Ask) -> Reply:
+def reply_to(source: ChunkSource, request: ChunkRequest) -> ChunkReply:
     """The planner's reply; what it raises becomes the reason why there is no chunk."""
     try:
-        return Reply(ask.number, np.asarray(planner.plan(ask)))
+        return ChunkReply(request.number, np.asarray(source.sample(request)))
     except Exception as error:
-        return Reply(ask.number, None, described(error))
+        return ChunkReply(request.number, None, described(error))
 
 
 @dataclass
-class PlannerThread:
+class SourceThread:
     """A planner in a thread of its own; of several asks that wait the newest is answered, the others are dropped."""
 
-    planner: Planner
-    replies: SimpleQueue[Reply] = field(default_factory=SimpleQueue)
+    source: ChunkSource
+    replies: SimpleQueue[ChunkReply] = field(default_factory=SimpleQueue)
     seconds: list[float] = field(default_factory=list)  # that each chunk took
-    _asks: SimpleQueue[Ask | None] = field(default_factory=SimpleQueue)
+    _asks: SimpleQueue[ChunkRequest | None] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
         Thread(target=self._run, name="gpc-planner", daemon=True).start()
 
-    def ask(self, ask: Ask) -> None:
+    def request(self, request: ChunkRequest) -> None:
         """Returns at once; the reply is in `replies` when it is."""
-        self._asks.put(ask)
+        self._asks.put(request)
 
-    def received(self) -> list[Reply]:
+    def received(self) -> list[ChunkReply]:
         """The replies that have come."""
         return [self.replies.get() for _ in range(self.replies.qsize())]
 
@@ -177,14 +177,14 @@ class PlannerThread:
         self._asks.put(None)
 
     def _run(self) -> None:
-        while (ask := self._newest()) is not None:
+        while (request := self._newest()) is not None:
             began = time.monotonic()
-            self.replies.put(answer(self.planner, ask))
+            self.replies.put(reply_to(self.source, request))
             self.seconds.append(time.monotonic() - began)
-        self.planner.close()
+        self.source.close()
 
-    def _newest(self) -> Ask | None:
-        ask = self._asks.get()
-        while ask is not None and not self._asks.empty():
-            ask = self._asks.get()
-        return ask
+    def _newest(self) -> ChunkRequest | None:
+        request = self._asks.get()
+        while request is not None and not self._asks.empty():
+            request = self._asks.get()
+        return request

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpc.bridge.blending import Plan, Stitch
-from gpc.bridge.safety import ROUNDING, Gate
+from gpc.bridge.blending import ChunkBlender, PlacedChunk
+from gpc.bridge.safety import ROUNDING, SafetyFilter
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import Known
 from gpc.schema import Seconds, check_fields
@@ -32,7 +32,7 @@ DELAYS = 10  # so many past delays tell the next (Black et al. 2025 keep a buffe
 
 
 @dataclass(frozen=True)
-class Patience:
+class Watchdog:
     """How long each thing may take, in seconds, before the robot holds; and after `stop_after` in hold it stops.
 
     `deadline`: a chunk after it was asked for. `max_age`: the observation of a chunk when it arrives, and an action after the
@@ -50,7 +50,7 @@ class Patience:
         check_fields(self, "watchdog.")
 
 
-class Ask(NamedTuple):
+class ChunkRequest(NamedTuple):
     """A chunk asked for: its number, the absolute step and time of its observation, and what is decided already."""
 
     number: int
@@ -60,12 +60,12 @@ class Ask(NamedTuple):
     known: Known | None
 
 
-class Reply(NamedTuple):
+class ChunkReply(NamedTuple):
     """What came back: a chunk (horizon, dim), or why there is none."""
 
     number: int
     chunk: Array | None
-    why: str = ""
+    reason: str = ""
 
 
 class Event(NamedTuple):
@@ -77,7 +77,7 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Expected:
+class ChunkSpec:
     """What chunks and observations look like; `substeps` actions are sent for each step of a chunk."""
 
     start: int
@@ -88,26 +88,26 @@ class Expected:
 
 
 @dataclass
-class Pilot:
+class ChunkController:
     """Call, each period: `observe` (at the beginning of a step), `receive` (each answer), then `act`."""
 
-    expected: Expected
-    stitch: Stitch
-    gate: Gate
-    patience: Patience
+    expected: ChunkSpec
+    blender: ChunkBlender
+    safety_filter: SafetyFilter
+    watchdog: Watchdog
     mode: str = HOLD
-    why: str = "waiting for the first chunk"
+    reason: str = "waiting for the first chunk"
     events: list[Event] = field(default_factory=list)
     step: int = 0  # actions of the plan that were executed
-    source: Ask | None = None  # what the newest accepted chunk answered
+    accepted_request: ChunkRequest | None = None  # what the newest accepted chunk answered
     _sub: int = 0  # sendings since the step began
-    _plans: list[Plan] = field(default_factory=list)
+    _plans: list[PlacedChunk] = field(default_factory=list)
     _history: deque[Frame] = field(default_factory=deque)
     _seen: float | None = None  # when the newest observation was taken
     _acted: float | None = None  # when `act` was last called
     _moved: dict[str, float] = field(default_factory=dict)  # when each camera last showed something new
     _held_since: float | None = None
-    _asked: dict[int, Ask] = field(default_factory=dict)
+    _asked: dict[int, ChunkRequest] = field(default_factory=dict)
     _number: int = 0
     _due: int = 0
     _delays: deque[int] = field(default_factory=lambda: deque(maxlen=DELAYS))
@@ -116,9 +116,10 @@ class Pilot:
 
     def __post_init__(self) -> None:
         end = self.expected.start + self.expected.horizon
-        if self.expected.start > 0 or not 1 <= self.stitch.every <= end:
+        if self.expected.start > 0 or not 1 <= self.blender.request_every <= end:
             raise InputError(
-                f"stitch: a chunk is asked for every {self.stitch.every} steps, the policy plans {end} from now; choose 1 to {end}"
+                f"stitch: a chunk is asked for every {self.blender.request_every} steps, the policy plans {end} from now; "
+                f"choose 1 to {end}"
             )
         self._history = deque(maxlen=self.expected.n_obs_steps)
 
@@ -127,21 +128,21 @@ class Pilot:
         """Whether the next call of `act` is a step's first: then `observe` is due."""
         return self._sub == 0
 
-    def observe(self, now: float, frame: Frame) -> Ask | None:
+    def observe(self, now: float, frame: Frame) -> ChunkRequest | None:
         """A new observation, taken at `now`; the chunk to ask for on seeing it, if one is due."""
-        if self._seen is not None and (gap := now - self._seen) > self.patience.observation_deadline:
+        if self._seen is not None and (gap := now - self._seen) > self.watchdog.observation_deadline:
             self.interrupt(now, f"no observation for {gap:.3f} s")
         for key, value in frame.items():
             if value.ndim > 1 and (not self._history or not np.array_equal(value, self._history[-1][key])):
                 self._moved[key] = now
         self._history.extend([frame] * (1 if self._history else self.expected.n_obs_steps))
         self._seen, self._failing = now, ""
-        waiting = [request for request in self._asked.values() if now - request.at <= self.patience.deadline]
+        waiting = [request for request in self._asked.values() if now - request.at <= self.watchdog.deadline]
         if self.mode == STOPPED or waiting or (self.mode == OK and self.step < self._due):
             return None
         return self._ask(now)
 
-    def receive(self, now: float, answer: Reply) -> None:
+    def receive(self, now: float, answer: ChunkReply) -> None:
         """An answer; a chunk that is late, out of order, damaged or outside the limits changes nothing but the record."""
         request = self._asked.get(answer.number)
         if request is None:
@@ -149,55 +150,55 @@ class Pilot:
             return
         for number in [number for number in self._asked if number <= answer.number]:
             del self._asked[number]
-        why = answer.why if answer.chunk is None else self._objection(now, request, answer.chunk)
-        if why:
-            self._refused = f"chunk {answer.number}: {why}"
+        reason = answer.reason if answer.chunk is None else self._objection(now, request, answer.chunk)
+        if reason:
+            self._refused = f"chunk {answer.number}: {reason}"
             self._due = self.step  # ask again at the next observation
             self._note(now, "refused", self._refused)
             return
         assert answer.chunk is not None
-        self._refused, self.source = "", request
+        self._refused, self.accepted_request = "", request
         self._delays.append(self.step - request.step)
-        self._plans = [*self._plans, self._placed(request, answer.chunk)][-self.stitch.kept :]
+        self._plans = [*self._plans, self._placed(request, answer.chunk)][-self.blender.max_chunks :]
 
     def act(self, now: float) -> Array | None:
         """The action (dim,) to send now; None as long as nothing was ever sent and nothing is planned."""
-        if self._acted is not None and now - self._acted > self.patience.observation_deadline:
-            self.gate.rest()
+        if self._acted is not None and now - self._acted > self.watchdog.observation_deadline:
+            self.safety_filter.assume_rest()
         self._acted = now
-        why, action = self._trouble(now) or self._overdue(now), None
-        if self.mode != STOPPED and not why:
+        reason, action = self._trouble(now) or self._overdue(now), None
+        if self.mode != STOPPED and not reason:
             action = self._next()
-            why = "the plan ran out" if action is None else self.gate.admit(action) or ""
-        if self.mode == STOPPED or why:
-            return self._hold(now, f"{why}; {self._refused}" if self._refused else why)
+            reason = "the plan ran out" if action is None else self.safety_filter.accept(action) or ""
+        if self.mode == STOPPED or reason:
+            return self._hold(now, f"{reason}; {self._refused}" if self._refused else reason)
         if self.mode != OK:
             self._change(now, OK, "a fresh chunk")
         self._held_since = None
         self._advance(consumed=True)
         return action
 
-    def failed(self, now: float, why: str) -> None:
+    def failed(self, now: float, reason: str) -> None:
         """The robot gave no observation."""
-        if why != self._failing:
-            self._note(now, "unread", why)
-        self._failing = why
+        if reason != self._failing:
+            self._note(now, "unread", reason)
+        self._failing = reason
 
-    def interrupt(self, now: float, why: str) -> None:
+    def interrupt(self, now: float, reason: str) -> None:
         """Hold until there is a chunk for a later observation: what was planned or asked before is void."""
         self._asked.clear()
-        self._begin_hold(now, why)
+        self._begin_hold(now, reason)
 
-    def stop(self, now: float, why: str) -> None:
+    def stop(self, now: float, reason: str) -> None:
         """Stop for good; the first reason stays."""
         if self.mode != STOPPED:
-            self._change(now, STOPPED, why)
+            self._change(now, STOPPED, reason)
 
-    def _ask(self, now: float) -> Ask:
-        request = Ask(self._number, self.step, now, self._stacked(), self._known())
+    def _ask(self, now: float) -> ChunkRequest:
+        request = ChunkRequest(self._number, self.step, now, self._stacked(), self._known())
         self._asked[self._number] = request
         self._number += 1
-        self._due = self.step + self.stitch.every
+        self._due = self.step + self.blender.request_every
         return request
 
     def _stacked(self) -> dict[str, Array]:
@@ -208,33 +209,33 @@ class Pilot:
         if not self._plans:
             return None
         first, horizon = self.step + self.expected.start, self.expected.horizon
-        ahead = [self.stitch.blend(self._plans, first + i) for i in range(horizon)]
+        ahead = [self.blender.blend(self._plans, first + i) for i in range(horizon)]
         behind = -self.expected.start  # steps of the chunk that lie in the past
         left = next((i for i, action in enumerate(ahead[behind:]) if action is None), horizon - behind)
-        pull = self.stitch.pull(horizon - behind, left, max(self._delays, default=0))
-        if pull is None:
+        inpaint_weights = self.blender.inpaint_weights(horizon - behind, left, max(self._delays, default=0))
+        if inpaint_weights is None:
             return None
         actions = np.stack([np.zeros(self.expected.dim) if action is None else action for action in ahead])
         past = [float(action is not None) for action in ahead[:behind]]
-        return Known(actions[None], np.concatenate([past, pull]))
+        return Known(actions[None], np.concatenate([past, inpaint_weights]))
 
-    def _objection(self, now: float, request: Ask, chunk: Array) -> str:
+    def _objection(self, now: float, request: ChunkRequest, chunk: Array) -> str:
         """Why a chunk is not taken; empty if it is."""
         wanted = (self.expected.horizon, self.expected.dim)
-        if now - request.at > self.patience.max_age:
-            return f"its observation is {now - request.at:.3f} s old (max_age {self.patience.max_age:g} s)"
+        if now - request.at > self.watchdog.max_age:
+            return f"its observation is {now - request.at:.3f} s old (max_age {self.watchdog.max_age:g} s)"
         if chunk.shape != wanted or chunk.dtype.kind not in "fiu":
             return f"it is {chunk.dtype} {chunk.shape}, not numbers {wanted}"
         upcoming = self._upcoming(self._placed(request, chunk))
         if upcoming is None:
             return "it has no step left to execute"
-        return self.gate.refuse(upcoming) or ""
+        return self.safety_filter.violation(upcoming) or ""
 
-    def _placed(self, request: Ask, chunk: Array) -> Plan:
+    def _placed(self, request: ChunkRequest, chunk: Array) -> PlacedChunk:
         begins = request.at + self.expected.start * self._seconds
-        return Plan(request.step + self.expected.start, chunk.astype(np.float64), begins)
+        return PlacedChunk(request.step + self.expected.start, chunk.astype(np.float64), begins)
 
-    def _upcoming(self, plan: Plan) -> Array | None:
+    def _upcoming(self, plan: PlacedChunk) -> Array | None:
         """What would be sent of a plan from now on, (n, dim)."""
         first, n = self.step - plan.first, self.expected.substeps
         if first >= len(plan.actions):
@@ -250,58 +251,58 @@ class Pilot:
 
     def _next(self) -> Array | None:
         """The action of this sending, between two steps of the plan."""
-        action = self.stitch.blend(self._plans, self.step)
+        action = self.blender.blend(self._plans, self.step)
         if action is None or self._sub == 0:
             return action
-        after = self.stitch.blend(self._plans, self.step + 1)
+        after = self.blender.blend(self._plans, self.step + 1)
         share = self._sub / self.expected.substeps
         return action if after is None else (1 - share) * action + share * after
 
     def _trouble(self, now: float) -> str:
         """What forbids going on, whatever the plan; empty if nothing."""
-        patience = self.patience
-        if self._seen is None or now - self._seen > patience.observation_deadline:
+        watchdog = self.watchdog
+        if self._seen is None or now - self._seen > watchdog.observation_deadline:
             lasting = "" if self._seen is None else f" for {now - self._seen:.3f} s"
             return f"no observation{lasting}" + (f": {self._failing}" if self._failing else "")
         for key, since in self._moved.items():
-            if patience.frozen_after is not None and now - since > patience.frozen_after:
+            if watchdog.frozen_after is not None and now - since > watchdog.frozen_after:
                 return f"camera {key} has shown the same picture for {now - since:.3f} s"
         oldest = min((request.at for request in self._asked.values()), default=now)
-        if now - oldest > patience.deadline:
-            return f"no chunk within {patience.deadline:g} s"
+        if now - oldest > watchdog.deadline:
+            return f"no chunk within {watchdog.deadline:g} s"
         return ""
 
     @property
     def _seconds(self) -> float:
         """Of a step."""
-        return self.gate.limits.dt * self.expected.substeps
+        return self.safety_filter.limits.dt * self.expected.substeps
 
     def _overdue(self, now: float) -> str:
         """Drop plans that meant this action for a time before `max_age`; why, if that was all of them."""
         steps = self.step + self._sub / self.expected.substeps
         late = [now - plan.begins - (steps - plan.first) * self._seconds for plan in self._plans]
-        longest = self.patience.max_age + ROUNDING
+        longest = self.watchdog.max_age + ROUNDING
         if late and min(late) > longest:
-            return f"the plan is {min(late):.3f} s behind its time (max_age {self.patience.max_age:g} s)"
+            return f"the plan is {min(late):.3f} s behind its time (max_age {self.watchdog.max_age:g} s)"
         self._plans = [plan for plan, seconds in zip(self._plans, late, strict=True) if seconds <= longest]
         return ""
 
-    def _begin_hold(self, now: float, why: str) -> float:
+    def _begin_hold(self, now: float, reason: str) -> float:
         """Throw the plans away; returns since when the hold lasts."""
         if self.mode == OK:
-            self._change(now, HOLD, why)
+            self._change(now, HOLD, reason)
         if self._held_since is None:
             self._held_since = now
         self._plans = []
         return self._held_since
 
-    def _hold(self, now: float, why: str) -> Array | None:
-        since = self._begin_hold(now, why)
-        if self.mode == HOLD and now - since > self.patience.stop_after:
-            self._change(now, STOPPED, f"{why}; held for {self.patience.stop_after:g} s")
+    def _hold(self, now: float, reason: str) -> Array | None:
+        since = self._begin_hold(now, reason)
+        if self.mode == HOLD and now - since > self.watchdog.stop_after:
+            self._change(now, STOPPED, f"{reason}; held for {self.watchdog.stop_after:g} s")
         self._advance(consumed=False)
         try:
-            return self.gate.hold()
+            return self.safety_filter.hold()
         except RunError as error:
             self._note(now, "refused", str(error))
             self.stop(now, str(error))
@@ -312,9 +313,9 @@ class Pilot:
         self._sub = (self._sub + 1) % self.expected.substeps
         self.step += consumed and self._sub == 0
 
-    def _change(self, now: float, mode: str, why: str) -> None:
-        self.mode, self.why = mode, why
-        self._note(now, mode, why)
+    def _change(self, now: float, mode: str, reason: str) -> None:
+        self.mode, self.reason = mode, reason
+        self._note(now, mode, reason)
 
     def _note(self, now: float, kind: str, text: str) -> None:
         self.events.append(Event(now, kind, text))

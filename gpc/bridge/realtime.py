@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from gpc.bridge.chunk_source import PlannerThread
-from gpc.bridge.controller import HOLD, STOPPED, Ask, Event
-from gpc.bridge.loop import Loop
+from gpc.bridge.chunk_source import SourceThread
+from gpc.bridge.controller import HOLD, STOPPED, ChunkRequest, Event
+from gpc.bridge.loop import ControlLoop
 from gpc.bridge.robot import connected, disconnect, driver_failure
-from gpc.bridge.stop import Operator
+from gpc.bridge.stop import StopSignal
 from gpc.errors import GpcError, RunError, described
 from gpc.schema import Seconds, check_fields
 from gpc.types import Frame
@@ -30,7 +30,7 @@ WATCH = 0.01  # seconds between two looks of the main thread
 
 
 @dataclass(frozen=True)
-class Clock:
+class RealTimeSettings:
     """Periods of the loop and limits of its beginning and end, in seconds."""
 
     period: Seconds
@@ -44,7 +44,7 @@ class Clock:
 
 
 @dataclass
-class Timing:
+class LoopTiming:
     """How late each period began, and how many deadlines were missed altogether."""
 
     late: list[float] = field(default_factory=list)
@@ -61,13 +61,15 @@ class Timing:
 class RobotThread(Thread):
     """Connects, waits for `go`, flies until the pilot has stopped and the robot rests, disconnects."""
 
-    def __init__(self, loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> None:
+    def __init__(
+        self, loop: ControlLoop, source: SourceThread, clock: RealTimeSettings, stop_signal: StopSignal
+    ) -> None:
         super().__init__(name="gpc-robot", daemon=True)
-        self.loop, self.planner, self.clock, self.operator = loop, planner, clock, operator
-        self.timing = Timing()
+        self.loop, self.source, self.clock, self.stop_signal = loop, source, clock, stop_signal
+        self.timing = LoopTiming()
         self.connected, self.go = Flag(), Flag()
         self.first: Frame = {}  # what the robot saw when it was connected
-        self.beat = loop.clock.now()  # its last sign of life
+        self.heartbeat = loop.clock.now()  # its last sign of life
         self.failure: GpcError | None = None
 
     def run(self) -> None:
@@ -79,7 +81,7 @@ class RobotThread(Thread):
                 self.first, _ = self.loop.read()
                 self.connected.set()
                 self.go.wait()
-                if not self.operator.why:
+                if not self.stop_signal.reason:
                     self._fly()
         except BaseException as error:  # KeyboardInterrupt of a driver, too
             self.failure = error if isinstance(error, GpcError) else driver_failure(error)
@@ -88,45 +90,47 @@ class RobotThread(Thread):
 
     def begin(self) -> None:
         """Fly if there is no reason to stop, else disconnect."""
-        self.beat = self.loop.clock.now()
+        self.heartbeat = self.loop.clock.now()
         self.go.set()
 
     def _fly(self) -> None:
-        clock, n, pilot = self.loop.clock, 0, self.loop.pilot
+        clock, n, controller = self.loop.clock, 0, self.loop.controller
         begin = clock.now()
-        while not self.loop.over and not self.loop.cut.is_set():
+        while not self.loop.finished and not self.loop.sending_disabled.is_set():
             clock.wait(begin + n * self.clock.period)
-            self.beat = now = clock.now()
+            self.heartbeat = now = clock.now()
             late = now - begin - n * self.clock.period
             skipped = int(late / self.clock.period)  # what was missed is not made up for
             self.timing.late.append(late)
             self.timing.missed += skipped
             n += 1 + skipped
             if self.clock.seconds is not None and now - begin >= self.clock.seconds:
-                self.operator.finish()
-            if self.operator.why:
-                pilot.stop(now, self.operator.why)
-            if ask := self.loop.sense():
-                self.planner.ask(ask)
-            self.beat = now = clock.now()
-            for reply in self.planner.received():
-                pilot.receive(now, reply)
+                self.stop_signal.finish()
+            if self.stop_signal.reason:
+                controller.stop(now, self.stop_signal.reason)
+            if request := self.loop.sense():
+                self.source.request(request)
+            self.heartbeat = now = clock.now()
+            for reply in self.source.received():
+                controller.receive(now, reply)
             self.loop.drive(late)
 
 
-def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) -> Timing:
+def run_realtime(
+    loop: ControlLoop, source: SourceThread, clock: RealTimeSettings, stop_signal: StopSignal
+) -> LoopTiming:
     """Fly one episode in real time; returns when the robot is disconnected, or is given up.
 
     Raises InputError if the robot is not ready, RunError if it fails or hangs; why the pilot stopped is its own.
     """
-    thread = RobotThread(loop, planner, clock, operator)
+    thread = RobotThread(loop, source, clock, stop_signal)
     thread.start()
     try:
-        _prepare(thread, planner)
+        _prepare(thread, source)
         thread.begin()
         _watch(thread)
     except BaseException as error:  # without its watch the robot may not go on
-        operator.press(f"the watch of the robot failed: {described(error)}")
+        stop_signal.request(f"the watch of the robot failed: {described(error)}")
         thread.begin()
         thread.join(clock.disconnect_within)
         raise
@@ -138,57 +142,57 @@ def fly(loop: Loop, planner: PlannerThread, clock: Clock, operator: Operator) ->
     return thread.timing
 
 
-def _prepare(thread: RobotThread, planner: PlannerThread) -> None:
+def _prepare(thread: RobotThread, source: SourceThread) -> None:
     """The robot is connected and one chunk was sampled, and thrown away, before anything moves."""
-    clock, operator = thread.clock, thread.operator
-    if not _until(thread.connected, clock.connect_within, operator):
-        operator.press(f"the robot was not connected within {clock.connect_within:g} s")
-    if thread.failure or operator.why:
+    clock, stop_signal = thread.clock, thread.stop_signal
+    if not _until(thread.connected, clock.connect_within, stop_signal):
+        stop_signal.request(f"the robot was not connected within {clock.connect_within:g} s")
+    if thread.failure or stop_signal.reason:
         return
-    steps = planner.planner.observations.n_obs_steps
+    steps = source.source.observations.n_obs_steps
     observation = {key: np.stack([value] * steps) for key, value in thread.first.items()}
     began = time.monotonic()
-    planner.ask(Ask(0, 0, began, observation, None))
-    while planner.replies.empty() and not operator.why:
+    source.request(ChunkRequest(0, 0, began, observation, None))
+    while source.replies.empty() and not stop_signal.reason:
         time.sleep(WATCH)
-        operator.look()
+        stop_signal.poll()
         if time.monotonic() - began > clock.warmup_within:
-            operator.press(f"the policy gave no chunk within {clock.warmup_within:g} s")
-    for reply in planner.received():
+            stop_signal.request(f"the policy gave no chunk within {clock.warmup_within:g} s")
+    for reply in source.received():
         if reply.chunk is None:
-            operator.press(f"the policy gave no chunk: {reply.why}")
-    planner.seconds.clear()
+            stop_signal.request(f"the policy gave no chunk: {reply.reason}")
+    source.seconds.clear()
 
 
-def _until(flag: Flag, seconds: float, operator: Operator) -> bool:
+def _until(flag: Flag, seconds: float, stop_signal: StopSignal) -> bool:
     begin = time.monotonic()
-    while not flag.wait(WATCH) and not operator.why and time.monotonic() - begin < seconds:
-        operator.look()
+    while not flag.wait(WATCH) and not stop_signal.reason and time.monotonic() - begin < seconds:
+        stop_signal.poll()
     return flag.is_set()
 
 
 def _watch(thread: RobotThread) -> None:
     """Until the robot's thread ends, or must be given up."""
-    loop, patience = thread.loop, thread.loop.pilot.patience
+    loop, watchdog = thread.loop, thread.loop.controller.watchdog
     held, stopped_at, now = False, None, loop.clock.now()
     while thread.is_alive():
         thread.join(WATCH)
-        thread.operator.look()
+        thread.stop_signal.poll()
         before, now = now, loop.clock.now()
         paused = now - before - WATCH
-        if paused > patience.observation_deadline + 5 * WATCH:  # the process was paused, not the robot
-            thread.beat = min(thread.beat + paused, now)  # its silence before still counts
-        silent = now - thread.beat - thread.clock.period
-        if silent > patience.observation_deadline and not held:
+        if paused > watchdog.observation_deadline + 5 * WATCH:  # the process was paused, not the robot
+            thread.heartbeat = min(thread.heartbeat + paused, now)  # its silence before still counts
+        silent = now - thread.heartbeat - thread.clock.period
+        if silent > watchdog.observation_deadline and not held:
             loop.sink.event(Event(now, HOLD, f"the robot has not answered for {silent:.3f} s; nothing is sent"))
-        held = silent > patience.observation_deadline
-        if silent > patience.observation_deadline + patience.stop_after:
-            thread.operator.press(f"the robot has not answered for {silent:.3f} s")
-        if thread.operator.why:
+        held = silent > watchdog.observation_deadline
+        if silent > watchdog.observation_deadline + watchdog.stop_after:
+            thread.stop_signal.request(f"the robot has not answered for {silent:.3f} s")
+        if thread.stop_signal.reason:
             stopped_at = stopped_at or now
             if held:
-                loop.cut.set()
-            if now - max(stopped_at, thread.beat) > thread.clock.disconnect_within:  # to brake takes its time
+                loop.sending_disabled.set()
+            if now - max(stopped_at, thread.heartbeat) > thread.clock.disconnect_within:  # to brake takes its time
                 return
 
 
@@ -196,13 +200,13 @@ def _give_up(thread: RobotThread) -> None:
     """A thread that does not end: let nothing more be sent, and close the robot from here as the last resort."""
     if not thread.is_alive():
         return
-    thread.loop.cut.set()
-    thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.operator.why))
+    thread.loop.sending_disabled.set()
+    thread.loop.sink.event(Event(thread.loop.clock.now(), STOPPED, thread.stop_signal.reason))
     problems: list[str] = []
     opened = thread.connected.is_set()
     last = Thread(target=lambda: problems.append(disconnect(thread.loop.robot, opened)), daemon=True)
     last.start()
     last.join(1.0)
     problem = problems[0] if problems else "disconnect hangs, too"
-    reason = f"{thread.operator.why}; its driver was given up after {thread.clock.disconnect_within:g} s"
+    reason = f"{thread.stop_signal.reason}; its driver was given up after {thread.clock.disconnect_within:g} s"
     thread.failure = RunError(f"{reason}; {problem}: cut its power" if problem else reason)

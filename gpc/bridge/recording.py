@@ -30,7 +30,7 @@ import numpy as np
 import zarr
 
 from gpc.bridge.controller import MODES, Event
-from gpc.bridge.loop import Tick
+from gpc.bridge.loop import PeriodRecord
 from gpc.demonstrations import ACTION
 from gpc.disk import reason, write_atomically
 from gpc.errors import InputError, described, one_line
@@ -45,8 +45,9 @@ RESERVE = 2**20  # bytes of events that may wait besides
 ITEM = 1024  # bytes of a period without its pictures, about
 LINES = 2**20  # bytes of what waits for a console, a thousand lines
 LONGEST_LINE = 2000  # characters; a pipe that has room takes 4096 bytes at once
+COLUMNS = {"command": "asked"}  # of a period's fields, those with another name on disk
 UNRECORDED, UNSHOWN = "unrecorded", "unshown"  # kinds of events
-Item = Tick | Event
+Item = PeriodRecord | Event
 
 
 class Recorder:
@@ -106,15 +107,15 @@ class Recorder:
         """Bytes that wait for the disk."""
         return self._writers["disk"].waiting
 
-    def tick(self, tick: Tick) -> None:
+    def record(self, record: PeriodRecord) -> None:
         """See `Sink`."""
-        tick = tick._replace(at=tick.at - self._origin)
+        record = record._replace(at=record.at - self._origin)
         for name, writer in self._writers.items():
             if name != "console":
-                writer.offer(tick)
-            elif tick.at - self._printed >= EVERY:
-                self._printed = tick.at
-                writer.offer(tick._replace(frame=None))
+                writer.offer(record)
+            elif record.at - self._printed >= EVERY:
+                self._printed = record.at
+                writer.offer(record._replace(frame=None))
 
     def event(self, event: Event) -> None:
         """See `Sink`."""
@@ -265,16 +266,16 @@ class Disk:
                 self._events.truncate(end)
             raise
 
-    def _add(self, tick: Tick) -> None:
-        action = np.where(np.isnan(tick.sent), tick.asked, tick.sent)
-        if tick.frame is not None and not np.isnan(action).any():
-            self._steps.add({**tick.frame, ACTION: action})
-        row = {name: value for name, value in tick._asdict().items() if name != "frame"}
-        row["mode"] = np.uint8(MODES.index(tick.mode))
+    def _add(self, record: PeriodRecord) -> None:
+        action = np.where(np.isnan(record.sent), record.command, record.sent)
+        if record.frame is not None and not np.isnan(action).any():
+            self._steps.add({**record.frame, ACTION: action})
+        row = {COLUMNS.get(name, name): value for name, value in record._asdict().items() if name != "frame"}
+        row["mode"] = np.uint8(MODES.index(record.mode))
         self._stream.add({name: np.asarray(value) for name, value in row.items()})
-        if tick.at - self._written > EVERY:
+        if record.at - self._written > EVERY:
             self._flush()
-            self._written = tick.at
+            self._written = record.at
 
     def _flush(self) -> None:
         """Rows first, then how many there are: a reader cuts off what the second does not cover."""
@@ -301,7 +302,9 @@ class Screen:
         if isinstance(item, Event):
             text = f"{item.kind}: {item.text}"
         else:
-            text = f"{item.mode}  {np.array2string(item.asked, precision=4, suppress_small=True, max_line_width=1000)}"
+            text = (
+                f"{item.mode}  {np.array2string(item.command, precision=4, suppress_small=True, max_line_width=1000)}"
+            )
         with suppress(OSError, ValueError):  # not a file
             select.select([], [self._console.file.fileno()], [])  # here, not in `print`, which would keep a lock
         try:
@@ -365,7 +368,7 @@ class View:
         if isinstance(item, Event):
             rerun.log("events", rerun.TextLog(f"{item.kind}: {item.text}"))
             return
-        rerun.log("asked", rerun.Scalars(item.asked))
+        rerun.log("asked", rerun.Scalars(item.command))
         rerun.log("sent", rerun.Scalars(item.sent))
         rerun.log("age", rerun.Scalars([item.age]))
         for key, value in (item.frame or {}).items():

@@ -113,7 +113,7 @@ def disconnect(robot: Robot, opened: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Wiring:
+class FeatureMap:
     """A policy's observation keys and action dimensions, as features of a robot.
 
     `observations[key]` are the key's scalars in order, or the one feature that is an array; `actions` (dim,) names a
@@ -179,29 +179,29 @@ def _shaped(key: str, name: str, value: Array, shape: tuple[int, ...]) -> Array:
     return value
 
 
-def wire(
+def map_features(
     robot: Robot,
     shapes: Mapping[str, tuple[int, ...]],
     dim: int,
     observations: Mapping[str, Sequence[str]] | None = None,
     actions: Sequence[str] | None = None,
     task: str = "",
-) -> Wiring:
+) -> FeatureMap:
     """The wiring of a policy that reads `shapes` and acts in `dim` dimensions.
 
     A key K that `observations` leaves out is the robot's array K, or its scalars K.0, K.1, ...; `actions` are by default all
     of the robot's, in its order. Raises InputError where a key or dimension finds no feature, naming both sides.
     """
-    offered, asked = robot.observation_features, dict(observations or {})
-    unread = sorted(set(asked) - set(shapes))
+    offered, command = robot.observation_features, dict(observations or {})
+    unread = sorted(set(command) - set(shapes))
     if unread:
         raise InputError(f"robot.observations names {unread[0]!r}; the policy reads {', '.join(shapes)}")
     if TASK in shapes and not task:
         raise InputError("the policy reads an instruction; give it, as in 'task=\"push the block onto its goal\"'")
-    names = {key: tuple(asked.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
+    names = {key: tuple(command.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
     for key, features in names.items():
         _check_key(robot, key, shapes[key], features)
-    return Wiring(names, dict(shapes), _check_actions(robot, dim, actions), task)
+    return FeatureMap(names, dict(shapes), _check_actions(robot, dim, actions), task)
 
 
 def _default(key: str, shape: tuple[int, ...], offered: Mapping[str, Any]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ ORDERS = ("velocity", "acceleration", "jerk")
 
 
 @dataclass(frozen=True)
-class Limits:
+class StreamLimits:
     """Limits for each action dimension, in the robot's units and seconds; infinity: not limited. All fields are (dim,).
 
     `position` bounds the action's own values, `moves` says which dimensions are moves, `dt` is the time between two
@@ -41,7 +41,7 @@ class Limits:
     velocity: Array
     acceleration: Array
     jerk: Array
-    moves: Array
+    relative: Array
     dt: float
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Limits:
             raise InputError(f"the time between two sendings, {self.dt} s, must be positive")
         if not (self.low < self.high).all():
             raise InputError(f"safety.position: low {self.low.tolist()} must be below high {self.high.tolist()}")
-        if (self.moves & ((self.low > 0) | (self.high < 0))).any():
+        if (self.relative & ((self.low > 0) | (self.high < 0))).any():
             raise InputError("safety.position must leave room for 0 where safety.hold is zero: that is the hold")
         for order, (name, limit) in enumerate(zip(ORDERS, self.rates, strict=True), 1):
             if not (limit * self.dt**order > 0).all():
@@ -60,7 +60,7 @@ class Limits:
         """The limits of velocity, acceleration and jerk."""
         return self.velocity, self.acceleration, self.jerk
 
-    def breach(self, before: Array, upcoming: Array, names: Sequence[str]) -> str | None:
+    def violation(self, before: Array, upcoming: Array, names: Sequence[str]) -> str | None:
         """Why `upcoming` (n, dim) must not follow `before` (3, dim), or None: the first step, dimension, value and limit."""
         if bad := _first(~np.isfinite(upcoming)):
             return f"{names[bad[1]]}, {bad[0]} actions from now, is {upcoming[bad]}"
@@ -68,15 +68,15 @@ class Limits:
             return f"the position of {names[bad[1]]}, {bad[0]} actions from now, is {self._against(upcoming, bad)}"
         return self._too_fast(before, upcoming, names)
 
-    def no_start(self, position: Array, names: Sequence[str]) -> str | None:
+    def start_violation(self, position: Array, names: Sequence[str]) -> str | None:
         """Why the stream must not start from `position` (dim,), or None: the first dimension, its value and limits."""
-        where = np.where(self.moves, 0.0, position)[None]
+        where = np.where(self.relative, 0.0, position)[None]
         if bad := _first(self._outside(where)):
             found = f"{names[bad[1]]} is at {self._against(where, bad)}"
             return f"{found}: the robot must start within safety.position; move it there, or widen it"
         return None
 
-    def shortest(self, before: Array) -> float:
+    def min_interval(self, before: Array) -> float:
         """The seconds that must pass before the last of `before` (3, dim) is sent: its step keeps the limit of velocity."""
         return max(SHORTEST * self.dt, float((np.abs(self.differences(before)[-1]) / self.velocity).max()))
 
@@ -110,7 +110,7 @@ class Limits:
     @property
     def limits_targets(self) -> bool:
         """Whether velocity, acceleration or jerk of a dimension of targets is limited."""
-        return bool(np.isfinite(self.rates)[:, ~self.moves].any())
+        return bool(np.isfinite(self.rates)[:, ~self.relative].any())
 
     @cached_property
     def _highest(self) -> int:
@@ -119,7 +119,7 @@ class Limits:
 
     def differences(self, stream: Array) -> Array:
         """How far the robot is sent by each action but the first: (n, dim) -> (n - 1, dim)."""
-        return np.where(self.moves, stream[1:], stream[1:] - stream[:-1])
+        return np.where(self.relative, stream[1:], stream[1:] - stream[:-1])
 
     def brake(self, before: Array) -> Array:
         """The next action (dim,) after `before` (3, dim) on the shortest way to rest that acceleration and jerk allow.
@@ -135,32 +135,32 @@ class Limits:
         wanted = -np.sign(last) * (size + lost) / (n + 1)
         change = np.clip(wanted, np.maximum(-hardest, change - ramp), np.minimum(hardest, change + ramp))
         step = last + change
-        return np.where(self.moves, step, before[-1] + step)
+        return np.where(self.relative, step, before[-1] + step)
 
     def at_rest(self, before: Array) -> bool:
         """Whether the stream `before` (3, dim) has come to rest: to hold is to send the same again."""
         return not self.differences(before).any()
 
-    def stops(self, before: Array) -> bool:
+    def can_stop(self, before: Array) -> bool:
         """Whether braking after `before` (3, dim) keeps to the limits."""
         if self._highest == 1:
             return True  # the last action again, which keeps to them
         stream = list(before)
         for _ in range(LONGEST_BRAKE):
             if self.at_rest(np.stack(stream[-3:])):
-                return self.breach(before, np.stack(stream[3:] or stream), [""] * len(self.low)) is None
+                return self.violation(before, np.stack(stream[3:] or stream), [""] * len(self.low)) is None
             stream.append(self.brake(np.stack(stream[-3:])))
         return False
 
 
 @dataclass
-class Gate:
+class SafetyFilter:
     """The last thing before the robot: remembers what was sent and lets through only what may follow it."""
 
-    limits: Limits
+    limits: StreamLimits
     names: Sequence[str]
     before: Array | None = field(default=None)  # the last three sent, (3, dim); at first, where the robot is
-    begun: bool = False  # an action was admitted: there is something to hold
+    active: bool = False  # an action was admitted: there is something to hold
     _earlier: tuple[Array | None, bool] = (None, False)  # before the last was counted as sent
 
     def start(self, position: Array | None) -> str | None:
@@ -169,20 +169,20 @@ class Gate:
         Returns:
             Why the stream must not start there, or None.
         """
-        if position is not None and (why := self.limits.no_start(position, self.names)):
-            return why
+        if position is not None and (reason := self.limits.start_violation(position, self.names)):
+            return reason
         self.before = None if position is None else self._rest(position)
         return None
 
-    def refuse(self, upcoming: Array) -> str | None:
+    def violation(self, upcoming: Array) -> str | None:
         """Why a chunk's actions (n, dim), sent one after the other, would break the limits; None if they keep them."""
-        return self.limits.breach(self._since(upcoming[0]), upcoming, self.names)
+        return self.limits.violation(self._since(upcoming[0]), upcoming, self.names)
 
-    def admit(self, action: Array) -> str | None:
+    def accept(self, action: Array) -> str | None:
         """Why an action (dim,) must not be sent; if it may, it counts as sent."""
-        if why := self.refuse(action[None]):
-            return why
-        if not self.limits.stops(np.stack([*self._since(action)[1:], action])):
+        if reason := self.violation(action[None]):
+            return reason
+        if not self.limits.can_stop(np.stack([*self._since(action)[1:], action])):
             return "after this action the robot could not be stopped within its limits"
         self._count(action)
         return None
@@ -193,37 +193,37 @@ class Gate:
         Raises:
             RunError: the hold would break the limits; from now on there is none.
         """
-        if self.before is None or not self.begun:
+        if self.before is None or not self.active:
             return None
         action = self.limits.brake(self.before)
-        if why := self.refuse(action[None]):
-            self.begun = False
-            raise RunError(f"the hold must not be sent: {why}")
+        if reason := self.violation(action[None]):
+            self.active = False
+            raise RunError(f"the hold must not be sent: {reason}")
         self._count(action)
         return action
 
-    def rest(self) -> None:
+    def assume_rest(self) -> None:
         """Take the robot as at rest where it was last sent: nothing was sent for so long that it has stopped there."""
         if self.before is not None:
             self.before = self._rest(self.before[-1])
 
-    def withdraw(self) -> None:
+    def undo(self) -> None:
         """The last action was not sent after all."""
-        self.before, self.begun = self._earlier
+        self.before, self.active = self._earlier
 
     @property
-    def pause(self) -> float:
+    def min_interval(self) -> float:
         """The seconds that must have passed since the sending before when the last action is sent."""
-        return 0.0 if self.before is None else self.limits.shortest(self.before)
+        return 0.0 if self.before is None else self.limits.min_interval(self.before)
 
     @property
     def at_rest(self) -> bool:
         """Whether there is nothing left to brake."""
-        return self.before is None or not self.begun or self.limits.at_rest(self.before)
+        return self.before is None or not self.active or self.limits.at_rest(self.before)
 
     def _count(self, action: Array) -> None:
-        self._earlier = self.before, self.begun
-        self.before, self.begun = np.stack([*self._since(action)[1:], action]), True
+        self._earlier = self.before, self.active
+        self.before, self.active = np.stack([*self._since(action)[1:], action]), True
 
     def _since(self, action: Array) -> Array:
         """What was sent before; at first, as if the robot were where it is sent."""
@@ -231,7 +231,7 @@ class Gate:
 
     def _rest(self, position: Array) -> Array:
         """A stream (3, dim) that rests there; a move's rest is 0."""
-        return np.stack([np.where(self.limits.moves, 0.0, position)] * 3)
+        return np.stack([np.where(self.limits.relative, 0.0, position)] * 3)
 
 
 def limits_from(
@@ -243,7 +243,7 @@ def limits_from(
     acceleration: float | Sequence[float] | None = None,
     jerk: float | Sequence[float] | None = None,
     hold: str | Sequence[str] | None = None,
-) -> Limits:
+) -> StreamLimits:
     """Limits as a configuration has them: one number, or one for each action dimension; None is not limited.
 
     `position` is [low, high], or "policy": the range of its normaliser, offset +- scale * bound. `hold` is "last" for targets,
@@ -255,7 +255,7 @@ def limits_from(
     most = {
         name: _each(name, value, spec.dim) for name, value in zip(ORDERS, (velocity, acceleration, jerk), strict=True)
     }
-    return Limits(low, high, moves=np.array([kind == "zero" for kind in kinds]), dt=dt, **most)
+    return StreamLimits(low, high, relative=np.array([kind == "zero" for kind in kinds]), dt=dt, **most)
 
 
 def _range(spec: ActionSpec, position: str | Sequence[Any] | None) -> tuple[Array, Array]:

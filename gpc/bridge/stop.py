@@ -24,23 +24,23 @@ KEYS = " qQ\x1b"  # space, q, escape
 
 
 @dataclass
-class Operator:
+class StopSignal:
     """The first reason to stop stays; `code` is what the process shall exit with (0: as planned)."""
 
-    why: str = ""
+    reason: str = ""
     code: int = 0
     _terminal: int | None = None
 
-    def press(self, why: str, code: int = 1) -> None:
+    def request(self, reason: str, code: int = 1) -> None:
         """Stop, for this reason."""
-        if not self.why:
-            self.why, self.code = why, code
+        if not self.reason:
+            self.reason, self.code = reason, code
 
     def finish(self) -> None:
         """The time is over."""
-        self.press("the time is over", 0)
+        self.request("the time is over", 0)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the stop key; a terminal that hung up is a request to stop, too."""
         terminal = self._terminal
         if terminal is None or not select.select([terminal], [], [], 0)[0] or not _foreground(terminal):
@@ -52,9 +52,9 @@ class Operator:
                 pressed = ""
         if not pressed:
             self._terminal = None
-            self.press("the terminal is gone", 128 + signal.SIGHUP)
+            self.request("the terminal is gone", 128 + signal.SIGHUP)
         elif set(pressed) & set(KEYS):
-            self.press("the stop key", 130)
+            self.request("the stop key", 130)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -87,7 +87,7 @@ class Operator:
                     termios.tcsetattr(terminal, termios.TCSANOW, saved)  # the others wait for a stopped terminal
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        self.press(_name(number), 128 + number)
+        self.request(_name(number), 128 + number)
 
 
 def _foreground(terminal: int) -> bool:

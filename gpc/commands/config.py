@@ -38,7 +38,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
         }
     ),
     "robot": frozenset({"gpc.robots.from_lerobot.make_robot"}),
-    "watchdog": frozenset({"gpc.bridge.controller.Patience"}),
+    "watchdog": frozenset({"gpc.bridge.controller.Watchdog"}),
     "safety": frozenset({"gpc.bridge.safety.limits_from"}),
     "stitch": frozenset(
         f"gpc.bridge.blending.{name}" for name in ("RealTimeChunking", "RecedingHorizon", "TemporalEnsembling")
@@ -63,7 +63,7 @@ KINDS: Mapping[str, Any] = {
     "task": str,
     "dataset": str | None,
     "view": bool | str,
-    **{f"stitch.{key}": Count for key in ("n_action_steps", "every", "kept")},
+    **{f"stitch.{key}": Count for key in ("n_action_steps", "request_every", "max_chunks")},
 }
 """Types and bounds of settings, in every command that has them; what is built from a `_target_` checks itself."""
 

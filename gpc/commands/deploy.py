@@ -12,20 +12,20 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from gpc.bridge.chunk_source import LocalPlanner, Planner, PlannerThread, RemotePlanner
-from gpc.bridge.controller import STOPPED, Expected, Patience, Pilot
-from gpc.bridge.loop import Loop, lockstep
-from gpc.bridge.realtime import Clock, fly
+from gpc.bridge.chunk_source import ChunkSource, LocalSource, RemoteSource, SourceThread
+from gpc.bridge.controller import STOPPED, ChunkController, ChunkSpec, Watchdog
+from gpc.bridge.loop import ControlLoop, run_lockstep
+from gpc.bridge.realtime import RealTimeSettings, run_realtime
 from gpc.bridge.recording import Recorder
-from gpc.bridge.robot import Robot, connected, wire
-from gpc.bridge.safety import Gate
-from gpc.bridge.stop import Operator
+from gpc.bridge.robot import Robot, connected, map_features
+from gpc.bridge.safety import SafetyFilter
+from gpc.bridge.stop import StopSignal
 from gpc.commands.config import build
 from gpc.commands.setup import compose_from
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError, RunError, Stopped, one_line
 from gpc.inert import Console, file_name
-from gpc.serve.batching import leave_a_core
+from gpc.inference.threads import serving_threads, torch_threads
 from gpc.serve.client import RemotePolicy
 
 CLOCKS = ("real", "lockstep")
@@ -36,7 +36,7 @@ SWITCH = 0.0005  # seconds after which a thread must let another run; Python's 0
 class Outcome:
     """How an episode ended: why, what the process shall exit with, and the figures of summary.json."""
 
-    why: str
+    reason: str
     code: int
     summary: Mapping[str, Any]
 
@@ -46,29 +46,29 @@ def run(config: DictConfig, console: Console) -> Path:
 
     InputError before anything moves, RunError where the robot was stopped for a fault, Stopped by a signal or the stop key.
     """
-    planner = planner_from(config, console)
+    source = chunk_source_from(config, console)
     robot = robot_from(config)
     folder = Path(config.run_dir or Path("runs", file_name(f"deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")))
-    outcome = deploy(config, planner, robot, folder, console)
+    with torch_threads(serving_threads(config.reproducible)):
+        outcome = deploy(config, source, robot, folder, console)
     lost = outcome.summary.get("not_recorded")
-    why = f"{outcome.why}; not recorded: {lost}" if lost else outcome.why
-    console.print(f"{folder}: {why}", highlight=False, soft_wrap=True)
+    reason = f"{outcome.reason}; not recorded: {lost}" if lost else outcome.reason
+    console.print(f"{folder}: {reason}", highlight=False, soft_wrap=True)
     if outcome.code > 1:
-        raise Stopped(f"stopped by {outcome.why}; the robot holds and is disconnected", outcome.code)
+        raise Stopped(f"stopped by {outcome.reason}; the robot holds and is disconnected", outcome.code)
     if outcome.code:
-        raise RunError(f"stopped: {why}")
+        raise RunError(f"stopped: {reason}")
     return folder
 
 
-def planner_from(config: DictConfig, console: Console) -> Planner:
+def chunk_source_from(config: DictConfig, console: Console) -> ChunkSource:
     """The policies, or the server, that a configuration names."""
     if bool(config.policies) == (config.server is not None):
         raise InputError("give policies, as in 'policies=[pusht-flow]', or server=ws://host:port, one of them")
     if config.server is not None:
-        patience: Patience = build(config.watchdog)
-        return RemotePlanner(RemotePolicy(config.server, config.token, patience.max_age), config.seed)
-    leave_a_core(config.reproducible)
-    return LocalPlanner(compose_from(config, console), build(config.sampler), config.seed, config.reproducible)
+        watchdog: Watchdog = build(config.watchdog)
+        return RemoteSource(RemotePolicy(config.server, config.token, watchdog.max_age), config.seed)
+    return LocalSource(compose_from(config, console), build(config.sampler), config.seed, config.reproducible)
 
 
 def robot_from(config: DictConfig) -> Robot:
@@ -78,42 +78,51 @@ def robot_from(config: DictConfig) -> Robot:
 
 
 def deploy(
-    config: DictConfig, planner: Planner, robot: Robot, folder: Path, console: Console, operator: Operator | None = None
+    config: DictConfig,
+    source: ChunkSource,
+    robot: Robot,
+    folder: Path,
+    console: Console,
+    stop_signal: StopSignal | None = None,
 ) -> Outcome:
     """One episode of a planner on a robot, recorded in a folder; a fault while flying is told, not raised.
 
     Raises InputError before anything moves where something does not fit.
     """
-    loop, period = _loop(config, planner, robot)
+    loop, period = _loop(config, source, robot)
     _check_dataset(config.dataset)
     shown = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     manifest = {key: value for key, value in shown.items() if key not in ("token", "run_dir")}
     real = config.clock.kind == "real"
     recorder = Recorder(folder, manifest, console, config.view, loop.clock.now() if real else 0.0)
-    intro = f"{config.mode}: {planner.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
+    intro = (
+        f"{config.mode}: {source.name} on {robot.name}, {1 / period:g} actions in a second; space, q or Ctrl-C stops it"
+    )
     console.print(intro, highlight=False, soft_wrap=True)
-    if config.mode == "live" and not loop.says_where and loop.pilot.gate.limits.limits_targets:
+    if config.mode == "live" and not loop.reports_position and loop.controller.safety_filter.limits.limits_targets:
         console.print(
             f"note: {robot.name} does not say where it is: safety has no velocity, acceleration or jerk for the first action",
             highlight=False,
             soft_wrap=True,
         )
-    loop.sink, operator = recorder, operator or Operator()
-    with operator.listening():  # until the summary is written: a second Ctrl-C must not cost it
+    loop.sink, stop_signal = recorder, stop_signal or StopSignal()
+    with stop_signal.listening():  # until the summary is written: a second Ctrl-C must not cost it
         try:
-            figures = (_fly if real else _step)(config, loop, planner, period, operator)
-            fault = loop.pilot.mode == STOPPED and loop.pilot.why != operator.why  # whatever came while it braked
-            why, code = (loop.pilot.why, 1) if fault else (operator.why, operator.code)
+            figures = (_fly if real else _step)(config, loop, source, period, stop_signal)
+            fault = (
+                loop.controller.mode == STOPPED and loop.controller.reason != stop_signal.reason
+            )  # whatever came while it braked
+            reason, code = (loop.controller.reason, 1) if fault else (stop_signal.reason, stop_signal.code)
         except RunError as error:
             figures, code = {}, 1  # a fault, whatever was asked for before
-            why = str(error) if operator.why in str(error) else f"{operator.why}; {error}"
+            reason = str(error) if stop_signal.reason in str(error) else f"{stop_signal.reason}; {error}"
         finally:
             recorder.close()
-        summary = recorder.finish({"why": why, "mode": config.mode, "events": dict(recorder.kinds), **figures})
+        summary = recorder.finish({"why": reason, "mode": config.mode, "events": dict(recorder.kinds), **figures})
     problem = _add(folder, summary, config) if config.dataset is not None else ""
     if problem:
-        why = f"{why}; not added to dataset={config.dataset}: {problem}"
-    return Outcome(why, code or int(bool(problem or "not_recorded" in summary)), summary)
+        reason = f"{reason}; not added to dataset={config.dataset}: {problem}"
+    return Outcome(reason, code or int(bool(problem or "not_recorded" in summary)), summary)
 
 
 def _add(folder: Path, summary: Mapping[str, Any], config: DictConfig) -> str:
@@ -129,27 +138,29 @@ def _add(folder: Path, summary: Mapping[str, Any], config: DictConfig) -> str:
     return ""
 
 
-def _loop(config: DictConfig, planner: Planner, robot: Robot) -> tuple[Loop, float]:
+def _loop(config: DictConfig, source: ChunkSource, robot: Robot) -> tuple[ControlLoop, float]:
     """Everything that flies, and the seconds between two sendings."""
-    spec, observations = planner.actions, planner.observations
+    spec, observations = source.actions, source.observations
     _check_clock(config, robot)
     substeps, period = _rhythm(config, spec.dt)
     mapped = cast(dict[str, Any], OmegaConf.to_container(config.robot))
-    wiring = wire(robot, observations.shapes, spec.dim, mapped["observations"], mapped["actions"], config.task)
+    feature_map = map_features(
+        robot, observations.shapes, spec.dim, mapped["observations"], mapped["actions"], config.task
+    )
     limits = build(config.safety, spec=spec, dt=period)
-    if substeps > 1 and limits.moves.any():
+    if substeps > 1 and limits.relative.any():
         raise InputError(
             f"rate={config.rate}: moves are not interpolated, only targets; leave rate out, or safety.hold=last"
         )
-    patience: Patience = build(config.watchdog)
-    step, allowed = period * substeps, patience.observation_deadline
+    watchdog: Watchdog = build(config.watchdog)
+    step, allowed = period * substeps, watchdog.observation_deadline
     if allowed <= step:
         raise InputError(
             f"watchdog.observation_deadline={allowed:g} must be longer than a step of the policy, {step:g} s"
         )
-    expected = Expected(spec.start, spec.horizon, spec.dim, observations.n_obs_steps, substeps)
-    pilot = Pilot(expected, build(config.stitch), Gate(limits, wiring.actions), patience)
-    return Loop(robot, wiring, pilot, config.mode), period
+    expected = ChunkSpec(spec.start, spec.horizon, spec.dim, observations.n_obs_steps, substeps)
+    controller = ChunkController(expected, build(config.stitch), SafetyFilter(limits, feature_map.actions), watchdog)
+    return ControlLoop(robot, feature_map, controller, config.mode), period
 
 
 def _check_clock(config: DictConfig, robot: Robot) -> None:
@@ -180,12 +191,14 @@ def _rhythm(config: DictConfig, dt: float) -> tuple[int, float]:
     return round(substeps), 1 / (steps * round(substeps))
 
 
-def _fly(config: DictConfig, loop: Loop, planner: Planner, period: float, operator: Operator) -> dict[str, Any]:
+def _fly(
+    config: DictConfig, loop: ControlLoop, source: ChunkSource, period: float, stop_signal: StopSignal
+) -> dict[str, Any]:
     """In real time."""
-    thread, before = PlannerThread(planner), sys.getswitchinterval()
+    thread, before = SourceThread(source), sys.getswitchinterval()
     sys.setswitchinterval(SWITCH)
     try:
-        timing = fly(loop, thread, Clock(period, config.seconds), operator)
+        timing = run_realtime(loop, thread, RealTimeSettings(period, config.seconds), stop_signal)
     finally:
         sys.setswitchinterval(before)
         thread.close()
@@ -194,13 +207,17 @@ def _fly(config: DictConfig, loop: Loop, planner: Planner, period: float, operat
     return timing.summary() | chunks
 
 
-def _step(config: DictConfig, loop: Loop, planner: Planner, period: float, operator: Operator) -> dict[str, Any]:
+def _step(
+    config: DictConfig, loop: ControlLoop, source: ChunkSource, period: float, stop_signal: StopSignal
+) -> dict[str, Any]:
     """In virtual time."""
     try:
         with connected(loop.robot):
-            steps = lockstep(loop, planner, period, round(config.seconds / period), config.clock.latency, operator)
+            steps = run_lockstep(
+                loop, source, period, round(config.seconds / period), config.clock.latency, stop_signal
+            )
     finally:
-        planner.close()
+        source.close()
     return {"periods": steps}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,7 +12,6 @@ from threading import Thread
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 
 from gpc.errors import InputError
 from gpc.inference.actor import padded
@@ -25,7 +23,7 @@ from gpc.types import Array
 
 
 @dataclass(frozen=True)
-class Request:
+class InferenceRequest:
     """One chunk: observation[key] (n_obs_steps, *shape), the noise of (seed, chunk number), and what is known already:
     `known` (horizon, action) with `weight` (horizon,), zeros where nothing is.
     """
@@ -42,21 +40,21 @@ class Request:
         return tuple(value.dtype.str for value in self.observation.values())
 
 
-class Answer(NamedTuple):
+class InferenceResult(NamedTuple):
     """A whole chunk (horizon, action) in the environment's units, and how long its batch took."""
 
     chunk: Array
     infer_ms: float
 
 
-class Job(NamedTuple):
+class Task(NamedTuple):
     """Something to compute, and who waits for it."""
 
-    work: Request | Callable[[], Any]
+    work: InferenceRequest | Callable[[], Any]
     future: Future[Any]
 
 
-class Inference:
+class InferenceThread:
     """Runs what is handed in, in order, without waiting for more: whatever has come while it was busy is the next batch.
 
     `reproducible` pads batches to a multiple of 16 rows and keeps networks to one thread, so that a chunk is bitwise what
@@ -68,9 +66,8 @@ class Inference:
         if policy.actions.start > 0 or policy.actions.start + policy.actions.horizon < 1:
             raise InputError(f"{policy.name} predicts from step {policy.actions.start}, not what to do now")
         self.policy, self.sampling, self.max_batch, self.reproducible = policy, sampling, max_batch, reproducible
-        leave_a_core(reproducible)
         self._plan([self._blank()])
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Task | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="gpc-inference", daemon=True)
         self._thread.start()
 
@@ -79,10 +76,10 @@ class Inference:
         """Whether it still computes."""
         return self._thread.is_alive()
 
-    def submit(self, work: Request | Callable[[], Any]) -> Future[Any]:
+    def submit(self, work: InferenceRequest | Callable[[], Any]) -> Future[Any]:
         """An `Answer`, or what the function returns; cancelling what has not begun drops it."""
         future: Future[Any] = Future()
-        self._jobs.put(Job(work, future))
+        self._jobs.put(Task(work, future))
         return future
 
     def close(self) -> None:
@@ -93,16 +90,16 @@ class Inference:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             jobs = [each for each in [job, *self._waiting()] if each.future.set_running_or_notify_cancel()]
-            chunks = [each for each in jobs if isinstance(each.work, Request)]
+            chunks = [each for each in jobs if isinstance(each.work, InferenceRequest)]
             for each in jobs:
-                if not isinstance(each.work, Request):
-                    _settle(each.future, each.work)
+                if not isinstance(each.work, InferenceRequest):
+                    _run_task(each.future, each.work)
             for _, alike in groupby(sorted(chunks, key=_dtypes), _dtypes):
                 self._answer(list(alike))
 
-    def _waiting(self) -> list[Job]:
+    def _waiting(self) -> list[Task]:
         """What else has come, up to a batch."""
-        jobs: list[Job] = []
+        jobs: list[Task] = []
         while len(jobs) < self.max_batch - 1:
             try:
                 job = self._jobs.get_nowait()
@@ -114,11 +111,11 @@ class Inference:
             jobs.append(job)
         return jobs
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
+    def _answer(self, jobs: Sequence[Task]) -> None:
         """Sample the chunks together; where that fails one by one, so that it fails for its cause alone."""
         began = time.perf_counter()
         try:
-            chunks = self._plan([cast(Request, job.work) for job in jobs])
+            chunks = self._plan([cast(InferenceRequest, job.work) for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
@@ -128,9 +125,9 @@ class Inference:
             return
         took = 1000 * (time.perf_counter() - began)
         for job, chunk in zip(jobs, chunks, strict=True):
-            job.future.set_result(Answer(chunk, took))
+            job.future.set_result(InferenceResult(chunk, took))
 
-    def _plan(self, requests: Sequence[Request]) -> Array:
+    def _plan(self, requests: Sequence[InferenceRequest]) -> Array:
         """Whole chunks (len(requests), horizon, action)."""
         rows = np.arange(len(requests))
         taken = [requests[int(row)] for row in (padded(rows) if self.reproducible else rows)]
@@ -140,34 +137,26 @@ class Inference:
         known = Known(np.stack([r.known for r in taken]), weight) if weight.any() else None
         return plan(self.policy, self.sampling, observation, seeds, chunks, known)[: len(requests)]
 
-    def _blank(self) -> Request:
+    def _blank(self) -> InferenceRequest:
         spec = self.policy.observations
         observation = {
-            key: np.zeros((spec.n_obs_steps, *shape), np.uint8 if in_bytes(key, shape) else np.float32)
+            key: np.zeros((spec.n_obs_steps, *shape), np.uint8 if keeps_uint8(key, shape) else np.float32)
             for key, shape in spec.shapes.items()
         }
         actions = self.policy.actions
-        return Request(observation, 0, 0, np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon))
+        return InferenceRequest(observation, 0, 0, np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon))
 
 
-def leave_a_core(reproducible: bool) -> None:
-    """Networks get all cores but one, which is the clients' or the robot's; one alone where results shall be reproducible.
-
-    In a thread beside the main one a network on all of two cores took 65 ms a chunk, on one of them 33 ms.
-    """
-    torch.set_num_threads(1 if reproducible else max(1, (os.cpu_count() or 1) - 1))
-
-
-def in_bytes(key: str, shape: tuple[int, ...]) -> bool:
+def keeps_uint8(key: str, shape: tuple[int, ...]) -> bool:
     """Whether an observation stays as it is where it comes in bytes: a picture (height, width, channels), or text."""
     return key == TASK or len(shape) == 3
 
 
-def _dtypes(job: Job) -> tuple[str, ...]:
-    return cast(Request, job.work).dtypes
+def _dtypes(job: Task) -> tuple[str, ...]:
+    return cast(InferenceRequest, job.work).dtypes
 
 
-def _settle(future: Future[Any], function: Callable[[], Any]) -> None:
+def _run_task(future: Future[Any], function: Callable[[], Any]) -> None:
     try:
         future.set_result(function())
     except Exception as error:

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from gpc.errors import InputError, RunError, one_line
 from gpc.serve.address import PRIVACY, Address
-from gpc.serve.codec import CHUNK, FRAME, SEED, numbers, pack, unpack, whole
+from gpc.serve.codec import CHUNK, FRAME, SEED, pack, read_array, read_int, unpack
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class RemotePolicy:
         self.metadata: dict[str, Any] = {}
         self._connected(time.monotonic() + timeout)
         openpi = "seed" not in self.metadata
-        self._seed = None if openpi else self._reading(lambda: whole(self.metadata, "seed"))
+        self._seed = None if openpi else self._reading(lambda: read_int(self.metadata, "seed"))
         self._chunks = 0
 
     def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,15 +87,15 @@ class RemotePolicy:
             raise RunError(f"policy server {self.url}: {one_line(answer)}")
         return _map(answer, self.url)
 
-    def array(
+    def read_array(
         self, reply: Mapping[str, Any], key: str, shape: tuple[int, ...]
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Read an array of finite numbers from a reply; RunError, naming the server, if it has none of this shape."""
-        return self._reading(lambda: numbers(reply, key, [shape]))
+        return self._reading(lambda: read_array(reply, key, [shape]))
 
-    def whole(self, reply: Mapping[str, Any], key: str) -> int:
+    def read_int(self, reply: Mapping[str, Any], key: str) -> int:
         """Read a whole number from a reply; RunError, naming the server, if it has none."""
-        return self._reading(lambda: whole(reply, key))
+        return self._reading(lambda: read_int(reply, key))
 
     def _reading(self, read: Callable[[], T]) -> T:
         try:

@@ -21,7 +21,7 @@ RESET = "gpc.reset"  # a message {RESET: seed}: an episode begins, its chunks ta
 SEED, CHUNK = "gpc.seed", "gpc.chunk"  # beside an observation: the noise of this chunk
 KNOWN, WEIGHT = "gpc.known", "gpc.known_weight"  # beside an observation: actions decided already; see docs/serving.md
 ENCODE = "gpc.encode"  # a message {ENCODE: observation of a batch} -> {HANDLE: number}
-HANDLE, X, SIGMA, DENOISED = "gpc.score.denoiser", "x", "sigma", "denoised"  # {HANDLE, X, SIGMA} -> {DENOISED: x0}
+HANDLE, X, SIGMA, DENOISED = "gpc.denoise", "x", "sigma", "denoised"  # {HANDLE, X, SIGMA} -> {DENOISED: x0}
 
 FRAME = 16 * 2**20  # bytes in a frame
 LONGEST = 4096  # items in one list or map
@@ -37,7 +37,7 @@ DTYPES = {
 def pack(message: Any) -> bytes:
     """A message of maps, lists, text, numbers and arrays as one frame; InputError where something in it cannot travel."""
     try:
-        frame: bytes = msgpack.packb(message, default=_lay_out)
+        frame: bytes = msgpack.packb(message, default=_encode)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"message cannot be sent: {one_line(error, 120)}") from None
     if len(frame) > FRAME:
@@ -66,7 +66,7 @@ def unpack(frame: bytes) -> Any:
         raise InputError(f"frame is not msgpack with arrays as openpi lays them out ({one_line(error, 120)})") from None
 
 
-def numbers(message: Mapping[Any, Any], key: str, shapes: list[tuple[int, ...]]) -> np.ndarray[Any, np.dtype[Any]]:
+def read_array(message: Mapping[Any, Any], key: str, shapes: list[tuple[int, ...]]) -> np.ndarray[Any, np.dtype[Any]]:
     """Read a finite array of one of these shapes from a message, as float64; InputError if it is none."""
     value = message.get(key)
     shape = value.shape if isinstance(value, np.ndarray | np.generic) else None
@@ -78,7 +78,7 @@ def numbers(message: Mapping[Any, Any], key: str, shapes: list[tuple[int, ...]])
     return array
 
 
-def whole(message: Mapping[Any, Any], key: str, default: int | None = None) -> int:
+def read_int(message: Mapping[Any, Any], key: str, default: int | None = None) -> int:
     """Read a whole number from a message, from 0 to 2^64 - 1; InputError if it is none."""
     value = message.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
@@ -108,7 +108,7 @@ class _Reader:
         return _scalar(found) if b"__npgeneric__" in found else found
 
 
-def _lay_out(value: Any) -> Any:
+def _encode(value: Any) -> Any:
     """What msgpack does not know: arrays and numpy scalars."""
     if not isinstance(value, np.ndarray | np.generic):
         raise InputError(

@@ -15,10 +15,10 @@ from gpc.schema import convert
 from gpc.score.noise import NoiseLevels
 from gpc.serve.codec import PROTOCOL
 
-Facts = Mapping[str, Any]
+Metadata = Mapping[str, Any]
 
 
-def describe(policy: Policy) -> dict[str, Any]:
+def policy_metadata(policy: Policy) -> dict[str, Any]:
     """What a client must know of a policy, and all that a remote member of a composition is."""
     spec = policy.observations
     return {
@@ -37,7 +37,7 @@ Text = Annotated[str, Meta(min_length=1, max_length=1000)]
 Size = Annotated[int, Meta(ge=0)]
 
 
-class Served(Struct):
+class ServedPolicy(Struct):
     """The policy of a server, as its metadata describe it; the limits are those of the specs, not the server's."""
 
     policy: Text
@@ -53,18 +53,18 @@ class Served(Struct):
         return ObservationSpec(self.observations, self.n_obs_steps)
 
 
-def check(facts: Facts, url: str) -> Served:
+def check_metadata(metadata: Metadata, url: str) -> ServedPolicy:
     """Check the metadata of a server.
 
     Raises:
         InputError: the server is none of gpc's or of another version, or does not describe a policy within gpc's limits.
     """
-    if facts.get("protocol") != PROTOCOL:
+    if metadata.get("protocol") != PROTOCOL:
         raise InputError(
             f"policy server {url} is no gpc serve of this version; openpi's own server does not say what its policy is"
         )
     where = f"policy server {url}"
-    served = convert(Served, facts, where)
+    served = convert(ServedPolicy, metadata, where)
     try:
         _ = served.spec
     except InputError as error:

@@ -24,16 +24,16 @@ from websockets.http11 import Request, Response
 
 from gpc.errors import GpcError, InputError
 from gpc.serve.address import is_loopback
-from gpc.serve.batching import Inference
+from gpc.serve.batching import InferenceThread
 from gpc.serve.codec import FRAME, pack, unpack
-from gpc.serve.metadata import describe
+from gpc.serve.metadata import policy_metadata
 from gpc.serve.session import Session
 
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Door:
+class Access:
     """Who may come in, and how: an address, what a client must show, and how many there may be.
 
     `timeout` is for a client to take an answer, in seconds. An address that other machines reach needs a token; `insecure`
@@ -76,7 +76,7 @@ class Door:
             raise InputError(f"certificate={self.certificate}, key={self.key} cannot be read ({error})") from None
         return context
 
-    def admits(self, request: Request) -> bool:
+    def accepts(self, request: Request) -> bool:
         """Whether a client shows the token; as long for a wrong one as for the right one."""
         if self.token is None:
             return True
@@ -89,55 +89,57 @@ class Door:
 class PolicyServer:
     """Sessions behind a door. `run` serves until it is told to stop."""
 
-    def __init__(self, inference: Inference, door: Door, facts: dict[str, Any], seed: int = 0) -> None:
+    def __init__(self, inference: InferenceThread, access: Access, facts: dict[str, Any], seed: int = 0) -> None:
         """`facts` are further metadata; the k-th client's noise has the seed `seed` + k."""
-        self.inference, self.door, self.seed = inference, door, seed
-        self.metadata = describe(inference.policy) | facts
-        self.talking: set[ServerConnection] = set()
+        self.inference, self.access, self.seed = inference, access, seed
+        self.metadata = policy_metadata(inference.policy) | facts
+        self.connections: set[ServerConnection] = set()
         self.served = 0
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
         """Listen, say where, and go on until `stop`. Raises InputError where nothing can listen there."""
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # a stranger's broken handshake is no news
-        door, tls = self.door, self.door.tls()
+        access, tls = self.access, self.access.tls()
         try:
             server = await serve(
-                self._welcome, door.host, door.port, ssl=tls, process_request=self._at_the_door,
+                self._handle_client, access.host, access.port, ssl=tls, process_request=self._authorize,
                 origins=[None], compression=None, max_size=FRAME, max_queue=1, close_timeout=2,
             )  # fmt: skip
         except OSError as error:
-            raise InputError(f"host={door.host} port={door.port}: {error.strerror or error}") from None
+            raise InputError(f"host={access.host} port={access.port}: {error.strerror or error}") from None
         async with server:
             ready(_address(server, "wss" if tls else "ws"))
             await stop.wait()
 
-    def _at_the_door(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
         """Health for anybody; a place for who shows the token. No browser comes in: pages of others run in it."""
         if request.path == "/healthz":
             if self.inference.alive:
                 return connection.respond(HTTPStatus.OK, "OK\n")
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the policy's thread has died\n")
-        if not self.door.admits(request):
+        if not self.access.accepts(request):
             return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong token\n")
-        if len(self.talking) >= self.door.max_clients:
-            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, f"max_clients={self.door.max_clients} are here\n")
+        if len(self.connections) >= self.access.max_clients:
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"max_clients={self.access.max_clients} are here\n"
+            )
         return None
 
-    async def _welcome(self, connection: ServerConnection) -> None:
+    async def _handle_client(self, connection: ServerConnection) -> None:
         """Talk to one client until either side leaves; what it still waits for is then not computed."""
-        self.talking.add(connection)
+        self.connections.add(connection)
         session = Session(self.inference, self.seed + self.served)
         self.served += 1
-        talk = asyncio.create_task(self._talk(connection, session))
+        talk = asyncio.create_task(self._exchange(connection, session))
         gone = asyncio.create_task(connection.wait_closed())
         try:
             await asyncio.wait({talk, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             talk.cancel()
             gone.cancel()
-            self.talking.discard(connection)
+            self.connections.discard(connection)
 
-    async def _talk(self, connection: ServerConnection, session: Session) -> None:
+    async def _exchange(self, connection: ServerConnection, session: Session) -> None:
         with contextlib.suppress(ConnectionClosed):
             await self._send(connection, pack(self.metadata | {"seed": session.seed}))
             async for frame in connection:
@@ -157,7 +159,7 @@ class PolicyServer:
     async def _send(self, connection: ServerConnection, frame: bytes | str) -> None:
         """Send, or hang up on a client that takes nothing."""
         try:
-            async with asyncio.timeout(self.door.timeout):
+            async with asyncio.timeout(self.access.timeout):
                 await connection.send(frame)
         except TimeoutError:
             connection.transport.abort()

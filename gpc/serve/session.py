@@ -20,8 +20,8 @@ from gpc.errors import InputError
 from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
 from gpc.rollout.env import TASK, write_text
 from gpc.score.denoiser import Denoiser
-from gpc.serve.batching import Answer, Inference, Request, in_bytes
-from gpc.serve.codec import CHUNK, DENOISED, ENCODE, HANDLE, KNOWN, RESET, SEED, SIGMA, WEIGHT, X, numbers, whole
+from gpc.serve.batching import InferenceRequest, InferenceResult, InferenceThread, keeps_uint8
+from gpc.serve.codec import CHUNK, DENOISED, ENCODE, HANDLE, KNOWN, RESET, SEED, SIGMA, WEIGHT, X, read_array, read_int
 from gpc.types import Array
 
 HANDLES = 4  # encoded observations that a session keeps; the oldest goes first
@@ -34,7 +34,7 @@ Reply = dict[str, Any]
 class Session:
     """One client: its seed, its count of chunks, and what it has encoded."""
 
-    def __init__(self, inference: Inference, seed: int) -> None:
+    def __init__(self, inference: InferenceThread, seed: int) -> None:
         self.inference, self.policy, self.seed = inference, inference.policy, seed
         self.chunks = 0
         self.total_ms: float | None = None  # of the last message, from its arrival to its answer's departure
@@ -45,7 +45,7 @@ class Session:
         if not isinstance(message, dict):
             raise InputError(f"message is a {type(message).__name__}; send an observation: a map of arrays by key")
         if RESET in message:
-            self.seed, self.chunks = whole(message, RESET), 0
+            self.seed, self.chunks = read_int(message, RESET), 0
             return {RESET: self.seed}
         if ENCODE in message:
             return await self._encode(message[ENCODE])
@@ -56,9 +56,11 @@ class Session:
     async def _infer(self, message: Message) -> Reply:
         began = time.perf_counter()
         actions = self.policy.actions
-        seed, chunk = whole(message, SEED, self.seed), whole(message, CHUNK, self.chunks)
-        request = Request(frames(message, self.policy.observations), seed, chunk, *known(message, actions))
-        answer: Answer = await asyncio.wrap_future(self.inference.submit(request))
+        seed, chunk = read_int(message, SEED, self.seed), read_int(message, CHUNK, self.chunks)
+        request = InferenceRequest(
+            read_observation(message, self.policy.observations), seed, chunk, *read_known(message, actions)
+        )
+        answer: InferenceResult = await asyncio.wrap_future(self.inference.submit(request))
         self.chunks = chunk + 1
         timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
         if self.total_ms is not None:
@@ -71,7 +73,7 @@ class Session:
 
     async def _encode(self, observation: Any) -> Reply:
         """Encode a batch of observations once; `_denoise` then refers to it."""
-        batch = batches(observation, self.policy.observations, self.inference.max_batch)
+        batch = read_batch(observation, self.policy.observations, self.inference.max_batch)
         tensors = observation_tensors(batch)
         denoiser = await self._compute(lambda: self.policy.condition(tensors))
         handle = secrets.randbits(63)  # never that of another session, to which a client may believe to talk
@@ -82,13 +84,13 @@ class Session:
 
     async def _denoise(self, message: Message) -> Reply:
         """One call of the denoiser of an encoded batch."""
-        handle = whole(message, HANDLE)
+        handle = read_int(message, HANDLE)
         if handle not in self._encoded:
             raise InputError(f"{HANDLE}={handle} is not held here (a session holds the last {HANDLES}); encode again")
         denoiser, rows = self._encoded[handle]
         actions = self.policy.actions
-        x = numbers(message, X, [(rows, actions.horizon, actions.dim)])
-        sigma = numbers(message, SIGMA, [(), (rows,)])
+        x = read_array(message, X, [(rows, actions.horizon, actions.dim)])
+        sigma = read_array(message, SIGMA, [(), (rows,)])
         if not (sigma > 0).all():
             raise InputError(f"{SIGMA} must be positive")
         out: Tensor = await self._compute(lambda: denoiser(torch.from_numpy(x), torch.from_numpy(sigma)))
@@ -98,13 +100,13 @@ class Session:
         return await asyncio.wrap_future(self.inference.submit(function))
 
 
-def frames(message: Message, spec: ObservationSpec) -> dict[str, Array]:
+def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array]:
     """One client's observation, key -> (n_obs_steps, *shape); one frame stands for the whole history."""
     if PROMPT in message and TASK not in message:
         message = {**message, TASK: message[PROMPT]}
     found = {}
     for key, shape in spec.shapes.items():
-        value = observed(message, key, shape)
+        value = read_key(message, key, shape)
         if value.shape == shape:
             value = np.broadcast_to(value, (spec.n_obs_steps, *shape))
         if value.shape != (spec.n_obs_steps, *shape):
@@ -115,11 +117,11 @@ def frames(message: Message, spec: ObservationSpec) -> dict[str, Array]:
     return found
 
 
-def batches(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Array]:
+def read_batch(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Array]:
     """Observations of a remote member, key -> (batch, n_obs_steps, *shape)."""
     if not isinstance(observation, dict):
         raise InputError(f"{ENCODE} takes an observation: a map of arrays by key")
-    found = {key: observed(observation, key, shape) for key, shape in spec.shapes.items()}
+    found = {key: read_key(observation, key, shape) for key, shape in spec.shapes.items()}
     rows = {value.shape[:1] for value in found.values()}
     if len(rows) != 1 or not 1 <= next(iter(found.values())).shape[0] <= most:
         raise InputError(f"{ENCODE}: every key needs the same number of rows, 1 to {most} (the server's max_batch)")
@@ -127,7 +129,7 @@ def batches(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Arr
     return found
 
 
-def observed(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
+def read_key(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
     """One key of an observation as the policy reads it: bytes of pictures and text, float32 of everything else."""
     if key not in observation:
         offered = ", ".join(sorted(map(str, observation))) or "nothing"
@@ -138,7 +140,7 @@ def observed(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
     if not isinstance(value, np.ndarray | np.number | int | float):
         raise InputError(f"observation {key!r} is a {type(value).__name__}; send a numpy array of shape {shape}")
     array = np.asarray(value)
-    if array.dtype == np.uint8 and in_bytes(key, shape):
+    if array.dtype == np.uint8 and keeps_uint8(key, shape):
         return array
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
@@ -147,7 +149,7 @@ def observed(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def known(message: Message, actions: ActionSpec) -> tuple[Array, Array]:
+def read_known(message: Message, actions: ActionSpec) -> tuple[Array, Array]:
     """Actions that are decided already, and their weights, as whole chunks: (horizon, action), (horizon,).
 
     The message counts from now on, as the answer does.
@@ -155,8 +157,8 @@ def known(message: Message, actions: ActionSpec) -> tuple[Array, Array]:
     chunk, weight = np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon)
     now = -actions.start
     if KNOWN in message or WEIGHT in message:
-        chunk[now:] = numbers(message, KNOWN, [chunk[now:].shape])
-        weight[now:] = numbers(message, WEIGHT, [weight[now:].shape])
+        chunk[now:] = read_array(message, KNOWN, [chunk[now:].shape])
+        weight[now:] = read_array(message, WEIGHT, [weight[now:].shape])
         if not ((weight >= 0) & (weight <= 1)).all():
             raise InputError(f"{WEIGHT} must be from 0 to 1")
     return chunk, weight

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from gpc.bridge.blending import Plan, RealTimeChunking, RecedingHorizon, TemporalEnsembling
+from gpc.bridge.blending import PlacedChunk, RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.errors import InputError
 
 
 def line(first, value, horizon=4):
-    return Plan(first, np.full((horizon, 1), float(value)))
+    return PlacedChunk(first, np.full((horizon, 1), float(value)))
 
 
 def test_a_plan_knows_which_step_its_first_action_belongs_to():
-    plan = Plan(10, np.arange(3.0)[:, None])
+    plan = PlacedChunk(10, np.arange(3.0)[:, None])
     assert [plan.at(step) for step in (9, 13)] == [None, None]
     assert [float(plan.at(step)[0]) for step in (10, 11, 12)] == [0, 1, 2]
 
@@ -23,7 +23,7 @@ def test_receding_horizon_follows_the_newest_chunk():
 
 
 def test_ensembling_is_the_mean_of_zhao_et_al_with_the_most_weight_on_the_oldest():
-    stitch = TemporalEnsembling(every=1, decay=0.5, kept=8)
+    stitch = TemporalEnsembling(request_every=1, decay=0.5, max_chunks=8)
     plans = [line(0, 1), line(1, 2), line(2, 4)]
     weights = np.exp([0, -0.5, -1.0])
     assert stitch.blend(plans, 3) == pytest.approx((weights @ [1, 2, 4]) / weights.sum())
@@ -40,16 +40,16 @@ def test_real_time_chunking_has_the_weights_of_black_et_al_equation_5():
     for i in range(horizon):
         c = (horizon - executed - i) / (horizon - executed - delay + 1)
         wanted.append(1.0 if i < delay else c * (np.e**c - 1) / (np.e - 1) if i < left else 0.0)
-    np.testing.assert_allclose(RealTimeChunking(executed).pull(horizon, left, delay), wanted, atol=1e-15)
+    np.testing.assert_allclose(RealTimeChunking(executed).inpaint_weights(horizon, left, delay), wanted, atol=1e-15)
 
 
 @pytest.mark.parametrize(("left", "delay"), [(0, 0), (0, 5), (3, 5), (16, 0), (16, 16), (1, 1)])
 def test_real_time_chunking_never_pulls_where_nothing_is_planned(left, delay):
-    pull = RealTimeChunking(4).pull(16, left, delay)
-    assert ((pull >= 0) & (pull <= 1)).all()
-    assert (pull[left:] == 0).all()
-    assert (pull[: min(left, delay)] == 1).all()
-    assert (np.diff(pull) <= 0).all()
+    inpaint_weights = RealTimeChunking(4).inpaint_weights(16, left, delay)
+    assert ((inpaint_weights >= 0) & (inpaint_weights <= 1)).all()
+    assert (inpaint_weights[left:] == 0).all()
+    assert (inpaint_weights[: min(left, delay)] == 1).all()
+    assert (np.diff(inpaint_weights) <= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpc.bridge.stop import SIGNALS, Operator
+from gpc.bridge.stop import SIGNALS, StopSignal
 from gpc.demonstrations import read
 
 ENDS = """
@@ -40,12 +40,12 @@ def test_every_signal_that_would_end_or_stop_the_process_is_a_request_to_stop():
     # None: a library in this process, as Ray, has a handler of its own, which Python cannot put back
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
     for number in SIGNALS:
-        operator = Operator()
-        with operator.listening():
+        stop_signal = StopSignal()
+        with stop_signal.listening():
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), signal.SIGINT)  # a second one changes nothing
-        assert operator.code == 128 + number
-        assert operator.why in {getattr(number, "name", ""), f"signal {int(number)}"}
+        assert stop_signal.code == 128 + number
+        assert stop_signal.reason in {getattr(number, "name", ""), f"signal {int(number)}"}
     assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
@@ -60,19 +60,19 @@ def terminal(monkeypatch):
 
 
 def test_a_terminal_that_hangs_up_is_a_request_to_stop_and_no_error(terminal):
-    operator = Operator()
-    with operator.listening():
-        operator.look()
-        assert operator.why == ""
+    stop_signal = StopSignal()
+    with stop_signal.listening():
+        stop_signal.poll()
+        assert stop_signal.reason == ""
         terminal.close()
-        operator.look()
-        operator.look()
-    assert (operator.why, operator.code) == ("the terminal is gone", 129)
+        stop_signal.poll()
+        stop_signal.poll()
+    assert (stop_signal.reason, stop_signal.code) == ("the terminal is gone", 129)
 
 
 BACKGROUND = """
 import os, pty, select, sys
-from gpc.bridge.stop import Operator
+from gpc.bridge.stop import StopSignal
 process, ours = pty.fork()
 if process:
     os.write(ours, b" \\n")
@@ -82,11 +82,11 @@ select.select([0], [], [])
 behind = os.fork()
 if behind == 0:
     os.setpgid(0, 0)  # the terminal stays with the other group
-    operator = Operator()
-    with operator.listening():
-        operator._terminal = 0  # as if the group had been sent there in flight
-        operator.look()
-    os._exit(10 + operator.code)
+    stop_signal = StopSignal()
+    with stop_signal.listening():
+        stop_signal._terminal = 0  # as if the group had been sent there in flight
+        stop_signal.poll()
+    os._exit(10 + stop_signal.code)
 status = os.waitpid(behind, os.WUNTRACED)[1]
 os._exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1)
 """
@@ -103,9 +103,9 @@ def flights(tiny, tmp_path_factory):
     pytest.importorskip("lerobot")
     folder = tmp_path_factory.mktemp("flights")
     requests = [("type", "\x1c"), ("type", "\x1a"), ("type", "\x03\x03"), ("kill", signal.SIGTERM)]
-    patience = {"deadline": 5, "max_age": 5, "stop_after": 5, "observation_deadline": 2}
+    watchdog = {"deadline": 5, "max_age": 5, "stop_after": 5, "observation_deadline": 2}
     keys = ["robot=simulated", "fps=20", "safety.hold=last", "mode=live", f"policies=[{tiny[1]}]"]
-    keys += [f"watchdog.{key}={value}" for key, value in patience.items()]
+    keys += [f"watchdog.{key}={value}" for key, value in watchdog.items()]
     script = Path(__file__).with_name("terminal.py")
     output = subprocess.check_output([sys.executable, str(script), str(folder), json.dumps(requests), *keys], text=True)
     results = json.loads(output.splitlines()[-1])

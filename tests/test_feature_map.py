@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from flying import flown
+from running import flown
 from toy_robots import Arm, Line
 
 from gpc.bridge.controller import HOLD, STOPPED
-from gpc.bridge.robot import wire
+from gpc.bridge.robot import map_features
 from gpc.errors import InputError, RunError
 
 SHAPES = {"state": (2,), "front": (4, 6, 3), "grid": (1, 2), "gain": (1,), "level": ()}
@@ -23,17 +23,17 @@ def reading(**changes):
 
 
 @pytest.fixture
-def wiring():
-    return wire(Camera(), SHAPES, 2)
+def feature_map():
+    return map_features(Camera(), SHAPES, 2)
 
 
-def test_numbers_and_pictures_that_fit_keep_their_values_and_order(wiring):
-    frame = wiring.frame(reading(gain=np.float32(0.25)))
+def test_numbers_and_pictures_that_fit_keep_their_values_and_order(feature_map):
+    frame = feature_map.frame(reading(gain=np.float32(0.25)))
     assert {key: value.shape for key, value in frame.items()} == SHAPES
     np.testing.assert_array_equal(frame["state"], [0.5, 0.7])
     np.testing.assert_array_equal(frame["front"], PICTURE)
     assert (frame["front"].dtype, frame["gain"].dtype) == (np.uint8, np.float64)
-    mapped = wire(Camera(), {"state": (2,)}, 2, {"state": ["state.1", "x.pos"]})
+    mapped = map_features(Camera(), {"state": (2,)}, 2, {"state": ["state.1", "x.pos"]})
     np.testing.assert_array_equal(mapped.frame(reading())["state"], [0.7, 0.5])
 
 
@@ -50,47 +50,47 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("picture", OTHERS.values(), ids=OTHERS)
-def test_a_picture_of_another_layout_is_a_failed_read_that_names_both_shapes(wiring, picture):
+def test_a_picture_of_another_layout_is_a_failed_read_that_names_both_shapes(feature_map, picture):
     shape = str(np.shape(picture)).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(RunError, match=rf"'front' has the shape {shape}; 'front' takes \(4, 6, 3\)"):
-        wiring.frame(reading(front=picture))
+        feature_map.frame(reading(front=picture))
 
 
 @pytest.mark.parametrize("value", [np.array([0.1]), np.zeros((1, 1)), [0.1, 0.2]])
-def test_a_number_that_is_an_array_is_a_failed_read(wiring, value):
+def test_a_number_that_is_an_array_is_a_failed_read(feature_map, value):
     with pytest.raises(RunError, match=r"'state.1' has the shape .*; 'state' takes a number"):
-        wiring.frame(reading(**{"state.1": value}))
+        feature_map.frame(reading(**{"state.1": value}))
 
 
 @pytest.mark.parametrize("value", [None, "0.5", [[1], [2, 3]], np.array([object()])])
-def test_what_is_no_number_is_a_failed_read(wiring, value):
+def test_what_is_no_number_is_a_failed_read(feature_map, value):
     with pytest.raises(RunError, match=r"the robot's 'state.0' is \w+, not numbers"):
-        wiring.frame(reading(**{"state.0": value}))
+        feature_map.frame(reading(**{"state.0": value}))
     missing = reading()
     del missing["state.0"]
     with pytest.raises(RunError, match=r"lacks the feature 'state.0' of 'state'"):
-        wiring.frame(missing)
+        feature_map.frame(missing)
 
 
 @pytest.mark.parametrize(("value", "why"), [("0.3", "is str, not numbers"), (np.zeros(1), "takes a number")])
-def test_a_position_is_checked_as_what_the_policy_reads(wiring, value, why):
-    np.testing.assert_array_equal(wiring.position(reading(**{"y.pos": 0.3})), [0.5, 0.3])
+def test_a_position_is_checked_as_what_the_policy_reads(feature_map, value, why):
+    np.testing.assert_array_equal(feature_map.position(reading(**{"y.pos": 0.3})), [0.5, 0.3])
     with pytest.raises(RunError, match=rf"'y.pos' .*{why}"):
-        wiring.position(reading(**{"y.pos": value}))
+        feature_map.position(reading(**{"y.pos": value}))
 
 
 @pytest.mark.parametrize("changes", [{"state.1": np.nan}, {"front": PICTURE.astype(float) * np.inf}])
-def test_a_frame_of_a_reading_is_finite(wiring, changes):
+def test_a_frame_of_a_reading_is_finite(feature_map, changes):
     with pytest.raises(RunError, match=f"{next(iter(changes))} is (nan|inf): not a finite number"):
-        wiring.frame(reading(**changes))
+        feature_map.frame(reading(**changes))
 
 
 def test_a_feature_serves_one_dimension_only():
     with pytest.raises(InputError, match=r"robot.actions names the feature 'x.pos' twice"):
-        wire(Camera(), SHAPES, 2, actions=["x.pos", "x.pos"])
+        map_features(Camera(), SHAPES, 2, actions=["x.pos", "x.pos"])
     with pytest.raises(InputError, match=r"'state' names the feature 'y.pos' twice"):
-        wire(Camera(), SHAPES, 2, {"state": ["y.pos", "y.pos"]})
-    wire(Camera(), SHAPES, 2, {"state": ["x.pos", "y.pos"], "grid": ["x.pos", "y.pos"]})  # two keys may share
+        map_features(Camera(), SHAPES, 2, {"state": ["y.pos", "y.pos"]})
+    map_features(Camera(), SHAPES, 2, {"state": ["x.pos", "y.pos"], "grid": ["x.pos", "y.pos"]})  # two keys may share
 
 
 def test_a_camera_that_changes_its_layout_in_flight_ends_in_hold_and_stop():

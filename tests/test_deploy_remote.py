@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from flying import PERIOD, SLACK, flown
 from models import FixedPolicy, Gaussian
+from running import PERIOD, SLACK, flown
 from toy_robots import Arm
 
-from gpc.bridge.chunk_source import RemotePlanner
-from gpc.bridge.controller import HOLD, OK, STOPPED, Patience
+from gpc.bridge.chunk_source import RemoteSource
+from gpc.bridge.controller import HOLD, OK, STOPPED, Watchdog
 from gpc.bridge.loop import MODES
-from gpc.bridge.stop import Operator
+from gpc.bridge.stop import StopSignal
 from gpc.commands.config import load_config
 from gpc.commands.deploy import deploy
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.serve.client import RemotePolicy
-from gpc.serve.metadata import describe
+from gpc.serve.metadata import policy_metadata
 
 SERVE = """
 import signal, sys
@@ -35,21 +35,21 @@ with served(policy, host=sys.argv[1], port=int(sys.argv[2]), insecure=True) as a
     print(address, flush=True)
     signal.pause()
 """
-PATIENCE = Patience(deadline=0.1, max_age=0.4, observation_deadline=0.15, stop_after=0.25)
+WATCHDOG = Watchdog(deadline=0.1, max_age=0.4, observation_deadline=0.15, stop_after=0.25)
 MAPPED = {"state": ["state.0", "state.1", "x.pos"]}
 
 
-class Watched(RemotePlanner):
+class Watched(RemoteSource):
     """Remembers when each chunk was asked for, and which were answered."""
 
     def __post_init__(self):
         super().__post_init__()
-        self.asked = []
+        self.command = []
 
-    def plan(self, ask):
-        self.asked.append(ask.at)
-        chunk = super().plan(ask)
-        self.asked.remove(ask.at)
+    def sample(self, request):
+        self.command.append(request.at)
+        chunk = super().sample(request)
+        self.command.remove(request.at)
         return chunk
 
 
@@ -78,39 +78,39 @@ def ending(process):
         process.stdout.close()
 
 
-def held_and_stopped(arm, kept, planner, fault):
+def held_and_stopped(arm, kept, source, fault):
     """Hold a deadline and a period after the first ask without an answer, then a stop that lasts."""
     held, stopped = kept.first(HOLD), kept.first(STOPPED)
-    unanswered = min(planner.asked)
+    unanswered = min(source.command)
     assert unanswered < fault + 8 * PERIOD + SLACK
-    assert held.at <= unanswered + PATIENCE.deadline + PERIOD + SLACK
-    assert stopped.at <= held.at + PATIENCE.stop_after + PERIOD + SLACK
-    assert held.text.startswith(f"no chunk within {PATIENCE.deadline:g} s")
-    assert {tick.mode for tick in kept.ticks if tick.at > stopped.at} <= {STOPPED}
+    assert held.at <= unanswered + WATCHDOG.deadline + PERIOD + SLACK
+    assert stopped.at <= held.at + WATCHDOG.stop_after + PERIOD + SLACK
+    assert held.text.startswith(f"no chunk within {WATCHDOG.deadline:g} s")
+    assert {record.mode for record in kept.periods if record.at > stopped.at} <= {STOPPED}
     assert not arm.is_connected
 
 
 def test_a_frozen_server_is_a_hold_within_the_deadline_then_a_stop():
     arm, frozen = Arm(), []
     with ending(start("127.0.0.1", port := free_port())) as server:
-        planner = Watched(RemotePolicy(f"ws://127.0.0.1:{port}", timeout=5.0))
+        source = Watched(RemotePolicy(f"ws://127.0.0.1:{port}", timeout=5.0))
 
         def freeze(arm):
             time.sleep(0.8)
             frozen.append(time.monotonic())
             server.send_signal(signal.SIGSTOP)
 
-        _, kept, _, operator = flown(arm, planner, patience=PATIENCE, mapped=MAPPED, meanwhile=freeze)
-        assert operator.why == ""
-        held_and_stopped(arm, kept, planner, frozen[0])
+        _, kept, _, stop_signal = flown(arm, source, watchdog=WATCHDOG, mapped=MAPPED, meanwhile=freeze)
+        assert stop_signal.reason == ""
+        held_and_stopped(arm, kept, source, frozen[0])
 
 
 def test_a_server_that_is_killed_and_comes_back_is_a_hold_that_ends():
-    patience = Patience(deadline=0.2, max_age=0.4, observation_deadline=0.15, stop_after=60)
-    arm, operator, port = Arm(), Operator(), free_port()
+    watchdog = Watchdog(deadline=0.2, max_age=0.4, observation_deadline=0.15, stop_after=60)
+    arm, stop_signal, port = Arm(), StopSignal(), free_port()
     again = []
     with ending(start("127.0.0.1", port)) as server:
-        planner = RemotePlanner(RemotePolicy(f"ws://127.0.0.1:{port}", timeout=0.3))
+        source = RemoteSource(RemotePolicy(f"ws://127.0.0.1:{port}", timeout=0.3))
 
         def restart(arm):
             time.sleep(0.6)
@@ -118,10 +118,10 @@ def test_a_server_that_is_killed_and_comes_back_is_a_hold_that_ends():
             server.wait()
             again.append(start("127.0.0.1", port))
             time.sleep(0.6)
-            operator.finish()
+            stop_signal.finish()
 
         _, kept, _, _ = flown(
-            arm, planner, None, patience=patience, mapped=MAPPED, meanwhile=restart, operator=operator
+            arm, source, None, watchdog=watchdog, mapped=MAPPED, meanwhile=restart, stop_signal=stop_signal
         )
     with ending(again[0]):
         assert [event.kind for event in kept.events if event.kind not in ("refused", "discarded")] == [
@@ -165,15 +165,15 @@ def test_a_network_that_is_cut_is_a_hold_within_the_deadline_then_a_stop(cable):
     name, ours, host = cable
     arm, was_cut = Arm(), []
     with ending(start(host, 8123, "ip", "netns", "exec", name)):
-        planner = Watched(RemotePolicy(f"ws://{host}:8123", timeout=5.0))
+        source = Watched(RemotePolicy(f"ws://{host}:8123", timeout=5.0))
 
         def cut(arm):
             time.sleep(0.8)
             was_cut.append(time.monotonic())
             ip("link", "set", ours, "down")
 
-        _, kept, _, _ = flown(arm, planner, patience=PATIENCE, mapped=MAPPED, meanwhile=cut)
-        held_and_stopped(arm, kept, planner, was_cut[0])
+        _, kept, _, _ = flown(arm, source, watchdog=WATCHDOG, mapped=MAPPED, meanwhile=cut)
+        held_and_stopped(arm, kept, source, was_cut[0])
 
 
 class Boastful:
@@ -182,7 +182,7 @@ class Boastful:
     url = "ws://elsewhere"
 
     def __init__(self, **actions):
-        self.metadata = describe(FixedPolicy(Gaussian(mean=0.0, std=0.1)))
+        self.metadata = policy_metadata(FixedPolicy(Gaussian(mean=0.0, std=0.1)))
         self.metadata["actions"] |= {"bound": 1e300, "relative": False} | actions
 
     def close(self):
@@ -218,5 +218,5 @@ def test_no_limit_and_no_rate_is_what_a_server_says(tmp_path, actions, keys, why
     config.robot.observations = MAPPED
     arm = Arm()
     with pytest.raises(InputError, match=re.escape(why)):
-        deploy(config, RemotePlanner(Boastful(**actions)), arm, tmp_path / "run", Console(quiet=True))
+        deploy(config, RemoteSource(Boastful(**actions)), arm, tmp_path / "run", Console(quiet=True))
     assert arm.threads == set()  # nothing was called
