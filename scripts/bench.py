@@ -214,7 +214,7 @@ def two_random_networks(say: Callable[[str], None], naive_episodes: int, episode
     timed = [Timed(policy, log) for policy in policies]
     steps = ["sampler.method=ancestral", "sampler.steps=16"]
     fast, result = ours(timed, [0.5, 0.5], episodes, *steps)
-    network, waiting = union(log), result.health.waiting_seconds
+    network, waiting = union(log), result.stats.waiting_seconds
     say(f"\n{episodes} episodes of {result.rows[0].steps} steps, two U-Nets of {millions:.2f}M parameters, 16 steps:\n")
     say("| way | seconds | ratio |\n|---|---|---|")
     scaled = "" if naive_episodes == episodes else f", scaled up from {naive_episodes} episodes"

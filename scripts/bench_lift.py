@@ -66,7 +66,7 @@ def compare(say: Callable[[str], None], name: str, checkpoint: Path, few: int, m
         steps = sum(row.steps for row in found.rows) / many
         say(
             f"| {name} | gpc, {title}, workers: {workers} | {many} | {steps:.0f} | {60 * many / wall:.1f} "
-            f"| {60 * many / wall / slow:.1f} | {wall:.1f} | {found.health.actor_seconds:.1f} | {simulated:.1f} |"
+            f"| {60 * many / wall / slow:.1f} | {wall:.1f} | {found.stats.actor_seconds:.1f} | {simulated:.1f} |"
         )
 
 

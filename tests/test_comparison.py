@@ -20,7 +20,7 @@ from gpc.errors import InputError
 from gpc.results.run_folder import Row, RunFolder, read_json, read_rows
 from gpc.results.sequential import anytime_p
 from gpc.results.stats import pairs_needed
-from gpc.rollout.engine import Health
+from gpc.rollout.engine import RolloutStats
 
 SHORT = ["env.max_steps=48", "block=3", "episodes=7", "video=0"]
 
@@ -36,7 +36,7 @@ class Scripted:
     most: int
     dies_after: int = 10**9
     rolled: list[tuple[int, int]] = field(default_factory=list)
-    health: Health = field(default_factory=Health)
+    stats: RolloutStats = field(default_factory=RolloutStats)
 
     @property
     def names(self):

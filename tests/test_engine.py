@@ -14,8 +14,8 @@ from saboteur import Saboteur
 from toy_envs import Walk
 
 from gpc.errors import RunError
-from gpc.rollout.engine import Engine, EnvSpec, Health, Job, rollout
-from gpc.rollout.worker import Lane, Order
+from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats, rollout
+from gpc.rollout.worker import Lane, LaneCommand
 
 WEIGHTS = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
 JOBS = [Job(c, w, seed) for seed in range(8) for c, w in enumerate(WEIGHTS)]
@@ -33,8 +33,8 @@ def homing(observation, weights, seeds, chunks):
     return weights[:, 0, None, None] * slow + weights[:, 1, None, None] * fast
 
 
-def table(jobs=JOBS, actor=homing, spec=None, health=None, **engine):
-    episodes = sorted(rollout(jobs, actor, spec or env(), Engine(**engine), health), key=lambda e: e.job)
+def table(jobs=JOBS, actor=homing, spec=None, stats=None, **engine):
+    episodes = sorted(rollout(jobs, actor, spec or env(), Engine(**engine), stats), key=lambda e: e.job)
     return [(e.job, e.success, e.score, e.steps, e.trajectory["action"].tobytes()) for e in episodes]
 
 
@@ -59,19 +59,19 @@ def test_the_order_of_jobs_does_not_matter(undisturbed):
 
 @pytest.mark.parametrize(("trouble", "cause"), [("die", "exit code 7"), ("hang", "5 s"), ("raise", "physics exploded")])
 def test_a_broken_worker_is_replaced_and_its_episodes_run_again(undisturbed, tmp_path, trouble, cause):
-    health = Health()
+    stats = RolloutStats()
     spec = env(trouble=trouble, marker=str(tmp_path / "once"))
-    assert table(spec=spec, health=health, lanes=6, timeout=5.0) == undisturbed
-    assert len(health.breakdowns) == 1
-    assert cause in health.breakdowns[0]
+    assert table(spec=spec, stats=stats, lanes=6, timeout=5.0) == undisturbed
+    assert len(stats.simulator_failures) == 1
+    assert cause in stats.simulator_failures[0]
 
 
 def test_twenty_simulators_killed_or_stopped_change_nothing(undisturbed):
-    health = Health()
+    stats = RolloutStats()
     actor = Saboteur(homing, 20)
-    assert table(actor=actor, health=health, lanes=8, workers=4, timeout=4.0, retries=20) == undisturbed
+    assert table(actor=actor, stats=stats, lanes=8, workers=4, timeout=4.0, retries=20) == undisturbed
     assert len(actor.struck) == 20
-    causes = "\n".join(health.breakdowns)
+    causes = "\n".join(stats.simulator_failures)
     assert causes.count("exit code -9") == 10
     assert causes.count("did not answer within 4 s") >= 10  # more where a machine is too slow to start one in time
 
@@ -103,15 +103,15 @@ def test_a_reward_that_is_no_number_names_environment_and_seed():
 
 PAUSED = """
 from collections import deque
-from test_engine import JOBS, Engine, Health, env, homing
+from test_engine import JOBS, Engine, RolloutStats, env, homing
 from gpc.rollout.engine import _Run
-run = _Run(deque(JOBS[:6]), homing, env(trouble="slow"), Engine(), Health())
+run = _Run(deque(JOBS[:6]), homing, env(trouble="slow"), Engine(), RolloutStats())
 run.start()
 for episode in run.episodes():
     for worker in run.workers:
         worker.timeout = 2.0  # from now on: a machine may be slow to start one
     print(episode.job.seed, flush=True)
-print(run.health.breakdowns, flush=True)
+print(run.stats.simulator_failures, flush=True)
 for worker in run.workers:
     worker.close()
 """
@@ -174,10 +174,10 @@ class Viewed(Walk):
 def test_only_what_a_policy_reads_of_a_key_is_looked_at():
     spec = EnvSpec("toy_envs:Walk", 4, 20, n_obs_steps=3, history={"picture": 1})
     lane = Lane(Viewed(), spec, deque(maxlen=3))
-    lane.follow(Order(0, 3, None))
+    lane.execute(LaneCommand(0, 3, None))
     for looks in (2, 3):
-        report = lane.follow(Order(0, None, np.full((4, 2), 0.01)))
+        report = lane.execute(LaneCommand(0, None, np.full((4, 2), 0.01)))
         assert report.observation["picture"].tolist() == [[looks]] * 3
         assert len(np.unique(report.observation["position"], axis=0)) == 3
-    assert lane.follow(Order(0, None, np.full((40, 2), 0.01))).done
+    assert lane.execute(LaneCommand(0, None, np.full((40, 2), 0.01))).done
     assert lane.env.pictures == 3  # and none of an end

@@ -9,7 +9,7 @@ import pytest
 from test_engine import JOBS, env, homing
 
 from gpc.errors import InputError, RunError
-from gpc.rollout.engine import Engine, Health
+from gpc.rollout.engine import Engine, RolloutStats
 from gpc.rollout.executors import Local, Ray
 
 ray = pytest.importorskip("ray")
@@ -63,33 +63,33 @@ def table(episodes):
 
 def test_no_cluster_at_the_address():  # first: it needs that no cluster is connected yet
     with pytest.raises(InputError, match=r"executor\.address=localhost:1: no Ray cluster answers"):
-        list(Ray("localhost:1")(JOBS, homing, env(), ENGINE, Health()))
+        list(Ray("localhost:1")(JOBS, homing, env(), ENGINE, RolloutStats()))
 
 
 def test_a_node_killed_in_the_middle_changes_no_episode(cluster, tmp_path):
-    local = table(Local()(JOBS, homing, env(), ENGINE, Health()))
+    local = table(Local()(JOBS, homing, env(), ENGINE, RolloutStats()))
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    health, found = Health(), []
-    for episode in Ray(cpus=1, shard=4)(JOBS, Sluggish(tmp_path), env(), ENGINE, health):
+    stats, found = RolloutStats(), []
+    for episode in Ray(cpus=1, shard=4)(JOBS, Sluggish(tmp_path), env(), ENGINE, stats):
         if not found:
             while not (tmp_path / node.node_id).exists():
                 time.sleep(0.05)
             cluster.remove_node(node, allow_graceful=False)
         found.append(episode)
     assert table(found) == local
-    assert len(health.breakdowns) == 1
-    assert "Ray cluster died" in health.breakdowns[0]
-    assert health.actor_seconds > 0
+    assert len(stats.simulator_failures) == 1
+    assert "Ray cluster died" in stats.simulator_failures[0]
+    assert stats.actor_seconds > 0
 
 
 def test_what_cannot_run_is_one_line(cluster):
     with pytest.raises(InputError, match=r"nodes have \[1\] cores; choose fewer"):
-        list(Ray(cpus=2)(JOBS, homing, env(), ENGINE, Health()))
+        list(Ray(cpus=2)(JOBS, homing, env(), ENGINE, RolloutStats()))
     with pytest.raises(RunError, match="no such weights"):
-        list(Ray(cpus=1)(JOBS, broken, env(), ENGINE, Health()))
+        list(Ray(cpus=1)(JOBS, broken, env(), ENGINE, RolloutStats()))
     with pytest.raises(RunError, match=r"cannot load the policies.*not_on_this_node"):
-        list(Ray(cpus=1)(JOBS, Unloadable(), env(), ENGINE, Health()))
+        list(Ray(cpus=1)(JOBS, Unloadable(), env(), ENGINE, RolloutStats()))
 
 
 @pytest.mark.parametrize("options", [{"cpus": 0}, {"shard": 0}, {"actors": 0}])

@@ -23,7 +23,7 @@ from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin,
 from gpc.errors import InputError, RunError
 from gpc.results.run_folder import read_rows
 from gpc.results.trajectories import read_trajectory
-from gpc.rollout.engine import Engine, EnvSpec, Health, Job, rollout
+from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats, rollout
 from gpc.testing import check_env
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
@@ -260,11 +260,11 @@ def wander(observation, weights, seeds, chunks):
 def lift_table(blows, episodes=6):
     """The episode table of Lift while so many simulators are killed and stopped, and what was said of these."""
     spec = EnvSpec("gpc.envs.from_robosuite:Robosuite", 8, 24, ("object",))
-    health, engine = Health(), Engine(lanes=4, workers=2, timeout=20.0, retries=20)
+    stats, engine = RolloutStats(), Engine(lanes=4, workers=2, timeout=20.0, retries=20)
     jobs = [Job(0, (1.0,), seed) for seed in range(episodes)]
-    table = sorted(rollout(jobs, Saboteur(wander, blows), spec, engine, health), key=lambda e: e.job)
+    table = sorted(rollout(jobs, Saboteur(wander, blows), spec, engine, stats), key=lambda e: e.job)
     rows = [(e.job, e.success, e.score, e.steps, {k: v.tobytes() for k, v in e.trajectory.items()}) for e in table]
-    return rows, health.breakdowns
+    return rows, stats.simulator_failures
 
 
 def test_killed_and_stopped_simulators_change_no_episode_of_lift() -> None:

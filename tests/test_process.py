@@ -66,10 +66,10 @@ def test_the_simulators_of_a_prompt_import_nothing_of_its_folder(downloaded):
 CLUSTER = """
 import numpy
 from gpc.rollout.executors import Ray
-from gpc.rollout.engine import Engine, EnvSpec, Health, Job
+from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats
 act = lambda observation, weights, seeds, chunks: numpy.full((len(weights), 4, 2), 256.0)
 spec = EnvSpec("gpc.envs.pusht:PushT", 4, 8, ("state",))
-(episode,) = Ray(cpus=1, actors=1)([Job(0, (1.0,), 0)], act, spec, Engine(workers=1), Health())
+(episode,) = Ray(cpus=1, actors=1)([Job(0, (1.0,), 0)], act, spec, Engine(workers=1), RolloutStats())
 print(episode.steps)
 """
 

@@ -19,7 +19,7 @@ from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.policy.spec import Policy
 from gpc.results.run_folder import Row, read_rows
-from gpc.rollout.engine import Health
+from gpc.rollout.engine import RolloutStats
 from gpc.weights.simplex import Weights
 
 
@@ -29,7 +29,7 @@ class Result:
 
     summary: Mapping[str, Any]
     rows: tuple[Row, ...]
-    health: Health
+    stats: RolloutStats
 
     @property
     def winner(self) -> Mapping[str, Any]:
@@ -134,7 +134,7 @@ def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], ru
         config = configured(kind, policies, overrides)
         experiment = Experiment(config, policies, Console(quiet=True))
         summary = COMMANDS[kind](experiment, folder)
-        return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))), experiment.health)
+        return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))), experiment.stats)
 
 
 def configured(kind: str, policies: Sequence[Policy], overrides: Sequence[str]) -> DictConfig:

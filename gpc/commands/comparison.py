@@ -137,7 +137,7 @@ def run_comparison(sides: Sequence[Side], path: Path) -> Mapping[str, Any]:
     with experiments[0].open(path, _settings(sides)) as folder:
         for count in (*range(config.block, config.episodes, config.block), config.episodes):
             rows = _roll(sides, folder, range(config.seed, config.seed + count), title)
-            errors = sum(len(experiment.health.breakdowns) for experiment in experiments)
+            errors = sum(len(experiment.stats.simulator_failures) for experiment in experiments)
             summary = summarize_comparison(names, rows, config.episodes, errors)
             title = _running(summary)
             if summary["better"]:

@@ -35,7 +35,7 @@ from gpc.inference.settings import Sampling
 from gpc.policy.spec import observation_tensors
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.rollout.env import Pointing
-from gpc.rollout.worker import Lane, Order
+from gpc.rollout.worker import Lane, LaneCommand
 from gpc.score.keyed_noise import keyed_noise
 from gpc.types import Array, Frame
 from gpc.weights.denoising_error import DenoisingError, measure
@@ -99,13 +99,13 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
 def play(lane: Lane, policy: ComposedPolicy, sampling: Sampling, seed: int) -> Iterator[tuple[Frame, Array]]:
     """One episode of the composition: what it sees at each decision, (n_obs_steps, *shape) by key, and the picture then."""
     now, count = -policy.actions.start, lane.spec.n_action_steps
-    report = lane.follow(Order(0, seed, None))
+    report = lane.execute(LaneCommand(0, seed, None))
     chunk = 0
     while not report.done:
         yield report.observation, cast(Array, lane.env.render())
         seen = {key: value[None] for key, value in report.observation.items()}
         actions = plan(policy, sampling, seen, np.array([seed]), np.array([chunk]))[0, now : now + count]
-        report = lane.follow(Order(0, None, actions))
+        report = lane.execute(LaneCommand(0, None, actions))
         chunk += 1
 
 

@@ -27,7 +27,7 @@ from gpc.results.report import print_summary, write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import summarize_evaluation, summarize_search
 from gpc.results.video import record_video
-from gpc.rollout.engine import Engine, EnvSpec, Episode, Health, Job
+from gpc.rollout.engine import Engine, EnvSpec, Episode, Job, RolloutStats
 from gpc.rollout.env import Environment, make_env
 from gpc.rollout.executors import Executor
 from gpc.weights.denoising_error import DenoisingError, measure
@@ -79,7 +79,7 @@ class Experiment:
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
         self.resolved["env"] = {"_target_": "gpc.policy.env_spec.EnvSpec", **asdict(spec)}
         say_notes(self.policy, console)
-        self.health = Health()
+        self.stats = RolloutStats()
 
     @property
     def names(self) -> list[str]:
@@ -135,7 +135,7 @@ class Experiment:
             with Progress(*COLUMNS, console=self.console, transient=True) as progress:
                 bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
                 with Writer(folder, partial(progress.advance, bar)) as writer:
-                    for episode in self.executor(todo, self.actor, self.env, self.engine, self.health):
+                    for episode in self.executor(todo, self.actor, self.env, self.engine, self.stats):
                         writer.put(_row(phase, episode), episode.trajectory)
         finally:
             torch.set_num_threads(threads)
@@ -204,7 +204,7 @@ def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     jobs = [Job(0, weights, seed) for seed in seeds]
     with experiment.open(path, experiment.settings(("composer", "weights", "episodes", "seed"))) as folder:
         rows = experiment.roll(folder, "evaluate", jobs)
-        summary = summarize_evaluation(experiment.names, rows, len(experiment.health.breakdowns))
+        summary = summarize_evaluation(experiment.names, rows, len(experiment.stats.simulator_failures))
         folder.write_json("summary.json", summary)
     return summary
 
@@ -236,7 +236,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         jobs = [Job(c, plan.candidates[c], seed) for c in dict.fromkeys([winner, *parents.values()]) for seed in fresh]
         experiment.roll(folder, "report", jobs)
         found = (folder.phase("search"), folder.phase("report"))
-        summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.health.breakdowns))
+        summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.stats.simulator_failures))
         if prior:
             measured = {tuple(c["weights"]): c["pc_success"] for c in summary["candidates"]}
             summary["denoising_error"] = prior.explain(experiment.names, plan.candidates, measured)

@@ -1,8 +1,9 @@
 """The rollout engine: many episodes of many candidates at once, one batched policy call for all of them.
 
-Lanes are spread over simulator processes. Whichever process is ready is served with one call for all of its lanes and
-sent their next chunks; while it simulates, the network serves another. A lane that finishes takes the next job at once.
-An episode depends on (policies, weights, sampler, seed) alone: not on lanes, workers, order, or on a worker that died.
+Lanes are spread over simulator processes. A process that is ready is served with one call for all of its lanes, and
+gets their next chunks; while it simulates, the network serves another process. A lane that finishes takes the next job
+at once. An episode depends on (policies, weights, sampler, seed) alone, not on lanes, workers, order or a worker that
+died.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ import numpy as np
 from gpc.errors import InputError, RunError
 from gpc.policy.env_spec import EnvSpec
 from gpc.rollout.process import environment, python, search_path
-from gpc.rollout.worker import Failure, Order, Report
+from gpc.rollout.worker import Failure, LaneCommand, LaneResult
 from gpc.types import Array, Frame
 
-SLICE = 1.0  # seconds of one wait: however long the machine sleeps in it, a worker's timeout loses no more
+SLICE = 1.0  # seconds of one wait, and the most that a sleep of the machine takes off a worker's timeout
 
-__all__ = ["Actor", "Engine", "EnvSpec", "Episode", "Health", "Job", "rollout"]
+__all__ = ["Actor", "Engine", "EnvSpec", "Episode", "Job", "RolloutStats", "rollout"]
 
 
 class Job(NamedTuple):
-    """One episode to run: a candidate's number and weights, and the seed of the initial state and of all noise."""
+    """An episode to run: candidate, weights, seed of initial state and noise."""
 
     candidate: int
     weights: tuple[float, ...]
@@ -40,8 +41,15 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Episode:
-    """A finished episode. `score` is the largest reward; `trajectory` holds "action" (steps, action), "reward" (steps,)
-    and each numeric observation at every decision, (chunks, dim).
+    """A finished episode.
+
+    Attributes:
+        job: candidate, weights and seed.
+        success: whether the task was solved at any step.
+        score: largest reward.
+        steps: number of executed actions.
+        trajectory: "action" (steps, action), "reward" (steps,), and each numeric observation at every decision,
+        (chunks, dim).
     """
 
     job: Job
@@ -52,21 +60,32 @@ class Episode:
 
 
 class Actor(Protocol):
-    """A policy for the engine: one call for a batch of lanes. A row's result must not depend on the other rows."""
+    """A policy for the engine; rows of a batch must not depend on each other."""
 
     def __call__(self, observation: Frame, weights: Array, seeds: Array, chunks: Array) -> Array:
-        """observation[key] (batch, n_obs_steps, *shape), weights (batch, K), seeds and chunk numbers (batch,).
+        """Return the next actions of a batch of lanes.
 
-        Returns (batch, n_action_steps, action) in the environment's units.
+        Args:
+            observation: key -> (batch, n_obs_steps, *shape).
+            weights: (batch, K).
+            seeds: seeds of the episodes, (batch,).
+            chunks: numbers of the chunks in their episodes, (batch,).
+
+        Returns:
+            Actions (batch, n_action_steps, action) in the environment's units.
         """
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How to run: none of it changes a result.
+    """Settings of a rollout; none of them changes a result.
 
-    `timeout` is in seconds for one chunk of one worker's lanes, and counts while the engine waits: not while it computes, is
-    stopped or sleeps with its machine.
+    Attributes:
+        lanes: environments in all workers.
+        workers: simulator processes.
+        timeout: seconds for one chunk of one worker's lanes. Only the time in which the engine waits is counted, not
+            the time in which it computes, is stopped or sleeps with its machine.
+        retries: how often an episode whose simulator failed is run again.
     """
 
     lanes: int = 64
@@ -80,28 +99,28 @@ class Engine:
 
 
 @dataclass
-class Health:
-    """What happened beside the episodes: broken workers (infrastructure, not policy failures) and where time went."""
+class RolloutStats:
+    """Simulator failures, which are no failures of a policy, and times in seconds."""
 
-    breakdowns: list[str] = field(default_factory=list)
+    simulator_failures: list[str] = field(default_factory=list)
     actor_seconds: float = 0.0
     waiting_seconds: float = 0.0
 
-    def add(self, other: Health) -> None:
-        """Count what happened in another engine, too."""
-        self.breakdowns += other.breakdowns
+    def add(self, other: RolloutStats) -> None:
+        """Add the figures of another engine."""
+        self.simulator_failures += other.simulator_failures
         self.actor_seconds += other.actor_seconds
         self.waiting_seconds += other.waiting_seconds
 
 
 def _numeric(observation: Frame) -> Frame:
-    """Without images and text."""
+    """Remove images and text."""
     return {key: value for key, value in observation.items() if value.dtype != np.uint8}
 
 
 @dataclass
-class _Flight:
-    """An episode under way in one lane."""
+class _Running:
+    """The unfinished episode of one lane."""
 
     job: Job
     success: bool = False
@@ -109,7 +128,7 @@ class _Flight:
     actions: list[Array] = field(default_factory=list)
     observations: list[Frame] = field(default_factory=list)
 
-    def land(self) -> Episode:
+    def finish(self) -> Episode:
         steps = len(self.rewards)
         keys = _numeric(self.observations[0])
         trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in keys}
@@ -119,7 +138,7 @@ class _Flight:
 
 
 class _Worker:
-    """The engine's end of one simulator process and the flights in its lanes."""
+    """The engine's end of one simulator process, and the episodes in its lanes."""
 
     def __init__(self, env: EnvSpec, lanes: int, timeout: float) -> None:
         ours, theirs = socket.socketpair()
@@ -129,19 +148,23 @@ class _Worker:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.flights: list[_Flight | None] = [None] * lanes
+        self.episodes: list[_Running | None] = [None] * lanes
         self.timeout, self.started = timeout, False
-        self.patience: float | None = None  # seconds until it is late; None: nothing is expected of it
+        self.seconds_left: float | None = None  # until the answer is late; None: no answer is due
         self.send([search_path(), env, lanes])
 
     def send(self, message: object) -> None:
-        self.patience = self.timeout
-        with suppress(OSError):  # if it died, the read that follows says so
+        self.seconds_left = self.timeout
+        with suppress(OSError):  # the next read raises if the process died
             self.connection.send(message)
 
-    def receive(self) -> list[Report]:
-        """The reports; raises RunError with the cause if the process raised, died, or is late."""
-        if self.patience is not None and not self.connection.poll(0):
+    def receive(self) -> list[LaneResult]:
+        """Return the results of all commands.
+
+        Raises:
+            RunError: If the process raised, died, or is late.
+        """
+        if self.seconds_left is not None and not self.connection.poll(0):
             raise RunError(f"the simulator did not answer within {self.timeout:g} s")
         try:
             answer = self.connection.recv()
@@ -150,8 +173,8 @@ class _Worker:
             raise RunError(f"the simulator process died (exit code {code})") from None
         if isinstance(answer, Failure):
             raise RunError(answer.cause)
-        self.started, self.patience = True, None
-        return cast(list[Report], answer)
+        self.started, self.seconds_left = True, None
+        return cast(list[LaneResult], answer)
 
     def close(self) -> None:
         self.connection.close()
@@ -167,10 +190,10 @@ class _Run:
     actor: Actor
     env: EnvSpec
     engine: Engine
-    health: Health
+    stats: RolloutStats
     attempts: Counter[Job] = field(default_factory=Counter)
     workers: list[_Worker] = field(default_factory=list)
-    spare_starts: int = 0  # how often a simulator may still break while starting: not before one has worked
+    startup_retries: int = 0  # failures while starting that are still allowed; 0 until one simulator has worked
 
     def start(self) -> None:
         lanes = min(self.engine.lanes, len(self.jobs))
@@ -180,108 +203,117 @@ class _Run:
             self.workers.append(_Worker(self.env, share, self.engine.timeout))
 
     def episodes(self) -> Iterator[Episode]:
-        """Serve whichever worker is ready until every job is done."""
-        while busy := [(w, w.patience) for w in self.workers if w.patience is not None]:
-            longest = min(SLICE, *(patience for _, patience in busy))
+        """Serve the workers that are ready until every job is done."""
+        while busy := [(w, w.seconds_left) for w in self.workers if w.seconds_left is not None]:
+            longest = min(SLICE, *(seconds_left for _, seconds_left in busy))
             begin = time.monotonic()
             wait([worker.connection for worker, _ in busy], timeout=longest)
             waited = time.monotonic() - begin
-            self.health.waiting_seconds += waited
-            for worker, patience in busy:
-                worker.patience = patience - min(waited, longest)  # more has passed only if this process was stopped
-                if worker.patience <= 0 or worker.connection.poll(0):
+            self.stats.waiting_seconds += waited
+            for worker, seconds_left in busy:
+                worker.seconds_left = seconds_left - min(waited, longest)  # a longer wait: this process was stopped
+                if worker.seconds_left <= 0 or worker.connection.poll(0):
                     yield from self._serve(worker)
 
     def _serve(self, worker: _Worker) -> Iterator[Episode]:
         try:
-            reports = worker.receive()
+            results = worker.receive()
         except RunError as error:
             self._replace(worker, str(error))
             return
-        self.spare_starts = self.engine.retries
+        self.startup_retries = self.engine.retries
         waiting = []
-        for report in reports:
-            flight = worker.flights[report.lane]
-            assert flight is not None
-            if not np.isfinite(report.rewards).all():
-                raise RunError(f"{self.env.target} returned a reward of NaN or infinity (seed {flight.job.seed})")
-            flight.rewards += report.rewards
-            flight.success |= report.success
-            if report.done:
-                worker.flights[report.lane] = None
-                yield flight.land()
+        for result in results:
+            episode = worker.episodes[result.lane]
+            assert episode is not None
+            if not np.isfinite(result.rewards).all():
+                raise RunError(f"{self.env.target} returned a reward of NaN or infinity (seed {episode.job.seed})")
+            episode.rewards += result.rewards
+            episode.success |= result.success
+            if result.done:
+                worker.episodes[result.lane] = None
+                yield episode.finish()
             else:
-                flight.observations.append(report.observation)
-                waiting.append(report.lane)
-        orders = self._decide(worker, waiting) + self._board(worker)
-        if orders:
-            worker.send(orders)
+                episode.observations.append(result.observation)
+                waiting.append(result.lane)
+        commands = self._act(worker, waiting) + self._assign_jobs(worker)
+        if commands:
+            worker.send(commands)
 
-    def _board(self, worker: _Worker) -> list[Order]:
-        """Give each free lane the next job."""
-        orders = []
-        for lane, flight in enumerate(worker.flights):
-            if flight is None and self.jobs:
+    def _assign_jobs(self, worker: _Worker) -> list[LaneCommand]:
+        """Start the next jobs in the free lanes of a worker."""
+        commands = []
+        for lane, episode in enumerate(worker.episodes):
+            if episode is None and self.jobs:
                 job = self.jobs.popleft()
-                worker.flights[lane] = _Flight(job)
-                orders.append(Order(lane, job.seed, None))
-        return orders
+                worker.episodes[lane] = _Running(job)
+                commands.append(LaneCommand(lane, job.seed, None))
+        return commands
 
-    def _decide(self, worker: _Worker, lanes: list[int]) -> list[Order]:
-        """One actor call for all lanes of a worker that wait for a chunk."""
+    def _act(self, worker: _Worker, lanes: list[int]) -> list[LaneCommand]:
+        """Call the actor once for all lanes of a worker that wait for a chunk."""
         if not lanes:
             return []
-        flights = [cast(_Flight, worker.flights[lane]) for lane in lanes]
-        newest = [f.observations[-1] for f in flights]
+        episodes = [cast(_Running, worker.episodes[lane]) for lane in lanes]
+        newest = [episode.observations[-1] for episode in episodes]
         observation = {key: np.stack([o[key] for o in newest]) for key in newest[0]}
-        weights = np.array([f.job.weights for f in flights], np.float64)
-        seeds = np.array([f.job.seed for f in flights])
-        chunks = np.array([len(f.actions) for f in flights])
+        weights = np.array([episode.job.weights for episode in episodes], np.float64)
+        seeds = np.array([episode.job.seed for episode in episodes])
+        chunks = np.array([len(episode.actions) for episode in episodes])
         begin = time.monotonic()
         actions = self.actor(observation, weights, seeds, chunks)
-        self.health.actor_seconds += time.monotonic() - begin
+        self.stats.actor_seconds += time.monotonic() - begin
         if actions.shape[:2] != (len(lanes), self.env.n_action_steps) or actions.ndim != 3:
-            wanted = (len(lanes), self.env.n_action_steps, "action")
-            raise RunError(f"the policy returned actions of shape {actions.shape}, not {wanted}")
-        for flight, chunk in zip(flights, actions, strict=True):
+            shape = (len(lanes), self.env.n_action_steps, "action")
+            raise RunError(f"the policy returned actions of shape {actions.shape}, not {shape}")
+        for episode, chunk in zip(episodes, actions, strict=True):
             if not np.isfinite(chunk).all():
                 raise RunError(
-                    f"the policy returned NaN or infinity (weights {flight.job.weights}, seed {flight.job.seed})"
+                    f"the policy returned NaN or infinity (weights {episode.job.weights}, seed {episode.job.seed})"
                 )
-            flight.actions.append(chunk)
-            flight.observations[-1] = _numeric(flight.observations[-1])
-        return [Order(lane, None, chunk) for lane, chunk in zip(lanes, actions, strict=True)]
+            episode.actions.append(chunk)
+            episode.observations[-1] = _numeric(episode.observations[-1])
+        return [LaneCommand(lane, None, chunk) for lane, chunk in zip(lanes, actions, strict=True)]
 
     def _replace(self, worker: _Worker, cause: str) -> None:
-        """End a broken worker, put its jobs back and start another in its place."""
-        lost = [flight.job for flight in worker.flights if flight is not None]
+        """Replace a failed worker by a new one, and put its jobs back."""
+        lost = [episode.job for episode in worker.episodes if episode is not None]
         worker.close()
-        where = f"{self.env.target}: {cause}"
+        failure = f"{self.env.target}: {cause}"
         if not worker.started:
-            if not self.spare_starts:
-                raise RunError(f"the simulator {where} (while starting; gpc doctor says what is missing)")
-            self.spare_starts -= 1
-        self.health.breakdowns.append(where)
+            if not self.startup_retries:
+                raise RunError(f"the simulator {failure} (while starting; gpc doctor lists what is missing)")
+            self.startup_retries -= 1
+        self.stats.simulator_failures.append(failure)
         self.attempts.update(lost)
-        tired = [job for job in lost if self.attempts[job] > self.engine.retries]
-        if tired:
-            seeds = ", ".join(str(job.seed) for job in tired[:3])
-            raise RunError(f"gave up after {self.engine.retries} retries of seed {seeds}: {where}")
+        hopeless = [job for job in lost if self.attempts[job] > self.engine.retries]
+        if hopeless:
+            seeds = ", ".join(str(job.seed) for job in hopeless[:3])
+            raise RunError(f"gave up after {self.engine.retries} retries of seed {seeds}: {failure}")
         self.jobs.extendleft(reversed(lost))
-        self.workers[self.workers.index(worker)] = _Worker(self.env, len(worker.flights), self.engine.timeout)
+        self.workers[self.workers.index(worker)] = _Worker(self.env, len(worker.episodes), self.engine.timeout)
 
 
 def rollout(
-    jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine | None = None, health: Health | None = None
+    jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine | None = None, stats: RolloutStats | None = None
 ) -> Iterator[Episode]:
-    """Run every job and yield each episode as it finishes, in any order; closing the iterator ends the workers.
+    """Run every job and yield each episode as it finishes, in any order.
 
-    A worker that dies, hangs (no answer within `engine.timeout`) or raises is replaced and its episodes are run again from
-    their start; `health` counts these apart from failures of the policy. Raises RunError where an episode broke its
-    simulator more than `engine.retries` times, where a simulator cannot start, or where the actor returns no finite
-    actions of the right shape.
+    A worker that dies, hangs (no answer within `engine.timeout`) or raises is replaced, and its episodes are run again
+    from their start. Closing the iterator ends the workers.
+
+    Args:
+        jobs: episodes to run.
+        actor: policy.
+        env: environment.
+        engine: settings; the defaults of `Engine` if None.
+        stats: counts simulator failures, apart from failures of the policy, and times.
+
+    Raises:
+        RunError: If an episode's simulator failed more than `engine.retries` times, a simulator cannot start, or the
+            actor returns actions that are not finite or of another shape.
     """
-    run = _Run(deque(jobs), actor, env, engine or Engine(), health or Health())
+    run = _Run(deque(jobs), actor, env, engine or Engine(), stats or RolloutStats())
     if not run.jobs:
         return
     try:

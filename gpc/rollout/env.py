@@ -1,7 +1,8 @@
-"""The simulator contract: `gymnasium.Env`, with moving and looking kept apart.
+"""The simulator contract: `gymnasium.Env` with separate methods for physics and observation.
 
-A policy that executes a chunk of actions looks at the last few observations only. Rendering the others
-costs more than the physics, so `advance` moves the world and `observe` looks at it; `step` is both.
+A policy that executes a chunk of actions reads the last few observations only, and rendering the others is more
+expensive than the physics. `advance` therefore moves the world without an observation and `observe` returns one; `step`
+does both.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from gpc.policy.env_spec import EnvSpec
 from gpc.types import Array, Frame
 
 TASK, TASK_BYTES = "task", 256
-"""The observation key of an instruction in words, and its shape: UTF-8 in uint8, filled up with zeros."""
+"""Observation key of an instruction in words, and its length: UTF-8 in uint8, padded with zeros."""
 
 
 def write_text(text: str) -> Array:
-    """An instruction as an observation, (TASK_BYTES,) uint8; what is too long is cut."""
+    """Encode an instruction as an observation, (TASK_BYTES,) uint8, cut at the end."""
     return np.frombuffer(text.encode()[:TASK_BYTES].ljust(TASK_BYTES, b"\0"), np.uint8).copy()
 
 
 def read_text(task: Array) -> str:
-    """The instruction of an observation (TASK_BYTES,)."""
+    """Decode the instruction of an observation (TASK_BYTES,)."""
     return bytes(task).partition(b"\0")[0].decode(errors="replace")
 
 
@@ -36,29 +37,33 @@ class Pointing(Protocol):
     """An environment whose actions are places in its picture."""
 
     def pixels(self, actions: Array) -> Array:
-        """Actions (..., action_dim) as places (..., 2) in what `render` returns: from the left, from the top."""
+        """Map actions (..., action_dim) to pixels (..., 2) of `render`: x, y."""
 
 
 class Environment(gymnasium.Env[Frame, Array]):
-    """A simulator with a dictionary observation; the base class of everything in `gpc.envs`.
+    """A simulator with a dictionary observation.
 
-    `info["is_success"]` says whether the task is solved at this step. The score of an episode is its
-    largest reward, its success whether `is_success` was ever true.
+    `info["is_success"]` is true if the task is solved at this step. The score of an episode is its largest reward; an
+    episode is a success if `is_success` was true at any step.
     """
 
     @abstractmethod
     def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Move one control step; `action` (action_dim,) in the environment's units.
+        """Move one control step without an observation.
 
-        Returns reward, terminated, truncated and info, as `gymnasium.Env.step` does without the observation.
+        Args:
+            action: (action_dim,) in the environment's units.
+
+        Returns:
+            Reward, terminated, truncated and info, as from `gymnasium.Env.step`.
         """
 
     @abstractmethod
     def observe(self, keys: Collection[str] | None = None) -> Frame:
-        """Look at the world as it is now: these keys of `observation_space`, all by default."""
+        """Return the present observation: these keys, by default all."""
 
     def step(self, action: Array) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Move one control step and look (gymnasium's own signature)."""
+        """Move one control step and observe, with gymnasium's signature."""
         reward, terminated, truncated, info = self.advance(np.asarray(action))
         return self.observe(), reward, terminated, truncated, info
 

@@ -1,8 +1,8 @@
-"""Where episodes run: on this machine, or on a Ray cluster.
+"""Executors of episodes: this machine, or a Ray cluster.
 
-On a cluster jobs go out in shards to actors, each of which holds the policies and a rollout engine of its own. An episode
-depends on (policies, weights, sampler, seed) alone, so a shard whose node died simply runs again elsewhere, and the episodes are
-those of a local run.
+A cluster gets the jobs in shards. Each of its actors has the policies and a rollout engine. An episode depends on
+(policies, weights, sampler, seed) alone, so a shard whose node died runs again elsewhere and yields the episodes of a
+local run.
 """
 
 from __future__ import annotations
@@ -18,39 +18,45 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from gpc.errors import InputError, RunError, one_line
-from gpc.rollout.engine import Actor, Engine, EnvSpec, Episode, Health, Job, rollout
+from gpc.rollout.engine import Actor, Engine, EnvSpec, Episode, Job, RolloutStats, rollout
 from gpc.rollout.process import search_path
 
 
 class Executor(Protocol):
-    """Runs jobs and yields each episode as it finishes, in any order; see `gpc.rollout.engine.rollout`."""
+    """Runs jobs and yields each episode as it finishes, in any order."""
 
     def __call__(
-        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, health: Health
+        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, stats: RolloutStats
     ) -> Iterator[Episode]:
-        """Every job's episode, once."""
+        """Yield the episode of every job once."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """On this machine."""
+    """Runs jobs on this machine."""
 
     def __call__(
-        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, health: Health
+        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, stats: RolloutStats
     ) -> Iterator[Episode]:
-        """See `Executor`."""
-        return rollout(jobs, actor, env, engine, health)
+        """Run jobs in this process's engine."""
+        return rollout(jobs, actor, env, engine, stats)
 
 
 @dataclass(frozen=True)
 class Ray:
-    """On a Ray cluster (docs.ray.io): that of `address`, or without one a cluster of this machine alone.
+    """Runs jobs on a Ray cluster (docs.ray.io).
 
-    `actors` work at once, each on `cpus` of a node's cores with an engine of its own (None: as many as the cluster has room
-    for), and take `shard` jobs at a time. Where an actor dies with its node, its shard runs again, at most `engine.retries`
-    times, and another actor takes its place where there is room; `health` counts it. Every node needs gpc; policies travel
-    with the jobs.
-    Raises InputError where no cluster answers or has room for an actor.
+    If an actor dies with its node, its shard runs again, at most `engine.retries` times, and another actor replaces it
+    if the cluster has room; `stats` counts the failure. Every node needs gpc; policies are sent with the jobs.
+
+    Attributes:
+        address: address of the cluster; None starts one on this machine.
+        actors: number of actors, each with an engine; None for as many as the cluster has room for.
+        cpus: cores of an actor.
+        shard: jobs that an actor takes at once.
+
+    Raises:
+        InputError: If no cluster answers, or none of its nodes has room for an actor.
     """
 
     address: str | None = None
@@ -63,13 +69,13 @@ class Ray:
             raise InputError(f"executor: actors, cpus and shard must be 1 or more: {self}")
 
     def __call__(
-        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, health: Health
+        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, stats: RolloutStats
     ) -> Iterator[Episode]:
-        """See `Executor`."""
+        """Run jobs in shards on the cluster's actors."""
         if not jobs:
             return
         ray = self._connect()
-        # members get a thread each; a network's own threads would change its rounding
+        # each member has one thread: more threads of a network would change its rounding
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         hire = ray.remote(num_cpus=self.cpus, runtime_env=threads)(_Runner).remote
         load = ray.put((actor, env, engine))
@@ -91,7 +97,7 @@ class Ray:
                 (answer,), _ = ray.wait(list(working), num_returns=1)
                 runner, shard = working.pop(answer)
                 try:
-                    episodes, own = ray.get(answer)
+                    episodes, shard_stats = ray.get(answer)
                 except ray.exceptions.RayActorError as error:
                     if error.actor_init_failed:
                         cause = str(error).strip().splitlines()[-1]  # of the traceback on the node
@@ -101,13 +107,13 @@ class Ray:
                         raise RunError(
                             f"gave up on a shard after {engine.retries} retries: {one_line(error)}"
                         ) from None
-                    health.breakdowns.append(f"an actor of the Ray cluster died: {one_line(error)}")
+                    stats.simulator_failures.append(f"an actor of the Ray cluster died: {one_line(error)}")
                     shards.appendleft(shard)
                     staff()
                     continue
                 except ray.exceptions.RayTaskError as error:
                     raise RunError(one_line(error.cause)) from None
-                health.add(own)
+                stats.add(shard_stats)
                 if shards:
                     assign(runner)
                 else:
@@ -140,7 +146,7 @@ class Ray:
         return ray
 
     def _room(self, ray: ModuleType) -> int:
-        """How many actors the cluster's nodes hold at once, at most `actors`."""
+        """Return how many actors the cluster's nodes hold at once, at most `actors`."""
         cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         room = sum(count // self.cpus for count in cores)
         if not room:
@@ -149,25 +155,25 @@ class Ray:
 
 
 class _Runner:
-    """An actor's side: policies and engine, loaded once."""
+    """The policies and the engine of an actor, loaded once."""
 
     def __init__(self, load: tuple[Actor, EnvSpec, Engine]) -> None:
         self.actor, self.env, self.engine = load
 
-    def run(self, jobs: Sequence[Job]) -> tuple[list[Episode], Health]:
-        """A shard's episodes, and what happened beside them."""
-        health = Health()
-        return list(rollout(jobs, self.actor, self.env, self.engine, health)), health
+    def run(self, jobs: Sequence[Job]) -> tuple[list[Episode], RolloutStats]:
+        """Return the episodes of a shard, and the statistics of its engine."""
+        stats = RolloutStats()
+        return list(rollout(jobs, self.actor, self.env, self.engine, stats)), stats
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nothing listens at HOST:PORT: ray.init would wait for minutes."""
+    """Connect to HOST:PORT, since ray.init would wait for minutes; raises OSError."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _script_path() -> dict[str, str]:
-    """Ray's variables for the folder of this process's script, in front of the node's own PYTHONPATH."""
+    """Return a PYTHONPATH that starts with the folder of this process's script."""
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
     return {"PYTHONPATH": f"{script}{os.pathsep}${{PYTHONPATH}}"} if script in search_path() else {}

@@ -1,4 +1,4 @@
-"""Off-screen drawing with MuJoCo: which GL backend works here, and the Debian package that brings one."""
+"""GL backends for MuJoCo's pictures without a screen, and the Debian packages that contain them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ _PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_curren
 
 
 def probe(backend: str) -> str:
-    """Try a backend in a process of its own (a broken driver may crash); the error's last line, or "" where it works."""
+    """Try a backend in another process, since a broken driver may crash.
+
+    Returns:
+        The last line of the error, or "" if the backend works.
+    """
     done = subprocess.run(
         python("-c", _PROBE),
         env=environment() | {"MUJOCO_GL": backend},
@@ -31,28 +35,32 @@ def probe(backend: str) -> str:
 
 @contextmanager
 def undecided() -> Iterator[None]:
-    """Without MUJOCO_GL inside: MuJoCo loads what it names when imported, and robosuite sets it, whether that works or not."""
-    given = os.environ.pop("MUJOCO_GL", None)
+    """Remove MUJOCO_GL for a while.
+
+    MuJoCo loads the backend that it names when it is imported, and robosuite sets it to one that may not work.
+    """
+    backend = os.environ.pop("MUJOCO_GL", None)
     try:
         yield
     finally:
         os.environ.pop("MUJOCO_GL", None)
-        if given:
-            os.environ["MUJOCO_GL"] = given
+        if backend:
+            os.environ["MUJOCO_GL"] = backend
 
 
 @cache
 def choose_gl() -> str:
-    """The value of MUJOCO_GL: as given, else the first backend that works, which it is set to from then on.
+    """Return MUJOCO_GL; if it is not set, set it to the first backend that works.
 
-    Raises InputError naming the package where what is given, or each, does not work.
+    Raises:
+        InputError: If the given backend, or every one, does not work; it names the package.
     """
-    given = os.environ.get("MUJOCO_GL")
-    for backend in [given] if given else PACKAGES:
+    wanted = os.environ.get("MUJOCO_GL")
+    for backend in [wanted] if wanted else PACKAGES:
         if not probe(backend):
             os.environ["MUJOCO_GL"] = backend
             return backend
-    if given:
-        package = PACKAGES.get(given, "its library")
-        raise InputError(f"MUJOCO_GL={given} does not work here: apt-get install {package}, or leave it unset")
+    if wanted:
+        package = PACKAGES.get(wanted, "its library")
+        raise InputError(f"MUJOCO_GL={wanted} does not work here: apt-get install {package}, or leave it unset")
     raise InputError(f"MuJoCo can draw no picture here: apt-get install one of {', '.join(PACKAGES.values())}")

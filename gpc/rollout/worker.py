@@ -1,7 +1,7 @@
-"""A simulator process: `python -P -m gpc.rollout.worker FD` serves its lanes over the socket that it inherited.
+"""A simulator process: `python -P -m gpc.rollout.worker FD` serves its lanes over an inherited socket.
 
-A process of its own (not a fork, and without the parent's `__main__`): it never loads torch, and a crash, a hang or a leak
-of a simulator stays outside the engine. It ends when the engine closes the socket or dies.
+The process is no fork and does not load the parent's `__main__` or torch. A crash, a hang or a leak of a simulator
+therefore stays outside the engine. The process ends when the engine closes the socket or dies.
 """
 
 from __future__ import annotations
@@ -22,18 +22,24 @@ from gpc.rollout.env import Environment, make_env
 from gpc.types import Array, Frame
 
 
-class Order(NamedTuple):
-    """What a lane shall do: begin the episode of `seed`, or execute the actions (n_action_steps, action)."""
+class LaneCommand(NamedTuple):
+    """Begin the episode of `seed`, or execute actions (n_action_steps, action)."""
 
     lane: int
     seed: int | None
     actions: Array | None
 
 
-class Report(NamedTuple):
-    """What happened: the newest observations (n_obs_steps, *shape) by key, a reward per executed action, the end.
+class LaneResult(NamedTuple):
+    """What a command led to.
 
-    What is older than the key's `history` is filled with the newest; after the end nobody looks.
+    Attributes:
+        lane: number of the lane.
+        observation: key -> newest observations (n_obs_steps, *shape). Those older than the key's `history` are copies
+            of the newest one. Empty after the end.
+        rewards: a reward for each executed action.
+        success: whether the task was solved in the meantime.
+        done: whether the episode ended.
     """
 
     lane: int
@@ -44,7 +50,7 @@ class Report(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The simulator raised; `cause` is the last line of its traceback."""
+    """An exception of the simulator; `cause` is the last line of its traceback."""
 
     cause: str
 
@@ -59,32 +65,32 @@ class Lane:
 
     @classmethod
     def of(cls, spec: EnvSpec) -> Lane:
-        """A fresh lane."""
+        """Build a lane."""
         return cls(make_env(spec), spec, deque(maxlen=spec.n_obs_steps))
 
-    def follow(self, order: Order) -> Report:
-        """Carry out one order."""
-        if order.seed is not None:
-            frame, _ = self.env.reset(seed=order.seed)
+    def execute(self, command: LaneCommand) -> LaneResult:
+        """Execute one command."""
+        if command.seed is not None:
+            frame, _ = self.env.reset(seed=command.seed)
             self.frames.extend([frame] * self.spec.n_obs_steps)
-            return Report(order.lane, self._stacked(), [], False, False)
-        assert order.actions is not None
+            return LaneResult(command.lane, self._stacked(), [], False, False)
+        assert command.actions is not None
         rewards, success, done = [], False, False
-        for left, action in zip(range(len(order.actions))[::-1], order.actions, strict=True):
+        for left, action in zip(range(len(command.actions))[::-1], command.actions, strict=True):
             reward, terminated, truncated, info = self.env.advance(action)
             rewards.append(float(reward))
             success, done = success or bool(info["is_success"]), terminated or truncated
             if done:
-                return Report(order.lane, {}, rewards, success, done)
+                return LaneResult(command.lane, {}, rewards, success, done)
             if left < self.spec.n_obs_steps:
                 self.frames.append(self.env.observe(self._read_at(left)))
-        return Report(order.lane, self._stacked(), rewards, success, done)
+        return LaneResult(command.lane, self._stacked(), rewards, success, done)
 
     def _read_at(self, age: int) -> list[str]:
-        """The keys that the policy reads of an observation which so many follow before it looks: pictures are dear."""
+        """Return the keys that the policy reads of an observation of this age."""
         history = self.spec.history or {}
-        every = cast(spaces.Dict, self.env.observation_space)
-        return [key for key in every if age < history.get(key, self.spec.n_obs_steps)]
+        keys = cast(spaces.Dict, self.env.observation_space)
+        return [key for key in keys if age < history.get(key, self.spec.n_obs_steps)]
 
     def _stacked(self) -> Frame:
         newest = self.frames[-1]
@@ -92,14 +98,14 @@ class Lane:
 
 
 def serve(connection: Connection) -> None:
-    """Build the lanes, then answer each list of orders with the list of reports, until the engine goes away."""
+    """Build the lanes; answer lists of commands until the engine is gone."""
     try:
         path, spec, count = connection.recv()
         sys.path[:] = path
         lanes = [Lane.of(spec) for _ in range(count)]
         connection.send([])
         while True:
-            connection.send([lanes[order.lane].follow(order) for order in connection.recv()])
+            connection.send([lanes[command.lane].execute(command) for command in connection.recv()])
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
@@ -109,8 +115,6 @@ def serve(connection: Connection) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    from gpc.rollout.worker import (
-        serve as _serve,  # this module under its own name, so that pickled messages have one type
-    )
+    from gpc.rollout import worker  # not `__main__`, so that pickled messages have one type
 
-    _serve(Connection(int(sys.argv[1])))
+    worker.serve(Connection(int(sys.argv[1])))
