@@ -69,7 +69,7 @@ def page(outcomes: Mapping[str, tuple[list[bool], list[bool]]], seeds: range) ->
         "Written by `scripts/against_robomimic.py`: robomimic's own `rollout` (of `run_trained_agent`), one episode after another,",
         f"and `gpc evaluate env=policy` with weight one, on seeds {seeds[0]} to {seeds[-1]}. Both take all 100 DDPM steps for a",
         "chunk, from the same initial states, with other noise. Success in %, brackets are 95 % intervals (Wilson; for the paired",
-        "difference Newcombe); p is McNemar's exact test.",
+        "difference Newcombe); p is McNemar's exact test. The rows are not in the repository: the script makes them and the page.",
         "",
         "| checkpoint | robomimic | gpc | only robomimic / only gpc | gpc - robomimic, points | p |",
         "|---|---|---|---|---|---|",

@@ -34,11 +34,12 @@ EPISODES, SEED = 200, 400000
 
 PREFACE = f"""# A normaliser that differs per dimension, and what it costs
 
-`gpc` composes policies whose normalisers differ per dimension by raising the noise of some dimensions (docs/alignment.md). Here
+`gpc` composes policies whose normalisers differ per dimension by adding noise to some dimensions (docs/alignment.md). Here
 PushT's policies are seen from a coordinate in which their second action dimension holds 1 / ratio of the noise of the first, so
 that both of a pair are raised. {EPISODES} episodes each on seeds {SEED} to {SEED + EPISODES - 1}, success in % with Wilson's 95 %
 interval. A ratio of 1 adds no noise; at 1.1 (5 % around the mean) none is
-added yet, and the level is a little off. Made by `scripts/alignment.py`.
+added yet, and the level is a little off. The rows of this page are not in the repository;
+`python scripts/alignment.py --out docs/results/alignment.md` makes them and the page.
 
 No ratio up to 4 is shown to cost success: of 36 cells with a ratio above 1 one is below its column's first by more than chance
 alone would often have it (diffusion, 1.1, 8 steps), and more are above than below. PushT's chunks leave room for a blunter
@@ -46,10 +47,10 @@ policy; a task that needs the last of precision may not.
 """
 
 
-MEAN = """## Against telling the network the mean
+MEAN = """## Against passing the mean level to the network
 
-The simpler way is to tell the network the geometric mean of the two levels and add no noise. It costs success from a ratio of 2
-on (the same seeds, dpmpp_2m with 8 steps), so gpc raises.
+The simpler way is to pass the geometric mean of the two levels to the network and to add no noise. It costs success from a ratio
+of 2 on (the same seeds, dpmpp_2m with 8 steps), so gpc adds noise.
 """
 
 
@@ -74,7 +75,7 @@ def against_the_mean() -> list[str]:
     lines = [
         "",
         MEAN,
-        "| policy | ratio | raised | told the mean | difference, points | p (McNemar) |",
+        "| policy | ratio | raised | mean level | difference, points | p (McNemar) |",
         "|---" * 6 + "|",
     ]
     for ratio in RATIOS[2:]:

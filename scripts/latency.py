@@ -212,6 +212,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         f"half and half, {Sampling().method} with {Sampling().steps} steps, seeds and noise the same in every",
         f"cell (seeds from {SEED} on). A chunk is handed in at the first period after its latency. Success with Wilson's 95 %",
         "interval; the largest jump between two actions executed one after the other, mean and worst over episodes.",
+        "The rows are not in the repository; `python scripts/latency.py --episodes 100 --run RUN` makes them and the page.",
     ]
     for task in TASKS:
         own = [row for row in rows if row["env"] == task.env]
