@@ -8,7 +8,7 @@ from gpc.composition.composed import compose, guide
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
-from gpc.policy.adapt import absolute, named, rename
+from gpc.policy.adapt import rename, to_absolute, with_action_names
 from gpc.policy.spec import ActionSpec, ObservationSpec
 from gpc.score.noise import NoiseLevels
 
@@ -205,7 +205,7 @@ def test_moves_from_an_observation_become_targets_exactly():
     moves = FixedPolicy(
         Gaussian(0.3, 0.5), ActionSpec(16, (2.0,) * 3, (1.0,) * 3, relative=True, bound=5.0), name="moves"
     )
-    policy = absolute(moves, "state")
+    policy = to_absolute(moves, "state")
     assert (policy.actions.relative, policy.actions.bound) == (False, None)
     x, sigma = torch.randn(2, 16, 3, dtype=torch.float64), torch.tensor(0.7).double()
     observation = {"state": torch.tensor([[[9.0] * 3, [3.0] * 3], [[9.0] * 3, [-1.0] * 3]])}
@@ -229,7 +229,10 @@ def test_a_chunk_of_targets_is_that_of_the_moves_further_on(far, method):
     drawn = torch.randn(5, 4, 16, 3, dtype=torch.float64)
     observation = {"state": torch.full((4, 2, 3), far)}
     plain = sample_chunk(moves, state(4), drawn, sampling)
-    for policy in (absolute(moves, "state"), named(absolute(rename(moves, {"state": "p"}), "p"), ["a", "b", "c"])):
+    for policy in (
+        to_absolute(moves, "state"),
+        with_action_names(to_absolute(rename(moves, {"state": "p"}), "p"), ["a", "b", "c"]),
+    ):
         seen = {key: observation["state"] for key in policy.observations.shapes}
         found = sample_chunk(policy, seen, drawn, sampling)
         torch.testing.assert_close(found, plain + far / 2, atol=1e-9, rtol=0)
@@ -242,7 +245,7 @@ def test_moves_from_far_away_compose_with_targets_there(first):
     targets = FixedPolicy(
         Gaussian(0.03, 0.05), ActionSpec(16, (10.0,) * 3, (100.0,) * 3, relative=False), name="targets"
     )
-    both = [absolute(moves, "state"), targets]
+    both = [to_absolute(moves, "state"), targets]
     policy = compose(both if first == "moves" else both[::-1], [0.5, 0.5])
     drawn, observation = torch.randn(1, 200, 16, 3, dtype=torch.float64), {"state": torch.full((200, 2, 3), 100.0)}
     found = policy.actions.decode(sample_chunk(policy, observation, drawn, Sampling(steps=30, sigma_max=80.0)))
@@ -254,27 +257,44 @@ def test_moves_from_far_away_compose_with_targets_there(first):
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [1.5, -0.5]])
 def test_guided_moves_are_sampled_around_where_they_begin_whatever_the_weights_sum_to(weights):
     moves = [FixedPolicy(Gaussian(), ActionSpec(16, (1.0,) * 3, (0.0,) * 3), name=name) for name in "ab"]
-    policy = guide([absolute(one, "state") for one in moves], weights)
+    policy = guide([to_absolute(one, "state") for one in moves], weights)
     assert (policy.centre({"state": torch.full((2, 2, 3), 50.0)}) == 50).all()
 
 
 def test_moves_keep_their_bound_when_they_become_targets():
     far = FixedPolicy(lambda x, sigma: torch.full_like(x, 4.0), ActionSpec(2, (1.0,) * 3, (0.0,) * 3, bound=1.0))
     observation = {"state": torch.full((1, 2, 3), 10.0)}
-    found = absolute(far, "state").condition(observation)(torch.zeros(1, 2, 3, dtype=torch.float64), torch.tensor(1.0))
+    found = to_absolute(far, "state").condition(observation)(
+        torch.zeros(1, 2, 3, dtype=torch.float64), torch.tensor(1.0)
+    )
     assert (found == 11).all()
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: absolute(FixedPolicy(Gaussian(), replace(ACTIONS, relative=False)), "p"), "absolute targets already"),
-        (lambda: absolute(FixedPolicy(Gaussian()), "state"), r"reads 'state' as \(3,\), its moves have 2 dimensions"),
-        (lambda: named(FixedPolicy(Gaussian()), ["x"]), "action_names gives fixed 1 names, it acts in 2 dimensions"),
-        (lambda: named(FixedPolicy(Gaussian()), "xy"), "action_names gives fixed xy, which is no list of names"),
-        (lambda: named(FixedPolicy(Gaussian()), 3), "action_names gives fixed 3, which is no list of names"),
         (
-            lambda: absolute(FixedPolicy(Gaussian()), ["state"]),
+            lambda: to_absolute(FixedPolicy(Gaussian(), replace(ACTIONS, relative=False)), "p"),
+            "absolute targets already",
+        ),
+        (
+            lambda: to_absolute(FixedPolicy(Gaussian()), "state"),
+            r"reads 'state' as \(3,\), its moves have 2 dimensions",
+        ),
+        (
+            lambda: with_action_names(FixedPolicy(Gaussian()), ["x"]),
+            "action_names gives fixed 1 names, it acts in 2 dimensions",
+        ),
+        (
+            lambda: with_action_names(FixedPolicy(Gaussian()), "xy"),
+            "action_names gives fixed xy, which is no list of names",
+        ),
+        (
+            lambda: with_action_names(FixedPolicy(Gaussian()), 3),
+            "action_names gives fixed 3, which is no list of names",
+        ),
+        (
+            lambda: to_absolute(FixedPolicy(Gaussian()), ["state"]),
             r"origin gives fixed \['state'\], which is no observation",
         ),
     ],
@@ -285,10 +305,10 @@ def test_what_cannot_be_said_of_a_policy_is_refused(wrong, message):
 
 
 def test_an_adapted_policy_is_the_same_but_for_what_changed():
-    policy = named(FixedPolicy(Gaussian()), ["left.x", "left.y"])
+    policy = with_action_names(FixedPolicy(Gaussian()), ["left.x", "left.y"])
     assert policy.actions == replace(ACTIONS, names=("left.x", "left.y"))
     assert (policy.name, policy.levels, policy.fingerprint) == ("fixed", WIDE, 'none ["left.x", "left.y"]')
-    assert absolute(FixedPolicy(Gaussian()), "agent").observations.shapes == {"state": (3,), "agent": (2,)}
+    assert to_absolute(FixedPolicy(Gaussian()), "agent").observations.shapes == {"state": (3,), "agent": (2,)}
 
 
 def test_one_key_of_two_shapes_is_refused():

@@ -14,7 +14,7 @@ from gpc.composition.composed import ComposedPolicy
 from gpc.composition.steering import steer
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
-from gpc.policy.adapt import absolute, check_names, named, rename
+from gpc.policy.adapt import check_names, rename, to_absolute, with_action_names
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
 from gpc.weights.simplex import Weights
@@ -56,9 +56,9 @@ def adapted(settings: Mapping[str, Any], policies: Sequence[Policy], others: Seq
 
 def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
     if "origin" in settings:
-        policy = absolute(policy, settings["origin"])
+        policy = to_absolute(policy, settings["origin"])
     if "action_names" in settings:
-        policy = named(policy, settings["action_names"])
+        policy = with_action_names(policy, settings["action_names"])
     if "steer" in settings:
         given, known = settings["steer"], ("cost", "scale", "spread")
         if not isinstance(given, Mapping) or "cost" not in given or not set(given) <= set(known):

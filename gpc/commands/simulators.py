@@ -8,7 +8,7 @@ from typing import Any
 
 from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
-from gpc.policy.spec import Policy, Simulated
+from gpc.policy.spec import HasSimulator, Policy
 
 
 def simulator_of(policies: Sequence[Policy], asked: EnvSpec) -> EnvSpec:
@@ -20,7 +20,7 @@ def simulator_of(policies: Sequence[Policy], asked: EnvSpec) -> EnvSpec:
     specs: list[EnvSpec] = []
     options: dict[str, Any] = {}
     for policy in policies:
-        spec = policy.simulator if isinstance(policy, Simulated) else None
+        spec = policy.simulator if isinstance(policy, HasSimulator) else None
         if spec is None:
             raise InputError(f"{policy.name} does not say which simulator it was trained for; name one, as in env=lift")
         own = spec.options or {}

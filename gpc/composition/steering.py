@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpc.composition.composed import ComposedPolicy
 from gpc.errors import InputError, RunError
-from gpc.policy.adapt import Adapted
+from gpc.policy.adapt import PolicyView
 from gpc.policy.spec import ActionSpec, Observation, Policy
 from gpc.registry import load_entry
 from gpc.score.denoiser import Denoiser, columns
@@ -176,4 +176,4 @@ def steer(
         return Steered(policy.condition(observation), found, called, scale, spread, policy.actions, observation)
 
     change = f"steered by {scale:g} {called}, spread {spread:g}"
-    return Adapted(policy, policy.actions, policy.observations, change, bind, called=name)
+    return PolicyView(policy, policy.actions, policy.observations, change, bind, display_name=name)

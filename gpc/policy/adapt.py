@@ -10,90 +10,115 @@ from torch import Tensor
 
 from gpc.errors import InputError, suggest
 from gpc.policy.env_spec import EnvSpec
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy, Simulated, centre_of
+from gpc.policy.spec import ActionSpec, HasSimulator, Observation, ObservationSpec, Policy, centre_of
 from gpc.score.denoiser import Clamp, Denoiser, Shifted
 from gpc.score.noise import NoiseLevels
 
 
-def check_names(key: str, given: Iterable[str], policies: Sequence[Policy]) -> None:
-    """Raises InputError where a key of the configuration that goes by policy names none of these."""
+def check_names(key: str, wanted: Iterable[str], policies: Sequence[Policy]) -> None:
+    """Check that the names under a key of the configuration are names of policies.
+
+    Raises:
+        InputError: If there is no policy of a name.
+    """
     names = [policy.name for policy in policies]
-    for name in set(given) - set(names):
+    for name in set(wanted) - set(names):
         raise InputError(f"{key} goes by policy; there is no {name!r}{suggest(name, names)}")
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A policy that is seen in another way: `rename`, `named`, `absolute` and `gpc.steer` make it."""
+class PolicyView:
+    """A policy with other specs; made by the functions below and by `gpc.steer`.
+
+    Attributes:
+        policy: the policy behind the view.
+        actions: action spec of the view.
+        observations: observation spec of the view.
+        suffix: what the view adds to the policy's fingerprint.
+        condition_fn: `condition` of the view.
+        prior_mean_fn: `centre` of the view; None for the policy's.
+        display_name: name of the view; None for the policy's.
+    """
 
     policy: Policy
     actions: ActionSpec
     observations: ObservationSpec
-    change: str  # what the fingerprint says of it
-    bind: Callable[[Observation], Denoiser]
-    around: Callable[[Observation], Tensor | None] | None = None  # where its actions lie, if not where the policy's do
-    called: str | None = None
+    suffix: str
+    condition_fn: Callable[[Observation], Denoiser]
+    prior_mean_fn: Callable[[Observation], Tensor | None] | None = None
+    display_name: str | None = None
 
     @property
     def name(self) -> str:
-        """The policy's, unless it is `called` otherwise."""
-        return self.called or self.policy.name
+        """Name in reports."""
+        return self.display_name or self.policy.name
 
     @property
     def levels(self) -> NoiseLevels:
-        """The policy's."""
+        """Noise levels of the policy."""
         return self.policy.levels
 
     @property
     def fingerprint(self) -> str:
-        """The policy's, with the change."""
-        return f"{self.policy.fingerprint} {self.change}"
+        """Fingerprint of the policy, with the suffix."""
+        return f"{self.policy.fingerprint} {self.suffix}"
 
     @property
     def simulator(self) -> EnvSpec | None:
-        """The policy's; see `Simulated`."""
-        return self.policy.simulator if isinstance(self.policy, Simulated) else None
+        """Simulator of the policy, if its checkpoint names one."""
+        return self.policy.simulator if isinstance(self.policy, HasSimulator) else None
 
     def condition(self, observation: Observation) -> Denoiser:
-        """See `Policy`."""
-        return self.bind(observation)
+        """Encode one batch of observations."""
+        return self.condition_fn(observation)
 
     def centre(self, observation: Observation) -> Tensor | None:
-        """See `Centred`."""
-        return self.around(observation) if self.around else centre_of(self.policy, observation)
+        """Return the mean of the initial noise, see `gpc.policy.spec.Centred`."""
+        return self.prior_mean_fn(observation) if self.prior_mean_fn else centre_of(self.policy, observation)
 
 
-def rename(policy: Policy, keys: Mapping[str, str]) -> Policy:
-    """The policy under an environment's keys, `keys[own] = theirs`; itself where it reads none of the renamed ones.
+def rename(policy: Policy, names: Mapping[str, str]) -> Policy:
+    """Rename the observation keys of a policy.
 
-    Raises InputError where two of its keys would become one.
+    Args:
+        policy: a policy.
+        names: the policy's key -> the environment's key.
+
+    Returns:
+        The policy itself if it reads none of the keys in `names`.
+
+    Raises:
+        InputError: If two keys of the policy would get one name.
     """
-    own = policy.observations.shapes
-    used = {key: keys[key] for key in sorted(own) if key in keys}
+    shapes = policy.observations.shapes
+    used = {key: names[key] for key in sorted(shapes) if key in names}
     if not used:
         return policy
-    theirs = [keys.get(key, key) for key in own]
-    twice = sorted({key for key in theirs if theirs.count(key) > 1})
-    if twice:
-        raise InputError(f"rename_map gives {policy.name} the key {twice[0]!r} for more than one of {', '.join(own)}")
+    renamed = [names.get(key, key) for key in shapes]
+    double = sorted({key for key in renamed if renamed.count(key) > 1})
+    if double:
+        raise InputError(
+            f"rename_map gives {policy.name} the key {double[0]!r} for more than one of {', '.join(shapes)}"
+        )
 
-    def back(observation: Observation) -> Observation:
-        return {key: observation[keys.get(key, key)] for key in own}
+    def original(observation: Observation) -> Observation:
+        return {key: observation[names.get(key, key)] for key in shapes}
 
-    def bind(observation: Observation) -> Denoiser:
-        return policy.condition(back(observation))
+    def condition(observation: Observation) -> Denoiser:
+        return policy.condition(original(observation))
 
-    def around(observation: Observation) -> Tensor | None:
-        return centre_of(policy, back(observation))
+    def prior_mean(observation: Observation) -> Tensor | None:
+        return centre_of(policy, original(observation))
 
-    seen = replace(policy.observations, shapes=dict(zip(theirs, own.values(), strict=True)))
-    return Adapted(policy, policy.actions, seen, json.dumps(used), bind, around)
+    observations = replace(policy.observations, shapes=dict(zip(renamed, shapes.values(), strict=True)))
+    return PolicyView(policy, policy.actions, observations, json.dumps(used), condition, prior_mean)
 
 
-def named(policy: Policy, names: Sequence[str]) -> Policy:
-    """The policy with names for its action dimensions, by which they are composed with those of others.
+def with_action_names(policy: Policy, names: Sequence[str]) -> Policy:
+    """Name the action dimensions of a policy, by which a composition matches them.
 
-    Raises InputError where they are no list of names, not as many as dimensions, or two are the same.
+    Raises:
+        InputError: If `names` is no list of names, their number is not that of the dimensions, or two are equal.
     """
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"action_names gives {policy.name} {names}, which is no list of names, as in [x,y,z]")
@@ -102,33 +127,39 @@ def named(policy: Policy, names: Sequence[str]) -> Policy:
             f"action_names gives {policy.name} {len(names)} names, it acts in {policy.actions.dim} dimensions"
         )
     actions = replace(policy.actions, names=tuple(names))
-    return Adapted(policy, actions, policy.observations, json.dumps(actions.names), policy.condition)
+    return PolicyView(policy, actions, policy.observations, json.dumps(actions.names), policy.condition)
 
 
-def absolute(policy: Policy, key: str) -> Policy:
-    """A policy of moves from where the robot is when the chunk is planned, as one of absolute targets.
+def to_absolute(policy: Policy, key: str) -> Policy:
+    """Turn a policy of moves from the robot's pose into one of absolute targets.
 
-    `key`: the observation that says where it is, one number for each action dimension in the actions' units; its newest
-    counts. With b = observation / scale the denoised target is D(x - b) + b, and chunks are sampled around b. Raises
-    InputError where the policy predicts targets already, or reads the key in another shape.
+    With b = pose / scale the denoised target is D(x - b) + b, and chunks are sampled around b.
+
+    Args:
+        policy: a policy whose moves are relative to the pose at the time of planning.
+        key: observation with the pose, one number for each action dimension in the actions' units; the newest one is
+        used.
+
+    Raises:
+        InputError: If the policy predicts targets already, or reads `key` in another shape.
     """
-    own, reads = policy.actions, policy.observations
+    moves, reads = policy.actions, policy.observations
     if not isinstance(key, str):
         raise InputError(f"origin gives {policy.name} {key}, which is no observation's name")
-    if own.relative is False:
+    if moves.relative is False:
         raise InputError(f"origin: {policy.name} predicts absolute targets already")
-    if reads.shapes.get(key, (own.dim,)) != (own.dim,):
+    if reads.shapes.get(key, (moves.dim,)) != (moves.dim,):
         raise InputError(
-            f"origin: {policy.name} reads {key!r} as {reads.shapes[key]}, its moves have {own.dim} dimensions"
+            f"origin: {policy.name} reads {key!r} as {reads.shapes[key]}, its moves have {moves.dim} dimensions"
         )
 
-    def around(observation: Observation) -> Tensor:
-        here = observation[key][:, -1:].double().cpu()
-        return here / here.new_tensor(own.scale)
+    def pose(observation: Observation) -> Tensor:
+        newest = observation[key][:, -1:].double().cpu()
+        return newest / newest.new_tensor(moves.scale)
 
-    def bind(observation: Observation) -> Denoiser:
+    def condition(observation: Observation) -> Denoiser:
         denoiser = policy.condition({name: observation[name] for name in reads.shapes})
-        return Shifted(Clamp(denoiser, own.bound) if own.bound is not None else denoiser, around(observation))
+        return Shifted(Clamp(denoiser, moves.bound) if moves.bound is not None else denoiser, pose(observation))
 
-    seen = replace(reads, shapes={**reads.shapes, key: (own.dim,)})
-    return Adapted(policy, replace(own, relative=False, bound=None), seen, f"from {key}", bind, around)
+    observations = replace(reads, shapes={**reads.shapes, key: (moves.dim,)})
+    return PolicyView(policy, replace(moves, relative=False, bound=None), observations, f"from {key}", condition, pose)

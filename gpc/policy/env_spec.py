@@ -15,9 +15,9 @@ LIMITS = {"n_action_steps": (0, 10**4), "max_steps": (0, 10**6), "n_obs_steps": 
 class EnvSpec:
     """How to build an environment in a worker, and how policies see it.
 
-    `target` is "module:class", called with `observation_keys` (not if None: all that it has), `max_steps` and `options`;
-    a chunk's first `n_action_steps` actions are executed before the policy looks again at the last `n_obs_steps`
-    observations, or fewer of those keys that `history` names.
+    `target` is "module:class", called with `observation_keys` (not if None: all that it has), `max_steps` and
+    `options`; a chunk's first `n_action_steps` actions are executed before the policy looks again at the last
+    `n_obs_steps` observations, or fewer of those keys that `history` names.
     """
 
     target: str

@@ -1,7 +1,7 @@
 """Policies by name: `load_policy("pusht-diffusion")`, `load_policy("loader:path")`.
 
-A loader is an entry point of the group `gpc.policies`: a function from a path or name to a `gpc.policy.spec.Policy`. The
-adapters in `policies/` are registered in the same way as an outside package's.
+A loader is an entry point of the group `gpc.policies`: a function from a path or name to a `gpc.policy.spec.Policy`.
+The adapters in `policies/` are registered in the same way as those of other packages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ GROUP = "gpc.policies"
 def load_policy(source: str) -> Policy:
     """Load a policy by bundled name, or as `loader:path`.
 
-    Raises InputError where the loader or policy is unknown, a file is missing or damaged, or the adapter's outside
-    package is not installed.
+    Raises:
+        InputError: If the loader or policy is unknown, a file is missing or damaged, or the adapter needs a package
+            that is not installed.
     """
     loader, colon, path = source.partition(":")
     if not colon:
@@ -29,7 +30,7 @@ def load_policy(source: str) -> Policy:
 
 
 def bundled_cards() -> dict[str, dict[str, Any]]:
-    """Read the card of every bundled policy, by name (`card.json` beside its weights)."""
+    """Read `card.json` of every bundled policy, by name."""
     from gpc.card import CARD, read
 
     folders = Path(str(files("gpc.policies"))) / "bundled"

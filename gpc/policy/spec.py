@@ -1,4 +1,4 @@
-"""What a policy is: specs of its actions and observations, its noise levels, and `condition`."""
+"""The protocol of a policy: specs of actions and observations, noise levels, `condition`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,31 @@ Observation = Mapping[str, Tensor]
 
 
 def is_whole(value: object, most: int, least: int = 0) -> bool:
-    """Whether a value is a whole number from `least` to `most`."""
+    """Return whether a value is a whole number from `least` to `most`."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and least <= int(value) <= most
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What a policy's chunk means: `action = scale * x + offset` at times `(start + i) * dt`, i = 0 .. horizon - 1.
+    """The meaning of a chunk x (horizon, dim).
 
-    `start` counts from the newest observation (Diffusion Policy's chunks begin at the oldest: start = 1 - n_obs_steps).
-    `scale` and `offset` hold one number per action dimension, in the environment's units; `bound` limits |x|, if the
-    policy was trained with clipped actions; `dt` is in control steps of the environment; `names` is None where the
-    checkpoint does not say what its dimensions are; `relative`: moves (delta actions), or absolute targets. The limits hold
-    for every policy, whether a file or a server describes it: nothing larger is ever allocated for a chunk.
+    Step i is the action `scale * x[i] + offset` at the time `(start + i) * dt`. The limits hold for every policy, from
+    a file or from a server, so that no larger chunk is ever allocated.
+
+    Attributes:
+        horizon: steps of a chunk.
+        scale: one number for each dimension, in the environment's units.
+        offset: one number for each dimension, in the environment's units.
+        names: names of the dimensions; None if the checkpoint has none.
+        start: first step, counted from the newest observation. Chunks of Diffusion Policy begin at the oldest one:
+            1 - n_obs_steps.
+        dt: period of a step, in control steps of the environment.
+        bound: limit of |x|, if the policy was trained with clipped actions.
+        relative: whether actions are moves (delta actions) or absolute targets; None if the checkpoint does not declare
+        it.
+
+    Raises:
+        InputError: If a field is out of bounds, or numbers of dimensions differ.
     """
 
     horizon: int
@@ -79,21 +91,29 @@ class ActionSpec:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(horizon, action) of a chunk."""
+        """Shape of a chunk, (horizon, dim)."""
         return self.horizon, self.dim
 
     def decode(self, x: Tensor) -> Tensor:
-        """Normalised x (..., dim) -> action in the environment's units."""
+        """Convert normalised x (..., dim) to actions in the environment's units."""
         return x * x.new_tensor(self.scale) + x.new_tensor(self.offset)
 
     def encode(self, action: Tensor) -> Tensor:
-        """Action in the environment's units (..., dim) -> normalised x."""
+        """Convert actions in the environment's units (..., dim) to normalised x."""
         return (action - action.new_tensor(self.offset)) / action.new_tensor(self.scale)
 
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """The observation keys a policy reads, the shape of each at one time, and how many times it sees."""
+    """The observation keys that a policy reads.
+
+    Attributes:
+        shapes: key -> shape at one time.
+        n_obs_steps: number of newest observations that the policy reads.
+
+    Raises:
+        InputError: If there are too many keys, steps or numbers.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     n_obs_steps: int
@@ -110,23 +130,27 @@ class ObservationSpec:
                 )
 
     def check(self, observation: Observation) -> None:
-        """Raise InputError naming the first key that is missing or has another shape."""
+        """Check keys and shapes of a batch of observations.
+
+        Raises:
+            InputError: If a key is missing or has another shape.
+        """
         for key, shape in self.shapes.items():
             if key not in observation:
                 raise InputError(f"observation has no {key!r}; it has {', '.join(sorted(observation)) or 'nothing'}")
-            found = tuple(observation[key].shape[1:])
-            if found != (self.n_obs_steps, *shape):
+            actual = tuple(observation[key].shape[1:])
+            if actual != (self.n_obs_steps, *shape):
                 raise InputError(
-                    f"observation {key!r} has shape {found}, the policy wants {(self.n_obs_steps, *shape)}"
+                    f"observation {key!r} has shape {actual}, the policy wants {(self.n_obs_steps, *shape)}"
                 )
 
 
 class Policy(Protocol):
-    """A pretrained policy behind the one coordinate."""
+    """A pretrained policy as a denoiser of action chunks."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """Name in reports."""
 
     @property
     def actions(self) -> ActionSpec:
@@ -134,15 +158,15 @@ class Policy(Protocol):
 
     @property
     def observations(self) -> ObservationSpec:
-        """What it reads."""
+        """Observation keys that the policy reads."""
 
     @property
     def levels(self) -> NoiseLevels:
-        """Where it was trained."""
+        """Noise levels of the training."""
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights and normalisers, for run manifests."""
+        """Hash of weights and normalisers, for run manifests."""
 
     def condition(self, observation: Observation) -> Denoiser:
         """Encode one batch of observations; the denoiser may then be called many times."""
@@ -162,19 +186,17 @@ def centre_of(policy: Policy, observation: Observation) -> Tensor | None:
 
 
 @runtime_checkable
-class Simulated(Protocol):
-    """A policy that knows the simulator it was trained for."""
+class HasSimulator(Protocol):
+    """A policy whose checkpoint may describe its simulator."""
 
     @property
     def simulator(self) -> EnvSpec | None:
-        """How to build it; None where the checkpoint does not say, or not in a way that gpc knows."""
+        """Environment of the training; None if gpc cannot build it."""
 
 
-def observation_tensors(
-    observation: Mapping[str, npt.NDArray[Any]], device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
-    """Arrays as tensors on a device: numbers as float32, images as they are (uint8)."""
+def observation_tensors(observation: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    """Convert arrays to tensors: numbers as float32, images stay uint8."""
     return {
-        key: torch.from_numpy(value if value.dtype == np.uint8 else value.astype(np.float32)).to(device)
+        key: torch.from_numpy(value if value.dtype == np.uint8 else value.astype(np.float32))
         for key, value in observation.items()
     }
