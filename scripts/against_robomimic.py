@@ -27,7 +27,7 @@ from gpc.policies.from_robomimic import size_of, unet
 from gpc.results.stats import discordant, mcnemar, paired_difference, wilson
 from gpc.rollout.gl import choose_gl
 
-CHECKPOINTS = ("lift", "can", "square")
+CHECKPOINTS = ("lift",)
 TRAINED_LEVELS = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=100"]
 
 

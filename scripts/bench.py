@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import gym_pusht  # noqa: F401  (registers the stock environment)
@@ -33,7 +34,6 @@ from gpc.score.noise import VariancePreserving
 
 DDPM = {"type": "squaredcos", "steps": 100}
 SEED = 400_000
-LEROBOT = Path(__file__).parents[1] / "tests/data/lerobot-pusht"
 
 
 def random_policy(number: int) -> BundledPolicy:
@@ -245,7 +245,9 @@ def growth(say: Callable[[str], None], unit: int) -> None:
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 
 
-def adapters(say: Callable[[str], None], quick: bool, batch: int = 64, steps: int = 8) -> None:
+def adapters(
+    say: Callable[[str], None], quick: bool, lerobot: Path | None = None, batch: int = 64, steps: int = 8
+) -> None:
     """A library's own encoder and network calls against its adapter's `condition` and `denoised`, in turns on one thread."""
     torch.set_num_threads(1)
     repeats = 3 if quick else 50
@@ -253,7 +255,10 @@ def adapters(say: Callable[[str], None], quick: bool, batch: int = 64, steps: in
         f"\nAdapters, batch {batch}, one chunk of {steps} steps, medians of {repeats}, observations preprocessed by ours only:\n"
     )
     say("| checkpoint | the library's calls, ms | through the adapter, ms | overhead |\n|---|---|---|---|")
-    for name, ways in (("LeRobot: tests/data/lerobot-pusht", _lerobot), ("robomimic: lift-diffusion", _robomimic)):
+    checkpoints = {"robomimic: lift-diffusion": _robomimic}
+    if lerobot:
+        checkpoints[f"LeRobot: {lerobot.name}"] = partial(_lerobot, lerobot)
+    for name, ways in checkpoints.items():
         bare, adapted = ways(batch, steps)
         seconds: dict[Callable[[], None], list[float]] = {bare: [], adapted: []}
         for way in [bare, adapted] * (repeats + 1):
@@ -264,8 +269,8 @@ def adapters(say: Callable[[str], None], quick: bool, batch: int = 64, steps: in
         say(f"| {name} | {own:.1f} | {through:.1f} | {100 * (through / own - 1):+.1f} % |")
 
 
-def _lerobot(batch: int, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    policy = gpc.load_policy(f"lerobot:{LEROBOT}")
+def _lerobot(folder: Path, batch: int, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    policy = gpc.load_policy(f"lerobot:{folder}")
     raw = {key: 512 * torch.rand(batch, 2, *shape) for key, shape in policy.observations.shapes.items()}
     rows = policy.preprocess({key: value.flatten(0, 1) for key, value in raw.items()})
     ready = {key: rows[key].unflatten(0, (batch, 2)) for key in raw}
@@ -337,6 +342,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few episodes, meaningless ratios")
     parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
+    parser.add_argument("--lerobot", type=Path, help="a checkpoint of scripts/train_lerobot.py, for the part adapters")
     args = parser.parse_args()
     if unknown := sorted({*args.what} - {*PARTS}):
         parser.error(f"{unknown[0]}: choose from {', '.join(PARTS)}")
@@ -351,8 +357,9 @@ def main() -> None:
     say("# Speed\n")
     command = " ".join(["python", *sys.argv])
     say(f"`{command}` on {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}.\n")
+    parts = PARTS | {"adapters": partial(adapters, lerobot=args.lerobot)}
     for part in args.what:
-        PARTS[part](say, args.quick)
+        parts[part](say, args.quick)
     engine, worker = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, watch.peak / 1024
     say(
         f"\nPeak memory of the whole run: {engine:.0f} MiB in the engine's process, {worker:.0f} MiB in the largest worker."

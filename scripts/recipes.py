@@ -1,6 +1,6 @@
-"""What the bundled policies are trained on, and how each of them is built.
+"""Data and networks of the policies that scripts/train.py trains; pusht-*, lift-flow and can-flow are bundled.
 
-Lift, Can and Square each have a third policy, `<task>-diffusion`, which robomimic trains: scripts/train_robomimic.py.
+robomimic trains a further policy of Lift, Can and Square, `<task>-diffusion`: scripts/train_robomimic.py.
 """
 
 from __future__ import annotations

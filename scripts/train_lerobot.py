@@ -4,7 +4,7 @@
 
 The demonstrations become a LeRobotDataset (agent position, keypoints, actions; the 16 held-out episodes left out), then
 `lerobot-train` does the rest. Interrupt it at will: the same command goes on from LeRobot's last checkpoint. The checkpoint
-is OUT/run/checkpoints/last/pretrained_model, as it is used in tests/data/lerobot-pusht. About 75 minutes on two cores.
+is OUT/run/checkpoints/last/pretrained_model, `lerobot-pusht` of docs/results/pusht.md. About 75 minutes on two cores.
 """
 
 from __future__ import annotations

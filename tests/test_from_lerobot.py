@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,10 +342,3 @@ def test_without_the_hub_the_error_says_what_to_put_where(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(InputError, match=r"put its config\.json, model.safetensors and processor files into a folder"):
         gpc.load_policy("lerobot:someone/policy@" + 40 * "a")
-
-
-def test_a_checkpoint_that_lerobot_trained_keeps_the_contract():
-    folder = Path(__file__).parent / "data" / "lerobot-pusht"
-    policy = gpc.load_policy(f"lerobot:{folder}")
-    assert policy.name == "lerobot-pusht"
-    check_policy(policy)
