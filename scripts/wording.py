@@ -1,6 +1,7 @@
 """Check the language of code and docs: python scripts/wording.py [PATH ...]
 
-Plain technical English: no persons for functions, no riddles, field terms, nouns for locals. Exit status 1 if a line breaks a rule.
+Plain technical English: functions are no persons, field terms, no names of earlier versions, nouns for variables. Exit status
+1 if a line breaks a rule. `make lint` runs it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ FOLDERS = ("gpc", "policies", "envs", "robots", "configs", "docs", "README.md", 
 HISTORY = ("CHANGELOG.md",)  # names what was renamed
 
 WORDS = {
-    r"nobody|whoever|everybody|somebody": "name the thing: a client, a thread, a policy",
+    r"nobody|whoever|everybody|somebody|anybody|strangers?": "name the thing: a client, a thread, a policy",
+    r"knows|sees|asks": "persons: has, reads, requests, calls",
     r"dear": "expensive",
     r"mend(s|ed|ing)?": "fix",
     r"told|tells|said|says|speaks?|hears|heard|opinions?": "persons: passes, returns, contains, calls, mask",
@@ -35,11 +37,21 @@ PHRASES = {
     r"^See `": "begin with a verb and its object",
     r"Raises? (\w+Error|RunError|Stopped)\b(?!:)": "a section `Raises:` with `Error: If ...`",
     r"^\s+\w+Error: [wW]here\b": "`If`, for a condition",
+    r"\b(None|True|False|itself|empty|zeros?) where\b": "`if`, for a condition",
 }
 """Patterns of docstrings that are not Google style."""
 
 LOCALS = ("found", "own", "told", "shown", "given", "kept", "seen", "said", "asked", "heard", "begun")
 """Names of variables that say when a value came, not what it is."""
+
+OLD_NAMES = (
+    "ABSURD", "Adapted", "Centred", "Followed", "Gate",   "Overheard", "Parted", "Pilot",
+    "Proposing", "RUGGED", "Raised", "Shifted", "Stitch", "Told", "Weightable", "Wiring",
+    "_told_apart", "actions_of_some", "begun", "centre_of", "check_alone", "common_actions", "from_cube",
+    "leave_a_core",  "most_typical", "opinion", "opinions", "reusing", "rivals", "say_notes", "simulator_of",
+     "spare_starts", "taken_apart", "to_cube",
+)  # fmt: skip
+"""Identifiers of earlier versions; CHANGELOG.md has their successors."""
 
 LONGEST = 79  # characters of a docstring's first line, as in PEP 257
 
@@ -50,10 +62,12 @@ def problems(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix != ".py":
         for number, line in enumerate(_without_code(text).splitlines(), 1):
             yield from ((number, problem) for problem in _words(line))
+        yield from _old_names(text)
         return
     tree = ast.parse(text)
     for number, prose in (*_comments(text), *_texts(tree)):
         yield from ((number, problem) for problem in _words(prose))
+    yield from _old_names(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from ((getattr(node, "lineno", 1), problem) for problem in _docstring(node))
@@ -67,6 +81,12 @@ def _words(line: str) -> Iterator[str]:
         match = re.search(rf"\b({pattern})\b", line, re.IGNORECASE)
         if match:
             yield f"{match[0]!r}: {instead}"
+
+
+def _old_names(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        for name in re.findall(rf"\b({'|'.join(OLD_NAMES)})\b", line):
+            yield number, f"{name!r}: a name of an earlier version"
 
 
 def _docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
@@ -121,7 +141,7 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def main() -> int:
-    """Print every problem; returns the exit status."""
+    """Print every problem and return the exit status."""
     count = 0
     for path in files([Path(arg) for arg in sys.argv[1:]] or [ROOT / name for name in FOLDERS]):
         for line, problem in sorted(problems(path)):
