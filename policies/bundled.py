@@ -25,7 +25,7 @@ from gpc.policies.dry_run import dry_run
 from gpc.policies.networks import Encoder, Transformer, UNet
 from gpc.policy.load import load_policy
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, frozen
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
 from gpc.score.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -90,7 +90,7 @@ class BundledPolicy:
         """Encode the observation once."""
         self.observations.check(observation)
         condition = self.module.encoder({key: observation[key] for key in self.observations.shapes})
-        network = frozen(lambda x, label: self.module.network(x, label, condition))
+        network = no_grad(lambda x, label: self.module.network(x, label, condition))
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
 

@@ -24,7 +24,7 @@ from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.settings import Settings, read_yaml
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, frozen
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
 from gpc.score.noise import Karras, NoiseLevels
 
 Number = TypeVar("Number", int, float)
@@ -133,7 +133,7 @@ class BesoPolicy:
             goals = self._scaled(observation["goal"][:, -1])
             goals[..., HIDDEN.get(goals.shape[-1], [])] = 0
         tokens = self.network.embed(goals, states)
-        return NetworkDenoiser(frozen(lambda x, label: self.network(x, label, tokens)), self.schedule, "edm")
+        return NetworkDenoiser(no_grad(lambda x, label: self.network(x, label, tokens)), self.schedule, "edm")
 
     def _scaled(self, value: Tensor) -> Tensor:
         return (value.float() - self.mean) / self.std

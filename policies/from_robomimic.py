@@ -28,7 +28,7 @@ from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, frozen
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
 from gpc.score.noise import NoiseLevels, VariancePreserving, check_steps
 
 with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
@@ -66,7 +66,7 @@ class RobomimicPolicy:
         rows = {key: self._prepare(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
         features = self.nets["obs_encoder"](obs=rows)
         condition = features.unflatten(0, (-1, self.observations.n_obs_steps)).flatten(1)
-        noise = frozen(lambda x, step: self.nets["noise_pred_net"](x, step, global_cond=condition))
+        noise = no_grad(lambda x, step: self.nets["noise_pred_net"](x, step, global_cond=condition))
         return NetworkDenoiser(noise, self.schedule, "noise")
 
     def _prepare(self, key: str, value: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 import gpc
 from gpc.composition.align import join_observations
-from gpc.inference.chunk import plan
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser
@@ -133,7 +133,7 @@ async def openpis_way() -> None:
         async for frame in connection:
             observation = {key: value[None] for key, value in msgpack_numpy.unpackb(frame).items()}
             began = time.perf_counter()
-            actions = plan(policy, sampling, observation, np.zeros(1, np.int64), np.array([chunk]))[0]
+            actions = sample_actions(policy, sampling, observation, np.zeros(1, np.int64), np.array([chunk]))[0]
             timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
             await connection.send(msgpack_numpy.packb({"actions": actions, "server_timing": timing}))
             chunk += 1

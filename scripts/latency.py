@@ -30,8 +30,8 @@ from gpc.bridge.robot import map_features
 from gpc.bridge.safety import SafetyFilter, limits_from
 from gpc.commands.config import build, load_config
 from gpc.disk import write_atomically
-from gpc.inference.actor import padded
-from gpc.inference.chunk import Known, plan
+from gpc.inference.actor import pad_batch
+from gpc.inference.chunk import InpaintTarget, sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.results.stats import wilson
@@ -128,14 +128,14 @@ class Lanes:
         if not asks:
             return {}
         spec = self.policy.actions
-        lanes = [list(asks)[row] for row in padded(np.arange(len(asks)))]
+        lanes = [list(asks)[row] for row in pad_batch(np.arange(len(asks)))]
         chosen = [asks[k] for k in lanes]
         observation = {key: np.stack([request.observation[key] for request in chosen]) for key in chosen[0].observation}
-        nothing = Known(np.zeros((1, spec.horizon, spec.dim)), np.zeros(spec.horizon))
+        nothing = InpaintTarget(np.zeros((1, spec.horizon, spec.dim)), np.zeros(spec.horizon))
         decided = [request.known or nothing for request in chosen]
-        known = Known(np.concatenate([k.actions for k in decided]), np.stack([k.weight for k in decided]))
+        known = InpaintTarget(np.concatenate([k.actions for k in decided]), np.stack([k.weight for k in decided]))
         numbers = np.array([request.number for request in chosen])
-        chunks = plan(
+        chunks = sample_actions(
             self.policy, self.sampling, observation, np.array([seeds[k] for k in lanes]), numbers,
             known if known.weight.any() else None,
         )  # fmt: skip

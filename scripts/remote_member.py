@@ -21,7 +21,7 @@ from torch import Tensor
 
 import gpc
 from gpc.errors import RunError
-from gpc.inference.chunk import plan
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.score.denoiser import Denoiser
@@ -56,7 +56,7 @@ def chunks(policy: Policy, rows: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     shapes = policy.observations.shapes
     observation = {key: rng.uniform(50, 450, (rows, 2, *shape)) for key, shape in sorted(shapes.items())}
-    return plan(policy, Sampling(), observation, np.arange(rows), np.zeros(rows, np.int64))
+    return sample_actions(policy, Sampling(), observation, np.arange(rows), np.zeros(rows, np.int64))
 
 
 def compare(address: str) -> None:

@@ -59,7 +59,7 @@ def test_a_ratio_that_hardly_differs_per_dimension_is_served_with_exact_points_a
         return bent.encode(ACTIONS.decode(point))
 
     policy = compose([FixedPolicy(Gaussian()), FixedPolicy(same_point, bent, name="bent")], [0.0, 1.0])
-    assert [m.note for m in policy.members] == [
+    assert [m.warning for m in policy.members] == [
         "",
         "bent is told noise levels that are up to 2.0% off: its normaliser " + "differs per dimension",
     ]
@@ -104,7 +104,7 @@ def test_dimensions_are_composed_by_name_in_order_of_appearance():
     assert policy.actions.names == ("x", "y", "z")
     found = policy.condition(state())(torch.zeros(1, 4, 3, dtype=torch.float64), torch.tensor(1.0).double())
     assert found[0, 0].tolist() == [1.0, 3.0, 5.0]
-    assert policy.members[1].note == "z+y acts in z, y of x, y, z"
+    assert policy.members[1].warning == "z+y acts in z, y of x, y, z"
 
 
 def test_each_member_sees_its_own_dimensions_in_its_own_order_and_units():
@@ -160,7 +160,7 @@ def test_a_slower_policy_sees_its_own_steps_and_is_interpolated_between_them():
     own = torch.tensor([0.0, 1, 2, 3, 5, 7, 9, 6, 3, 0])
     wanted = torch.cat([own[:2], (own[2:] + 100) / 2, torch.tensor([100.0, 100.0])])
     torch.testing.assert_close(found[0, :, 0], wanted.double(), atol=1e-12, rtol=0)
-    assert policy.members[1].note == "slow plans every 3 steps, between which its actions are interpolated"
+    assert policy.members[1].warning == "slow plans every 3 steps, between which its actions are interpolated"
     assert compose([slow]).actions == slow.actions
 
 

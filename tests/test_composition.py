@@ -18,7 +18,7 @@ from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose, 
 from gpc.composition.composers import Convex, Guidance, Stateless
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
-from gpc.inference.chunk import plan, sample_chunk
+from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
 from gpc.score.denoiser import NetworkDenoiser
@@ -43,9 +43,9 @@ class ByLevel:
     def __call__(self, x, sigma, denoised, mask):
         return self._at(float(sigma))(x, sigma, denoised, mask)
 
-    def needs(self, mask, sigma):
+    def active_members(self, mask, sigma):
         rows = [Convex(row) for row in self.rows] if sigma is None else [self._at(sigma)]
-        return [any(uses) for uses in zip(*(row.needs(mask, sigma) for row in rows), strict=True)]
+        return [any(uses) for uses in zip(*(row.active_members(mask, sigma) for row in rows), strict=True)]
 
     def _at(self, sigma):
         return Convex(self.rows[sigma <= 1])
@@ -304,23 +304,23 @@ def test_a_parent_that_reads_fewer_steps_acts_alone_in_a_batch_with_the_mixture(
 
 def test_other_weights_are_of_the_same_composer():
     members = [FixedPolicy(Gaussian()), FixedPolicy(Gaussian(2.0))]
-    guided = guide(members, [0.5, 0.5]).weighted(torch.tensor([1.5, -0.5], dtype=torch.float64))
+    guided = guide(members, [0.5, 0.5]).with_weights(torch.tensor([1.5, -0.5], dtype=torch.float64))
     assert isinstance(guided.composer, Guidance)
     with pytest.raises(InputError, match="convex"):
-        compose(members, [0.5, 0.5]).weighted(torch.tensor([1.5, -0.5], dtype=torch.float64))
+        compose(members, [0.5, 0.5]).with_weights(torch.tensor([1.5, -0.5], dtype=torch.float64))
 
 
 def test_a_composer_without_weights_says_so():
     class Mean(Stateless):
-        def __call__(self, x, sigma, denoised, opinion):
+        def __call__(self, x, sigma, denoised, mask):
             return sum(denoised) / len(denoised)
 
-        def needs(self, opinion, sigma):
-            return [True] * len(opinion)
+        def active_members(self, mask, sigma):
+            return [True] * len(mask)
 
     policy = ComposedPolicy((FixedPolicy(Gaussian()), FixedPolicy(Gaussian(2.0))), Mean())
     with pytest.raises(InputError, match="Mean takes no weights"):
-        policy.weighted(torch.tensor([0.5, 0.5]))
+        policy.with_weights(torch.tensor([0.5, 0.5]))
 
 
 def test_nothing_to_compose_is_refused():
@@ -329,9 +329,9 @@ def test_nothing_to_compose_is_refused():
 
 
 def test_weights_are_renormalised_where_only_some_have_an_opinion():
-    opinion = torch.tensor([[1.0, 0.0], [1.0, 1.0]])[..., None]
+    mask = torch.tensor([[1.0, 0.0], [1.0, 1.0]])[..., None]
     x = torch.zeros(1, 2, 1, dtype=torch.float64)
-    out = Convex(torch.tensor([0.75, 0.25]))(x, torch.tensor(1.0), [x + 1, x + 5], opinion)
+    out = Convex(torch.tensor([0.75, 0.25]))(x, torch.tensor(1.0), [x + 1, x + 5], mask)
     assert out.flatten().tolist() == [2.0, 5.0]
 
 
@@ -471,7 +471,7 @@ def test_a_composition_without_weights_is_a_policy_to_sample_and_to_compose(pare
     alone = sample_chunk(policy, observation, x, NARROW)
     assert torch.equal(sample_chunk(compose([policy], [1.0]), observation, x, NARROW), alone)
     with pytest.raises(InputError, match="ByLevel takes no weights"):
-        policy.weighted(torch.tensor([0.5, 0.5]))
+        policy.with_weights(torch.tensor([0.5, 0.5]))
 
 
 def saying(value, name, **spec):
@@ -491,13 +491,13 @@ TURNED = [
 def planned(policy, rows=1):
     """What the policy's first step is, by way of what serves and deploys it."""
     seeds = np.arange(rows)
-    return plan(policy, Sampling(), {"state": np.zeros((rows, 2, 3))}, seeds, seeds)[:, -policy.actions.start]
+    return sample_actions(policy, Sampling(), {"state": np.zeros((rows, 2, 3))}, seeds, seeds)[:, -policy.actions.start]
 
 
 def test_a_parent_alone_speaks_in_the_order_of_the_whole():
     policy = compose(TURNED, [0.2, 0.3, 0.5])
     for k, wanted in enumerate(([1, 2, 3], [10, 20, 30], [100, 200, 300])):
-        alone = policy.weighted(torch.eye(3, dtype=torch.float64)[k])
+        alone = policy.with_weights(torch.eye(3, dtype=torch.float64)[k])
         assert (alone.policies, alone.actions.names) == ((TURNED[k],), ("x", "y", "z"))
         assert planned(alone).tolist() == [wanted]
 
@@ -506,17 +506,17 @@ def test_a_parent_alone_keeps_its_own_normaliser_bound_levels_and_time():
     own = replace(ACTIONS, scale=(2.0, 3.0), offset=(1.0, 0.0), names=("y", "x"), bound=3.0, dt=2.0, start=-1)
     parent = FixedPolicy(Gaussian(), own, NoiseLevels(0.1, 7.0), name="parent")
     policy = compose([FixedPolicy(Gaussian()), parent], [0.5, 0.5])
-    alone = policy.weighted(torch.tensor([0.0, 1.0]))
+    alone = policy.with_weights(torch.tensor([0.0, 1.0]))
     assert alone.actions == replace(own, scale=(3.0, 2.0), offset=(0.0, 1.0), names=("x", "y"))
     assert alone.levels == parent.levels
     unnamed = FixedPolicy(Gaussian(), replace(own, names=None), name="parent")
-    assert compose([FixedPolicy(Gaussian()), unnamed]).weighted(torch.tensor([0.0, 1.0])).actions == unnamed.actions
+    assert compose([FixedPolicy(Gaussian()), unnamed]).with_weights(torch.tensor([0.0, 1.0])).actions == unnamed.actions
 
 
 def test_policies_whose_dt_is_no_multiple_of_each_others_act_without_the_one_that_both_are_multiples_of():
     """dt 1, 2 and 3: the coordinate keeps its dt of 1; only steps that nobody plans any more are gone."""
     fast, two, three = saying([0.0], "fast", horizon=20), *(saying([1.0], str(dt), dt=dt) for dt in (2.0, 3.0))
-    policy = compose([fast, two, three]).weighted(torch.tensor([0.0, 0.5, 0.5]))
+    policy = compose([fast, two, three]).with_weights(torch.tensor([0.0, 0.5, 0.5]))
     assert (policy.actions.dt, policy.actions.start, policy.actions.horizon) == (1.0, 0, 10)
     assert planned(policy).tolist() == [[1.0]]
 
@@ -528,7 +528,7 @@ def test_those_that_stay_must_have_every_dimension():
         saying([3.0, 4.0], "both", names=("l", "r")),
     ]
     policy = compose(arms)
-    assert planned(policy.weighted(torch.tensor([0.5, 0.5, 0.0]))).tolist() == [[1, 2]]
-    assert planned(policy.weighted(torch.tensor([0.0, 0.0, 1.0]))).tolist() == [[3, 4]]
+    assert planned(policy.with_weights(torch.tensor([0.5, 0.5, 0.0]))).tolist() == [[1, 2]]
+    assert planned(policy.with_weights(torch.tensor([0.0, 0.0, 1.0]))).tolist() == [[3, 4]]
     with pytest.raises(InputError, match="right cannot act alone: it has no l; give weight to a policy that has"):
-        policy.weighted(torch.tensor([0.0, 1.0, 0.0]))
+        policy.with_weights(torch.tensor([0.0, 1.0, 0.0]))

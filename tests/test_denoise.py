@@ -3,7 +3,7 @@ import torch
 from models import Gaussian
 
 from gpc.errors import InputError, RunError
-from gpc.score.denoiser import Clamp, Finite, NetworkDenoiser
+from gpc.score.denoiser import CheckFinite, Clamp, NetworkDenoiser
 from gpc.score.noise import Karras, LinearFlow, VariancePreserving
 
 COSINE = VariancePreserving.squaredcos(100)
@@ -61,11 +61,11 @@ def test_clamp_bounds_the_denoised_action():
 
 def test_a_nan_names_the_policy_and_the_level():
     with pytest.raises(RunError, match=r"'broken' returned NaN .* sigma=2"):
-        Finite(lambda x, sigma: x / 0, "broken")(torch.zeros(1, 1, 1), torch.tensor(2.0))
+        CheckFinite(lambda x, sigma: x / 0, "broken")(torch.zeros(1, 1, 1), torch.tensor(2.0))
 
 
 def test_one_nan_among_many_numbers_is_enough():
     x = torch.zeros(2, 3, 1)
     x[1, 2, 0] = float("nan")
     with pytest.raises(RunError, match="'broken'"):
-        Finite(lambda x, sigma: x, "broken")(x, torch.tensor(2.0))
+        CheckFinite(lambda x, sigma: x, "broken")(x, torch.tensor(2.0))

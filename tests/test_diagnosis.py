@@ -40,12 +40,12 @@ def test_three_policies_make_three_pairs_and_one_makes_none():
 def test_listening_changes_nothing():
     policy = compose([FixedPolicy(Gaussian(-1.0, 0.4)), FixedPolicy(Gaussian(2.0, 0.7))], [0.3, 0.7])
     x, sigma = torch.randn(2, 16, 2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    members, opinion = [m.denoiser(x, sigma) for m in policy.policies], torch.ones(2, 16, 2)
+    members, mask = [m.denoiser(x, sigma) for m in policy.policies], torch.ones(2, 16, 2)
     ear = Overheard(policy.composer)
-    assert torch.equal(ear(x, sigma, members, opinion), policy.composer(x, sigma, members, opinion))
-    assert ear.needs(opinion, 0.7) == policy.composer.needs(opinion, 0.7)
+    assert torch.equal(ear(x, sigma, members, mask), policy.composer(x, sigma, members, mask))
+    assert ear.active_members(mask, 0.7) == policy.composer.active_members(mask, 0.7)
     assert [level for level, _ in ear.heard] == [0.7]
-    ear(x, sigma, [members[0], None], opinion)  # not everyone was asked: there is nothing to compare
+    ear(x, sigma, [members[0], None], mask)  # not everyone was asked: there is nothing to compare
     assert len(ear.heard) == 1
 
 

@@ -28,7 +28,7 @@ from gpc.commands.setup import compose_from, folder_of
 from gpc.demonstrations import read, write_replay_buffer
 from gpc.errors import InputError, RunError
 from gpc.inert import Console
-from gpc.inference.chunk import plan, sample_chunk
+from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import observation_tensors
 from gpc.results.run_folder import read_rows
@@ -314,7 +314,9 @@ def test_what_serves_and_deploys_speaks_in_the_order_of_the_whole_whoever_has_we
     keys = [f"policies=[{','.join(tiny)}]", "action_names={tiny-flow: [y, x]}", "weights=[0,1]"]
     flow, numbers = gpc.load_policy(tiny[1]), np.zeros(2, np.int64)
     seen = {key: np.ones((2, 2, *shape), np.float32) for key, shape in flow.observations.shapes.items()}
-    found = plan(compose_from(load_config("serve", keys), Console(quiet=True)), Sampling(), seen, numbers, numbers)
+    found = sample_actions(
+        compose_from(load_config("serve", keys), Console(quiet=True)), Sampling(), seen, numbers, numbers
+    )
     noise = keyed_noise(numbers, numbers, 1, flow.actions.shape).flip(-1)
     own = flow.actions.decode(sample_chunk(flow, observation_tensors(seen), noise, Sampling()))
     assert np.array_equal(found, own.flip(-1))

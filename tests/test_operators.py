@@ -8,7 +8,7 @@ from models import ACTIONS, FixedPolicy, Gaussian, state
 
 from gpc.composition.composed import average, compose, guide
 from gpc.errors import InputError
-from gpc.inference.chunk import most_typical, sample_chunk
+from gpc.inference.chunk import medoid, sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.score.noise import karras_sigmas
 from gpc.score.samplers import euler, langevin, last, teleport
@@ -32,7 +32,7 @@ class Mixture:
 
 
 def sample(policy, sampling, chunks=4000):
-    shape = (sampling.draws(policy), chunks, policy.actions.horizon, 2)
+    shape = (sampling.n_noise_draws(policy), chunks, policy.actions.horizon, 2)
     noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     return sample_chunk(policy, state(chunks), noise, sampling)
 
@@ -97,14 +97,14 @@ def test_an_average_is_that_of_the_chunks_that_the_members_sample():
 
 
 def test_an_average_of_one_is_that_policy_exactly():
-    one = average(PAIR).weighted(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    one = average(PAIR).with_weights(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert torch.equal(sample(one, Sampling(), 8), sample(compose(PAIR[1:]), Sampling(), 8))
 
 
 def test_the_most_typical_chunk_is_a_sample_of_the_larger_group():
     chunks = torch.randn(9, 50, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     chunks[:3] += 20
-    chosen = most_typical(chunks)
+    chosen = medoid(chunks)
     assert bool((chosen >= 3).all())
     assert len(set(chosen.tolist())) > 1
 

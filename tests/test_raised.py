@@ -6,9 +6,9 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
 
-from gpc.composition.align import Aligned
+from gpc.composition.align import AlignedMember
 from gpc.composition.composed import compose
-from gpc.composition.noise_matching import SPREAD, Raised
+from gpc.composition.noise_matching import ASSUMED_STD, NoiseMatched
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec
@@ -46,8 +46,8 @@ def test_a_gaussian_of_the_expected_spread_is_denoised_exactly_whatever_noise_wa
     ratios, sigma = (1.0, 0.5, 3.0), torch.tensor(sigma, dtype=torch.float64)
     y = draw(4, 16, 3)
     noise = sigma * y.new_tensor(ratios)
-    wanted = (SPREAD**2 * y + noise**2 * 0.3) / (SPREAD**2 + noise**2)
-    found = Raised(Gaussian(0.3, SPREAD), tuple(r / 3 for r in ratios))(y, 3 * sigma)
+    wanted = (ASSUMED_STD**2 * y + noise**2 * 0.3) / (ASSUMED_STD**2 + noise**2)
+    found = NoiseMatched(Gaussian(0.3, ASSUMED_STD), tuple(r / 3 for r in ratios))(y, 3 * sigma)
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
 
 
@@ -63,7 +63,7 @@ def test_what_is_told_is_what_is_seen(own):
     sigma = torch.tensor([0.7, 2.1] if own else 2.1, dtype=torch.float64)
     level = sigma.expand(2).reshape(2, 1, 1)
     x = level * torch.tensor([1 / 3, 1 / 6, 1.0], dtype=torch.float64) * draw(2, 20_000, 3)
-    Raised(listen, (1 / 3, 1 / 6, 1.0))(x, sigma)
+    NoiseMatched(listen, (1 / 3, 1 / 6, 1.0))(x, sigma)
     ((heard, seen),) = told
     assert torch.equal(heard, sigma)
     torch.testing.assert_close(seen, level[:, 0].expand(2, 3), rtol=0.02, atol=0)  # one standard error is 0.5 %
@@ -71,7 +71,7 @@ def test_what_is_told_is_what_is_seen(own):
 
 def test_equal_ratios_add_no_noise():
     y, sigma = draw(4, 16, 3), torch.tensor(0.7, dtype=torch.float64)
-    torch.testing.assert_close(Raised(Gaussian(), (1.0, 1.0, 1.0))(y, sigma), Gaussian()(y, sigma))
+    torch.testing.assert_close(NoiseMatched(Gaussian(), (1.0, 1.0, 1.0))(y, sigma), Gaussian()(y, sigma))
 
 
 def test_a_row_has_its_own_noise():
@@ -91,7 +91,7 @@ def heard_by(rows):
         seen.append(x / sigma)
         return x
 
-    raised = Raised(listen, (1.0, 0.5), rows)
+    raised = NoiseMatched(listen, (1.0, 0.5), rows)
     for level in (1.0, 1.0, 2.0):
         raised(torch.zeros(2, 4, 2, dtype=torch.float64), torch.tensor(level, dtype=torch.float64))
     return torch.stack(seen)[..., 1:]
@@ -158,25 +158,27 @@ def test_two_raised_members_have_noise_of_their_own():
 
 def test_the_note_says_how_much_noise_is_added():
     first, second = compose([member(0.0, 0.1), member(0.0, 0.1, (2.0, 8.0), name="bent")]).members
-    assert first.note == ""
-    assert second.note == "bent is given up to 4 times the noise: its normaliser differs per dimension"
-    assert (second.raised, second.ratio) == (True, 0.5)
+    assert first.warning == ""
+    assert second.warning == "bent is given up to 4 times the noise: its normaliser differs per dimension"
+    assert (second.needs_noise_matching, second.ratio) == (True, 0.5)
     assert second.levels.sigma_min == pytest.approx(2 * 0.001)
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 4.0])
 @pytest.mark.parametrize("std", [0.02, 0.3])
 def test_the_ode_narrows_a_raised_dimension_by_the_ratio_at_most(ratio, std):
-    """d ln|x - m| / d ln q = q^2 (u^2 + p^2) / ((u^2 + q^2) (s^2 + p^2)) with u = SPREAD, p = ratio q: between s / ratio and s."""
+    """d ln|x - m| / d ln q = q^2 (u^2 + p^2) / ((u^2 + q^2) (s^2 + p^2)) u the assumed std, p = ratio q: from s / ratio to s."""
     bent = member(0.1, std * ratio, (1.0, ratio), 4000)
-    policy = Aligned(bent, replace(bent.actions, scale=(1.0, 1.0)))  # its second dimension has 1 / ratio of the noise
+    policy = AlignedMember(
+        bent, replace(bent.actions, scale=(1.0, 1.0))
+    )  # its second dimension has 1 / ratio of the noise
     sigmas = karras_sigmas(300, 0.0005, 20.0)
     noise = draw(1, 4000, 2)
-    raised = policy.prepared(bent.denoiser)
+    raised = policy.wrap(bent.denoiser)
     x = last(langevin(lambda x, sigma: policy.denoise(raised, x, sigma), 20 * noise, sigmas, None, 0, 0.1))
     q = torch.logspace(-5, 0, 4000, dtype=torch.float64) * 20 / ratio
     p = ratio * q
-    slope = q**2 * (SPREAD**2 + p**2) / ((SPREAD**2 + q**2) * (std**2 + p**2))
+    slope = q**2 * (ASSUMED_STD**2 + p**2) / ((ASSUMED_STD**2 + q**2) * (std**2 + p**2))
     wanted = 20 / ratio * torch.exp(-torch.trapezoid(slope, q.log()))
     assert float(x[..., 1].std() / ratio) == pytest.approx(float(wanted), rel=0.05)
     assert 1 / ratio <= wanted / std <= 1
@@ -212,7 +214,7 @@ def test_alignment_per_dimension_converges_to_the_exact_composition_as_the_steps
 
 def test_without_an_expected_spread_it_would_not_converge(monkeypatch):
     """As sigma falls the plain denoised action of a raised member counts ratio^2 times: the mean is that of other weights."""
-    monkeypatch.setattr("gpc.composition.noise_matching.SPREAD", 1e-9)
+    monkeypatch.setattr("gpc.composition.noise_matching.ASSUMED_STD", 1e-9)
     found = errors(512)
     std = product(GAUSSIANS, [0.5, 0.5])[1]
     for dim, ratio in enumerate(SCALES):

@@ -17,7 +17,7 @@ from gpc.composition.align import join_observations
 from gpc.composition.composed import compose
 from gpc.envs.pusht import PushT
 from gpc.errors import InputError, RunError
-from gpc.inference.chunk import plan
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.spec import ActionSpec
@@ -34,7 +34,7 @@ def chunks(policy, rows, sampling=SAMPLING):
     """Chunks of seeds 0 .. rows - 1 on random observations, the same for every policy."""
     spec, rng = join_observations([policy]), np.random.default_rng(1)
     observation = {key: rng.uniform(0, 512, (rows, 2, *shape)) for key, shape in sorted(spec.shapes.items())}
-    return plan(policy, sampling, observation, np.arange(rows), np.zeros(rows, np.int64))
+    return sample_actions(policy, sampling, observation, np.arange(rows), np.zeros(rows, np.int64))
 
 
 @pytest.mark.parametrize("method", ["dpmpp_2m", "euler", "ancestral"])
@@ -140,7 +140,7 @@ def test_openpis_client_drives_pusht_as_the_policy_does_here(process):
         if not chunk:
             rows = {key: np.repeat(value[None], 16, 0) for key, value in observation.items()}
             seeds, number = np.full(16, client.get_server_metadata()["seed"]), np.full(16, len(plans))
-            plans.append(plan(policy, SAMPLING, rows, seeds, number)[0])
+            plans.append(sample_actions(policy, SAMPLING, rows, seeds, number)[0])
             chunk.extend(plans[-1][1 : 1 + EACH])
         return chunk.popleft()
 

@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from gpc.composition.composed import compose
 from gpc.errors import InputError, RunError
-from gpc.inference.chunk import Known, plan
+from gpc.inference.chunk import InpaintTarget, sample_actions
 from gpc.policy.spec import ObservationSpec
 from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.serve import RemotePolicy
@@ -42,7 +42,7 @@ def observe(policy, rows=()):
 def expected(policy, observation, seed, chunk=0):
     """The chunk from now on, computed here."""
     rows = {key: value[None] for key, value in observation.items()}
-    return plan(policy, SAMPLING, rows, np.array([seed]), np.array([chunk]))[0, -policy.actions.start :]
+    return sample_actions(policy, SAMPLING, rows, np.array([seed]), np.array([chunk]))[0, -policy.actions.start :]
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,14 @@ def test_what_is_known_of_one_chunk_leaves_its_neighbours_alone(policy):
     observation = observe(policy, (2,))
     weight = np.zeros((2, 16))
     weight[1, :6] = 1
-    free = plan(policy, SAMPLING, observation, np.arange(2), np.zeros(2, np.int64))
-    drawn = plan(
-        policy, SAMPLING, observation, np.arange(2), np.zeros(2, np.int64), Known(np.full((2, 16, 2), 200.0), weight)
+    free = sample_actions(policy, SAMPLING, observation, np.arange(2), np.zeros(2, np.int64))
+    drawn = sample_actions(
+        policy,
+        SAMPLING,
+        observation,
+        np.arange(2),
+        np.zeros(2, np.int64),
+        InpaintTarget(np.full((2, 16, 2), 200.0), weight),
     )
     assert np.array_equal(drawn[0], free[0])
     assert np.allclose(drawn[1, :6], 200, atol=1e-9)

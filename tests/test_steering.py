@@ -9,7 +9,7 @@ from models import ACTIONS, FixedPolicy, Gaussian, state
 
 from gpc.commands.cli import main
 from gpc.composition.composed import average, both, compose, either, guide
-from gpc.composition.steering import load_cost, register_cost, smoothness, solved, steer
+from gpc.composition.steering import conjugate_gradient, load_cost, register_cost, smoothness, steer
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
@@ -68,24 +68,24 @@ def test_conjugate_gradients_solve_each_row_as_if_alone():
     def times(rows):
         return lambda step: (matrices[rows] @ step.flatten(1)[..., None]).reshape(step.shape)
 
-    found = solved(times(slice(None)), right)
+    found = conjugate_gradient(times(slice(None)), right)
     exact = torch.linalg.solve(matrices, right.flatten(1)).reshape(right.shape)
     torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
-    torch.testing.assert_close(solved(times([1]), right[1:2]), found[1:2], atol=1e-13, rtol=0)
+    torch.testing.assert_close(conjugate_gradient(times([1]), right[1:2]), found[1:2], atol=1e-13, rtol=0)
 
 
 @pytest.mark.parametrize("curvature", [-3.0, 0.001, 0.9])
 def test_where_a_cost_curves_down_the_step_is_that_of_its_gradient(curvature):
     """Also where the matrix, which is the identity and the Hessian, is still positive: its inverse would be a leap."""
     right = torch.ones(1, 2, 2, dtype=torch.float64)
-    assert torch.equal(solved(lambda step: curvature * step, right), right)
+    assert torch.equal(conjugate_gradient(lambda step: curvature * step, right), right)
 
 
 def test_flat_directions_beside_steep_ones_are_solved():
     """Eigenvalues 1 and 1e8: the steep one must not hide the flat one from conjugate gradients."""
     right = torch.tensor([[[1.0, 2.0], [0.5, -1.0]]], dtype=torch.float64)
     steep = torch.tensor([1e8, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(solved(lambda step: steep * step, right), right / steep, atol=1e-5, rtol=0)
+    torch.testing.assert_close(conjugate_gradient(lambda step: steep * step, right), right / steep, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("radius", [0.2, 0.5])
@@ -239,7 +239,7 @@ def test_a_cost_is_called_by_the_name_that_it_was_registered_under():
         (steer(POLICY, "keep_left"), Sampling()),
     ):
         with pytest.raises(RunError, match="cost 'keep_left' must be"):
-            sample_chunk(policy, state(3), noise(3, draws=sampling.draws(policy)), sampling)
+            sample_chunk(policy, state(3), noise(3, draws=sampling.n_noise_draws(policy)), sampling)
 
 
 def test_what_is_no_cost_is_refused():

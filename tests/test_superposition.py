@@ -8,7 +8,7 @@ from models import ACTIONS, FixedPolicy, Gaussian, state
 from torch.distributions import Normal
 
 from gpc.composition.composed import both, compose, either
-from gpc.composition.superposition import Followed, Or
+from gpc.composition.superposition import DensityTracker, Or
 from gpc.errors import InputError
 from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_chunk
@@ -62,7 +62,7 @@ def test_the_followed_log_density_is_that_of_the_path():
     errors = []
     for steps in (100, 1600):
         members = [Gaussian(-1.0, 0.5), Gaussian(1.0, 0.9)]
-        follower = Followed(Or(torch.tensor([0.5, 0.5])))
+        follower = DensityTracker(Or(torch.tensor([0.5, 0.5])))
         sigmas = torch.logspace(1.5, -1, steps + 1, dtype=torch.float64)
         generator = torch.Generator().manual_seed(1)
         x = sigmas[0] * torch.randn(500, 2, 2, dtype=torch.float64, generator=generator)
@@ -85,7 +85,7 @@ def test_the_followed_log_density_is_that_of_the_path():
 def test_with_one_member_an_operator_is_that_member_exactly(operator):
     alone = sample(compose(APART[:1]), 20, 8)
     assert torch.equal(sample(operator(APART[:1]), 20, 8), alone)
-    one_hot = operator(APART).weighted(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    one_hot = operator(APART).with_weights(torch.tensor([1.0, 0.0], dtype=torch.float64))
     assert torch.equal(sample(one_hot, 20, 8), alone)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from gpc.bridge.controller import ChunkReply, ChunkRequest
 from gpc.errors import InputError, described
-from gpc.inference.actor import padded
-from gpc.inference.chunk import Known, plan
+from gpc.inference.actor import pad_batch
+from gpc.inference.chunk import InpaintTarget, sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.serve.client import RemotePolicy
@@ -74,11 +74,13 @@ class LocalSource:
     def sample(self, request: ChunkRequest) -> Array:
         """See `Planner`."""
         policy = self.policy  # as it is now: another one in its place takes effect with the next chunk
-        rows = padded(np.zeros(1, int)) if self.reproducible else np.zeros(1, int)
+        rows = pad_batch(np.zeros(1, int)) if self.reproducible else np.zeros(1, int)
         observation = {key: value[None][rows] for key, value in request.observation.items()}
-        known = request.known and Known(request.known.actions[rows], request.known.weight)
+        known = request.known and InpaintTarget(request.known.actions[rows], request.known.weight)
         numbers = np.full(len(rows), request.number)
-        chunk: Array = plan(policy, self.sampling, observation, np.full(len(rows), self.seed), numbers, known)[0]
+        chunk: Array = sample_actions(
+            policy, self.sampling, observation, np.full(len(rows), self.seed), numbers, known
+        )[0]
         return chunk
 
     def set_policy(self, policy: Policy) -> None:

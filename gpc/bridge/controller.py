@@ -23,7 +23,7 @@ import numpy as np
 from gpc.bridge.blending import ChunkBlender, PlacedChunk
 from gpc.bridge.safety import ROUNDING, SafetyFilter
 from gpc.errors import InputError, RunError
-from gpc.inference.chunk import Known
+from gpc.inference.chunk import InpaintTarget
 from gpc.schema import Seconds, check_fields
 from gpc.types import Array, Frame
 
@@ -57,7 +57,7 @@ class ChunkRequest(NamedTuple):
     step: int
     at: float
     observation: Mapping[str, Array]  # (n_obs_steps, *shape) by key
-    known: Known | None
+    known: InpaintTarget | None
 
 
 class ChunkReply(NamedTuple):
@@ -204,7 +204,7 @@ class ChunkController:
     def _stacked(self) -> dict[str, Array]:
         return {key: np.stack([frame[key] for frame in self._history]) for key in self._history[-1]}
 
-    def _known(self) -> Known | None:
+    def _known(self) -> InpaintTarget | None:
         """What the next chunk shall go on from."""
         if not self._plans:
             return None
@@ -217,7 +217,7 @@ class ChunkController:
             return None
         actions = np.stack([np.zeros(self.expected.dim) if action is None else action for action in ahead])
         past = [float(action is not None) for action in ahead[:behind]]
-        return Known(actions[None], np.concatenate([past, inpaint_weights]))
+        return InpaintTarget(actions[None], np.concatenate([past, inpaint_weights]))
 
     def _objection(self, now: float, request: ChunkRequest, chunk: Array) -> str:
         """Why a chunk is not taken; empty if it is."""

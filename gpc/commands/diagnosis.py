@@ -30,7 +30,7 @@ from gpc.demonstrations import read
 from gpc.disk import write_atomically, writing
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
-from gpc.inference.chunk import plan, sample_chunk
+from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import observation_tensors
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
@@ -68,17 +68,17 @@ class Overheard:
         """See `Composer`; the calls go to the same list."""
         return replace(self, composer=self.composer.start())
 
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """See `Composer`."""
-        shared = opinion.bool().all(0)
+        shared = mask.bool().all(0)
         said = [member[:, shared] for member in denoised if member is not None]
         if len(said) == len(denoised):
             self.heard.append((float(sigma.max()), said))
-        return self.composer(x, sigma, denoised, opinion)
+        return self.composer(x, sigma, denoised, mask)
 
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+    def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`."""
-        return self.composer.needs(opinion, sigma)
+        return self.composer.active_members(mask, sigma)
 
 
 def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame, seed: int) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame,
     policy's normalised action.
     """
     batch = len(next(iter(observation.values())))
-    noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.draws(policy), policy.actions.shape)
+    noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.n_noise_draws(policy), policy.actions.shape)
     listening = Overheard(policy.composer)
     sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
     pairs = list(combinations(range(len(policy.policies)), 2))
@@ -104,7 +104,7 @@ def play(lane: Lane, policy: ComposedPolicy, sampling: Sampling, seed: int) -> I
     while not report.done:
         yield report.observation, cast(Array, lane.env.render())
         seen = {key: value[None] for key, value in report.observation.items()}
-        actions = plan(policy, sampling, seen, np.array([seed]), np.array([chunk]))[0, now : now + count]
+        actions = sample_actions(policy, sampling, seen, np.array([seed]), np.array([chunk]))[0, now : now + count]
         report = lane.execute(LaneCommand(0, None, actions))
         chunk += 1
 
@@ -134,7 +134,7 @@ def alignment(policy: ComposedPolicy) -> list[dict[str, Any]]:
                 "sigma": [levels.sigma_min, levels.sigma_max],
                 "trained_levels": None if levels.trained is None else len(levels.trained),
                 "noise_ratio": member.ratio,
-                "note": member.note,
+                "note": member.warning,
             }
         )
     return found
@@ -152,7 +152,7 @@ def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, 
     observation = {key: np.stack([seen[key] for seen, _ in decisions]) for key in decisions[0][0]}
     sigmas, apart = disagreement(policy, sampling, observation, config.seed)
     pairs = [f"{a} and {b}" for a, b in combinations(experiment.names, 2)]
-    alone = [policy.weighted(torch.tensor(one_hot(i, len(policy.policies)))) for i in range(len(policy.policies))]
+    alone = [policy.with_weights(torch.tensor(one_hot(i, len(policy.policies)))) for i in range(len(policy.policies))]
     everyone = dict(zip([*experiment.names, "composition"], [*alone, policy], strict=True))
     middle = len(decisions) // 2
     seen = {key: value[middle : middle + 1] for key, value in observation.items()}
@@ -186,7 +186,7 @@ def _errors(experiment: Experiment, sampling: Sampling) -> DenoisingError | None
 def _chunks(policy: ComposedPolicy, sampling: Sampling, seen: Frame, seed: int, count: int) -> Array:
     """So many chunks (count, steps, action) for one observation, from now on; every policy meets the same noise."""
     many = {key: np.repeat(value, count, 0) for key, value in seen.items()}
-    return plan(policy, sampling, many, np.full(count, seed), np.arange(count))[:, -policy.actions.start :]
+    return sample_actions(policy, sampling, many, np.full(count, seed), np.arange(count))[:, -policy.actions.start :]
 
 
 def show(found: Mapping[str, Any], console: Console) -> None:

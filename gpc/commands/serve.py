@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gpc.commands.config import build
 from gpc.commands.setup import compose_from
-from gpc.composition.composers import Weightable
+from gpc.composition.composers import HasWeights
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.inference.threads import serving_threads, torch_threads
@@ -33,7 +33,7 @@ def run(config: DictConfig, console: Console) -> None:
     """The command: load, warm up, listen, until it is interrupted or terminated."""
     access = access_of(config)
     policy = compose_from(config, console)
-    weights = cast(Weightable, policy.composer).weights.tolist()
+    weights = cast(HasWeights, policy.composer).weights.tolist()
     facts = {"policies": [member.name for member in policy.policies], "weights": weights}
 
     def ready(address: str) -> None:

@@ -70,7 +70,7 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
 
 def say_notes(policy: ComposedPolicy, console: Console) -> None:
     """What is approximate about a composition."""
-    for note in filter(None, (member.note for member in policy.members)):
+    for note in filter(None, (member.warning for member in policy.members)):
         console.print(f"note: {note}", soft_wrap=True)
 
 
@@ -85,7 +85,7 @@ def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     policies = adapted(resolved(config), loaded(config))
     weights = weights_of(config, len(policies))
     whole: ComposedPolicy = bind(config.composer)(policies, weights)
-    policy = whole.weighted(torch.tensor(weights, dtype=torch.float64))
+    policy = whole.with_weights(torch.tensor(weights, dtype=torch.float64))
     say_notes(policy, console)
     return policy
 

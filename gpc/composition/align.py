@@ -19,17 +19,17 @@ from statistics import geometric_mean
 import torch
 from torch import Tensor
 
-from gpc.composition.noise_matching import Raised
+from gpc.composition.noise_matching import NoiseMatched
 from gpc.errors import InputError
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.score.denoiser import Clamp, Denoiser
 from gpc.score.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
 
-ABSURD = 100.0  # ratios that differ more than this are a mistake in a normaliser
+MAX_SCALE_RATIO = 100.0  # ratios that differ more than this are a mistake in a normaliser
 
 
 @dataclass(frozen=True)
-class Aligned:
+class AlignedMember:
     """A policy seen from the common coordinate: `y = ratios * x[steps, dims] + shift`, in its own dimensions and steps."""
 
     policy: Policy
@@ -68,14 +68,14 @@ class Aligned:
         return tuple((self.common.offset[d] - offset) / scale for d, scale, offset in pairs)
 
     @cached_property
-    def raised(self) -> bool:
+    def needs_noise_matching(self) -> bool:
         """Whether noise is added to what the policy sees."""
         return self._off > NEAR_LEVEL
 
     @cached_property
     def ratio(self) -> float:
         """That of the noise level which the network is told."""
-        return max(self.ratios) if self.raised else self._mean
+        return max(self.ratios) if self.needs_noise_matching else self._mean
 
     @cached_property
     def levels(self) -> NoiseLevels:
@@ -83,7 +83,7 @@ class Aligned:
         return self.policy.levels.scaled(1 / self.ratio)
 
     @cached_property
-    def cover(self) -> Tensor:
+    def coverage(self) -> Tensor:
         """Where the policy's chunk lies in the common one, also between its steps: bool (horizon, action)."""
         at = self._positions
         cover = torch.zeros(self.common.horizon, self.common.dim, dtype=torch.bool)
@@ -91,7 +91,7 @@ class Aligned:
         return cover
 
     @property
-    def note(self) -> str:
+    def warning(self) -> str:
         """What is approximate about it, and what it leaves to others; empty where it is exact and has all."""
         told = []
         if len(self.dims) < self.common.dim:
@@ -99,7 +99,7 @@ class Aligned:
             told.append(f"acts in {', '.join(_names(self.policy.actions))} of {everything}")
         if self.stride > 1:
             told.append(f"plans every {self.stride} steps, between which its actions are interpolated")
-        if self.raised:
+        if self.needs_noise_matching:
             most = self.ratio / min(self.ratios)
             told.append(f"is given up to {most:.3g} times the noise: its normaliser differs per dimension")
         elif self._off > SAME_LEVEL:
@@ -108,36 +108,36 @@ class Aligned:
             )
         return f"{self.policy.name} {'; it '.join(told)}" if told else ""
 
-    def prepared(self, denoiser: Denoiser) -> Denoiser:
+    def wrap(self, denoiser: Denoiser) -> Denoiser:
         """The policy's denoiser for `denoise`: within its own bound where there is no common one, and raised."""
         bound = self.policy.actions.bound
         if bound is not None and self.common.bound is None:
             denoiser = Clamp(denoiser, bound)
-        if self.raised:
-            denoiser = Raised(denoiser, tuple(r / self.ratio for r in self.ratios))
+        if self.needs_noise_matching:
+            denoiser = NoiseMatched(denoiser, tuple(r / self.ratio for r in self.ratios))
         return denoiser
 
     def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-        """What a `prepared` denoiser says of the common x (batch, horizon, action); `opinions` says where it counts."""
-        return self.back(denoiser(self.seen(x), sigma * self.ratio))
+        """What a `prepared` denoiser says of the common x (batch, horizon, action); `masks` says where it counts."""
+        return self.to_common(denoiser(self.to_member(x), sigma * self.ratio))
 
-    def part(self, x: Tensor) -> Tensor:
+    def slice(self, x: Tensor) -> Tensor:
         """The policy's own steps and dimensions of x (..., horizon, action)."""
         part = x[..., self.steps, :]
         return part if self._all_dims else part[..., list(self.dims)]
 
-    def seen(self, x: Tensor) -> Tensor:
+    def to_member(self, x: Tensor) -> Tensor:
         """X (..., horizon, action) as the policy has it, normalised its way."""
-        part = self.part(x)
+        part = self.slice(x)
         return part if self._same_units else part * x.new_tensor(self.ratios) + x.new_tensor(self.shift)
 
-    def back(self, own: Tensor) -> Tensor:
+    def to_common(self, own: Tensor) -> Tensor:
         """The policy's denoised action (batch, own steps, own action) in the common coordinate."""
-        return self.placed(
+        return self.resample(
             own if self._same_units else (own - own.new_tensor(self.shift)) / own.new_tensor(self.ratios)
         )
 
-    def placed(self, own: Tensor) -> Tensor:
+    def resample(self, own: Tensor) -> Tensor:
         """A chunk (batch, own steps, own action) on the common steps and dimensions.
 
         Between its steps it is interpolated, before and after them held; what it has no dimension for is zero.
@@ -174,24 +174,24 @@ class Aligned:
         return max(abs(r / self._mean - 1) for r in self.ratios)
 
 
-def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[Aligned, ...]:
-    """Every policy in one coordinate: that of `common_actions`, or of `actions_of_some`.
+def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[AlignedMember, ...]:
+    """Every policy in one coordinate: that of `union_spec`, or of `subset_spec`.
 
     Raises InputError where times, representations or normalisers do not fit.
     """
-    members = tuple(Aligned(policy, common) for policy in policies)
+    members = tuple(AlignedMember(policy, common) for policy in policies)
     for member in members:
         _check_normaliser(member)
     for one, other in combinations(members, 2):
         if set(one.dims) & set(other.dims):
             _check_representation(one.policy, other.policy)
-        if not bool((one.cover.any(1) & other.cover.any(1)).any()):
+        if not bool((one.coverage.any(1) & other.coverage.any(1)).any()):
             raise InputError(
                 f"the chunks of {one.policy.name} and {other.policy.name} share no step; nothing would be composed"
             )
-    said = opinions(members).bool()
+    said = masks(members).bool()
     for member, own in zip(members, said, strict=True):
-        if member.policy.actions.relative and (member.stride > 1 or not torch.equal(own, member.cover)):
+        if member.policy.actions.relative and (member.stride > 1 or not torch.equal(own, member.coverage)):
             raise InputError(
                 f"{member.policy.name} predicts moves, which are neither interpolated nor held; compose it with policies of its "
                 "dt, over its steps"
@@ -199,13 +199,13 @@ def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[Aligned, ...]
     return members
 
 
-def opinions(members: Sequence[Aligned]) -> Tensor:
+def masks(members: Sequence[AlignedMember]) -> Tensor:
     """1 where a member has a say, (K, horizon, action): where its chunk lies, and where its dimensions are in no chunk at all."""
-    cover = torch.stack([member.cover for member in members])
+    cover = torch.stack([member.coverage for member in members])
     return torch.where(cover.any(0), cover, cover.any(1, keepdim=True)).float()
 
 
-def common_actions(policies: Sequence[Policy]) -> ActionSpec:
+def union_spec(policies: Sequence[Policy]) -> ActionSpec:
     """The common coordinate: all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks.
 
     A dimension's scale and offset are those of the first policy that has it, and so is the bound; where these policies have
@@ -238,7 +238,7 @@ def common_actions(policies: Sequence[Policy]) -> ActionSpec:
     return ActionSpec(horizon, scale, offset, names, start, dt, bound, relative)
 
 
-def actions_of_some(policies: Sequence[Policy], whole: ActionSpec) -> ActionSpec:
+def subset_spec(policies: Sequence[Policy], whole: ActionSpec) -> ActionSpec:
     """The coordinate in which some of a composition's policies act without the others: its dimensions, over their own steps.
 
     One alone keeps its own normaliser, bound and dt, so that it is itself bit for bit; several have the whole's. Raises InputError
@@ -274,8 +274,8 @@ def _names(spec: ActionSpec) -> tuple[str, ...]:
     return spec.names or tuple(f"action[{i}]" for i in range(spec.dim))
 
 
-def _check_normaliser(member: Aligned) -> None:
-    if max(member.ratios) <= ABSURD * min(member.ratios):
+def _check_normaliser(member: AlignedMember) -> None:
+    if max(member.ratios) <= MAX_SCALE_RATIO * min(member.ratios):
         return
     names, own = _names(member.policy.actions), member.policy.actions
     common = [member.common.scale[d] for d in member.dims], [member.common.offset[d] for d in member.dims]
@@ -284,8 +284,8 @@ def _check_normaliser(member: Aligned) -> None:
         for scale, offset in (common, (own.scale, own.offset))
     )
     raise InputError(
-        f"{member.policy.name} normalises its actions with ratios to the other policies' that differ more than {ABSURD:g} times: "
-        f"{' against '.join(sides)}; one of them has the wrong units or names"
+        f"{member.policy.name} normalises its actions with ratios to the other policies' that differ more than "
+        f"{MAX_SCALE_RATIO:g} times: {' against '.join(sides)}; one of them has the wrong units or names"
     )
 
 

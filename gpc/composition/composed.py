@@ -18,13 +18,13 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-from gpc.composition.align import Aligned, actions_of_some, align, common_actions, join_observations, opinions
-from gpc.composition.composers import Average, Composer, Convex, Guidance, Weightable
-from gpc.composition.noise_matching import Raised
+from gpc.composition.align import AlignedMember, align, join_observations, masks, subset_spec, union_spec
+from gpc.composition.composers import Average, Composer, Convex, Guidance, HasWeights
+from gpc.composition.noise_matching import NoiseMatched
 from gpc.composition.superposition import And, Or
 from gpc.errors import InputError
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy, centre_of
-from gpc.score.denoiser import Denoiser, Finite
+from gpc.score.denoiser import CheckFinite, Denoiser
 from gpc.score.noise import NoiseLevels, merge_levels
 
 Given = Sequence[float] | Tensor | None
@@ -43,9 +43,9 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class ComposedDenoiser:
-    """The members' denoisers, each prepared by its `Aligned`, under one composer."""
+    """The members' denoisers, each prepared by its `AlignedMember`, under one composer."""
 
-    members: Sequence[Aligned]
+    members: Sequence[AlignedMember]
     denoisers: Sequence[Denoiser]
     composer: Composer
     plans: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
@@ -70,20 +70,20 @@ class ComposedDenoiser:
 
     def _at(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Combine the members' outputs at one level, sigma ()."""
-        opinion, needed = self._plan(float(sigma))
+        mask, needed = self._plan(float(sigma))
         calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, needed, strict=True) if on]
         nested = current_thread().name.startswith(MEMBER_THREAD)  # would wait for a thread of the pool that it occupies
         threaded = calls[1:] if len(x) >= THREADED_BATCH and not nested else []  # the first runs here
         jobs = [_pool(len(self.members)).submit(m.denoise, d, x, sigma) for m, d in threaded]
         found = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
         results = iter([*found, *(job.result() for job in jobs)])
-        return self.composer(x, sigma, [next(results) if on else None for on in needed], opinion)
+        return self.composer(x, sigma, [next(results) if on else None for on in needed], mask)
 
     def keyed(self, noise: Tensor) -> ComposedDenoiser:
-        """The same, for the chunks that start with this noise (batch, horizon, action): see `Raised`."""
+        """The same, for the chunks that start with this noise (batch, horizon, action): see `NoiseMatched`."""
 
-        def own(member: Aligned, denoiser: Denoiser) -> Denoiser:
-            if not isinstance(denoiser, Raised):
+        def own(member: AlignedMember, denoiser: Denoiser) -> Denoiser:
+            if not isinstance(denoiser, NoiseMatched):
                 return denoiser
             name = member.policy.name.encode()
             return replace(denoiser, rows=[row.tobytes() + name for row in noise.cpu().numpy()])
@@ -91,16 +91,16 @@ class ComposedDenoiser:
         return replace(self, denoisers=[own(m, d) for m, d in zip(self.members, self.denoisers, strict=True)])
 
     def _plan(self, level: float) -> tuple[Tensor, list[bool]]:
-        """Who has an opinion where at this level (K, horizon, action), and who is needed; kept, as some solvers call twice."""
+        """Who has an mask where at this level (K, horizon, action), and who is needed; kept, as some solvers call twice."""
         if level not in self.plans:
             covered = [m.levels.covers(level) for m in self.members]
-            opinion = opinions(self.members) * torch.tensor(covered)[:, None, None]
-            if not bool(opinion.any(0).all()):
+            mask = masks(self.members) * torch.tensor(covered)[:, None, None]
+            if not bool(mask.any(0).all()):
                 trained = "; ".join(
                     f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members
                 )
                 raise InputError(f"sigma={level:.4g} is outside what every policy was trained for ({trained})")
-            self.plans[level] = opinion, self.composer.needs(opinion, level)
+            self.plans[level] = mask, self.composer.active_members(mask, level)
         return self.plans[level]
 
 
@@ -109,7 +109,7 @@ class ComposedPolicy:
     """Policies under a composer: itself a `Policy`. Use `compose` to build one.
 
     Raises InputError at construction where the policies do not fit: the message says which and why. `common` is the coordinate
-    where it is not the policies' own (`common_actions`): that of a composition which they are a part of.
+    where it is not the policies' own (`union_spec`): that of a composition which they are a part of.
     """
 
     policies: tuple[Policy, ...]
@@ -117,16 +117,16 @@ class ComposedPolicy:
     common: ActionSpec | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.composer, Weightable):
+        if isinstance(self.composer, HasWeights):
             count = self.composer.weights.shape[-1]
             if count != len(self.policies):
                 raise InputError(f"{count} weights for {len(self.policies)} policies; give one each")
         _ = self.members, self.observations, self.levels
 
     @cached_property
-    def members(self) -> tuple[Aligned, ...]:
+    def members(self) -> tuple[AlignedMember, ...]:
         """The policies in the common coordinate."""
-        return align(self.policies, self.common or common_actions(self.policies))
+        return align(self.policies, self.common or union_spec(self.policies))
 
     @property
     def name(self) -> str:
@@ -151,29 +151,29 @@ class ComposedPolicy:
     @cached_property
     def levels(self) -> NoiseLevels:
         """The range in which all members with a say were trained; the discrete members' levels."""
-        needed = self.composer.needs(opinions(self.members), None)
+        needed = self.composer.active_members(masks(self.members), None)
         return merge_levels([m.levels for m, on in zip(self.members, needed, strict=True) if on])
 
-    def weighted(self, weights: Tensor) -> ComposedPolicy:
+    def with_weights(self, weights: Tensor) -> ComposedPolicy:
         """The policies with any weight, under other weights of the same composer, (K,) or (batch, K).
 
-        A policy without weight leaves altogether, but dimensions stay as they are: see `actions_of_some`. One-hot weights are
+        A policy without weight leaves altogether, but dimensions stay as they are: see `subset_spec`. One-hot weights are
         the parent itself, on its own levels. Raises InputError where the composer takes no weights, or where those
         that stay lack a dimension.
         """
-        if not isinstance(self.composer, Weightable):
+        if not isinstance(self.composer, HasWeights):
             raise InputError(f"{type(self.composer).__name__} takes no weights")
         kept = (weights != 0).reshape(-1, len(self.policies)).any(0).nonzero().flatten().tolist()
         policies = tuple(self.policies[k] for k in kept)
-        composer = self.composer.weighted(weights[..., kept])
-        return ComposedPolicy(policies, composer, actions_of_some(policies, self.actions))
+        composer = self.composer.with_weights(weights[..., kept])
+        return ComposedPolicy(policies, composer, subset_spec(policies, self.actions))
 
-    def joined(self, chunks: Sequence[Tensor], sigma: float = 0.0) -> Tensor:
+    def combine_chunks(self, chunks: Sequence[Tensor], sigma: float = 0.0) -> Tensor:
         """Chunks of the members (batch, horizon, action), in their own coordinates, under the composer as it is at sigma."""
-        said = [member.back(own) for member, own in zip(self.members, chunks, strict=True)]
-        opinion = opinions(self.members)
-        middle = (torch.stack(said) * opinion[:, None]).sum(0) / opinion.sum(0)  # what signed weights lead away from
-        return self.composer(middle, middle.new_tensor(sigma), said, opinion)
+        said = [member.to_common(own) for member, own in zip(self.members, chunks, strict=True)]
+        mask = masks(self.members)
+        middle = (torch.stack(said) * mask[:, None]).sum(0) / mask.sum(0)  # what signed weights lead away from
+        return self.composer(middle, middle.new_tensor(sigma), said, mask)
 
     def centre(self, observation: Observation) -> Tensor | None:
         """See `gpc.policy.spec.Centred`: the members' centres, composed as their denoised actions are at the largest sigma."""
@@ -185,7 +185,7 @@ class ComposedPolicy:
         for policy, centre in zip(self.policies, found, strict=True):
             zeros = torch.zeros(batch, policy.actions.horizon, policy.actions.dim, dtype=torch.float64)
             chunks.append(zeros if centre is None else zeros + centre)
-        return self.joined(chunks, self.levels.sigma_max)
+        return self.combine_chunks(chunks, self.levels.sigma_max)
 
     def condition(self, observation: Observation) -> ComposedDenoiser:
         """Each member encodes the observation steps that it reads."""
@@ -194,7 +194,7 @@ class ComposedPolicy:
         for member in self.members:
             policy, spec = member.policy, member.policy.observations
             seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
-            denoisers.append(member.prepared(Finite(policy.condition(seen), policy.name)))
+            denoisers.append(member.wrap(CheckFinite(policy.condition(seen), policy.name)))
         return ComposedDenoiser(self.members, denoisers, self.composer.start())
 
 

@@ -33,26 +33,26 @@ class Composer(Protocol):
     def start(self) -> Composer:
         """Return the composer for a new batch of chunks; one without a state returns itself."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """Combine.
 
-        x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k is not needed; opinion
+        x (batch, horizon, action); sigma (); denoised[k] like x, or None where member k is not needed; mask
         (K, horizon, action): 1 where member k acts in this dimension at this step and was trained at this sigma.
         """
 
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
-        """Which members have any influence at sigma (None: at any), given their opinions (K, horizon, action)."""
+    def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
+        """Which members have any influence at sigma (None: at any), given their masks (K, horizon, action)."""
 
 
 @runtime_checkable
-class Weightable(Composer, Protocol):
+class HasWeights(Composer, Protocol):
     """A composer with one weight for each policy, which may be exchanged."""
 
     @property
     def weights(self) -> Tensor:
         """(K,) or (batch, K)."""
 
-    def weighted(self, weights: Tensor) -> Weightable:
+    def with_weights(self, weights: Tensor) -> HasWeights:
         """The same composer under other weights; InputError where they are not what it takes."""
 
 
@@ -75,7 +75,7 @@ class Weighted(Stateless, ABC):
     """
 
     weights: Tensor
-    wanted: ClassVar[str]  # what they must be, in words
+    REQUIREMENT: ClassVar[str]  # what they must be, in words
 
     def __post_init__(self) -> None:
         weights = torch.as_tensor(self.weights, dtype=torch.float64)
@@ -85,13 +85,13 @@ class Weighted(Stateless, ABC):
                 f"weights have shape {tuple(weights.shape)}; give (K,) or (batch, K), for at least one policy"
             )
         rows = weights.reshape(-1, weights.shape[-1])
-        for row in rows[~self._fits(rows)][:1]:
+        for row in rows[~self._valid(rows)][:1]:
             shown = ", ".join(f"{w:g}" for w in row.tolist())
-            raise InputError(f"weights [{shown}] sum to {row.sum():g}; {self.wanted}")
+            raise InputError(f"weights [{shown}] sum to {row.sum():g}; {self.REQUIREMENT}")
 
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """See `Composer`."""
-        weights = self._effective(opinion)
+        weights = self._effective(mask)
         rest = 1 - weights.sum(0)
         out = torch.where(rest.abs() < ROUNDING, 0, rest) * x
         for weight, member in zip(weights, denoised, strict=True):
@@ -99,41 +99,43 @@ class Weighted(Stateless, ABC):
                 out = out + weight * member
         return out
 
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+    def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`; these weights are the same at every sigma."""
-        return [bool(own.any()) for own in self._effective(opinion)]
+        return [bool(own.any()) for own in self._effective(mask)]
 
-    def weighted(self, weights: Tensor) -> Self:
-        """See `Weightable`."""
+    def with_weights(self, weights: Tensor) -> Self:
+        """See `HasWeights`."""
         return replace(self, weights=weights)
 
-    def _effective(self, opinion: Tensor) -> Tensor:
+    def _effective(self, mask: Tensor) -> Tensor:
         """The weights that act, (K, rows, horizon, action)."""
-        return self._act(self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None, None], opinion[:, None])
+        return self._effective_weights(
+            self.weights.reshape(-1, self.weights.shape[-1]).T[:, :, None, None], mask[:, None]
+        )
 
     @abstractmethod
-    def _fits(self, weights: Tensor) -> Tensor:
+    def _valid(self, weights: Tensor) -> Tensor:
         """Which rows of weights (rows, K) the composer takes."""
 
     @abstractmethod
-    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        """Weights (K, rows, 1, 1) and opinion (K, 1, horizon, action) -> those that act, (K, rows, horizon, action)."""
+    def _effective_weights(self, weights: Tensor, mask: Tensor) -> Tensor:
+        """Weights (K, rows, 1, 1) and mask (K, 1, horizon, action) -> those that act, (K, rows, horizon, action)."""
 
 
 @dataclass(frozen=True)
 class Mixture(Weighted):
     """What `Convex` and `Average` share: weights >= 0 that sum to one.
 
-    Where members have no opinion, the weights of the others are renormalised; if none of those has weight, they share.
+    Where members have no mask, the weights of the others are renormalised; if none of those has weight, they share.
     """
 
-    wanted = "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide, or composer=guidance"
+    REQUIREMENT = "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide, or composer=guidance"
 
-    def _fits(self, weights: Tensor) -> Tensor:
+    def _valid(self, weights: Tensor) -> Tensor:
         return (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() < 1e-6)
 
-    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        return _shares(weights, opinion)
+    def _effective_weights(self, weights: Tensor, mask: Tensor) -> Tensor:
+        return _shares(weights, mask)
 
 
 @final
@@ -160,21 +162,21 @@ class Guidance(Weighted):
 
     Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, eq. 6) is (1 + g, -g) on a conditional and an unconditional
     policy, auto-guidance (Karras et al. 2024, arXiv 2406.02507) the same on a policy and a worse one. Where a member with
-    weight has no opinion nothing is guided: the members with positive weight are mixed, as by `Convex`.
+    weight has no mask nothing is guided: the members with positive weight are mixed, as by `Convex`.
     """
 
-    wanted = "guidance weights are finite and sum to more than 0"
+    REQUIREMENT = "guidance weights are finite and sum to more than 0"
 
-    def _fits(self, weights: Tensor) -> Tensor:
+    def _valid(self, weights: Tensor) -> Tensor:
         return weights.isfinite().all(-1) & (weights.sum(-1) > 0)
 
-    def _act(self, weights: Tensor, opinion: Tensor) -> Tensor:
-        whole = ((weights == 0) | (opinion > 0)).all(0)
-        return torch.where(whole, weights, _shares(weights.clamp(min=0), opinion))
+    def _effective_weights(self, weights: Tensor, mask: Tensor) -> Tensor:
+        whole = ((weights == 0) | (mask > 0)).all(0)
+        return torch.where(whole, weights, _shares(weights.clamp(min=0), mask))
 
 
-def _shares(weights: Tensor, opinion: Tensor) -> Tensor:
-    """Weights >= 0 where members have an opinion, ones where none of those has weight, made to sum to one."""
-    own = weights * opinion
-    own = torch.where(own.sum(0) > 0, own, opinion)
+def _shares(weights: Tensor, mask: Tensor) -> Tensor:
+    """Weights >= 0 where members have an mask, ones where none of those has weight, made to sum to one."""
+    own = weights * mask
+    own = torch.where(own.sum(0) > 0, own, mask)
     return own / own.sum(0)

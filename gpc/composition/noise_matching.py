@@ -10,16 +10,17 @@ from torch import Tensor
 from gpc.score.denoiser import Denoiser, columns
 from gpc.score.keyed_noise import noise_for
 
-SPREAD = 0.005  # taken for the spread of normalised actions; less than most have (docs/design.md, section 1)
+ASSUMED_STD = 0.005  # taken for the spread of normalised actions; less than most have (docs/design.md, section 1)
 
 
 @dataclass
-class Raised:
+class NoiseMatched:
     """The denoiser of x = x0 + noise of level q = shares sigma, from one that knows a single level: it is told sigma, the most.
 
     It sees x + extra, of noise p = sigma in all dimensions. For N(m, s^2) it would move x by p^2 / (s^2 + p^2) of the way to m,
-    where q^2 / (s^2 + q^2) is due, and follow `extra` by s^2 / (s^2 + p^2). Both are mended as if s were `SPREAD`. That is exact
-    for this s, and for every density in the limits: far above s, where the whole way is due, and far below, where a way is
+    where q^2 / (s^2 + q^2) is due, and follow `extra` by s^2 / (s^2 + p^2). Both are corrected as if s were
+    `ASSUMED_STD`. That is exact for this s, and for every density in the limits: far above s, where the whole way is due, and
+    far below, where a way is
     the noise squared times the score.
     """
 
@@ -30,7 +31,7 @@ class Raised:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
-        p, variance = columns(sigma, x), SPREAD**2
+        p, variance = columns(sigma, x), ASSUMED_STD**2
         q = p * x.new_tensor(self.shares)
         extra = (p**2 - q**2).clamp(min=0).sqrt() * self._noise(x, sigma)
         follows = variance / (variance + p**2)

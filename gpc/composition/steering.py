@@ -55,7 +55,7 @@ def register_cost(name: str, cost: Cost) -> None:
     REGISTERED[name] = cost
 
 
-def judge(cost: Cost, name: str, actions: Tensor, observation: Observation) -> Tensor:
+def evaluate_cost(cost: Cost, name: str, actions: Tensor, observation: Observation) -> Tensor:
     """The cost of every chunk, (batch,). Raises RunError, naming it, where that is not one finite number each."""
     found = cost(actions, observation)
     wanted = f"cost {name!r} must be one finite number for each of {len(actions)} chunks, as a tensor of floats, not"
@@ -100,11 +100,11 @@ class Steered:
                 (bent,) = self._differentiated(gradient, at, step, retain_graph=True, materialize_grads=True)
                 return step + left * bent
 
-            return denoised + solved(curved, -left * gradient.detach())
+            return denoised + conjugate_gradient(curved, -left * gradient.detach())
 
     def _gradient(self, at: Tensor) -> Tensor:
         seen = {key: value.clone() for key, value in self.observation.items()}
-        cost = judge(self.cost, self.name, self.actions.decode(at), seen)
+        cost = evaluate_cost(self.cost, self.name, self.actions.decode(at), seen)
         if not cost.requires_grad:
             raise RunError(f"cost {self.name!r} has no gradient; as sampler.critic it needs none")
         (gradient,) = self._differentiated(cost.sum(), at, create_graph=True)
@@ -123,7 +123,7 @@ class Steered:
         return found
 
 
-def solved(matrix: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
+def conjugate_gradient(matrix: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
     """`matrix^-1 right` for a symmetric matrix, row by row of right (batch, horizon, action): conjugate gradients.
 
     A row stops where its rest is small, or where the matrix is less than the identity along its direction, at first with `right`

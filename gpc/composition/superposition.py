@@ -43,24 +43,24 @@ class Superposed(ABC):
         """The mixture where nothing is known, and on steps and in dimensions that not all members have."""
         return Convex(self.weights)
 
-    def weighted(self, weights: Tensor) -> Self:
-        """See `Weightable`."""
+    def with_weights(self, weights: Tensor) -> Self:
+        """See `HasWeights`."""
         return replace(self, weights=weights)
 
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+    def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`: whoever has weight."""
-        return self.prior.needs(opinion, sigma)
+        return self.prior.active_members(mask, sigma)
 
-    def start(self) -> Followed:
+    def start(self) -> DensityTracker:
         """See `Composer`: the result follows one batch of chunks from level to level."""
-        return Followed(self)
+        return DensityTracker(self)
 
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """See `Composer`: as at the first level."""
-        return self.start()(x, sigma, denoised, opinion)
+        return self.start()(x, sigma, denoised, mask)
 
     @abstractmethod
-    def mixture(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
+    def member_weights(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
         """The weights (K, batch), summing to one, for this level.
 
         log_density (K, batch): what the path so far has gained; prior (K, batch or 1): the logs of `weights`; scores
@@ -82,7 +82,7 @@ class Or(Superposed):
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature={self.temperature}: give a number of at least 0")
 
-    def mixture(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
+    def member_weights(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
         """See `Superposed`."""
         return (self.temperature * log_density + prior).softmax(0)
 
@@ -95,7 +95,7 @@ class And(Superposed):
     noise has made since the last level is mended in the next one.
     """
 
-    def mixture(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
+    def member_weights(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
         """See `Superposed`.
 
         With G the scores' Gram matrix, Z a basis of the vectors that sum to zero and 1 / K + Z u the weights:
@@ -118,7 +118,7 @@ class And(Superposed):
 
 
 @dataclass
-class Followed:
+class DensityTracker:
     """A superposition on its way down the levels: itself a `Composer`, for one batch of chunks."""
 
     rule: Superposed
@@ -128,31 +128,31 @@ class Followed:
     stochastic: ClassVar[bool] = True
     linear: ClassVar[bool] = False
 
-    def start(self) -> Followed:
+    def start(self) -> DensityTracker:
         """See `Composer`."""
         return self.rule.start()
 
-    def needs(self, opinion: Tensor, sigma: float | None) -> list[bool]:
+    def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
         """See `Composer`."""
-        return self.rule.needs(opinion, sigma)
+        return self.rule.active_members(mask, sigma)
 
-    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], opinion: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """See `Composer`."""
-        mixed = self.rule.prior(x, sigma, denoised, opinion)
+        mixed = self.rule.prior(x, sigma, denoised, mask)
         asked = [k for k, member in enumerate(denoised) if member is not None]
-        shared = opinion[asked].bool().all(0)
+        shared = mask[asked].bool().all(0)
         if not bool(shared.any()):
             return mixed
         members = torch.stack([member[:, shared] for member in denoised if member is not None])
         seen = x[:, shared]
         scores = (members - seen) / sigma.max() ** 2
-        log_density, delta = self._follow(seen, scores, sigma.max())
+        log_density, delta = self._update_log_density(seen, scores, sigma.max())
         prior = self.rule.weights.reshape(-1, len(denoised)).T[asked].to(x).log()
-        weights = self.rule.mixture(log_density, prior, scores, delta)
+        weights = self.rule.member_weights(log_density, prior, scores, delta)
         mixed[:, shared] = (weights[..., None] * members).sum(0)
         return mixed
 
-    def _follow(self, x: Tensor, scores: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _update_log_density(self, x: Tensor, scores: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The log-densities (K, batch) at x (batch, n), and how far sigma^2 will fall, if it falls as it did."""
         if self.log_density is None or self.last is None or self.last[2] <= sigma:
             self.log_density, delta = x.new_zeros(scores.shape[:2]), sigma**2

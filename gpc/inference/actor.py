@@ -8,19 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gpc.composition.align import Aligned
+from gpc.composition.align import AlignedMember
 from gpc.composition.composed import ComposedPolicy
 from gpc.errors import InputError
-from gpc.inference.chunk import plan
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.types import Array
 
-ROWS = 16  # batches are padded to a multiple: a row's result is then bitwise the same whatever shares its batch
+BATCH_MULTIPLE = (
+    16  # batches are padded to a multiple: a row's result is then bitwise the same whatever shares its batch
+)
 
 
-def padded(rows: Array) -> Array:
-    """Row numbers, repeated up to a multiple of `ROWS`."""
-    return np.resize(rows, -(-len(rows) // ROWS) * ROWS)
+def pad_batch(rows: Array) -> Array:
+    """Row numbers, repeated up to a multiple of `BATCH_MULTIPLE`."""
+    return np.resize(rows, -(-len(rows) // BATCH_MULTIPLE) * BATCH_MULTIPLE)
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class ChunkActor:
 
     def check(self, weights: Sequence[float]) -> None:
         """Raises InputError where the policies that have weight in `weights` (K,) cannot act without the others."""
-        self._check(self.policy.weighted(torch.tensor(weights, dtype=torch.float64)))
+        self._check(self.policy.with_weights(torch.tensor(weights, dtype=torch.float64)))
 
     def _check(self, policy: ComposedPolicy) -> None:
         whole = self.policy.actions
-        steps = Aligned(policy, whole).steps
+        steps = AlignedMember(policy, whole).steps
         first, ahead = steps.start + whole.start, steps.stop + whole.start
         if first > 0 or not 1 <= self.n_action_steps <= ahead:
             raise InputError(
@@ -60,10 +62,10 @@ class ChunkActor:
         actions = np.empty((len(seeds), self.n_action_steps, spec.dim))
         for members in np.unique(weighted, axis=0):
             rows = np.flatnonzero((weighted == members).all(1))
-            taken = padded(rows)
-            policy = self.policy.weighted(torch.from_numpy(weights[taken]))
+            taken = pad_batch(rows)
+            policy = self.policy.with_weights(torch.from_numpy(weights[taken]))
             seen = {key: value[taken] for key, value in observation.items()}
-            chunk = plan(policy, self.sampling, seen, seeds[taken], chunks[taken])[: len(rows)]
-            whole = Aligned(policy, spec).placed(torch.from_numpy(chunk)).numpy()
+            chunk = sample_actions(policy, self.sampling, seen, seeds[taken], chunks[taken])[: len(rows)]
+            whole = AlignedMember(policy, spec).resample(torch.from_numpy(chunk)).numpy()
             actions[rows] = whole[:, -spec.start : self.n_action_steps - spec.start]
         return actions

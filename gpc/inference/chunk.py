@@ -11,35 +11,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpc.composition.align import Aligned
+from gpc.composition.align import AlignedMember
 from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, averages, compose
-from gpc.composition.composers import Weightable
-from gpc.composition.steering import judge, load_cost
+from gpc.composition.composers import HasWeights
+from gpc.composition.steering import evaluate_cost, load_cost
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy, centre_of, observation_tensors
-from gpc.score.denoiser import Clamp, Decided, Shifted
+from gpc.score.denoiser import Clamp, Inpainted, Translated
 from gpc.score.keyed_noise import keyed_noise
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Known:
+class InpaintTarget:
     """Steps of a chunk that are decided already: `actions` (batch, horizon, action) in the environment's units, to which
-    the new chunk is drawn with `weight` (horizon,) or (batch, horizon) from 0 to 1; see `Decided`.
+    the new chunk is drawn with `weight` (horizon,) or (batch, horizon) from 0 to 1; see `Inpainted`.
     """
 
     actions: Array
     weight: Array
 
-    def of(self, member: Aligned) -> Known:
+    def of(self, member: AlignedMember) -> InpaintTarget:
         """What is known of a member's steps and dimensions."""
-        return Known(member.part(torch.from_numpy(self.actions)).numpy(), self.weight[..., member.steps])
+        return InpaintTarget(member.slice(torch.from_numpy(self.actions)).numpy(), self.weight[..., member.steps])
 
-    def repeated(self, count: int) -> Known:
+    def repeated(self, count: int) -> InpaintTarget:
         """The same for a batch, repeated so many times."""
         weight = np.broadcast_to(self.weight, self.actions.shape[:2])
-        return Known(np.tile(self.actions, (count, 1, 1)), np.tile(weight, (count, 1)))
+        return InpaintTarget(np.tile(self.actions, (count, 1, 1)), np.tile(weight, (count, 1)))
 
 
 def sample_chunk(
@@ -47,9 +47,9 @@ def sample_chunk(
     observation: Mapping[str, Tensor],
     noise: Tensor,
     sampling: Sampling,
-    known: Known | None = None,
+    known: InpaintTarget | None = None,
 ) -> Tensor:
-    """Sample normalised chunks (batch, horizon, action) from noise (`sampling.draws(policy)`, batch, horizon, action).
+    """Sample normalised chunks (batch, horizon, action) from noise (`sampling.n_noise_draws(policy)`, batch, horizon, action).
 
     Raises:
         InputError: sampler and composer do not fit.
@@ -70,19 +70,19 @@ def sample_chunk(
         denoiser = Clamp(denoiser, policy.actions.bound)
     if known is not None:
         decided = policy.actions.encode(torch.from_numpy(known.actions))
-        denoiser = Decided(denoiser, decided, torch.from_numpy(known.weight))
+        denoiser = Inpainted(denoiser, decided, torch.from_numpy(known.weight))
     centre = centre_of(policy, observation)
     if centre is None:
         x = sampling.sample(denoiser, policy.levels, noise)
     else:  # samplers start from noise around 0
-        x = centre + sampling.sample(Shifted(denoiser, -centre), policy.levels, noise)
+        x = centre + sampling.sample(Translated(denoiser, -centre), policy.levels, noise)
     if many == 1:
         return x
     chunks = x.reshape(many, -1, *x.shape[1:])
     if sampling.critic is None:
-        taken = most_typical(chunks)
+        taken = medoid(chunks)
     else:
-        cost = judge(load_cost(sampling.critic), sampling.critic, policy.actions.decode(x), observation)
+        cost = evaluate_cost(load_cost(sampling.critic), sampling.critic, policy.actions.decode(x), observation)
         taken = cost.reshape(many, -1).argmin(0)
     return chunks[taken, torch.arange(chunks.shape[1])]
 
@@ -92,7 +92,7 @@ def _average(
     observation: Mapping[str, Tensor],
     noise: Tensor,
     sampling: Sampling,
-    known: Known | None,
+    known: InpaintTarget | None,
 ) -> Tensor:
     """The members' own chunks, averaged: each is sampled alone, from noise of its own."""
     chunks = []
@@ -100,23 +100,23 @@ def _average(
         alone = compose([member.policy])
         spec = alone.observations
         seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
-        chunks.append(sample_chunk(alone, seen, member.part(own), sampling, known and known.of(member)))
-    return policy.joined(chunks)
+        chunks.append(sample_chunk(alone, seen, member.slice(own), sampling, known and known.of(member)))
+    return policy.combine_chunks(chunks)
 
 
 def repeated(policy: Policy, count: int) -> Policy:
     """The policy for a batch, repeated so many times: where each row has weights of its own they are repeated, too."""
     if (
         isinstance(policy, ComposedPolicy)
-        and isinstance(policy.composer, Weightable)
+        and isinstance(policy.composer, HasWeights)
         and policy.composer.weights.ndim == 2
     ):
         weights = policy.composer.weights.repeat(count, 1)
-        return replace(policy, composer=policy.composer.weighted(weights))
+        return replace(policy, composer=policy.composer.with_weights(weights))
     return policy
 
 
-def most_typical(chunks: Tensor) -> Tensor:
+def medoid(chunks: Tensor) -> Tensor:
     """Of chunks (candidates, batch, horizon, action) the number of the one nearest to all others, (batch,).
 
     By the sum of its distances to them: the medoid, a consensus that is itself a sample (unlike the mean).
@@ -125,13 +125,13 @@ def most_typical(chunks: Tensor) -> Tensor:
     return torch.cdist(flat, flat).sum(-1).argmin(-1)
 
 
-def plan(
+def sample_actions(
     policy: Policy,
     sampling: Sampling,
     observation: Mapping[str, Array],
     seeds: Array,
     chunks: Array,
-    known: Known | None = None,
+    known: InpaintTarget | None = None,
 ) -> Array:
     """Whole chunks (batch, horizon, action) in the environment's units, the first step being `policy.actions.start` from now.
 
@@ -139,5 +139,5 @@ def plan(
     """
     spec, steps = policy.actions, policy.observations.n_obs_steps
     seen = {key: value[:, -steps:] for key, value in observation.items()}
-    noise = keyed_noise(seeds, chunks, sampling.draws(policy), spec.shape)
+    noise = keyed_noise(seeds, chunks, sampling.n_noise_draws(policy), spec.shape)
     return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, known)).numpy()

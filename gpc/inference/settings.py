@@ -71,7 +71,7 @@ class Sampling:
         if sigma is not None and self.steps < 2:
             raise InputError("sampler.teleport takes a step of its own; give it sampler.steps=2 or more")
 
-    def draws(self, policy: Policy) -> int:
+    def n_noise_draws(self, policy: Policy) -> int:
         """How many times a chunk's noise is drawn: at the start and along a stochastic method, for every sample that is taken."""
         steps = {"ancestral": self.steps, "langevin": self.steps * self.corrections}
         samples = self.candidates * (len(policy.policies) if averages(policy) else 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gpc.errors import InputError, suggest
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import ActionSpec, HasSimulator, Observation, ObservationSpec, Policy, centre_of
-from gpc.score.denoiser import Clamp, Denoiser, Shifted
+from gpc.score.denoiser import Clamp, Denoiser, Translated
 from gpc.score.noise import NoiseLevels
 
 
@@ -159,7 +159,7 @@ def to_absolute(policy: Policy, key: str) -> Policy:
 
     def condition(observation: Observation) -> Denoiser:
         denoiser = policy.condition({name: observation[name] for name in reads.shapes})
-        return Shifted(Clamp(denoiser, moves.bound) if moves.bound is not None else denoiser, pose(observation))
+        return Translated(Clamp(denoiser, moves.bound) if moves.bound is not None else denoiser, pose(observation))
 
     observations = replace(reads, shapes={**reads.shapes, key: (moves.dim,)})
     return PolicyView(policy, replace(moves, relative=False, bound=None), observations, f"from {key}", condition, pose)

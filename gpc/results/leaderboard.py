@@ -36,7 +36,7 @@ OUTCOMES = (
 )
 
 Member = tuple[str, str, tuple[float, ...]]
-"""A policy's name and fingerprint, and its weight in each part of the composer (`composers.Weightable`)."""
+"""A policy's name and fingerprint, and its weight in each part of the composer (`composers.HasWeights`)."""
 
 
 @dataclass(frozen=True)

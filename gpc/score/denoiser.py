@@ -20,7 +20,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 """A network with its observation already bound: (scaled x (batch, horizon, action), label (batch,)) -> same as x."""
 
 
-def frozen(network: Network) -> Network:
+def no_grad(network: Network) -> Network:
     """The network without gradients, in whatever thread it is called."""
 
     def call(x: Tensor, label: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Clamp:
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Translated:
     """The denoiser of actions that lie `by` further: D(x - by) + by."""
 
     denoiser: Denoiser
@@ -123,7 +123,7 @@ class Shifted:
 
 
 @dataclass(frozen=True)
-class Decided:
+class Inpainted:
     """Draw the denoised action to steps that are known already: a chunk that goes on from one being executed.
 
     The known chunk acts as one more member of a convex composition, with a weight for each step: at weight 1 the step comes
@@ -142,7 +142,7 @@ class Decided:
 
 
 @dataclass(frozen=True)
-class Finite:
+class CheckFinite:
     """Refuse to go on from a NaN or an infinity, naming the policy that produced it."""
 
     denoiser: Denoiser

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from gpc.errors import InputError
-from gpc.inference.actor import padded
-from gpc.inference.chunk import Known, plan
+from gpc.inference.actor import pad_batch
+from gpc.inference.chunk import InpaintTarget, sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.rollout.env import TASK
@@ -130,12 +130,12 @@ class InferenceThread:
     def _plan(self, requests: Sequence[InferenceRequest]) -> Array:
         """Whole chunks (len(requests), horizon, action)."""
         rows = np.arange(len(requests))
-        taken = [requests[int(row)] for row in (padded(rows) if self.reproducible else rows)]
+        taken = [requests[int(row)] for row in (pad_batch(rows) if self.reproducible else rows)]
         observation = {key: np.stack([r.observation[key] for r in taken]) for key in taken[0].observation}
         seeds, chunks = np.array([r.seed for r in taken], np.uint64), np.array([r.chunk for r in taken], np.uint64)
         weight = np.stack([r.weight for r in taken])
-        known = Known(np.stack([r.known for r in taken]), weight) if weight.any() else None
-        return plan(self.policy, self.sampling, observation, seeds, chunks, known)[: len(requests)]
+        known = InpaintTarget(np.stack([r.known for r in taken]), weight) if weight.any() else None
+        return sample_actions(self.policy, self.sampling, observation, seeds, chunks, known)[: len(requests)]
 
     def _blank(self) -> InferenceRequest:
         spec = self.policy.observations

@@ -23,7 +23,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from gpc.composition.align import opinions
+from gpc.composition.align import masks
 from gpc.composition.composed import ComposedDenoiser, ComposedPolicy
 from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError
@@ -157,7 +157,7 @@ def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstr
     observed, acted = demonstrations.windows(policy.observations.n_obs_steps, spec.start, spec.horizon)
     windows = np.unique(np.linspace(0, len(observed) - 1, WINDOWS).round().astype(int))
     sigmas = _levels(policy, sampling)
-    if not bool(opinions(policy.members).bool().all(0).any()):
+    if not bool(masks(policy.members).bool().all(0).any()):
         raise InputError(f"{policy.name} share no action dimension, so their errors cannot be compared")
     total = torch.zeros(len(sigmas), len(policy.policies), len(policy.policies), dtype=torch.float64)
     for part in np.array_split(windows, -(-len(windows) // BATCH)):
@@ -181,7 +181,7 @@ def _levels(policy: ComposedPolicy, sampling: Sampling) -> Tensor:
 def _errors(denoiser: ComposedDenoiser, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     """Return the members' errors on shared entries, (K, batch * entries)."""
     x = clean + sigma * noise
-    shared = opinions(denoiser.members).bool().all(0)
+    shared = masks(denoiser.members).bool().all(0)
     pairs = zip(denoiser.members, denoiser.denoisers, strict=True)
     return torch.stack([(member.denoise(network, x, sigma) - clean)[:, shared].flatten() for member, network in pairs])
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from gpc.commands.setup import BY_POLICY, adapted
 from gpc.composition.composed import ComposedPolicy, compose
 from gpc.errors import InputError, suggest
-from gpc.inference.chunk import Known, sample_chunk
+from gpc.inference.chunk import InpaintTarget, sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
@@ -149,14 +149,14 @@ class GpcPolicy(PreTrainedPolicy):
         now = {key: _from_lerobot(batch[key], len(shape) == 3) for key, shape in spec.shapes.items()}
         self._seen.extend([now] * (1 if self._seen else spec.n_obs_steps))
 
-    def _chunk(self, noise: Tensor | None, known: Known | None = None) -> Tensor:
+    def _chunk(self, noise: Tensor | None, known: InpaintTarget | None = None) -> Tensor:
         spec, sampling = self.policy.actions, self.config.sampling
         observation = {key: torch.stack([frame[key] for frame in self._seen], 1) for key in self._seen[0]}
-        shape = (sampling.draws(self.policy), len(next(iter(observation.values()))), spec.horizon, spec.dim)
+        shape = (sampling.n_noise_draws(self.policy), len(next(iter(observation.values()))), spec.horizon, spec.dim)
         noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
         return spec.decode(sample_chunk(self.policy, observation, noise, sampling, known))[:, -spec.start :].float()
 
-    def _decided(self, left_over: Tensor, delay: int, horizon: int) -> Known:
+    def _decided(self, left_over: Tensor, delay: int, horizon: int) -> InpaintTarget:
         spec = self.policy.actions
         known = left_over.reshape(-1, *left_over.shape[-2:]).double().cpu()
         steps = min(known.shape[1], horizon, spec.horizon + spec.start)
@@ -166,7 +166,7 @@ class GpcPolicy(PreTrainedPolicy):
         chunk[:, now] = known[:, :steps]
         fall = torch.linspace(1, 0, max(steps - delay, 0) + 2)[1:-1]
         weight[now] = torch.cat([torch.ones(min(delay, steps)), fall])
-        return Known(chunk.numpy(), weight.numpy())
+        return InpaintTarget(chunk.numpy(), weight.numpy())
 
 
 def _from_lerobot(value: Tensor | list[str], image: bool) -> Tensor:

@@ -22,7 +22,7 @@ from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
 from gpc.policies.settings import Settings
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, frozen
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
 from gpc.score.noise import NoiseLevels, VariancePreserving, check_steps
 
 STAND_INS = (
@@ -141,7 +141,7 @@ class DiffusionPolicy:
         condition = self.encoder(rows).unflatten(0, (-1, self.observations.n_obs_steps))
         if not isinstance(self.network, Transformer):
             condition = condition.flatten(1)
-        network = frozen(lambda x, step: self.network(x, step, condition))
+        network = no_grad(lambda x, step: self.network(x, step, condition))
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
     def _normalise(self, key: str, value: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Observation, Observation
 from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.schema import convert
 from gpc.score import noise
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, frozen
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
 from gpc.score.noise import NoiseLevels, Schedule
 
 Length = Annotated[int, Meta(ge=1, le=LONGEST)]
@@ -96,7 +96,7 @@ class LeRobotPolicy:
         count, steps = next(iter(seen.values())).shape[:2]
         keys = (*observed(self.model.config), *self.family.added)
         network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
-        return NetworkDenoiser(frozen(network), self.schedule, self.family.prediction(self.model.config))
+        return NetworkDenoiser(no_grad(network), self.schedule, self.family.prediction(self.model.config))
 
 
 def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:
