@@ -12,7 +12,7 @@ test: .venv/dev lint  ## everything that CI runs
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python scripts/wording.py gpc/rollout gpc/weights
+	$(BIN)/python scripts/wording.py gpc/rollout gpc/testing gpc/weights
 	$(BIN)/mypy
 
 .venv/uv:

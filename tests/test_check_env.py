@@ -134,7 +134,7 @@ def test_check_env_accepts_an_environment_that_keeps_the_contract() -> None:
     [
         (Unseeded, "the same seed and actions give another episode"),
         (Fixed, "ignores its seed"),
-        (SharedBuffer, r"hands out its own buffer: \['place'\] changed"),
+        (SharedBuffer, r"returns a buffer of its own: \['place'\] changed"),
         (Noisy, r"observe\(\) after reset\(\) differs"),
         (MovedByLooking, r"observe\(\) changes the world"),
         (StaleStep, r"step\(\) returns another observation than observe\(\)"),

@@ -67,11 +67,11 @@ FLIPPED = FixedPolicy(
     levels=LinearFlow().levels,
 )
 BROKEN = {
-    "changes its input": (FixedPolicy(in_place), r"changes what it was given: \['x'\]"),
+    "changes its input": (FixedPolicy(in_place), r"changes its arguments: \['x'\]"),
     "another shape": (FixedPolicy(lambda x, sigma: x[:, 1:]), r"denoised has shape \(4, 15, 2\), x \(4, 16, 2\)"),
     "float32": (FixedPolicy(lambda x, sigma: x.float()), "denoised is torch.float32"),
     "not finite": (FixedPolicy(lambda x, sigma: x / 0), "denoised is not finite at sigma=40"),
-    "random": (FixedPolicy(random_each_time), "the same call gives another answer"),
+    "random": (FixedPolicy(random_each_time), "the same call gives another result"),
     "rows that see each other": (FixedPolicy(mixing), "depends on the other rows of its batch"),
     "noise that stays": (FixedPolicy(lambda x, sigma: x), "the noise is not removed"),
     "a velocity of the wrong sign": (FLIPPED, "further than the noise itself; look at .* the sign"),

@@ -1,4 +1,4 @@
-"""Contracts as checks: of an environment, a policy, a robot."""
+"""Contracts of environments, policies and robots as checks, for the tests of an adapter."""
 
 from __future__ import annotations
 

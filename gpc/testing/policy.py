@@ -8,20 +8,28 @@ from torch import Tensor
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.score.noise import karras_sigmas, snap_sigmas
 from gpc.score.samplers import euler, last
-from gpc.testing.env import _require
+from gpc.testing.contract import require
 
 
 def check_policy(
     policy: Policy, *, trained: bool = True, seed: int = 0, observation: dict[str, Tensor] | None = None
 ) -> None:
-    """Check that `policy` keeps the contract of `gpc.policy.spec.Policy`, on a batch of 4 observations, random ones by default.
+    """Check the contract of `gpc.policy.spec.Policy`.
 
-    Give real ones, key -> (4, n_obs_steps, *shape), where random numbers are far from anything that the policy has seen.
+    Checked: specs; shape, dtype and finiteness of `denoised` over the trained range of sigma; that equal calls give
+    equal results and change none of their arguments; that rows of a batch are independent.
 
-    Checked: specs; shape, dtype and finiteness of `denoised` over the trained range of sigma; that the same call gives the
-    same answer and changes nothing that it was given; that rows do not see each other; and, for weights that are
-    `trained`, that noise is removed at large sigma and `denoised` goes to x as sigma goes to zero (a wrong sign, a wrong
-    schedule or a wrong prediction type shows here). Images are the observations of shape (height, width, 3), as uint8.
+    Args:
+        policy: a policy.
+        trained: whether the weights are trained. Then the check also requires that noise is removed at large sigma and
+            that `denoised` approaches x as sigma approaches zero, which a wrong sign, schedule or prediction type
+            breaks.
+        seed: seed of noise and observations.
+        observation: key -> (4, n_obs_steps, *shape); random numbers by default, and uint8 for shapes (height, width,
+            3). Pass real observations if random ones are far from the training data.
+
+    Raises:
+        AssertionError: If the contract is broken; the message names the requirement.
     """
     try:
         _check_specs(policy)
@@ -54,58 +62,60 @@ def _random_observation(shape: tuple[int, ...], generator: torch.Generator) -> T
 def _check_specs(policy: Policy) -> None:
     for name, kind in (("actions", ActionSpec), ("observations", ObservationSpec), ("name", str), ("fingerprint", str)):
         value = getattr(policy, name)
-        _require(isinstance(value, kind), f"{name} is a {type(value).__name__}, not a {kind.__name__}")
-    _require(bool(policy.name and policy.fingerprint), "name and fingerprint must not be empty")
-    _require(policy.fingerprint == policy.fingerprint, "the fingerprint changes from one look to the next")
+        require(isinstance(value, kind), f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    require(bool(policy.name and policy.fingerprint), "name and fingerprint must not be empty")
+    require(policy.fingerprint == policy.fingerprint, "the fingerprint changes between two reads")
     trained = policy.levels.trained
     if trained is not None:
         ends = (policy.levels.sigma_min, policy.levels.sigma_max)
-        _require(
+        require(
             (trained[0], trained[-1]) == ends,
             f"levels.trained ends at {trained[0]}, {trained[-1]}, the range at {ends}",
         )
 
 
 def _check_denoised(policy: Policy, observation: dict[str, Tensor], x: Tensor, sigma: Tensor) -> None:
-    kept = {"x": x.clone(), **{key: value.clone() for key, value in observation.items()}}
+    copies = {"x": x.clone(), **{key: value.clone() for key, value in observation.items()}}
     at = f"at sigma={float(sigma):.4g}"
     out = policy.condition(observation)(x, sigma)
-    given = {"x": x, **observation}
-    changed = [key for key, value in kept.items() if not torch.equal(value, given[key])]
-    _require(not changed, f"condition() or the denoiser changes what it was given: {changed}")
-    _require(out.shape == x.shape, f"denoised has shape {tuple(out.shape)}, x {tuple(x.shape)}")
-    _require(out.dtype == x.dtype, f"denoised is {out.dtype}, x is {x.dtype}: the state must stay float64")
-    _require(bool(torch.isfinite(out).all()), f"denoised is not finite {at}")
+    arguments = {"x": x, **observation}
+    changed = [key for key, value in copies.items() if not torch.equal(value, arguments[key])]
+    require(not changed, f"condition() or the denoiser changes its arguments: {changed}")
+    require(out.shape == x.shape, f"denoised has shape {tuple(out.shape)}, x {tuple(x.shape)}")
+    require(out.dtype == x.dtype, f"denoised is {out.dtype}, x is {x.dtype}: the state must stay float64")
+    require(bool(torch.isfinite(out).all()), f"denoised is not finite {at}")
     denoiser = policy.condition(observation)
-    _require(torch.equal(denoiser(x, sigma), out), f"the same call gives another answer {at}")
-    _require(torch.equal(denoiser(x, sigma.expand(len(x))), out), f"sigma as () and as (batch,) differ {at}")
+    require(torch.equal(denoiser(x, sigma), out), f"the same call gives another result {at}")
+    require(torch.equal(denoiser(x, sigma.expand(len(x))), out), f"sigma as () and as (batch,) differ {at}")
     other = {key: torch.cat([value[:1], torch.zeros_like(value[1:])]) for key, value in observation.items()}
     mixed = policy.condition(other)(torch.cat([x[:1], -x[1:]]), sigma)
-    apart = float((mixed[0] - out[0]).abs().max() / (1 + sigma))
-    _require(apart < 1e-4, f"a row depends on the other rows of its batch {at} (by {apart:.2g})")
+    difference = float((mixed[0] - out[0]).abs().max() / (1 + sigma))
+    require(difference < 1e-4, f"a row depends on the other rows of its batch {at} (by {difference:.2g})")
 
 
 def _check_levels(policy: Policy, observation: dict[str, Tensor], x: Tensor, sigmas: Tensor) -> None:
     """Check that each row of a batch is denoised at its own level, sigmas (batch,)."""
     denoiser = policy.condition(observation)
     alone = torch.stack([denoiser(x, sigma)[row] for row, sigma in enumerate(sigmas)])
-    apart = float(((denoiser(x, sigmas) - alone).abs().amax((1, 2)) / (1 + sigmas)).max())
-    _require(apart < 1e-4, f"rows of sigma=(batch,) are not denoised at their own level (apart by {apart:.2g})")
+    difference = float(((denoiser(x, sigmas) - alone).abs().amax((1, 2)) / (1 + sigmas)).max())
+    require(
+        difference < 1e-4, f"rows of sigma=(batch,) are not denoised at their own level (difference {difference:.2g})"
+    )
 
 
 def _check_limits(policy: Policy, observation: dict[str, Tensor], noise: Tensor, sigmas: Tensor) -> None:
     denoiser = policy.condition(observation)
     high = float(sigmas[0])
-    left = float(denoiser(sigmas[0] * noise, sigmas[0]).square().mean().sqrt())
-    _require(
-        left < 0.5 * high,
-        f"at sigma={high:.4g} the denoised action has an RMS of {left:.3g}: the noise is not removed; look at the "
+    rms = float(denoiser(sigmas[0] * noise, sigmas[0]).square().mean().sqrt())
+    require(
+        rms < 0.5 * high,
+        f"at sigma={high:.4g} the denoised action has an RMS of {rms:.3g}: the noise is not removed; look at the "
         "prediction type, the sign of the velocity and the schedule",
     )
     clean = last(euler(denoiser, sigmas[0] * noise, sigmas))
     for sigma in sigmas[sigmas < 0.5][:-1]:
         error = float((denoiser(clean + sigma * noise, sigma) - clean).square().mean().sqrt())
-        _require(
+        require(
             error <= 1.2 * float(sigma) + 0.02,
             f"at sigma={float(sigma):.4g} the denoised action is {error:.3g} away from the clean one, further than the noise "
             "itself; look at the prediction type, the sign of the velocity and the schedule",
