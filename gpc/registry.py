@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from gpc.errors import InputError, suggest
 
+ENVS, SEARCHES, COMPOSERS = "gpc.envs", "gpc.searches", "gpc.composers"
+"""Groups of entry points, beside `gpc.policies` and `gpc.costs`."""
+
 
 def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> Any:
-    """What a package registered under a name as an entry point of this group; `others` are names known besides.
+    """Return what a package registered under a name.
 
-    Raises InputError where the name is unknown or the package lacks another one.
+    Args:
+        group: group of entry points, as "gpc.searches".
+        kind: what its members are, for errors, as "search".
+        name: registered name.
+        others: names that are known besides, for errors.
+
+    Raises:
+        InputError: If the name is unknown or the package lacks another one.
     """
-    found = _registered(group)
-    if name not in found:
-        raise InputError(f"unknown {kind} {name!r}{suggest(name, [*found, *others])}")
+    points = _registered(group)
+    if name not in points:
+        raise InputError(f"unknown {kind} {name!r}{suggest(name, [*points, *others])}")
     try:
-        return found[name].load()
+        return points[name].load()
     except ImportError as error:
         raise InputError(f"{kind} {name!r} needs a package that is missing ({error}); run gpc doctor") from None
 
 
-@cache
-def _registered(group: str) -> dict[str, EntryPoint]:
-    """Looked up once: that reads the metadata of every installed package."""
-    return {point.name: point for point in entry_points(group=group)}
+def names(group: str) -> list[str]:
+    """Return the registered names of a group."""
+    return sorted(_registered(group))
+
+
+def name_of(group: str, thing: Callable[..., Any]) -> str | None:
+    """Return the name under which a class or function is registered, None if it is not; imports nothing."""
+    for name, point in _registered(group).items():
+        value: Any = sys.modules.get(point.module)
+        for attribute in point.attr.split("."):
+            value = getattr(value, attribute, None)
+        if value is thing:
+            return name
+    return None
 
 
 def is_ours(group: str, name: str) -> bool:
     """Return whether the entry point of this name belongs to gpc itself, not to another package."""
     return name in _registered(group) and _registered(group)[name].value.startswith("gpc.")
+
+
+@cache
+def _registered(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of a group, looked up once: that reads the metadata of every installed package."""
+    return {point.name: point for point in entry_points(group=group)}

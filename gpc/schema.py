@@ -73,14 +73,14 @@ def convert(kind: type[T], data: Mapping[str, Any], where: str) -> T:
         raise InputError(f"{where}: {_reason(error)}") from None
 
 
-def check(kind: Any, value: object, name: str) -> None:
-    """Check a setting; `name` is its key in a configuration.
+def check(kind: Any, value: object, name: str) -> Any:
+    """Check a setting and return it in its type; `name` is its key.
 
     Raises:
-        InputError: the value is of another type or out of bounds.
+        InputError: If the value is of another type or out of bounds.
     """
     try:
-        msgspec.convert(value.item() if isinstance(value, np.generic) else value, kind)
+        return msgspec.convert(value.item() if isinstance(value, np.generic) else value, kind)
     except msgspec.ValidationError as error:
         raise InputError(f"{name}={value}: {_reason(error)}") from None
 

@@ -170,7 +170,7 @@ def _simulator(
     options = {"task": metadata["env_name"], "absolute": bool(_rotations(config["train"])), "settings": settings}
     sizes = [shape[:2] for shape in shapes.values() if len(shape) == 3]
     return EnvSpec(
-        "gpc.envs.from_robosuite:Robosuite",
+        "robosuite",
         n_action_steps=config["algo"]["horizon"]["action_horizon"],
         max_steps=config["experiment"]["rollout"]["horizon"],
         options=options | ({"image_size": sizes[0]} if sizes else {}),

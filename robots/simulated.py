@@ -16,7 +16,7 @@ from gymnasium import spaces
 from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
-from gpc.commands.config import build, load_config
+from gpc.commands.setup import env_named
 from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
 from gpc.rollout.env import TASK, Environment, make_env
@@ -67,14 +67,13 @@ class SimulatedRobot(Robot):
         self._env: Environment | None = None
         super().__init__(config)
         self.config = config
-        shown = load_config("evaluate", [f"env={config.env}", *config.overrides, "policies=[none]"])
-        spec: EnvSpec = build(shown.env)
+        spec = env_named(config.env, config.overrides)
         env = make_env(spec)
         self._spaces = self._sensed(env)
         bounds = cast(spaces.Box, env.action_space)
         self._low, self._high = bounds.low, bounds.high
         env.close()
-        self._spec = EnvSpec(spec.target, spec.n_action_steps, spec.max_steps, tuple(self._spaces), 1, spec.options)
+        self._spec = EnvSpec(spec.type, spec.n_action_steps, spec.max_steps, tuple(self._spaces), 1, spec.options)
         self._random = np.random.default_rng(config.seed)
         self.success, self.score, self.over, self.steps, self._sends = False, 0.0, False, 0, 0
 

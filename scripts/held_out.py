@@ -1,4 +1,4 @@
-"""Write the held-out episodes of a task as a file for `search.demonstrations`.
+"""Write the held-out episodes of a task as a file for `demonstrations`.
 
     python scripts/held_out.py pusht --data FOLDER --out tests/data/pusht-held-out.zarr.zip
 

@@ -28,7 +28,8 @@ from gpc.bridge.controller import HOLD, STOPPED, ChunkController, ChunkReply, Ch
 from gpc.bridge.loop import LIVE, ControlLoop, PeriodRecord
 from gpc.bridge.robot import map_features
 from gpc.bridge.safety import SafetyFilter, limits_from
-from gpc.commands.config import build, load_config
+from gpc.commands.config import load_config
+from gpc.commands.deploy import robot_from
 from gpc.disk import write_atomically
 from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import InpaintTarget, sample_actions
@@ -88,8 +89,7 @@ class Lanes:
     def __init__(self, task: Task, policy: Policy, count: int) -> None:
         self.task, self.policy, self.sampling = task, policy, Sampling()
         config = load_config("deploy", ["robot=simulated", f"robot.settings.env={task.env}", f"fps={task.fps}"])
-        node = {key: value for key, value in config.robot.items() if key not in ("observations", "actions")}
-        self.robots = [build(type(config)(node)) for _ in range(count)]
+        self.robots = [robot_from(config) for _ in range(count)]
         for robot in self.robots:
             robot.connect()
 

@@ -5,7 +5,7 @@
 The runs of the study are `gpc search ... search=grid` with many episodes for each weight. A repetition draws seeds with
 replacement, the same for every search, and the searches read recorded episodes; weights are multiples of the step of the grid,
 so that every proposal is recorded. The regret is the best weight's rate of success, over all recorded seeds, less that of the
-weight that the search chose. If a run had `search.demonstrations`, their predictions start "racing + demos" and are "demos".
+weight that the search chose. If a run had `demonstrations`, their predictions start "racing + demos" and are "demos".
 Interrupt it at any time: the same command resumes. `scripts/pages.py` makes tables and figures of the regrets.
 """
 
@@ -130,7 +130,7 @@ def searches(recording: Recording) -> dict[str, Callable[[int, int], Search]]:
     plans = {"grid": grid, "racing": racing, "random": random} | {s: partial(bayesian, s) for s in SAMPLERS}
     if prior:
         plans["racing + demos"] = partial(racing, prior=prior)
-        plans["demos"] = lambda budget, seed: FromDemonstrations(policies=policies, step=step, seed=seed, prior=prior)
+        plans["demos"] = lambda budget, seed: FromDemonstrations(policies=policies, step=step, prior=prior)
     return plans
 
 

@@ -11,13 +11,12 @@ from gpc.results.summary import summarize_evaluation, summarize_search
 from gpc.weights.simplex import one_hot, simplex
 
 ENV = {
-    "_target_": "gpc.policy.env_spec.EnvSpec",
-    "target": "toy:Push",
+    "type": "Push",
     "n_action_steps": 8,
     "max_steps": 4,
     "options": None,
 }
-SAMPLER = {"_target_": "gpc.inference.settings.Sampling", "method": "euler", "steps": 8}
+SAMPLER = {"method": "euler", "steps": 8}
 
 
 def write_rows(path, policies, rows, env=ENV, trajectory=None, **config):

@@ -10,7 +10,7 @@ from models import FixedPolicy, Gaussian, RandomNetwork
 from test_denoise import COSINE, ideal
 
 import gpc
-from gpc.commands.config import build, load_config
+from gpc.commands.setup import env_named
 from gpc.policy.load import bundled_cards
 from gpc.policy.spec import observation_tensors
 from gpc.rollout.env import make_env
@@ -30,9 +30,7 @@ def test_the_bundled_policies_keep_the_contract(name):
 def seen(env, policy):
     """What the policy sees at the beginning of four episodes."""
     spec = policy.observations
-    simulator = replace(
-        build(load_config("evaluate", [f"env={env}", "policies=[a]"]).env), observation_keys=tuple(spec.shapes)
-    )
+    simulator = replace(env_named(env), observation_keys=tuple(spec.shapes))
     frames = [make_env(simulator).reset(seed=seed)[0] for seed in range(4)]
     stacked = {key: np.stack([[frame[key]] * spec.n_obs_steps for frame in frames]) for key in spec.shapes}
     return observation_tensors(stacked)

@@ -1,10 +1,17 @@
-"""Configurations: NaN is no number, whatever the key."""
+"""Configurations: NaN is no number, and files repeat what classes declare."""
 
 import pytest
 from omegaconf import OmegaConf
 
-from gpc.commands.config import bind, load_config
+from gpc.bridge.blending import RecedingHorizon
+from gpc.commands.config import load_config, option, plain
+from gpc.commands.setup import engine_of, executor_of, sampling_of
 from gpc.errors import InputError
+from gpc.inference.settings import Sampling
+from gpc.objects import build
+from gpc.registry import COMPOSERS, SEARCHES, names
+from gpc.rollout.engine import Engine
+from gpc.rollout.executors import Local, Ray
 
 GIVEN = {"deploy": ["fps=10"], "serve": ["policies=[x]"]}
 COMMANDS = ("evaluate", "search", "compare", "diagnose", "serve", "deploy")
@@ -41,7 +48,24 @@ def test_nan_is_refused_in_lists_and_where_the_default_is_null(override):
         load_config("deploy", ["fps=10", override])
 
 
-def test_nan_is_refused_in_what_is_built_from_python():
-    node = OmegaConf.create({"_target_": "gpc.bridge.blending.RecedingHorizon", "n_action_steps": float("nan")})
-    with pytest.raises(InputError, match=r"n_action_steps=nan is not a number"):
-        bind(node)
+def test_nan_is_refused_in_what_is_built_from_plain_data():
+    with pytest.raises(InputError, match=r"stitch.n_action_steps=nan is not a number"):
+        build(RecedingHorizon, {"n_action_steps": float("nan")}, "stitch")
+
+
+@pytest.mark.parametrize("name", names(SEARCHES))
+def test_the_files_of_searches_hold_the_defaults_of_their_classes(name):
+    """One declaration: a file repeats the defaults beside its comments, and this keeps them equal."""
+    shipped = plain(load_config("search", ["policies=[a,b]", f"search={name}"]).search)
+    assert shipped == option("search", name)
+
+
+@pytest.mark.parametrize("name", names(COMPOSERS))
+def test_the_files_of_composers_hold_the_defaults_of_their_classes(name):
+    assert plain(load_config("evaluate", ["policies=[a,b]", f"composer={name}"]).composer) == option("composer", name)
+
+
+def test_the_files_of_sampler_engine_and_executors_hold_the_defaults_of_their_classes():
+    config = load_config("evaluate", ["policies=[a]"])
+    assert (sampling_of(config), engine_of(config), executor_of(config)) == (Sampling(), Engine(), Local())
+    assert executor_of(load_config("evaluate", ["policies=[a]", "executor=ray"])) == Ray()

@@ -22,7 +22,7 @@ JOBS = [Job(c, w, seed) for seed in range(8) for c, w in enumerate(WEIGHTS)]
 
 
 def env(**options):
-    return EnvSpec("toy_envs:Walk", 4, 20, ("position",), 2, options)
+    return EnvSpec(Walk, 4, 20, ("position",), 2, options)
 
 
 def homing(observation, weights, seeds, chunks):
@@ -97,7 +97,7 @@ def test_actions_that_are_not_finite_name_weights_and_seed():
 
 
 def test_a_reward_that_is_no_number_names_environment_and_seed():
-    with pytest.raises(RunError, match=r"toy_envs:Walk returned a reward of NaN or infinity \(seed 3\)"):
+    with pytest.raises(RunError, match=r"Walk returned a reward of NaN or infinity \(seed 3\)"):
         table(spec=env(trouble="reward"))
 
 
@@ -172,7 +172,7 @@ class Viewed(Walk):
 
 
 def test_only_what_a_policy_reads_of_a_key_is_looked_at():
-    spec = EnvSpec("toy_envs:Walk", 4, 20, n_obs_steps=3, history={"picture": 1})
+    spec = EnvSpec(Walk, 4, 20, n_obs_steps=3, history={"picture": 1})
     lane = Lane(Viewed(), spec, deque(maxlen=3))
     lane.execute(LaneCommand(0, 3, None))
     for looks in (2, 3):

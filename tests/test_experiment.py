@@ -206,7 +206,7 @@ SEARCHES = {
 @pytest.mark.parametrize("name", SEARCHES)
 def test_any_search_that_lost_its_last_rows_comes_to_the_same_end(name, tiny, tmp_path):
     small = [f"policies=[{','.join(tiny)}]", "env.max_steps=16", "report.episodes=4", "video=0"]
-    small += [f"search={name}", f"search.demonstrations={HELD_OUT}", *SEARCHES[name]]
+    small += [f"search={name}", f"demonstrations={HELD_OUT}", *SEARCHES[name]]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(["search", *small, f"run_dir={whole}"]) == 0
     rows = table(whole)
@@ -234,7 +234,7 @@ def test_other_demonstrations_do_not_continue_a_run(tiny, tmp_path, capsys):
     data = read(HELD_OUT)
     for episodes in ([0, 1], [2, 3]):
         write_replay_buffer(tmp_path / "some.zarr", data.select(episodes))
-        small = ["env.max_steps=16", "report.episodes=1", "video=0", f"search.demonstrations={tmp_path / 'some.zarr'}"]
+        small = ["env.max_steps=16", "report.episodes=1", "video=0", f"demonstrations={tmp_path / 'some.zarr'}"]
         code = main(["search", f"policies=[{','.join(tiny)}]", "search=demos", *small, f"run_dir={tmp_path / 'run'}"])
     assert code == 2
     assert "was begun with demonstrations=" in capsys.readouterr().err
@@ -332,7 +332,7 @@ def test_names_that_do_not_meet_are_shown_with_the_key_that_mends_it(tiny, tmp_p
     ask = ["evaluate", f"policies=[{','.join(tiny)}]", "weights=[0.5,0.5]", f"run_dir={tmp_path}"]
     assert main([*ask, "action_names={tiny-flow: [a0, a1]}"]) == 2
     assert (
-        "acts in 4 dimensions (x, y, a0, a1), gpc.envs.pusht:PushT in (2,); 'action_names={" in capsys.readouterr().err
+        "acts in 4 dimensions (x, y, a0, a1), pusht in (2,); 'action_names={" in capsys.readouterr().err
     )
 
 

@@ -1,4 +1,4 @@
-"""The house: imports go one way, and configurations build only what is ours."""
+"""The house: imports go one way, and every option of every group is valid."""
 
 import subprocess
 import sys
@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from import_graph import FLOW, implied, importers, imports
-from omegaconf import OmegaConf
 
 import gpc
-from gpc.commands.config import ALLOWED, build, load_config
-from gpc.errors import InputError
+from gpc.commands.config import load_config
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = sorted((ROOT / "gpc").rglob("*.py"))
@@ -105,30 +103,6 @@ def test_a_simulator_process_never_loads_torch(name):
     assert subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-@pytest.mark.parametrize(
-    "target", ["shutil.copy", "os.system", "gpc.results.run_folder.write_atomically", "builtins.eval"]
-)
-def test_a_target_that_is_not_ours_is_refused(target):
-    with pytest.raises(InputError, match=r"_target_"):
-        build(OmegaConf.create({"_target_": target}))
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        "composer._target_=gpc.robots.from_lerobot.make_robot",
-        "sampler._target_=gpc.rollout.executors.Ray",
-        "+composer.policies={_target_:gpc.rollout.executors.Ray}",
-        "+rename_map.a={_target_:gpc.rollout.executors.Ray}",
-        "+seed2={_target_:gpc.rollout.executors.Ray}",
-        "+composer._args_=[1]",
-    ],
-)
-def test_a_target_is_built_in_its_own_part_of_a_configuration_alone(part):
-    with pytest.raises(InputError, match="is not allowed"):
-        load_config("evaluate", ["policies=[a]", part])
-
-
 GROUPS = sorted((ROOT / "configs").glob("*/*.yaml"))
 COMMANDS = {"search": ("search", []), "robot": ("deploy", ["fps=10"]), "stitch": ("deploy", ["fps=10"])}
 MUST_SET = {
@@ -138,8 +112,7 @@ MUST_SET = {
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=lambda path: f"{path.parent.name}={path.stem}")
-def test_every_option_of_every_group_names_an_allowed_target(path):
+def test_every_option_of_every_group_is_valid(path):
     kind, keys = COMMANDS.get(path.parent.name, ("evaluate", []))
     own = [f"{path.parent.name}={path.stem}", *MUST_SET.get(path.stem, [])]
-    config = load_config(kind, ["policies=[a,b]", *keys, *own])
-    assert config[path.parent.name]["_target_"] in ALLOWED[path.parent.name]
+    assert path.parent.name in load_config(kind, ["policies=[a,b]", *keys, *own])

@@ -45,7 +45,7 @@ sys.path.insert(0, "")  # as Python does at a prompt; this process has what it n
 import gpc.rollout.gl, numpy
 from gpc.rollout.engine import EnvSpec, Job, rollout
 gpc.rollout.gl.probe("egl")
-spec = EnvSpec("gpc.envs.pusht:PushT", 4, 8, ("state",))
+spec = EnvSpec("pusht", 4, 8, ("state",))
 (episode,) = rollout([Job(0, (1.0,), 0)], lambda o, w, s, c: numpy.full((len(w), 4, 2), 256.0), spec)
 print(os.getpid(), episode.steps)
 """
@@ -68,7 +68,7 @@ import numpy
 from gpc.rollout.executors import Ray
 from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats
 act = lambda observation, weights, seeds, chunks: numpy.full((len(weights), 4, 2), 256.0)
-spec = EnvSpec("gpc.envs.pusht:PushT", 4, 8, ("state",))
+spec = EnvSpec("pusht", 4, 8, ("state",))
 (episode,) = Ray(cpus=1, actors=1)([Job(0, (1.0,), 0)], act, spec, Engine(workers=1), RolloutStats())
 print(episode.steps)
 """

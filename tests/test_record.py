@@ -64,14 +64,14 @@ def test_another_configuration_is_refused_naming_the_difference(tmp_path):
 
 
 BEFORE = {
-    "sampler": {"_target_": "gpc.inference.settings.Sampling", "steps": 8},
-    "composer": {"_target_": "gpc.composition.composed.either"},
-    "sides": [{"composer": {"_target_": "gpc.composition.composed.either"}}],
+    "sampler": {"_target_": "gpc.control.Sampling", "steps": 8},
+    "composer": {"_target_": "gpc.composition.either"},
+    "sides": [{"composer": {"_target_": "gpc.composition.either"}}],
 }
 AFTER = {
-    "sampler": BEFORE["sampler"] | {"candidates": 1},
-    "composer": BEFORE["composer"] | {"temperature": 1.0},
-    "sides": [{"composer": BEFORE["composer"] | {"temperature": 1.0}}],
+    "sampler": {"steps": 8, "candidates": 1},
+    "composer": {"type": "or", "temperature": 1.0},
+    "sides": [{"composer": {"type": "or", "temperature": 1.0}}],
 }
 
 

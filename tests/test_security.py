@@ -16,8 +16,6 @@ IMPORTS = {
     "gpc/testing/__init__.py:__getattr__": "a name of the package itself",
     "robots/__init__.py:__getattr__": "a name of the package itself",
     "gpc/commands/cli.py:_bridge": "one of two constants",
-    "gpc/commands/config.py:bind": "a target of config.ALLOWED, for its own part of the configuration",
-    "gpc/results/upgrade.py:_defaults": "a target of config.COMPARED",
     "gpc/registry.py:load_entry": "an entry point of an installed package",
     "gpc/rollout/env.py:make_env": "an environment of experiment.ENVIRONMENTS; from Python the caller's own",
     "envs/from_gymnasium.py:_make": "the module of `module:Id` that the user typed; from a run folder only with --trust",

@@ -7,8 +7,9 @@ import pytest
 from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
-from gpc.commands.config import build, load_config
+from gpc.commands.config import load_config
 from gpc.commands.deploy import robot_from
+from gpc.commands.setup import env_named
 from gpc.errors import InputError
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
 from gpc.rollout.engine import Engine, Job, rollout
@@ -44,7 +45,7 @@ def test_it_is_a_robot_of_lerobot_under_its_own_type():
 )
 def test_it_shows_what_the_environment_shows(env, key, camera):
     made = robot(env=env, seed=11, pictures=[camera])
-    world = make_env(build(load_config("evaluate", [f"env={env}", "policies=[none]"]).env))
+    world = make_env(env_named(env))
     frame, _ = world.reset(seed=11)
     made.connect()
     rng = np.random.default_rng(0)
@@ -66,7 +67,7 @@ def test_it_shows_what_the_environment_shows(env, key, camera):
 def test_an_episode_is_that_of_the_rollout_engine(env, key):
     """In another process, the same seed and actions."""
     made = robot(env=env, seed=11)
-    spec = build(load_config("evaluate", [f"env={env}", "env.max_steps=24", "policies=[none]"]).env)
+    spec = env_named(env, ["env.max_steps=24"])
     spec = replace(spec, observation_keys=(key,))
     world = make_env(spec)
     space = world.action_space

@@ -8,7 +8,7 @@ from gpc.commands.simulators import simulator_of
 from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
 
-ASKED = EnvSpec("policy", 0, 0)
+ASKED = EnvSpec("policy", None, None)
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Trained:
 def trained(name, task="Lift", n_action_steps=8, max_steps=400, **options):
     settings = {"control_freq": options.pop("control_freq", 20)}
     options = {"task": task, "settings": settings} | options
-    return Trained(name, EnvSpec("gpc.envs.from_robosuite:Robosuite", n_action_steps, max_steps, options=options))
+    return Trained(name, EnvSpec("robosuite", n_action_steps, max_steps, options=options))
 
 
 def test_one_policy_has_its_own_and_what_is_asked_goes_first():

@@ -15,7 +15,7 @@ from gpc.errors import GpcError, InputError, RunError
 from gpc.inert import Console
 from gpc.policy.load import load_policy
 from gpc.results.run_folder import RunFolder, read_rows
-from gpc.results.upgrade import completed
+from gpc.results.upgrade import upgraded_config
 from gpc.results.video import write_video
 
 SHORT = ["env.max_steps=8", "video=0", "sampler.steps=2"]
@@ -28,7 +28,9 @@ POISONS = [
     "${oc.env:POISONED}",
     "???",
     {"_target_": f"{POISONED}.call"},
-    {"_target_": "gpc.rollout.executors.Ray", "address": f"{POISONED}:1"},
+    {"_target_": "gpc.cluster.Ray", "address": f"{POISONED}:1"},
+    {"type": POISONED},
+    {"class": f"{POISONED}.Env", "type": "mine"},
     ["x", 1e300],
     10**12,
     -1,
@@ -144,17 +146,15 @@ def test_policies_that_are_not_gpcs_own_are_loaded_from_where_the_reader_says(
     assert watched == []
 
 
-GYMNASIUM = {
-    "_target_": "gpc.policy.env_spec.EnvSpec", "target": "gpc.envs.from_gymnasium:Gymnasium", "n_action_steps": 1, "max_steps": 8,
-}  # fmt: skip
-SAMPLING = {"_target_": "gpc.inference.settings.Sampling"}
+GYMNASIUM = {"type": "gymnasium", "n_action_steps": 1, "max_steps": 8}
 REQUESTS = {
     "a module of an environment": ("env", GYMNASIUM | {"options": {"task": f"{POISONED}:Env-v0"}}, "env.options.task"),
     "a file of an environment": (
         "env", GYMNASIUM | {"options": {"task": "Ant-v5", "settings": {"xml_file": f"/{POISONED}"}}}, "settings.xml_file",
     ),
+    "a type of environment of a package": ("env", {"type": POISONED, "n_action_steps": 8, "max_steps": 8}, "env.type"),
     "a cost of a package": ("steer", {"tiny-noise": {"cost": POISONED}}, "steer.tiny-noise.cost"),
-    "a critic of a package": ("sampler", SAMPLING | {"candidates": 2, "critic": POISONED}, "critic"),
+    "a critic of a package": ("sampler", {"candidates": 2, "critic": POISONED}, "critic"),
 }  # fmt: skip
 
 
@@ -174,13 +174,20 @@ def test_what_belongs_to_a_package_or_a_path_waits_for_trust(
     assert POISONED in capsys.readouterr().err  # there is none
 
 
-def test_what_only_looks_like_an_environment_is_called_under_no_circumstances(compared, tiny, tmp_path, capsys):
-    folder = shutil.copytree(compared, tmp_path / "run")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["resolved"]["env"] |= {"target": "gpc.envs.from_gymnasium:import_module"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert main(["replay", str(folder), "--episode", "0", "--policies", tiny[0], "--trust"]) == 2
-    assert "is not an environment of gpc.envs" in capsys.readouterr().err
+@pytest.mark.parametrize("key", ["env", "composer"])
+def test_a_recorded_object_without_a_registered_type_is_built_under_no_circumstances(
+    tiny, tmp_path, key, watched, capsys
+):
+    ask = ["evaluate", f"policies=[{tiny[0]}]", *SHORT, "episodes=1", f"run_dir={tmp_path}"]
+    assert main(ask) == 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["resolved"][key]["type"]
+    manifest["resolved"][key]["class"] = f"{POISONED}.Mine"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert main(["replay", str(tmp_path), "--episode", "0", "--policies", tiny[0], "--trust"]) == 2
+    assert f"{POISONED}.Mine is no registered type; the run was begun in Python" in capsys.readouterr().err
+    assert watched == []
 
 
 def test_a_folder_that_is_resumed_is_compared_and_not_built(tiny, tmp_path, watched, capsys):
@@ -188,9 +195,10 @@ def test_a_folder_that_is_resumed_is_compared_and_not_built(tiny, tmp_path, watc
     assert main(ask) == 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     before = "gpc.robots.from_lerobot" in sys.modules
-    for target in (f"{POISONED}.call", "gpc.robots.from_lerobot.make_robot", ["gpc.rollout.executors.Ray"], {}):
-        assert completed({"_target_": target}) == {"_target_": target}
-        manifest["config"]["composer"] = {"_target_": target, "inside": [{"_target_": target}]}
+    for target in (f"{POISONED}.call", POISONED, "gpc.robots.from_lerobot.make_robot", ["gpc.cluster.Ray"], {}):
+        kept = {"_target_": target, "type": target}
+        assert upgraded_config({"composer": kept})["composer"].get("type") in (target, None)
+        manifest["config"]["composer"] = {"type": target, "_target_": target, "inside": [{"_target_": target}]}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         assert main(ask) == 2
         assert "was begun with composer" in capsys.readouterr().err
@@ -203,9 +211,9 @@ def test_a_report_reads_and_writes_in_its_folder_alone(compared, tmp_path, watch
     manifest = json.loads((folder / "manifest.json").read_text())
     resolved = manifest["resolved"]
     resolved["policies"] = [f"remote:ws://{POISONED}.invalid:1", f"lerobot:{POISONED}/x"]
-    resolved["env"] |= {"target": f"{POISONED}:Env", "options": {"task": f"{POISONED}:Env-v0"}}
-    resolved["executor"] = {"_target_": "gpc.rollout.executors.Ray", "address": f"{POISONED}:1"}
-    resolved["composer"] = {"_target_": f"{POISONED}.call"}
+    resolved["env"] |= {"type": f"{POISONED}:Env", "options": {"task": f"{POISONED}:Env-v0"}}
+    resolved["executor"] = {"type": "ray", "address": f"{POISONED}:1"}
+    resolved["composer"] = {"type": POISONED}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     others = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main(["report", str(folder)]) == 0

@@ -122,9 +122,10 @@ def search(
     `budget` counts the episodes of the whole search, `episodes` those of each candidate; `gpc search -h` says which methods have
     which. `demonstrations` is a file of held-out ones, for method "demos" or as the start of the others.
     """
-    asked = {"budget": budget, "episodes": episodes, "demonstrations": demonstrations and f'"{demonstrations}"'}
+    asked = {"budget": budget, "episodes": episodes}
     shown = [f"env={env}", f"search={method}", f"report.episodes={report_episodes}", "video=0"]
     shown += [f"search.{key}={value}" for key, value in asked.items() if value is not None]
+    shown += [f'demonstrations="{demonstrations}"'] if demonstrations else []
     return _quietly("search", policies, [*shown, *overrides], run_dir)
 
 

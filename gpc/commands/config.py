@@ -1,60 +1,39 @@
-"""Hydra configurations: composed from `gpc.configs`, checked, and instantiated from an allow-list only."""
+"""Hydra configurations: composed from `gpc.configs` and from what packages register, and checked."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
-from functools import partial
 from importlib.resources import files
-from inspect import signature
-from pkgutil import resolve_name
+from math import isnan
 from typing import Annotated, Any, cast
 
-import numpy as np
 from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from msgspec import Meta
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpc.errors import InputError, one_line, suggest
+from gpc.errors import InputError, suggest
+from gpc.objects import REQUIRED, described, settings_of
+from gpc.registry import COMPOSERS, ENVS, SEARCHES, is_ours, load_entry, names
 from gpc.schema import Seconds, check
 
-# What a `_target_` may name, in each part of a configuration: it is imported and called.
-ALLOWED: Mapping[str, frozenset[str]] = {
-    "env": frozenset({"gpc.policy.env_spec.EnvSpec"}),
-    "engine": frozenset({"gpc.rollout.engine.Engine"}),
-    "executor": frozenset({"gpc.rollout.executors.Local", "gpc.rollout.executors.Ray"}),
-    "sampler": frozenset({"gpc.inference.settings.Sampling"}),
-    "composer": frozenset(
-        f"gpc.composition.composed.{name}" for name in ("average", "both", "compose", "either", "guide")
-    ),
-    "search": frozenset(
-        {
-            *(f"gpc.weights.searches.{name}" for name in ("Grid", "Racing", "Random", "FromDemonstrations")),
-            "gpc.weights.bayesian.Bayesian",
-        }
-    ),
-    "robot": frozenset({"gpc.robots.from_lerobot.make_robot"}),
-    "watchdog": frozenset({"gpc.bridge.controller.Watchdog"}),
-    "safety": frozenset({"gpc.bridge.safety.limits_from"}),
-    "stitch": frozenset(
-        f"gpc.bridge.blending.{name}" for name in ("RealTimeChunking", "RecedingHorizon", "TemporalEnsembling")
-    ),
-}
-TARGETS = frozenset().union(*ALLOWED.values())
-COMPARED = frozenset().union(*(ALLOWED[part] for part in ("env", "sampler", "composer", "search")))
-HYDRAS = frozenset({"_target_", "_args_", "_partial_", "_recursive_", "_convert_"})  # keys of Hydra's instantiate
+REGISTERED = {"env": ENVS, "search": SEARCHES, "composer": COMPOSERS}
+"""Config groups whose options packages register, and the group of entry points."""
+PASSED = {"env": ("observation_keys",), "search": ("policies", "prior"), "composer": ("policies", "weights")}
+"""Arguments of registered classes that no configuration holds."""
 
 Count = Annotated[int, Meta(ge=1, le=10**6)]
 Seed = Annotated[int, Meta(ge=0, le=2**31)]
 KINDS: Mapping[str, Any] = {
-    **{key: Count for key in ("episodes", "block", "max_batch")},
-    **{f"{phase}.{key}": Count for phase in ("search", "report") for key in ("budget", "episodes")},
-    **{key: Seed for key in ("seed", "search.seed", "report.seed")},
+    **{key: Count for key in ("episodes", "block", "chunks", "max_batch", "report.episodes")},
+    **{key: Seed for key in ("seed", "report.seed")},
     "video": Annotated[int, Meta(ge=0, le=10**6)],
+    "demonstrations": str | None,
     "fps": Annotated[float, Meta(gt=0, le=1000)],
     "rate": Annotated[float, Meta(gt=0, le=1000)] | None,
     "seconds": Seconds | None,
@@ -65,67 +44,93 @@ KINDS: Mapping[str, Any] = {
     "view": bool | str,
     **{f"stitch.{key}": Count for key in ("n_action_steps", "request_every", "max_chunks")},
 }
-"""Types and bounds of settings, in every command that has them; what is built from a `_target_` checks itself."""
+"""Types and bounds of settings that belong to no class, in each command that has them."""
 
-# their keys are the policies' and the simulator's own
+# keys inside these are the policies' and the simulator's own
 OPEN = r"rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
+
+CHANGED = {
+    r"env\.target=": "env.type=NAME, a registered environment",
+    r"search\.demonstrations=(.*)": r"demonstrations=\1",
+    r"composer=(scheduled|per_dimension)|composer\.(edges|groups)=": "composer=convex, with one weight for each policy",
+}
+"""Keys of earlier versions, as patterns, and the form that replaces each."""
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration `name` ("evaluate", "search") with overrides as on the command line.
+    """Return the configuration of a command, "evaluate" or "search" for example.
 
-    Raises InputError, one line, where an override is malformed, a key or group option unknown or a value missing.
+    Args:
+        name: the command.
+        overrides: keys and values, as on the command line.
+
+    Raises:
+        InputError: If an override is malformed, a key or option of a group is unknown, a value is missing or of another
+            type.
     """
+    for override in overrides:
+        _check_changed(override)
     GlobalHydra.instance().clear()
+    _register(overrides)
     try:
         with initialize_config_module("gpc.configs", version_base="1.3"):
-            opened = [re.sub(rf"^(?=({OPEN})[=.])", "++", item) for item in overrides]
-            config = compose(name, overrides=opened)
+            overrides = [re.sub(rf"^(?=({OPEN})[=.])", "++", item) for item in overrides]
+            config = compose(name, overrides=overrides)
         missing = OmegaConf.missing_keys(config)
         if missing:
             raise InputError(f"{sorted(missing)[0]} is not set; give it on the command line, as in {_example(missing)}")
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error, name)) from None
-    check_nodes(config)
+    for key, value in _leaves(plain(config)):
+        if isinstance(value, float) and isnan(value):  # every comparison with a bound would be false
+            raise InputError(f"{key}={value} is not a number")
     _check_kinds(config)
     return config
 
 
-def bind(config: DictConfig) -> Callable[..., Any]:
-    """Return what a config node's `_target_` names, with the node's arguments: call it with the others.
-
-    Raises InputError if the target is not on the allow-list, takes no such argument, or needs a package that is missing.
-    """
-    node = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    _check_target(node, TARGETS, "")
-    target = node.pop("_target_")
-    try:
-        called = resolve_name(target)
-    except ImportError as error:
-        raise InputError(f"{target} needs a package that is missing ({one_line(error)}); run gpc doctor") from None
-    unknown = sorted(node.keys() - signature(called).parameters.keys())
-    if unknown:
-        raise InputError(f"{target} takes no {unknown[0]!r}")
-    return partial(called, **node)
-
-
-def build(config: DictConfig, **extra: Any) -> Any:
-    """Return the object that a config node's `_target_` names; `extra` are further arguments of it.
-
-    Raises InputError if the target is not on the allow-list or its arguments do not fit.
-    """
-    try:
-        return bind(config)(**extra)
-    except TypeError as error:
-        raise InputError(f"{config._target_}: {one_line(error)}") from None
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return a configuration, or a part of one, as plain dicts, lists and values."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 def options(group: str) -> list[str]:
-    """The names of a config group's options ("env", "sampler", "search")."""
-    return sorted(
-        p.name.removesuffix(".yaml") for p in files("gpc.configs").joinpath(group).iterdir() if ".yaml" in p.name
-    )
+    """Return the names of a config group's options ("env", "sampler", "search")."""
+    return sorted({*_shipped(group), *(names(REGISTERED[group]) if group in REGISTERED else ())})
+
+
+def _shipped(group: str) -> list[str]:
+    folder = files("gpc.configs").joinpath(group)
+    return [path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml")]
+
+
+def _register(overrides: Sequence[str]) -> None:
+    """Make an option of each registered type that these overrides choose and that has no file in gpc.configs."""
+    for override in overrides:
+        group, equals, name = override.partition("=")
+        if equals and group in REGISTERED and name not in _shipped(group) and name in names(REGISTERED[group]):
+            ConfigStore.instance().store(group=group, name=name, node=option(group, name))
+
+
+def option(group: str, name: str) -> dict[str, Any]:
+    """Return the option of a config group that a registered type stands for: its settings with their defaults."""
+    kind = load_entry(REGISTERED[group], group, name)
+    settings = {
+        key: "???" if setting.default is REQUIRED else described(setting.default)
+        for key, setting in settings_of(kind).items()
+        if key not in PASSED[group]
+    }
+    if group == "env":
+        return {"type": name, "n_action_steps": 8, "max_steps": settings.pop("max_steps", 300), "options": settings}
+    return {"type": name, **settings}
+
+
+def _check_changed(override: str) -> None:
+    """Raise InputError with the new form if an override is of an earlier version."""
+    for pattern, new in CHANGED.items():
+        match = re.match(rf"[+~]*(?:{pattern})", override)
+        if match:
+            raise InputError(f"{override.partition('=')[0]} has changed; write {match.expand(new)}")
 
 
 def _check_kinds(config: DictConfig) -> None:
@@ -135,32 +140,12 @@ def _check_kinds(config: DictConfig) -> None:
             check(kind, value, key)
 
 
-def check_nodes(config: DictConfig) -> None:
-    """Raise InputError if a part of the configuration names a `_target_` that is not allowed there, or holds NaN."""
-    for part, node in cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)).items():
-        if isinstance(node, dict) and "_target_" in node:
-            _check_target(node, ALLOWED.get(part, frozenset()), f"{part}.")
-        else:
-            _check_plain({part: node}, "")
-
-
-def _check_target(node: Mapping[str, Any], allowed: frozenset[str], where: str) -> None:
-    """The node's own target is one of these, and nothing inside of it has one."""
-    target = node.get("_target_")
-    if not isinstance(target, str) or target not in allowed:
-        choice = ", ".join(sorted(allowed)) or "nothing"
-        raise InputError(f"{where}_target_={target} is not allowed; gpc builds only {choice} there")
-    _check_plain({key: value for key, value in node.items() if key != "_target_"}, where)
-
-
-def _check_plain(value: Any, where: str) -> None:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in pairs:
-        if key in HYDRAS:
-            raise InputError(f"{where}{key}={item} is not allowed: gpc builds nothing there")
-        if isinstance(item, float) and np.isnan(item):  # every comparison with a bound would be false
-            raise InputError(f"{where}{key}={item} is not a number")
-        _check_plain(item, f"{where}{key}.")
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a configuration with its key."""
+    if not isinstance(node, dict | list):
+        yield path, node
+    for key, item in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _leaves(item, f"{path}.{key}".lstrip("."))
 
 
 def _example(missing: set[str]) -> str:
@@ -168,7 +153,7 @@ def _example(missing: set[str]) -> str:
 
 
 def _one_line(error: BaseException, name: str) -> str:
-    """Hydra's message on one line; an unknown key or option is answered with the nearest known one."""
+    """Return Hydra's message on one line, with the nearest known key or option for an unknown one."""
     text = " ".join(str(error).split())
     option = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
     if option:
@@ -190,22 +175,25 @@ def _known_keys(name: str) -> list[str]:
     def paths(node: Any, prefix: str) -> list[str]:
         if not isinstance(node, dict):
             return [prefix]
-        inner = [path for key, item in node.items() if key != "_target_" for path in paths(item, f"{prefix}.{key}")]
+        inner = [path for key, item in node.items() for path in paths(item, f"{prefix}.{key}")]
         return [prefix, *inner] if prefix else inner
 
     return [path.strip(".") for path in paths(config, "")]
 
 
 def describe(name: str) -> str:
-    """Every key of a configuration with its default and comment, as the files have them, for `-h`."""
+    """Return every key of a command with its default and comment, for `-h`."""
     root = files("gpc.configs")
     text = [root.joinpath(f"{name}.yaml").read_text()]
     for group in re.findall(r"^  - (\w+): \w+$", text[0], re.MULTILINE):
-        names = [(option, root.joinpath(group, f"{option}.yaml").read_text()) for option in options(group)]
-        text += [f"# {group}={option}: keys {group}.*\n{content}" for option, content in names]
+        shown = [(choice, root.joinpath(group, f"{choice}.yaml").read_text()) for choice in sorted(_shipped(group))]
+        registered = REGISTERED.get(group, "")
+        foreign = [choice for choice in names(registered) if not is_ours(registered, choice)]
+        shown += [(choice, OmegaConf.to_yaml(option(group, choice))) for choice in foreign]
+        text += [f"# {group}={choice}: keys {group}.*\n{content}" for choice, content in shown]
     text[1:1] = [
         root.joinpath(f"{part}.yaml").read_text() for part in re.findall(r"^  - ([a-z]+)$", text[0], re.MULTILINE)
     ]
-    # what Hydra reads, not the user
-    skipped = re.compile(r"^( *_target_:.*\n|# @package.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)
+    # lines for Hydra and for the registry, not for the user
+    skipped = re.compile(r"^( *type: \w+\n|# @package.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)
     return "\n".join(skipped.sub("", part) for part in text)

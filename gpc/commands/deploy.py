@@ -12,22 +12,26 @@ from typing import Any, cast
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.bridge.chunk_source import ChunkSource, LocalSource, RemoteSource, SourceThread
 from gpc.bridge.controller import STOPPED, ChunkController, ChunkSpec, Watchdog
 from gpc.bridge.loop import ControlLoop, run_lockstep
 from gpc.bridge.realtime import RealTimeSettings, run_realtime
 from gpc.bridge.recording import Recorder
 from gpc.bridge.robot import Robot, connected, map_features
-from gpc.bridge.safety import SafetyFilter
+from gpc.bridge.safety import SafetyFilter, limits_from
 from gpc.bridge.stop import StopSignal
-from gpc.commands.config import build
-from gpc.commands.setup import compose_from
+from gpc.commands.config import plain
+from gpc.commands.setup import compose_from, sampling_of
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError, RunError, Stopped, one_line
 from gpc.inert import Console, file_name
 from gpc.inference.threads import serving_threads, torch_threads
+from gpc.objects import build, choose
+from gpc.registry import load_entry
 from gpc.serve.client import RemotePolicy
 
+STITCHES = {"real_time": RealTimeChunking, "receding_horizon": RecedingHorizon, "ensembling": TemporalEnsembling}
 CLOCKS = ("real", "lockstep")
 SWITCH = 0.0005  # seconds after which a thread must let another run; Python's 0.005 is a period of 200 Hz
 
@@ -66,15 +70,15 @@ def chunk_source_from(config: DictConfig, console: Console) -> ChunkSource:
     if bool(config.policies) == (config.server is not None):
         raise InputError("give policies, as in 'policies=[pusht-flow]', or server=ws://host:port, one of them")
     if config.server is not None:
-        watchdog: Watchdog = build(config.watchdog)
+        watchdog: Watchdog = build(Watchdog, plain(config.watchdog), "watchdog")
         return RemoteSource(RemotePolicy(config.server, config.token, watchdog.max_age), config.seed)
-    return LocalSource(compose_from(config, console), build(config.sampler), config.seed, config.reproducible)
+    return LocalSource(compose_from(config, console), sampling_of(config), config.seed, config.reproducible)
 
 
 def robot_from(config: DictConfig) -> Robot:
     """The robot of a configuration, not yet connected."""
-    own = {key: value for key, value in config.robot.items() if key not in ("observations", "actions")}
-    return cast(Robot, build(OmegaConf.create(own)))
+    settings = {key: value for key, value in plain(config.robot).items() if key not in ("observations", "actions")}
+    return cast(Robot, build(load_entry("gpc.robots", "robot", "lerobot"), settings, "robot"))
 
 
 def deploy(
@@ -147,19 +151,19 @@ def _loop(config: DictConfig, source: ChunkSource, robot: Robot) -> tuple[Contro
     feature_map = map_features(
         robot, observations.shapes, spec.dim, mapped["observations"], mapped["actions"], config.task
     )
-    limits = build(config.safety, spec=spec, dt=period)
+    limits = build(limits_from, plain(config.safety), "safety", spec=spec, dt=period)
     if substeps > 1 and limits.relative.any():
         raise InputError(
             f"rate={config.rate}: moves are not interpolated, only targets; leave rate out, or safety.hold=last"
         )
-    watchdog: Watchdog = build(config.watchdog)
+    watchdog: Watchdog = build(Watchdog, plain(config.watchdog), "watchdog")
     step, allowed = period * substeps, watchdog.observation_deadline
     if allowed <= step:
         raise InputError(
             f"watchdog.observation_deadline={allowed:g} must be longer than a step of the policy, {step:g} s"
         )
     expected = ChunkSpec(spec.start, spec.horizon, spec.dim, observations.n_obs_steps, substeps)
-    controller = ChunkController(expected, build(config.stitch), SafetyFilter(limits, feature_map.actions), watchdog)
+    controller = ChunkController(expected, choose(STITCHES, plain(config.stitch), "stitch"), SafetyFilter(limits, feature_map.actions), watchdog)
     return ControlLoop(robot, feature_map, controller, config.mode), period
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.commands.config import bind, build
-from gpc.commands.setup import adapted, folder_of, loaded, resolved, say_notes, weights_of
+from gpc.commands.config import plain
+from gpc.commands.setup import (
+    adapted,
+    composed,
+    engine_of,
+    env_of,
+    executor_of,
+    folder_of,
+    loaded,
+    sampling_of,
+    say_notes,
+    weights_of,
+)  # fmt: skip
 from gpc.commands.simulators import simulator_of
 from gpc.composition.composed import ComposedPolicy
 from gpc.composition.composers import Guidance
@@ -22,7 +33,9 @@ from gpc.demonstrations import read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
 from gpc.inference.actor import ChunkActor
+from gpc.objects import build_registered, describe
 from gpc.policy.spec import Policy
+from gpc.registry import ENVS, SEARCHES
 from gpc.results.report import print_summary, write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import summarize_evaluation, summarize_search
@@ -33,11 +46,6 @@ from gpc.rollout.executors import Executor
 from gpc.weights.denoising_error import DenoisingError, measure
 from gpc.weights.searches import Outcome, Search
 from gpc.weights.simplex import Weights, one_hot
-
-ENVIRONMENTS = tuple(
-    f"gpc.envs.{name}" for name in ("pusht:PushT", "from_robosuite:Robosuite", "from_gymnasium:Gymnasium")
-)
-"""What `env.target` may be: any other name of these modules would be called, too."""
 
 COLUMNS = (
     TextColumn("{task.description}", markup=False),
@@ -56,28 +64,27 @@ class Experiment:
     ) -> None:
         """`rivals` are policies of other experiments that meet the same environment."""
         self.config, self.console = config, console
-        self.compose: Callable[..., ComposedPolicy] = bind(config.composer)
+        self.compose: Callable[..., ComposedPolicy] = partial(composed, config.composer)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
-        everything = resolved(config)
+        everything = plain(config)
         self.policy = self.compose(adapted(everything, policies, others))
         names = [policy.name for policy in (*policies, *others)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
-        spec: EnvSpec = build(config.env)
-        if spec.target == "policy":
+        spec = env_of(config)
+        if spec.type == "policy":
             spec = simulator_of([*policies, *others], spec)
-        if spec.target not in ENVIRONMENTS:
-            raise InputError(f"env.target={spec.target} is not an environment of gpc.envs: {', '.join(ENVIRONMENTS)}")
         observations = self.policy.observations
         keys, steps = tuple(observations.shapes), observations.n_obs_steps
         self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
-        self.engine: Engine = build(config.engine)
-        self.executor: Executor = build(config.executor)
-        self.actor = ChunkActor(self.policy, build(config.sampler), self.env.n_action_steps)
+        self.engine: Engine = engine_of(config)
+        self.executor: Executor = executor_of(config)
+        assert spec.n_action_steps is not None
+        self.actor = ChunkActor(self.policy, sampling_of(config), spec.n_action_steps)
         self._check_environment(spec)
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
-        self.resolved["env"] = {"_target_": "gpc.policy.env_spec.EnvSpec", **asdict(spec)}
+        self.resolved["env"] = described_env(spec)
         say_notes(self.policy, console)
         self.stats = RolloutStats()
 
@@ -103,7 +110,7 @@ class Experiment:
 
     def settings(self, keys: Sequence[str]) -> dict[str, Any]:
         """What determines results: these keys of the configuration and the policies' fingerprints."""
-        everything = resolved(self.config)
+        everything = plain(self.config) | {"env": self.resolved["env"]}
         chosen = {key: everything[key] for key in ("env", "sampler", *keys)}
         return {"policies": self.names, "fingerprints": self.fingerprints, **chosen}
 
@@ -153,7 +160,7 @@ class Experiment:
         try:
             env = make_env(spec)
         except ImportError as error:
-            raise InputError(f"{spec.target} needs a package that is missing ({error}); run gpc doctor") from None
+            raise InputError(f"{spec.name} needs a package that is missing ({error}); run gpc doctor") from None
         offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
         if self.config.video:
             _check_picture(env, self.config.video)
@@ -162,7 +169,7 @@ class Experiment:
             actions = self.policy.actions
             names = f" ({', '.join(actions.names)})" if actions.names else ""
             raise InputError(
-                f"{self.policy.name} acts in {actions.dim} dimensions{names}, {spec.target} in {env.action_space.shape}; "
+                f"{self.policy.name} acts in {actions.dim} dimensions{names}, {spec.name} in {env.action_space.shape}; "
                 "'action_names={POLICY: [x,y]}' says which dimensions of two policies are the same"
             )
         own = {theirs: key for key, theirs in self.config.rename_map.items()}
@@ -170,7 +177,7 @@ class Experiment:
             for key, shape in policy.observations.shapes.items():
                 if offered.get(key) != shape:
                     raise InputError(
-                        f"{policy.name} reads {key!r} {shape}, {_not_offered(spec.target, key, own.get(key, key), shape, offered)}"
+                        f"{policy.name} reads {key!r} {shape}, {_not_offered(spec.name, key, own.get(key, key), shape, offered)}"
                     )
 
 
@@ -218,8 +225,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
         raise InputError("a search mixes with convex weights; choose composer=convex")
     experiment.check_parents()
     prior = _denoising_error(experiment)
-    settings = {key: value for key, value in config.search.items() if key != "demonstrations"}
-    plan: Search = build(OmegaConf.create(settings), policies=count, prior=prior)
+    plan: Search = build_registered(SEARCHES, plain(config.search), "search", policies=count, prior=prior)
     fresh = range(config.report.seed, config.report.seed + config.report.episodes)
     if plan.seeds.start < fresh.stop and fresh.start < plan.seeds.stop:
         raise InputError(
@@ -245,13 +251,19 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
 
 
 def _denoising_error(experiment: Experiment) -> DenoisingError | None:
-    """What `search.demonstrations` says of the policies; None where there are none."""
-    path = experiment.config.search.demonstrations
+    """What `demonstrations` says of the policies; None where there are none."""
+    path = experiment.config.demonstrations
     if path is None:
         return None
     demonstrations = read(path, list(experiment.policy.observations.shapes))
     with experiment.console.status("denoising the demonstrations"):
         return measure(experiment.policy, experiment.actor.sampling, demonstrations)
+
+
+def described_env(spec: EnvSpec) -> dict[str, Any]:
+    """Return an environment as plain data, as a configuration has it."""
+    data: dict[str, Any] = describe(ENVS, {key: getattr(spec, key) for key in ("type", "n_action_steps", "max_steps")})
+    return data | {"options": describe(ENVS, spec.options or {})}
 
 
 def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:

@@ -10,25 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
-from msgspec import Meta, Struct, field, to_builtins
+from msgspec import Meta, Struct, to_builtins
 
 from gpc.composition.steering import GROUP as COSTS
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 from gpc.inference.settings import Sampling
-from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import bundled_cards
-from gpc.registry import is_ours
-from gpc.results.upgrade import completed
+from gpc.registry import COMPOSERS, ENVS, is_ours
+from gpc.results.upgrade import upgraded
 from gpc.schema import convert
 
 Count = Annotated[int, Meta(ge=0, le=10**6)]
 Size = Annotated[int, Meta(ge=1, le=4096)]
 Number = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Names = Annotated[list[str], Meta(min_length=1, max_length=1000)]
-SINGLE_PROCESS = {
-    "engine": {"_target_": "gpc.rollout.engine.Engine", "lanes": 1, "workers": 1},
-    "executor": {"_target_": "gpc.rollout.executors.Local"},
-}
+SINGLE_PROCESS = {"engine": {"lanes": 1, "workers": 1}, "executor": {"type": "local"}}
+TYPED = {"env": ENVS, "composer": COMPOSERS}
+"""Parts of a configuration that name a registered type, and the group of entry points."""
 
 
 class Options(Struct, forbid_unknown_fields=True):
@@ -41,11 +39,13 @@ class Options(Struct, forbid_unknown_fields=True):
     settings: dict[str, Any] | None = None
 
 
-class Composer(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """A function of `gpc.composition.composed` and its arguments."""
+class Env(Struct, forbid_unknown_fields=True):
+    """The settings of `gpc.policy.env_spec.EnvSpec` that a configuration holds."""
 
-    built: str = field(name="_target_")
-    temperature: Number | None = None
+    type: str
+    n_action_steps: Annotated[int, Meta(ge=1, le=10**4)] | None = None
+    max_steps: Annotated[int, Meta(ge=1, le=10**6)] | None = None
+    options: dict[str, Any] | None = None
 
 
 class Steer(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -60,7 +60,7 @@ class Side(Struct):
     """Policies that acted together."""
 
     policies: Names
-    composer: Composer
+    composer: dict[str, Any]
 
 
 class Settings(Struct):
@@ -77,7 +77,7 @@ class Resolved(Struct):
     policies: Names
     env: dict[str, Any]
     sampler: dict[str, Any]
-    composer: Composer
+    composer: dict[str, Any]
     rename_map: dict[str, str] | None = None
     action_names: dict[str, Names] | None = None
     origin: dict[str, str] | None = None
@@ -101,31 +101,46 @@ class Request(NamedTuple):
 
 def read_recorded(manifest: Mapping[str, Any], where: str) -> Manifest:
     """Return what a replay needs of a manifest, every field checked; `where` names it in errors."""
-    recorded = convert(Manifest, manifest, where)
+    recorded = convert(Manifest, upgraded(manifest), where)
     resolved = recorded.resolved
     if resolved is None:
         raise InputError(f"{where} was written before run folders held the whole configuration; run it anew elsewhere")
     for key, text in _texts(to_builtins(recorded), ""):
         if "${" in text or text == "???":  # OmegaConf would look up what these name
             raise InputError(f"{where}: {key} is {text[:80]!r}, no value; a recorded configuration holds values alone")
-    for key, kind in (("env", EnvSpec), ("sampler", Sampling)):
-        arguments = {name: value for name, value in getattr(resolved, key).items() if name != "_target_"}
-        convert(kind, arguments, f"{where}: resolved.{key}")
+    for part in (resolved.env, resolved.composer, *(side.composer for side in recorded.config.sides or ())):
+        if not isinstance(part.get("type"), str):
+            raise InputError(
+                f"{where}: {one_line(part.get('class', part), 80)} is no registered type; the run was begun in Python: "
+                "call the function again with the same run_dir"
+            )
+    convert(Env, resolved.env, f"{where}: resolved.env")
+    convert(Sampling, resolved.sampler, f"{where}: resolved.sampler")
     return recorded
 
 
-def rebuilt(recorded: Resolved, composer: Composer) -> dict[str, Any]:
+def rebuilt(recorded: Resolved, composer: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of an episode, for one simulator in one process."""
     found: dict[str, Any] = to_builtins(recorded)
     config = {key: found[key] or {} for key in ("env", "sampler", "rename_map", "action_names", "origin", "steer")}
-    return {**config, "sampler": completed(config["sampler"]), "composer": to_builtins(composer), **SINGLE_PROCESS}
+    return {**config, "composer": dict(composer), **SINGLE_PROCESS}
 
 
-def requests(recorded: Resolved, sources: Sequence[str]) -> Iterator[Request]:
-    """Yield what a recorded configuration would load that is not gpc's own; `sources` are its policies of an episode."""
+def requests(recorded: Resolved, composer: Mapping[str, Any], sources: Sequence[str]) -> Iterator[Request]:
+    """Yield what a recorded configuration would load that is not gpc's own.
+
+    Args:
+        recorded: the configuration.
+        composer: composer of the episode.
+        sources: policies of the episode.
+    """
     bundled = bundled_cards()
     yield from (Request("policies", source) for source in sources if source not in bundled)
-    options = convert(Options, recorded.env.get("options") or {}, "resolved.env.options")
+    for key, node in (("env", recorded.env), ("composer", composer)):
+        if not is_ours(TYPED[key], node["type"]):
+            yield Request(f"{key}.type", node["type"])
+    ours = is_ours(ENVS, recorded.env["type"])
+    options = convert(Options, (recorded.env.get("options") if ours else None) or {}, "resolved.env.options")
     if ":" in options.task:
         yield Request("env.options.task", options.task)
     for key, text in _texts(options.settings, "env.options.settings"):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from gpc.commands.config import check_nodes
 from gpc.commands.experiment import Experiment
 from gpc.commands.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
 from gpc.commands.setup import BY_POLICY
@@ -146,7 +145,7 @@ def _experiment(
     if len(where) != len(names):
         raise InputError(f"--policies names {len(where)}; the episode was run by {len(names)}: {', '.join(names)}")
     if not trust:
-        _refuse(command, names, list(requests(resolved, [] if sources else where)))
+        _refuse(command, names, list(requests(resolved, composer, [] if sources else where)))
     try:
         policies = [load_policy(source) for source in where]
     except InputError as error:
@@ -156,7 +155,6 @@ def _experiment(
     for key in BY_POLICY:  # the other side's settings are not this one's
         own[key] = {called[name]: value for name, value in own[key].items() if name in called}
     whole = OmegaConf.create({**own, "policies": where, "video": int(draws)})
-    check_nodes(whole)
     experiment = Experiment(whole, policies, console)
     experiment.check(row.weights)
     _check_fingerprints(names, experiment.policy.policies, config.fingerprints)

@@ -10,8 +10,7 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpc.commands.config import build
-from gpc.commands.setup import compose_from
+from gpc.commands.setup import compose_from, sampling_of
 from gpc.composition.composers import HasWeights
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -49,6 +48,6 @@ def run(config: DictConfig, console: Console) -> None:
         await PolicyServer(inference, access, facts, config.seed).run(ready, stop)
 
     with torch_threads(serving_threads(config.reproducible)):
-        inference = InferenceThread(policy, build(config.sampler), config.max_batch, config.reproducible)
+        inference = InferenceThread(policy, sampling_of(config), config.max_batch, config.reproducible)
         asyncio.run(until_told(inference))
         inference.close()

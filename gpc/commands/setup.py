@@ -1,31 +1,66 @@
-"""From a configuration to policies and a composition."""
+"""From a configuration to objects: policies, a composition, an environment, settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from gpc.commands.config import bind
+from gpc.commands.config import load_config, plain
 from gpc.composition.composed import ComposedPolicy
 from gpc.composition.steering import steer
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
+from gpc.inference.settings import Sampling
+from gpc.objects import build, build_registered, choose
 from gpc.policy.adapt import check_names, rename, to_absolute, with_action_names
+from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
+from gpc.registry import COMPOSERS
+from gpc.rollout.engine import Engine
+from gpc.rollout.executors import Executor, Local, Ray
 from gpc.weights.simplex import Weights
 
+EXECUTORS = {"local": Local, "ray": Ray}
 BY_POLICY = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
 """The keys that say something of policies by their names, and how one looks."""
 
 
-def resolved(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain dicts, lists and values."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+def sampling_of(config: DictConfig) -> Sampling:
+    """Return the sampler of a configuration."""
+    return build(Sampling, plain(config.sampler), "sampler")
+
+
+def engine_of(config: DictConfig) -> Engine:
+    """Return the rollout engine of a configuration."""
+    return build(Engine, plain(config.engine), "engine")
+
+
+def executor_of(config: DictConfig) -> Executor:
+    """Return the executor of a configuration."""
+    executor: Executor = choose(EXECUTORS, plain(config.executor), "executor")
+    return executor
+
+
+def env_of(config: DictConfig) -> EnvSpec:
+    """Return the environment of a configuration; of type "policy" it stands for the simulator of the checkpoints."""
+    return build(EnvSpec, plain(config.env), "env", rename_map=plain(config.rename_map))
+
+
+def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
+    """Return an environment by name ("pusht", "lift"), with keys and values as on the command line."""
+    return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
+
+
+def composed(node: DictConfig, policies: Sequence[Policy], weights: Sequence[float] | None = None) -> ComposedPolicy:
+    """Return policies under the composer of a configuration; equal weights if none are given."""
+    equal = torch.full((len(policies),), 1 / max(len(policies), 1), dtype=torch.float64)
+    composer = build_registered(COMPOSERS, plain(node), "composer", weights=equal if weights is None else weights)
+    return ComposedPolicy(tuple(policies), composer)
 
 
 def loaded(config: DictConfig) -> list[Policy]:
@@ -82,9 +117,9 @@ def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
     Raises:
         InputError: the policies that have weight lack a dimension.
     """
-    policies = adapted(resolved(config), loaded(config))
+    policies = adapted(plain(config), loaded(config))
     weights = weights_of(config, len(policies))
-    whole: ComposedPolicy = bind(config.composer)(policies, weights)
+    whole = composed(config.composer, policies, weights)
     policy = whole.with_weights(torch.tensor(weights, dtype=torch.float64))
     say_notes(policy, console)
     return policy

@@ -24,15 +24,15 @@ def simulator_of(policies: Sequence[Policy], asked: EnvSpec) -> EnvSpec:
         if spec is None:
             raise InputError(f"{policy.name} does not say which simulator it was trained for; name one, as in env=lift")
         own = spec.options or {}
-        if specs and (spec.target != specs[0].target or any(options.get(key, own[key]) != own[key] for key in own)):
+        if specs and (spec.type != specs[0].type or any(options.get(key, own[key]) != own[key] for key in own)):
             one, other = _told_apart(specs[0], spec)
             raise InputError(
                 f"{policies[0].name} was trained for {one}, {policy.name} for {other}; name one, as in env=lift"
             )
         specs.append(spec)
         options |= own
-    n_action_steps = asked.n_action_steps or min(spec.n_action_steps for spec in specs)
-    max_steps = asked.max_steps or max(spec.max_steps for spec in specs)
+    n_action_steps = asked.n_action_steps or min(filter(None, (spec.n_action_steps for spec in specs)))
+    max_steps = asked.max_steps or max(filter(None, (spec.max_steps for spec in specs)))
     return replace(specs[0], n_action_steps=n_action_steps, max_steps=max_steps, options=options)
 
 
@@ -41,7 +41,7 @@ def _told_apart(one: EnvSpec, other: EnvSpec) -> tuple[str, str]:
     if one.name != other.name:
         return one.name, other.name
     first, second = _leaves(one.options, "options"), _leaves(other.options, "options")
-    key = next((key for key in first | second if first.get(key) != second.get(key)), "target")
+    key = next((key for key in first | second if first.get(key) != second.get(key)), "type")
     return f"{one.name} with {key}={first.get(key)}", f"{other.name} with {key}={second.get(key)}"
 
 

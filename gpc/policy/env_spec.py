@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gpc.errors import InputError
 
-LIMITS = {"n_action_steps": (0, 10**4), "max_steps": (0, 10**6), "n_obs_steps": (1, 1024)}
+LIMITS = {"n_action_steps": 10**4, "max_steps": 10**6, "n_obs_steps": 1024}
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How to build an environment in a worker, and how policies see it.
+    """How to build an environment in a simulator process, and how policies see it.
 
-    `target` is "module:class", called with `observation_keys` (not if None: all that it has), `max_steps` and
-    `options`; a chunk's first `n_action_steps` actions are executed before the policy looks again at the last
-    `n_obs_steps` observations, or fewer of those keys that `history` names.
+    Attributes:
+        type: registered name (entry points `gpc.envs`), or a class or function that can be pickled; it is called with
+            `observation_keys` (unless that is None: all keys), `max_steps` and `options`.
+        n_action_steps: actions of a chunk that are executed before the policy observes again; None: as the policies'
+            checkpoints have it (type "policy").
+        max_steps: longest episode, in control steps; None: as the checkpoints have it.
+        observation_keys: keys that the policies read.
+        n_obs_steps: length of the observation history.
+        options: further arguments of the environment.
+        history: number of the last observations that are read, by key; at most `n_obs_steps`.
+        rename_map: the environment's name of an observation, by a name that policies may use instead.
     """
 
-    target: str
-    n_action_steps: int
-    max_steps: int
+    type: str | Callable[..., Any]
+    n_action_steps: int | None = 8
+    max_steps: int | None = 300
     observation_keys: tuple[str, ...] | None = None
     n_obs_steps: int = 1
     options: Mapping[str, Any] | None = None
     history: Mapping[str, int] | None = None
+    rename_map: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        for name, (least, most) in LIMITS.items():
+        for name, most in LIMITS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= most:
-                raise InputError(f"env.{name}={value}: give a whole number from {least} to {most}")
+            if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+                raise InputError(f"env.{name}={value}: give a whole number from 1 to {most}")
 
     @property
     def name(self) -> str:
-        """What reports call it: the task, of a class that has several."""
-        return str((self.options or {}).get("task", self.target.partition(":")[2]))
+        """The name in reports: the task, of a class that has several."""
+        task = (self.options or {}).get("task", self.type)
+        return task if isinstance(task, str) else task.__name__

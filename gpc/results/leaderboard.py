@@ -18,10 +18,11 @@ from msgspec import Struct
 
 from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
-from gpc.results.run_folder import Row, read_rows, read_versioned
+from gpc.results.run_folder import Manifest, Row, read_rows, read_versioned
 from gpc.results.stats import Interval, mcnemar, paired_difference, wilson
 from gpc.results.summary import Names, mixture, read_summary
-from gpc.results.upgrade import completed
+from gpc.results.upgrade import upgraded
+from gpc.schema import convert
 from gpc.types import Array
 
 RANKED = ("report", "evaluate")
@@ -56,14 +57,14 @@ class Run:
 
     @property
     def env(self) -> EnvSpec:
-        """The environment; `n_action_steps`, which belongs to the policies, is 0."""
+        """The environment; `n_action_steps`, which belongs to the policies, is None."""
         env = self.resolved["env"]
-        return EnvSpec(env["target"], 0, env["max_steps"], options=env.get("options") or {})
+        return EnvSpec(env["type"], None, env["max_steps"], options=env.get("options") or {})
 
     @property
     def setting(self) -> str:
         """How the policies were sampled and executed: equal settings, weights and seeds are equal episodes."""
-        return json.dumps([completed(self.resolved["sampler"]), self.resolved["env"]["n_action_steps"]], sort_keys=True)
+        return json.dumps([self.resolved["sampler"], self.resolved["env"]["n_action_steps"]], sort_keys=True)
 
     def members(self, row: Row) -> tuple[Member, ...]:
         """The policies that may have acted in an episode, in order, those without weight too."""
@@ -85,8 +86,8 @@ def acting(manifest: Mapping[str, Any], row: Row) -> list[str]:
 class EnvSettings(Struct):
     """What reports need of an environment's settings."""
 
-    target: str
-    n_action_steps: int
+    type: str
+    n_action_steps: int | None
     max_steps: int
     options: dict[str, Any] | None = None
 
@@ -139,7 +140,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, damaged or of another version, or a field does not fit and is named.
     """
-    return read_versioned(RunManifest, path / "manifest.json")
+    manifest = upgraded(read_versioned(Manifest, path / "manifest.json"))
+    convert(RunManifest, manifest, str(path / "manifest.json"))
+    return manifest
 
 
 def read_run(path: Path) -> Run:

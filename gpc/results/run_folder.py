@@ -28,7 +28,7 @@ from gpc import schema
 from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
 from gpc.errors import GpcError, InputError, RunError, one_line
 from gpc.results.trajectories import Trajectories
-from gpc.results.upgrade import completed
+from gpc.results.upgrade import upgraded, upgraded_config
 from gpc.types import Array
 
 SCHEMA_VERSION = 1  # of manifest.json
@@ -208,7 +208,7 @@ class RunFolder:
             self.write_json("manifest.json", manifest)
             return versions()
         manifest = read_versioned(Manifest, path)
-        for key, old, new in _differences(completed(manifest["config"]), completed(config)):
+        for key, old, new in _differences(upgraded(manifest)["config"], upgraded_config(config)):
             raise InputError(
                 f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )

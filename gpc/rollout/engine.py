@@ -151,7 +151,8 @@ class _Worker:
         self.episodes: list[_Running | None] = [None] * lanes
         self.timeout, self.started = timeout, False
         self.seconds_left: float | None = None  # until the answer is late; None: no answer is due
-        self.send([search_path(), env, lanes])
+        self.send(search_path())
+        self.send((env, lanes))
 
     def send(self, message: object) -> None:
         self.seconds_left = self.timeout
@@ -227,7 +228,7 @@ class _Run:
             episode = worker.episodes[result.lane]
             assert episode is not None
             if not np.isfinite(result.rewards).all():
-                raise RunError(f"{self.env.target} returned a reward of NaN or infinity (seed {episode.job.seed})")
+                raise RunError(f"{self.env.name} returned a reward of NaN or infinity (seed {episode.job.seed})")
             episode.rewards += result.rewards
             episode.success |= result.success
             if result.done:
@@ -279,7 +280,7 @@ class _Run:
         """Replace a failed worker by a new one, and put its jobs back."""
         lost = [episode.job for episode in worker.episodes if episode is not None]
         worker.close()
-        failure = f"{self.env.target}: {cause}"
+        failure = f"{self.env.name}: {cause}"
         if not worker.started:
             if not self.startup_retries:
                 raise RunError(f"the simulator {failure} (while starting; gpc doctor lists what is missing)")

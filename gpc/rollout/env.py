@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 
+from gpc.objects import build
 from gpc.policy.env_spec import EnvSpec
+from gpc.registry import ENVS, load_entry
 from gpc.types import Array, Frame
 
 TASK, TASK_BYTES = "task", 256
@@ -69,8 +70,12 @@ class Environment(gymnasium.Env[Frame, Array]):
 
 
 def make_env(spec: EnvSpec) -> Environment:
-    """Build the environment of a spec."""
-    module, _, name = spec.target.partition(":")
+    """Build the environment of a spec.
+
+    Raises:
+        InputError: If its type is unknown or needs a package that is missing, or an option does not fit.
+    """
+    factory = load_entry(ENVS, "env", spec.type) if isinstance(spec.type, str) else spec.type
     keys = {} if spec.observation_keys is None else {"observation_keys": spec.observation_keys}
-    env: Environment = getattr(import_module(module), name)(max_steps=spec.max_steps, **keys, **(spec.options or {}))
+    env: Environment = build(factory, spec.options or {}, "env.options", max_steps=spec.max_steps, **keys)
     return env

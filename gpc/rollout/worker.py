@@ -100,8 +100,8 @@ class Lane:
 def serve(connection: Connection) -> None:
     """Build the lanes; answer lists of commands until the engine is gone."""
     try:
-        path, spec, count = connection.recv()
-        sys.path[:] = path
+        sys.path[:] = connection.recv()  # before the spec, whose classes are imported from there
+        spec, count = connection.recv()
         lanes = [Lane.of(spec) for _ in range(count)]
         connection.send([])
         while True:

@@ -82,6 +82,20 @@ class Bayesian(ProposalSearch):
         self._study.add_trial(self._optuna.trial.create_trial(params=params, distributions=self._axes, value=value))
 
 
+@dataclass(kw_only=True)
+class GaussianProcess(Bayesian):
+    """Optuna's Gaussian process."""
+
+    sampler: str = field(init=False, default="gp")
+
+
+@dataclass(kw_only=True)
+class TreeParzen(Bayesian):
+    """Optuna's tree-structured Parzen estimator."""
+
+    sampler: str = field(init=False, default="tpe")
+
+
 def _optuna() -> Any:
     try:
         optuna = import_module("optuna")

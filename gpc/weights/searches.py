@@ -13,15 +13,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from gpc.errors import InputError
 from gpc.weights.simplex import Weights, one_hot, simplex, to_grid
 
 Array = npt.NDArray[np.float64]
+Count = Annotated[int, Meta(ge=1, le=10**6)]
+Seed = Annotated[int, Meta(ge=0, le=2**31)]
 Pair = tuple[int, int]
 """(candidate, seed)."""
 
@@ -106,8 +109,8 @@ class BaseSearch:
     """Base class of the searches: candidates, and outcomes by (candidate, seed)."""
 
     policies: int
-    step: float
-    seed: int = 0
+    step: float = 0.1
+    seed: Seed = 100_000
     prior: Prior | None = None
     candidates: list[Weights] = field(init=False)
     results: dict[Pair, Outcome] = field(init=False, default_factory=dict)
@@ -171,7 +174,7 @@ class BaseSearch:
 class Grid(BaseSearch):
     """All points of the simplex on the same seeds (arXiv 2510.01068, section 4)."""
 
-    episodes: int
+    episodes: Count = 20
 
     def __post_init__(self) -> None:
         self.candidates = simplex(self.policies, self.step)
@@ -198,7 +201,7 @@ class Racing(BaseSearch):
     With a prior only the half with the least predicted error and the parents start.
     """
 
-    budget: int
+    budget: Count = 440
 
     def __post_init__(self) -> None:
         self.candidates = simplex(self.policies, self.step)
@@ -243,8 +246,9 @@ class ProposalSearch(BaseSearch, ABC):
     The better half by these seeds enters the race (`sequential_halving`).
     """
 
-    budget: int
-    episodes: int
+    step: float = 0.05
+    budget: Count = 440
+    episodes: Count = 10
     finished: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -315,9 +319,12 @@ class FromDemonstrations(BaseSearch):
     Winner and parents are compared on the report seeds only.
     """
 
+    step: float = 0.01
+    seed: Seed = field(init=False, default=0)
+
     def __post_init__(self) -> None:
         if self.prior is None:
-            raise InputError("search=demos reads held-out demonstrations; name them, as in search.demonstrations=FILE")
+            raise InputError("search=demos reads held-out demonstrations; name them, as in demonstrations=FILE")
         self.candidates = list(dict.fromkeys([to_grid(self.prior.best(), self.step), *self.parents]))
 
     @property
