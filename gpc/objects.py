@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 
 def settings_of(kind: Callable[..., Any]) -> dict[str, Setting]:
     """Return the arguments of a class or function by name; those that begin with an underscore are left out."""
-    declared = kind.__init__ if isinstance(kind, type) and not is_dataclass(kind) else kind
+    declared: Any = getattr(kind, "__init__", kind) if isinstance(kind, type) and not is_dataclass(kind) else kind
     try:
         types = get_type_hints(declared, include_extras=True)
     except (NameError, TypeError):  # names that only a type checker imports

@@ -80,7 +80,11 @@ class Experiment:
         self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
         self.engine: Engine = engine_of(config)
         self.executor: Executor = executor_of(config)
-        assert spec.n_action_steps is not None
+        if spec.n_action_steps is None or spec.max_steps is None:
+            raise InputError(
+                f"env: n_action_steps={spec.n_action_steps}, max_steps={spec.max_steps}; only env=policy takes them from "
+                "a checkpoint, give numbers"
+            )
         self.actor = ChunkActor(self.policy, sampling_of(config), spec.n_action_steps)
         self._check_environment(spec)
         self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved

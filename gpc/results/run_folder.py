@@ -207,12 +207,12 @@ class RunFolder:
             }
             self.write_json("manifest.json", manifest)
             return versions()
-        manifest = read_versioned(Manifest, path)
-        for key, old, new in _differences(upgraded(manifest)["config"], upgraded_config(config)):
+        recorded = read_versioned(Manifest, path)
+        for key, old, new in _differences(upgraded(recorded)["config"], upgraded_config(config)):
             raise InputError(
                 f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )
-        return dict(manifest["versions"])
+        return dict(recorded["versions"])
 
 
 class Writer:
