@@ -331,9 +331,7 @@ def test_one_arm_of_two_is_neither_served_nor_deployed(tiny):
 def test_names_that_do_not_meet_are_shown_with_the_key_that_mends_it(tiny, tmp_path, capsys):
     ask = ["evaluate", f"policies=[{','.join(tiny)}]", "weights=[0.5,0.5]", f"run_dir={tmp_path}"]
     assert main([*ask, "action_names={tiny-flow: [a0, a1]}"]) == 2
-    assert (
-        "acts in 4 dimensions (x, y, a0, a1), pusht in (2,); 'action_names={" in capsys.readouterr().err
-    )
+    assert "acts in 4 dimensions (x, y, a0, a1), pusht in (2,); 'action_names={" in capsys.readouterr().err
 
 
 def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):

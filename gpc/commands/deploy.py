@@ -163,7 +163,8 @@ def _loop(config: DictConfig, source: ChunkSource, robot: Robot) -> tuple[Contro
             f"watchdog.observation_deadline={allowed:g} must be longer than a step of the policy, {step:g} s"
         )
     expected = ChunkSpec(spec.start, spec.horizon, spec.dim, observations.n_obs_steps, substeps)
-    controller = ChunkController(expected, choose(STITCHES, plain(config.stitch), "stitch"), SafetyFilter(limits, feature_map.actions), watchdog)
+    blender = choose(STITCHES, plain(config.stitch), "stitch")
+    controller = ChunkController(expected, blender, SafetyFilter(limits, feature_map.actions), watchdog)
     return ControlLoop(robot, feature_map, controller, config.mode), period
 
 
