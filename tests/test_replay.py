@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import zarr
 import gpc
 from gpc.commands.cli import main
 from gpc.commands.replay import Replay
+from gpc.results.evidence import Evidence
 from gpc.results.run_folder import read_rows
 from gpc.rollout.engine import Episode, Job
 
@@ -76,10 +78,10 @@ def test_an_episode_that_differs_says_where_and_in_which_versions(searched, said
         array[episode] = kept
         (searched / "manifest.json").write_text(json.dumps(manifest))
     assert code == 1
-    assert "action: part at step 5" in text
-    assert "same observations with other actions" in text
+    assert "action: differs from step 5 on" in text
+    assert "other actions for the same observations" in text
     assert f"torch: 1.0 recorded, {manifest['versions']['torch']} installed" in text
-    assert text.endswith("did not come out the same")
+    assert text.endswith("did not give the same results")
     assert (tmp_path / "both.mp4").stat().st_size > 1000
 
 
@@ -101,8 +103,8 @@ def test_where_the_observations_part_first_it_is_the_simulator(searched, said):
     for name, value in kept.items():
         arrays[name][0] = value
     assert code == 1
-    assert "state: part at step 8" in text
-    assert "the simulator showed something else first" in text
+    assert "state: differs from step 8 on" in text
+    assert "the simulator returned other observations first" in text
 
 
 def test_the_other_side_of_a_comparison_and_guidance_come_out_the_same(tiny, said, tmp_path):
@@ -158,7 +160,46 @@ def test_what_cannot_be_replayed_is_one_line(searched, said, tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "episodes.jsonl").write_text((searched / "episodes.jsonl").read_text())
     code, text = said(tmp_path, 0)
-    assert (code, f"episode 0 of {tmp_path / 'trajectories.zarr'} cannot be read" in text) == (2, True)
-    (tmp_path / "trajectories.zarr").symlink_to(searched / "trajectories.zarr")
-    code, text = said(tmp_path, 0)
     assert (code, "before run folders held the whole configuration" in text) == (2, True)
+
+
+def test_a_folder_without_trajectories_is_compared_by_its_row(searched, said, tmp_path):
+    for name in ("episodes.jsonl", "manifest.json"):
+        shutil.copy(searched / name, tmp_path / name)
+    code, text = said(tmp_path, mixture(searched), "--video", str(tmp_path / "now.mp4"))
+    assert (code, "actions: not recorded" in text) == (0, True), text
+    assert (tmp_path / "now.mp4").stat().st_size > 1000
+    rows = (tmp_path / "episodes.jsonl").read_text()
+    (tmp_path / "episodes.jsonl").write_text(rows.replace('"steps": 16', '"steps": 15'))
+    code, text = said(tmp_path, mixture(searched))
+    assert (code, "steps: 15 recorded, 16 now" in text) == (1, True), text
+
+
+EVIDENCE = Path(__file__).parents[1] / "docs/results/evidence"
+
+
+def test_a_published_row_comes_out_the_same(capsys):
+    """An early run, whose manifest has the import paths of its time."""
+    rows = Evidence(EVIDENCE / "pusht.json").rows("diffusion-flow")
+    mixed = [i for i, row in enumerate(rows) if row.phase == "report" and min(row.weights) > 0]
+    episode = min(mixed, key=lambda i: rows[i].steps)
+    code = main(["replay", str(EVIDENCE / "pusht.json"), "--run", "diffusion-flow", "--episode", str(episode)])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "success: True, the same" in text
+    assert f"steps: {rows[episode].steps}, the same" in text
+    assert code == 0, text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["robomimic.json", "--run", "can-flow-image"], "the weights of can-image are not bundled with this gpc"),
+        (["pusht.json"], "holds 10 runs; name one, as in --run diffusion-flow"),
+        (["pusht.json", "--run", "diffusion-flo"], "did you mean 'diffusion-flow'?"),
+        (["nothing.json", "--run", "x"], "nothing.json cannot be read: No such file"),
+    ],
+)
+def test_a_row_that_cannot_be_replayed_is_one_line(arguments, words, capsys):
+    file, *rest = arguments
+    assert main(["replay", str(EVIDENCE / file), *rest, "--episode", "0"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())

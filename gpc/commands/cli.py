@@ -190,19 +190,20 @@ def _report(console: Console, args: list[str]) -> None:
 
 
 def _replay(console: Console, args: list[str]) -> None:
-    parser = _Parser("gpc replay", description="Run one recorded episode again and say whether it came out the same.")
-    parser.add_argument("run", type=Path, help="the run folder")
-    parser.add_argument("--episode", type=int, required=True, help="the line of episodes.jsonl, from 0")
+    parser = _Parser("gpc replay", description="Run one recorded episode again and compare the results.")
+    parser.add_argument("folder", type=Path, help="the run folder, or STUDY.json of docs/results/evidence")
+    parser.add_argument("--run", help="the name of the run, of a study")
+    parser.add_argument("--episode", type=int, required=True, help="the line among the rows of the run, from 0")
     parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
     parser.add_argument("--trust", action="store_true", help="the folder is your own: load what it names")
     parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
     given = parser.parse_args(args)
     from gpc.commands.replay import replay
 
-    found = replay(given.run, given.episode, given.policies, console, given.video, given.trust)
-    console.print(*found.lines(), sep="\n", soft_wrap=True)
-    if not found.same:
-        raise RunError(f"episode {given.episode} of {given.run} did not come out the same")
+    result = replay(given.folder, given.episode, given.policies, console, given.video, given.trust, given.run)
+    console.print(*result.lines(), sep="\n", soft_wrap=True)
+    if not result.same:
+        raise RunError(f"episode {given.episode} of {given.run or given.folder} did not give the same results")
 
 
 def _serve(console: Console, args: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`gpc replay`: one recorded episode again, from the run folder alone, and whether it came out the same."""
+"""`gpc replay`: run one recorded episode again and compare the results."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from gpc.commands.recorded import Manifest, Request, Settings, Side, read_record
 from gpc.commands.setup import BY_POLICY
 from gpc.errors import InputError, missing, one_line
 from gpc.inert import Console, notice
-from gpc.policy.load import load_policy
+from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import Policy
+from gpc.results.evidence import Evidence
 from gpc.results.run_folder import Row, read_rows, read_versioned, versions
-from gpc.results.trajectories import read_trajectory
+from gpc.results.trajectories import FOLDER, read_trajectory
 from gpc.results.video import render, write_video
 from gpc.rollout.engine import Episode, Job, rollout
 from gpc.rollout.env import make_env
@@ -30,7 +31,15 @@ from gpc.types import Array
 
 @dataclass(frozen=True)
 class Replay:
-    """A recorded episode, and the same one run again; `changed` names the versions that differ, (recorded, installed)."""
+    """A recorded episode and its repetition.
+
+    Attributes:
+        row: The recorded results.
+        recorded: The recorded arrays (steps, ...); empty if there are none.
+        again: The repetition.
+        n_action_steps: Actions of a chunk that are executed.
+        changed: Versions that differ: (recorded, installed).
+    """
 
     row: Row
     recorded: Mapping[str, Array]
@@ -40,15 +49,19 @@ class Replay:
 
     @property
     def same(self) -> bool:
-        """Success, score, number of steps and every action, bit for bit."""
+        """Whether success, score, steps and every recorded action are equal, bit for bit."""
         row, again = self.row, self.again
         results = (row.success, row.score, row.steps) == (again.success, again.score, again.steps)
-        return results and self.parting("action") is None
+        return results and (not self.recorded or self.parting("action") is None)
 
     def parting(self, key: str) -> int | None:
-        """The first step at which "action", "reward" or an observation differs; None where it never does.
+        """Return the first step at which a recorded array differs.
 
-        The end counts where one of the two is longer. Observations are recorded once for each chunk of actions.
+        Args:
+            key: "action", "reward" or an observation. Observations are recorded once for each chunk of actions.
+
+        Returns:
+            The step; None if the arrays are equal. If one is longer, the end of the other counts.
         """
         stride = 1 if key in ("action", "reward") else self.n_action_steps
         ours, theirs = self.recorded[key], self.again.trajectory[key]
@@ -61,73 +74,120 @@ class Replay:
         return shared * stride if len(ours) != len(theirs) else None
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """Return the report as lines of text."""
         row, again = self.row, self.again
-        told = [f"{row.phase} seed {row.seed}, weights {list(row.weights)}"]
-        shown = {
+        results = {
             "success": (row.success, again.success),
             "score": (row.score, again.score),
             "steps": (row.steps, again.steps),
         }
-        told += [
-            f"{name}: {a} recorded, {b} now" if a != b else f"{name}: {a}, the same" for name, (a, b) in shown.items()
+        lines = [
+            f"{row.phase} seed {row.seed}, weights {list(row.weights)}",
+            *(
+                f"{name}: {a}, the same" if a == b else f"{name}: {a} recorded, {b} now"
+                for name, (a, b) in results.items()
+            ),
         ]
-        return told + ([f"actions: all {row.steps} the same, bit for bit"] if self.same else self._why())
+        if not self.same:
+            return lines + self._differences()
+        return [*lines, f"actions: all {row.steps} the same, bit for bit" if self.recorded else "actions: not recorded"]
 
-    def _why(self) -> list[str]:
-        """Where the two part, whose doing that is, and which versions differ."""
+    def _differences(self) -> list[str]:
+        """Return where the two differ, which part differed first, and the versions that differ."""
         both = [key for key in self.recorded if key in self.again.trajectory]
         partings = {key: step for key in both if (step := self.parting(key)) is not None}
         observed = [step for key, step in partings.items() if key not in ("action", "reward")]
         acted = partings.get("action")
-        told = [f"{key}: part at step {step}" for key, step in partings.items()]
+        lines = [f"{key}: differs from step {step} on" for key, step in partings.items()]
         if acted is not None and acted < min(observed, default=acted + 1):
-            told.append("the policies answered the same observations with other actions (pictures are not on record)")
+            lines.append("the policies returned other actions for the same observations (pictures are not recorded)")
         elif observed:
-            told.append("the simulator showed something else first")
-        for name, (then, now) in self.changed.items():
-            told.append(f"{name}: {then} recorded, {now} installed")
-        return told if self.changed else [*told, "all versions that the run recorded are installed: another machine?"]
+            lines.append("the simulator returned other observations first")
+        lines += [f"{name}: {then} recorded, {now} installed" for name, (then, now) in self.changed.items()]
+        return lines if self.changed else [*lines, "all versions that the run recorded are installed: another machine?"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A recorded episode: its row, its arrays if there are any, and the manifest that describes it."""
+
+    manifest: Mapping[str, Any]
+    row: Row
+    trajectory: Mapping[str, Array]
+    where: str
+    command: str
 
 
 def replay(
-    path: Path, episode: int, sources: Sequence[str], console: Console, clip: Path | None = None, trust: bool = False
+    path: Path,
+    episode: int,
+    sources: Sequence[str],
+    console: Console,
+    clip: Path | None = None,
+    trust: bool = False,
+    run: str | None = None,
 ) -> Replay:
     """Run a recorded episode again.
 
     Args:
-        path: the run folder.
-        episode: its line in episodes.jsonl, from 0.
-        sources: where the policies are now; none: where they were.
-        console: for notes.
-        clip: video file to which both are written.
-        trust: whether what the folder names may be loaded; without, only what is gpc's own is, and `sources`.
+        path: Run folder, with or without trajectories, or STUDY.json of docs/results/evidence.
+        episode: Its line among the rows of the run, from 0.
+        sources: Where the policies are now; none: where they were.
+        console: For notes.
+        clip: Video file to which both are written.
+        trust: Whether to load what the manifest names; without, only what is gpc's own is loaded, and `sources`.
+        run: Name of the run in a study.
 
     Raises:
-        InputError: the folder does not hold enough, names something that is not gpc's own, or a policy is another one than
-            was recorded.
+        InputError: If the record does not hold enough, names something that is not gpc's own, or a policy is not the
+            recorded one.
     """
-    manifest, rows = read_versioned(dict[str, Any], path / "manifest.json"), read_rows(path / "episodes.jsonl")
-    if not rows:
-        raise InputError(f"{path} has no finished episode")
-    if not 0 <= episode < len(rows):
-        raise InputError(f"{path} has the episodes 0 to {len(rows) - 1}, not {episode}")
-    row, trajectory = rows[episode], read_trajectory(path, episode)
-    recorded = read_recorded(manifest, str(path / "manifest.json"))
-    experiment = _experiment(
-        f"{shlex.quote(str(path))} --episode {episode}", recorded, row, sources, console, bool(clip), trust
-    )
+    of_study = path.suffix == ".json"
+    source = _read_study(path, run, episode) if of_study else _read_folder(path, run, episode)
+    row, trajectory = source.row, source.trajectory
+    recorded = read_recorded(source.manifest, source.where)
+    if of_study and recorded.resolved and not sources:
+        _check_bundled(recorded.resolved.policies)
+    experiment = _experiment(source.command, recorded, row, sources, console, bool(clip), trust)
     torch.set_num_threads(1)  # as the engine's caller does: more would change the networks' rounding
     job = Job(row.candidate, row.weights, row.seed)
     (again,) = rollout([job], experiment.actor, experiment.env, experiment.engine)
     if clip:
-        played = {"recorded": trajectory["action"], "now": again.trajectory["action"]}
+        arrays = {"recorded": trajectory, "now": again.trajectory}
+        played = {name: array["action"] for name, array in arrays.items() if array}
         try:
             with closing(make_env(experiment.env)) as env:
                 write_video(clip, [(name, render(env, row.seed, actions)) for name, actions in played.items()])
         except Exception as error:  # a camera or an encoder that fails must not cost the verdict
             notice(missing("the video", error))
     return Replay(row, trajectory, again, experiment.env.n_action_steps, _changed(recorded.versions))
+
+
+def _read_folder(path: Path, run: str | None, episode: int) -> _Source:
+    if run is not None:
+        raise InputError(f"--run names a run of a study; {path} is a run folder")
+    manifest, rows = read_versioned(dict[str, Any], path / "manifest.json"), read_rows(path / "episodes.jsonl")
+    row = _chosen(rows, episode, str(path))
+    trajectory = read_trajectory(path, episode) if (path / FOLDER).exists() else {}
+    command = f"{shlex.quote(str(path))} --episode {episode}"
+    return _Source(manifest, row, trajectory, str(path / "manifest.json"), command)
+
+
+def _read_study(path: Path, run: str | None, episode: int) -> _Source:
+    study = Evidence(path)
+    if run is None:
+        raise InputError(f"{path} holds {len(study.runs)} runs; name one, as in --run {next(iter(study.runs), 'NAME')}")
+    row = _chosen(study.rows(run), episode, f"{path}, run {run},")
+    command = f"{shlex.quote(str(path))} --run {shlex.quote(run)} --episode {episode}"
+    return _Source(study.recorded(run).manifest, row, {}, f"{path}, run {run}", command)
+
+
+def _chosen(rows: Sequence[Row], episode: int, where: str) -> Row:
+    if not rows:
+        raise InputError(f"{where} has no finished episode")
+    if not 0 <= episode < len(rows):
+        raise InputError(f"{where} has the episodes 0 to {len(rows) - 1}, not {episode}")
+    return rows[episode]
 
 
 def _experiment(
@@ -159,6 +219,20 @@ def _experiment(
     experiment.check(row.weights)
     _check_fingerprints(names, experiment.policy.policies, config.fingerprints)
     return experiment
+
+
+def _check_bundled(sources: Sequence[str]) -> None:
+    """Check that policies without a loader, which were bundled with gpc, still are.
+
+    Raises:
+        InputError: If one is not.
+    """
+    gone = [source for source in sources if ":" not in source and source not in bundled_cards()]
+    if gone:
+        raise InputError(
+            f"the weights of {', '.join(gone)} are not bundled with this gpc, so the episode cannot be run again; if you have "
+            "them, say where, as in --policies loader:path"
+        )
 
 
 def _side(config: Settings, row: Row) -> Side:
