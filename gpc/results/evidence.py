@@ -160,7 +160,10 @@ def _without_rows(run: Run) -> Recorded:
     if run.summary["kind"] == "search":
         winner = {weights: candidate for candidate, weights in weights.items()}[tuple(run.summary["winner"]["weights"])]
     config = run.manifest["config"]
-    resolved = run.manifest.get("resolved") or {key: value for key, value in config.items() if key != "fingerprints"}
+    early = {
+        key: value for key, value in config.items() if key != "fingerprints"
+    }  # some manifests lack parts of "resolved"
+    resolved = early | (run.manifest.get("resolved") or {})
     return Recorded(
         {**run.manifest, "resolved": resolved},
         dict(sorted(weights.items())),
