@@ -133,7 +133,7 @@ def test_other_packages_do_not_add_to_a_run_but_print_a_finished_one(undisturbed
     capsys.readouterr()
     assert main(arguments(tiny, tmp_path / "run", "video=0")) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert f"was begun with torch 1.0, now {manifest['versions']['torch']} is installed" in error
+    assert f"was started with torch 1.0, now {manifest['versions']['torch']} is installed" in error
     assert error.endswith("pip install 'torch==1.0', or use another run_dir")
 
 
@@ -237,7 +237,7 @@ def test_other_demonstrations_do_not_continue_a_run(tiny, tmp_path, capsys):
         small = ["env.max_steps=16", "report.episodes=1", "video=0", f"demonstrations={tmp_path / 'some.zarr'}"]
         code = main(["search", f"policies=[{','.join(tiny)}]", "search=demos", *small, f"run_dir={tmp_path / 'run'}"])
     assert code == 2
-    assert "was begun with demonstrations=" in capsys.readouterr().err
+    assert "was started with demonstrations=" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_run_again(undisturbed, tiny):

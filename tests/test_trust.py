@@ -201,7 +201,7 @@ def test_a_folder_that_is_resumed_is_compared_and_not_built(tiny, tmp_path, watc
         manifest["config"]["composer"] = {"type": target, "_target_": target, "inside": [{"_target_": target}]}
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         assert main(ask) == 2
-        assert "was begun with composer" in capsys.readouterr().err
+        assert "was started with composer" in capsys.readouterr().err
     assert ("gpc.robots.from_lerobot" in sys.modules) == before
     assert watched == []
 

@@ -23,13 +23,14 @@ from gpc.errors import InputError, suggest
 from gpc.results.leaderboard import Run, read_run
 from gpc.results.run_folder import Count, Phase, Row
 from gpc.results.summary import summarize_evaluation, summarize_search
+from gpc.results.upgrade import upgraded
 from gpc.weights.simplex import Weights, one_hot
 
 SCHEMA_VERSION = 1
 
 
 class Recorded(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One run without its rows; the winner and the denoising errors are those of a search."""
+    """One run without its rows; winner and denoising errors are those of a search."""
 
     manifest: dict[str, Any]
     weights: dict[Count, Weights]
@@ -116,7 +117,8 @@ class Evidence:
     def run(self, name: str) -> Run:
         """Return a run with its summary."""
         recorded, rows = self.recorded(name), self.rows(name)
-        return Run(self.path.with_suffix("") / name, recorded.manifest, recorded.summary(rows), tuple(rows))
+        manifest = upgraded(recorded.manifest)
+        return Run(self.path.with_suffix("") / name, manifest, recorded.summary(rows), tuple(rows))
 
 
 def table_of(path: Path) -> Path:

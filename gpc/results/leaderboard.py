@@ -1,7 +1,8 @@
-"""Finished runs as they lie on disk, and what several of them say together: leaderboard, outcomes, progress of a search.
+"""Finished runs on disk, and several of them together: leaderboard, outcomes, progress of a search.
 
 Only the phases "report" and "evaluate" rank policies: their episodes were fixed beforehand. Search episodes chose the weights,
-and `gpc compare` stops when it knows enough. An episode on a seed that any search of the study used on the task is left out.
+and the length of a comparison depends on its results. An episode on a seed that a search of the study used on the task is
+left out.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Member = tuple[str, str, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run folder; `rows` are in the order of the file, which is that in which the episodes finished."""
+    """A finished run; `rows` are in the order in which the episodes finished."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -51,9 +52,9 @@ class Run:
 
     @property
     def resolved(self) -> Mapping[str, Any]:
-        """The whole configuration; of a run that has none, what determined its results."""
-        found: Mapping[str, Any] = self.manifest.get("resolved") or self.manifest["config"]
-        return found
+        """Full configuration; of early runs the settings that determined the results."""
+        config: Mapping[str, Any] = self.manifest.get("resolved") or self.manifest["config"]
+        return config
 
     @property
     def env(self) -> EnvSpec:
@@ -63,28 +64,28 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """How the policies were sampled and executed: equal settings, weights and seeds are equal episodes."""
+        """Sampler and actions per chunk: with weights and seed they determine an episode."""
         return json.dumps([self.resolved["sampler"], self.resolved["env"]["n_action_steps"]], sort_keys=True)
 
     def members(self, row: Row) -> tuple[Member, ...]:
-        """The policies that may have acted in an episode, in order, those without weight too."""
+        """Return the policies of an episode in order, also those with weight 0."""
         names, prints = acting(self.manifest, row), self.manifest["config"]["fingerprints"]
         return tuple((name, prints[name], row.weights[k :: len(names)]) for k, name in enumerate(names))
 
     def under(self, phase: str, weights: Sequence[float]) -> dict[int, Row]:
-        """A phase's rows under these weights, by seed."""
+        """Return the rows of a phase under these weights, by seed."""
         return {row.seed: row for row in self.rows if row.phase == phase and row.weights == tuple(weights)}
 
 
 def acting(manifest: Mapping[str, Any], row: Row) -> list[str]:
-    """The names of the policies that a row's weights belong to: a comparison has two sides."""
+    """Return the names of the policies that the weights of a row belong to."""
     config = manifest["config"]
-    found: list[str] = (config["sides"][row.candidate] if row.phase == "compare" else config)["policies"]
-    return found
+    names: list[str] = (config["sides"][row.candidate] if row.phase == "compare" else config)["policies"]
+    return names
 
 
 class EnvSettings(Struct):
-    """What reports need of an environment's settings."""
+    """Settings of an environment that reports use."""
 
     type: str
     n_action_steps: int | None
@@ -93,7 +94,7 @@ class EnvSettings(Struct):
 
 
 class SamplerSettings(Struct):
-    """What reports need of a sampler's settings."""
+    """Settings of a sampler that reports use."""
 
     method: str
     steps: int
@@ -106,7 +107,7 @@ class Acting(Struct):
 
 
 class Settings(Acting):
-    """What reports need of the settings that determine the results of a run."""
+    """Settings that determine the results, as far as reports use them."""
 
     fingerprints: dict[str, str]
     env: EnvSettings
@@ -120,14 +121,14 @@ class Settings(Acting):
 
 
 class Resolved(Struct):
-    """What reports need of the whole configuration."""
+    """Full configuration, as far as reports use it."""
 
     env: EnvSettings
     sampler: SamplerSettings
 
 
 class RunManifest(Struct):
-    """What reports need of a manifest."""
+    """Manifest, as far as reports use it."""
 
     config: Settings
     versions: dict[str, str]
@@ -135,10 +136,10 @@ class RunManifest(Struct):
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a run folder, checked.
+    """Read the manifest of a run folder and check it.
 
     Raises:
-        InputError: it is missing, damaged or of another version, or a field does not fit and is named.
+        InputError: If it is missing, damaged or of another version, or a field does not fit and is named.
     """
     manifest = upgraded(read_versioned(Manifest, path / "manifest.json"))
     convert(RunManifest, manifest, str(path / "manifest.json"))
@@ -146,11 +147,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> Run:
-    """A finished run.
+    """Read a finished run folder and check it.
 
     Raises:
-        InputError: it is unfinished, damaged or of another version.
-        RunError: a row is damaged.
+        InputError: If it is unfinished, damaged or of another version.
+        RunError: If a row is damaged.
     """
     summary, manifest = read_summary(path), read_manifest(path)
     run = Run(path, manifest, summary, tuple(read_rows(path / "episodes.jsonl")))
@@ -175,9 +176,14 @@ def read_run(path: Path) -> Run:
 
 @dataclass(frozen=True)
 class Entry:
-    """One policy or mixture in one setting: its ranked episodes by seed, from however many runs.
+    """One policy or mixture in one setting, with its ranked episodes of all runs.
 
-    `members` are those with weight; a policy alone has weight 1, whatever the composer of its run.
+    Attributes:
+        members: Policies with weight above 0; a policy alone has weight 1 under any composer.
+        composer: JSON; empty for a policy alone.
+        setting: See `Run.setting`.
+        runs: Run folders.
+        rows: Episodes by seed.
     """
 
     members: tuple[Member, ...]
@@ -188,14 +194,14 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The policy, or each policy with its weight."""
+        """Name of the policy, or of each policy with its weight."""
         if len(self.members) == 1:
             return self.members[0][0]
         return " + ".join(f"{w[0]:g} {name}" if len(w) == 1 else f"{mixture(w)} {name}" for name, _, w in self.members)
 
     @property
     def successes(self) -> int:
-        """Successful episodes."""
+        """Number of successful episodes."""
         return sum(row.success for row in self.rows.values())
 
     @property
@@ -205,11 +211,14 @@ class Entry:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """Success rate, then score."""
+        """Sort key: success rate, then score."""
         return self.successes / len(self.rows), self.score
 
-    def joined(self, other: Entry) -> Entry | None:
-        """Both as one, where they are the same policies in the same setting and agree on every seed they share."""
+    def merged(self, other: Entry) -> Entry | None:
+        """Return both as one entry, or None.
+
+        They are merged if policies, composer and setting are the same and all shared seeds have equal results.
+        """
         same = (self.members, self.composer, self.setting) == (other.members, other.composer, other.setting)
         shared = self.rows.keys() & other.rows.keys()
         if not same or any(_result(self.rows[seed]) != _result(other.rows[seed]) for seed in shared):
@@ -219,7 +228,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Paired:
-    """One entry against another on the seeds that both have; `p_value` is McNemar's, two-sided. Fractions in [-1, 1]."""
+    """One entry minus another on shared seeds: fractions in [-1, 1], McNemar's p."""
 
     other: Entry
     n: int
@@ -232,8 +241,12 @@ class Paired:
 class Standing:
     """A line of the leaderboard.
 
-    `p_best` is the chance to look this much worse than the first line if it were as good, times the number of lines that are
-    compared with it (1 where no seed is shared); `near_best` whether that leaves it possible that this entry is the best.
+    Attributes:
+        entry: The policy or mixture.
+        ci95: Interval of its success.
+        parent: Difference to its best parent.
+        p_best: One-sided p-value of the difference to the first line, times the number of lines that are compared with it; 1
+            if no seed is shared.
     """
 
     entry: Entry
@@ -243,12 +256,12 @@ class Standing:
 
     @property
     def near_best(self) -> bool:
-        """Cannot be told from the best."""
+        """Whether the entry is not shown to be worse than the first line."""
         return self.p_best >= ALPHA
 
 
 def tasks(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs grouped by what they simulate."""
+    """Group runs by environment, its options and `max_steps`."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         key = f"{run.env.name}, at most {run.env.max_steps} steps"
@@ -260,13 +273,13 @@ def tasks(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def searched(runs: Sequence[Run]) -> set[int]:
-    """The seeds on which the runs' searches chose weights."""
+    """Return the seeds on which the searches among the runs chose weights."""
     return {row.seed for run in runs for row in run.rows if row.phase == "search"}
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:
-    """The policies and mixtures of runs of one task, without episodes on the seeds of a search."""
-    used, found = searched(runs), list[Entry]()
+    """Return the entries of one task, without episodes on the seeds of a search."""
+    used, result = searched(runs), list[Entry]()
     for run in runs:
         groups: dict[tuple[Member, ...], dict[int, Row]] = {}
         for row in run.rows:
@@ -274,23 +287,23 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
                 groups.setdefault(run.members(row), {})[row.seed] = row
         for members, rows in groups.items():
             new = _entry(run, [member for member in members if any(member[2])], rows)
-            for i, old in enumerate(found):
-                if both := old.joined(new):
-                    found[i] = both
+            for i, old in enumerate(result):
+                if both := old.merged(new):
+                    result[i] = both
                     break
             else:
-                found.append(new)
-    return found
+                result.append(new)
+    return result
 
 
-def leaderboard(found: Sequence[Entry]) -> list[Standing]:
-    """The entries of one task, best first.
+def leaderboard(entries: Sequence[Entry]) -> list[Standing]:
+    """Rank the entries of one task, best first.
 
-    Each is tested against the first, one-sided and exact, at 5 % divided by the number of these tests (Bonferroni). Whichever
-    entry is truly the best, it then is missing from those that cannot be told from the best with a chance of 5 % at most,
-    although the first was picked by the same episodes: another must beat it by chance in one of its own n - 1 tests.
+    Each is tested against the first, one-sided and exact, at 5 % divided by the number of these tests (Bonferroni). The truly
+    best entry is then not `near_best` with a probability of at most 5 %, although the same episodes chose the first line:
+    another entry must beat it by chance in one of n - 1 tests.
     """
-    ranked = sorted(found, key=lambda entry: entry.rank, reverse=True)
+    ranked = sorted(entries, key=lambda entry: entry.rank, reverse=True)
     lines = []
     for entry in ranked:
         against = paired(ranked[0], entry) if entry is not ranked[0] else None
@@ -301,18 +314,22 @@ def leaderboard(found: Sequence[Entry]) -> list[Standing]:
     return lines
 
 
-def best_parent(entry: Entry, found: Sequence[Entry]) -> Paired | None:
-    """A mixture against the one of its parents that does best on the seeds they share; None for a policy alone."""
+def best_parent(entry: Entry, entries: Sequence[Entry]) -> Paired | None:
+    """Compare a mixture with its best parent on shared seeds.
+
+    Returns:
+        The difference; None for a policy alone.
+    """
     if len(entry.members) == 1:
         return None
-    alone = [e for e in found if e.setting == entry.setting and len(e.members) == 1]
+    alone = [e for e in entries if e.setting == entry.setting and len(e.members) == 1]
     parents = [e for e in alone if e.members[0][:2] in {member[:2] for member in entry.members}]
     both = [pair for parent in parents if (pair := paired(entry, parent))]
     return min(both, key=lambda pair: (pair.difference, -pair.other.score), default=None)
 
 
 def paired(a: Entry, b: Entry) -> Paired | None:
-    """Success of `a` minus success of `b` on their shared seeds; None where they share none."""
+    """Compare `a` with `b` on their shared seeds; None if there are none."""
     shared = sorted(a.rows.keys() & b.rows.keys())
     if not shared:
         return None
@@ -322,14 +339,22 @@ def paired(a: Entry, b: Entry) -> Paired | None:
 
 
 def outcome(won: bool, parents: Sequence[bool]) -> str:
-    """One of OUTCOMES: what became of one seed under the mixture and under its parents."""
+    """Classify a seed by the successes of mixture and parents, as in `OUTCOMES`."""
     if won:
         return OUTCOMES[0 if not any(parents) else 2 if all(parents) else 1]
     return OUTCOMES[5 if not any(parents) else 4 if all(parents) else 3]
 
 
 def outcomes(run: Run, phase: str) -> dict[int, str]:
-    """The outcome of every seed that a search's winner and all parents have met; empty where the winner is a parent."""
+    """Classify every seed on which winner and all parents of a search ran.
+
+    Args:
+        run: A search.
+        phase: "report" or "search".
+
+    Returns:
+        Outcome by seed; empty if the winner is a parent.
+    """
     both = [figures["weights"] for figures in (run.summary["winner"], *run.summary["parents"])]
     if both[0] in both[1:]:
         return {}
@@ -339,21 +364,27 @@ def outcomes(run: Run, phase: str) -> dict[int, str]:
 
 
 def progress(rows: Sequence[Row]) -> Array:
-    """After each search episode, in the order in which they finished: the success rate of the candidate that leads then.
+    """Compute the success rate of the leading candidate after each search episode.
 
     The leader has the highest lower end of Wilson's interval, so that one lucky episode does not lead. Its rate is that of all
-    its search episodes, later ones too: where success ends an episode, those that finish first are the successful ones.
+    its search episodes, also later ones: if success ends an episode, the successful ones finish first.
+
+    Args:
+        rows: Search episodes in the order in which they finished.
+
+    Returns:
+        Rates (rows,), fractions.
     """
     low_end = cache(lambda successes, episodes: wilson(successes, episodes)[0])
     numbers = {c: i for i, c in enumerate(sorted({row.candidate for row in rows}))}
-    told, low, leaders = [(0, 0)] * len(numbers), np.full(len(numbers), -1.0), []
+    counts, low, leaders = [(0, 0)] * len(numbers), np.full(len(numbers), -1.0), []
     for row in rows:
         c = numbers[row.candidate]
-        successes, episodes = told[c]
-        told[c] = successes + row.success, episodes + 1
-        low[c] = low_end(*told[c])
+        successes, episodes = counts[c]
+        counts[c] = successes + row.success, episodes + 1
+        low[c] = low_end(*counts[c])
         leaders.append(int(low.argmax()))
-    return np.array([successes / episodes for successes, episodes in told])[leaders]
+    return np.array([successes / episodes for successes, episodes in counts])[leaders]
 
 
 def _entry(run: Run, members: Sequence[Member], rows: Mapping[int, Row]) -> Entry:

@@ -1,4 +1,4 @@
-"""Show what came out: tables in the terminal, and a self-contained page (`page.html`) of one run or of several."""
+"""Tables in the terminal, and a self-contained page (`page.html`) of one run or of several."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ LEADERBOARD = (
     "best parent", "score", "sampler", "runs",
 )  # fmt: skip
 NEAR_BEST = (
-    "● cannot be told from the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the truly best "
-    "is among these but for a chance of 5 %. p: McNemar's exact test against the best parent, on shared seeds."
+    "● is not shown to be worse than the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the "
+    "best entry has this mark with a probability of 95 %. p: McNemar's exact test against the best parent, on shared seeds."
 )
 
 
@@ -49,7 +49,7 @@ Block = tuple[Literal["heading", "verdict", "text", "code", "table", "picture", 
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """(name, phase, figures) of every line of the table, in order."""
+    """Return (name, phase, figures) of every line of the table."""
     if summary["kind"] == "evaluation":
         return [(f"{' + '.join(summary['policies'])} {mixture(summary['weights'])}", "evaluate", summary)]
     if summary["kind"] == "comparison":
@@ -59,39 +59,45 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
     return [*curve, *parents, (f"winner {mixture(summary['winner']['weights'])}", "report", summary["winner"])]
 
 
-def table(summary: Mapping[str, Any]) -> Table:
-    """The summary as a table for the terminal."""
-    shown = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:])
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """Return the summary as a table for the terminal."""
+    table = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:])
     before = ""
     for name, phase, figures in rows_of(summary):
         if before and phase != before:
-            shown.add_section()
+            table.add_section()
         before = phase
-        shown.add_row(name, *_cells(phase, figures))
-    return shown
+        table.add_row(name, *_cells(phase, figures))
+    return table
 
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a run folder's table and verdict."""
     summary = read_summary(path)
-    console.print(table(summary))
+    console.print(summary_table(summary))
     if "verdict" in summary:
         console.print(summary["verdict"])
     if "denoising_error" in summary:
         console.print(summary["denoising_error"]["verdict"])
     if summary["infrastructure_errors"]:
         count = summary["infrastructure_errors"]
-        console.print(f"{count} simulator breakdowns; their episodes were run again and are not failures")
+        console.print(f"{count} simulator failures; their episodes were run again and are no failures of the policy")
 
 
 def write_report(path: Path) -> Path:
-    """Write `report.html` (and the figures of a search as PNG files) from a run folder's files; returns the page.
+    """Write `report.html`, and the figures of a search as PNG files.
 
     A part that fails, such as a figure, is one line on the page and on stderr; the rest is still written.
 
+    Args:
+        path: Run folder.
+
+    Returns:
+        The page.
+
     Raises:
-        InputError: the folder is not a finished run.
-        RunError: the page cannot be written.
+        InputError: If the folder is not a finished run.
+        RunError: If the page cannot be written.
     """
     run = read_run(path)
     summary, search = run.summary, run.summary["kind"] == "search"
@@ -113,7 +119,17 @@ def write_report(path: Path) -> Path:
 
 
 def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
-    """Write one page of several runs, a leaderboard for each task first; print the leaderboards."""
+    """Write one page of several runs; print a leaderboard for each task.
+
+    Args:
+        paths: Run folders.
+        page: The HTML file.
+        console: For the leaderboards.
+
+    Raises:
+        InputError: If a folder is not a finished run.
+        RunError: If the page cannot be written.
+    """
     runs = [read_run(path) for path in dict.fromkeys(paths)]
     blocks: list[Block] = []
     printed: list[tuple[Table, list[str]]] = []
@@ -121,18 +137,18 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
         left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
         notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
         standings = [_standing(standing) for standing in leaderboard(entries(group))]
-        shown = Table(*LEADERBOARD[:6], title=task)
+        board = Table(*LEADERBOARD[:6], title=task)
         for standing in standings:
-            shown.add_row(*standing[:6])
-        printed.append((shown, notes))
+            board.add_row(*standing[:6])
+        printed.append((board, notes))
         blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
         searches = {str(run.path): run for run in group if run.summary["kind"] == "search"}
         blocks += _section("the progress", partial(_progress, searches))
         for run in group:
             blocks += _section(str(run.path), partial(_summarized, run))
     _write(page, f"A study of {len(runs)} runs", blocks)
-    for shown, notes in printed:
-        console.print(shown)
+    for board, notes in printed:
+        console.print(board)
         console.print(*notes)
 
 
@@ -158,8 +174,8 @@ def _standing(standing: Standing) -> list[str]:
     ]
 
 
-def _said(summary: Mapping[str, Any]) -> str:
-    """The verdict, or the figures of an evaluation."""
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """Return the verdict, or the figures of an evaluation."""
     if "verdict" in summary:
         return str(summary["verdict"])
     ((name, phase, figures),) = rows_of(summary)
@@ -168,8 +184,8 @@ def _said(summary: Mapping[str, Any]) -> str:
 
 
 def _summarized(run: Run) -> list[Block]:
-    """The part of a study's page about one run."""
-    blocks: list[Block] = [("heading", str(run.path)), ("verdict", _said(run.summary))]
+    """Return the part of a study's page about one run."""
+    blocks: list[Block] = [("heading", str(run.path)), ("verdict", _verdict(run.summary))]
     if run.summary["kind"] == "search":
         blocks += [*_picture("success over the weights", partial(weight_plot, run.summary)), *_seeds(run)]
     return blocks
@@ -181,28 +197,31 @@ def _figures(summary: Mapping[str, Any]) -> list[Block]:
 
 
 def _seeds(run: Run, file: Path | None = None) -> list[Block]:
-    """The matrix of outcomes, and how many report seeds came out in which way, with episodes to look at."""
+    """Return the matrix of outcomes, and the number of report seeds by outcome."""
     blocks: list[Block] = [("heading", "Seeds")]
     blocks += _picture("outcome of every seed under every weights", partial(outcome_matrix, run), file)
-    found = outcomes(run, "report")
-    if not found:
+    classes = outcomes(run, "report")
+    if not classes:
         return [*blocks, ("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
     weights = tuple(run.summary["winner"]["weights"])
     episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
     counts = [["report seeds", "count", "the mixture's episodes, K"]]
     for kind in OUTCOMES:
-        seeds = [seed for seed, name in found.items() if name == kind]
+        seeds = [seed for seed, name in classes.items() if name == kind]
         counts.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
     hint = f"gpc replay {run.path} --episode K --video FILE.mp4 shows one of them again."
     return [*blocks, ("table", counts), ("text", hint)]
 
 
 def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[Block]:
-    """Nothing where no search ran an episode."""
-    known = {name: run for name, run in runs.items() if searched([run])}
-    if not known:
+    """Return the figure of the progress; nothing if no search ran an episode."""
+    searches = {name: run for name, run in runs.items() if searched([run])}
+    if not searches:
         return []
-    return [("heading", "Progress"), *_picture("episodes spent against the best", partial(progress_plot, known), file)]
+    return [
+        ("heading", "Progress"),
+        *_picture("episodes spent against the best", partial(progress_plot, searches), file),
+    ]
 
 
 def _video(clip: Path) -> list[Block]:
@@ -222,7 +241,10 @@ def _picture(alt: str, draw: Callable[[], Figure], file: Path | None = None) -> 
 
 
 def _section(what: str, build: Callable[[], list[Block]]) -> list[Block]:
-    """Return the blocks of one part; if it fails, one line in its place: the episodes have run, the page must not be lost."""
+    """Return the blocks of one part; one line in its place if it fails.
+
+    The episodes have run: the page must not be lost.
+    """
     try:
         return build()
     except Exception as error:

@@ -159,7 +159,7 @@ class RunFolder:
         write_atomically(path, _json(content, str(path), indent=1) + "\n")
 
     def check_versions(self) -> None:
-        """Check that the folder was begun with the installed packages.
+        """Check that the folder was started with the installed packages.
 
         Raises:
             InputError: If another version of a package is installed; more episodes would mix the results of both versions.
@@ -168,7 +168,7 @@ class RunFolder:
         for name, recorded in self._versions.items():
             if name not in NEUTRAL and installed.get(name, recorded) != recorded:
                 raise InputError(
-                    f"{self.path} was begun with {name} {recorded}, now {installed[name]} is installed, and one table must not "
+                    f"{self.path} was started with {name} {recorded}, now {installed[name]} is installed, and one table must not "
                     f"mix them; pip install '{name}=={recorded}', or use another run_dir"
                 )
 
@@ -210,7 +210,7 @@ class RunFolder:
         recorded = read_versioned(Manifest, path)
         for key, old, new in _differences(upgraded(recorded)["config"], upgraded_config(config)):
             raise InputError(
-                f"{self.path} was begun with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
+                f"{self.path} was started with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
             )
         return dict(recorded["versions"])
 

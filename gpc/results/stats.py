@@ -1,4 +1,4 @@
-"""Honest statistics of a number of episodes fixed beforehand: intervals, paired tests, what they can tell apart."""
+"""Statistics of a number of episodes fixed beforehand: intervals, paired tests, power."""
 
 from __future__ import annotations
 
@@ -14,13 +14,22 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson's score interval for a proportion (Wilson 1927); fractions in [0, 1]."""
-    found = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    """Return Wilson's score interval for a proportion (Wilson 1927).
+
+    Args:
+        successes: Number of successes.
+        n: Number of episodes.
+        level: Coverage of the interval.
+
+    Returns:
+        Both ends, fractions in [0, 1].
+    """
+    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval for a mean; the value itself, twice, where all values are equal."""
+    """Return Student's t interval for a mean; of zero width if all values are equal."""
     data = np.asarray(values, np.float64)
     mean = float(data.mean())
     if len(data) < 2 or bool((data == data[0]).all()):
@@ -30,13 +39,20 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def discordant(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[int, int]:
-    """In how many pairs only `a` succeeds, and in how many only `b`."""
+    """Return the number of pairs in which only `a`, and only `b`, succeeds."""
     first, second = np.asarray(a, bool), np.asarray(b, bool)
     return int((first & ~second).sum()), int((~first & second).sum())
 
 
 def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Two-sided p-value of McNemar's exact test on paired successes: a binomial test of the pairs that differ."""
+    """Return the two-sided p-value of McNemar's exact test on paired successes.
+
+    The test is a binomial test of the pairs that differ.
+
+    Args:
+        a: Successes (n,).
+        b: Successes of the same seeds (n,).
+    """
     only_a, only_b = discordant(a, b)
     if only_a + only_b == 0:
         return 1.0
@@ -44,10 +60,18 @@ def mcnemar(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 
 def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -> Interval:
-    """Interval of the difference of two success rates from paired successes; fractions in [-1, 1].
+    """Return an interval of the difference of two success rates from pairs.
 
-    Newcombe 1998, Statistics in Medicine 17, p. 2635, method 10: Wilson's intervals of both rates, put together under the
+    Newcombe 1998, Statistics in Medicine 17, p. 2635, method 10: Wilson's intervals of both rates, combined under the
     correlation of the pairs.
+
+    Args:
+        a: Successes (n,).
+        b: Successes of the same seeds (n,).
+        level: Coverage of the interval.
+
+    Returns:
+        Both ends of rate(a) - rate(b), fractions in [-1, 1].
     """
     first, second = np.asarray(a, bool), np.asarray(b, bool)
     n, k, m = len(first), int(first.sum()), int(second.sum())
@@ -65,7 +89,11 @@ def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, level: float = 0.95) -
 
 
 def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p-value of Student's paired t test on scores; 1 where every pair is equal or only one is given."""
+    """Return the two-sided p-value of Student's paired t test on scores.
+
+    Returns:
+        The p-value; 1 if all pairs are equal or there is only one.
+    """
     difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
     if len(difference) < 2 or not difference.any():
         return 1.0
@@ -73,18 +101,26 @@ def paired_t(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def pairs_needed(difference: float, share: float, alpha: float = 0.05, power: float = 0.8) -> int:
-    """How many pairs McNemar's test needs to find a difference of success rates; fractions in (0, 1].
+    """Return the number of pairs that McNemar's test needs for a difference.
 
-    `share` is that of the pairs with one success only, at least `difference`. Connor 1987, Biometrics 43, p. 207, with
-    1 / difference more, as the exact test wants.
+    Connor 1987, Biometrics 43, p. 207, with 1 / difference added for the exact test.
+
+    Args:
+        difference: Of the success rates, in (0, 1].
+        share: Fraction of the pairs with one success only; at least `difference` is used.
+        alpha: Level of the two-sided test.
+        power: Probability that the test rejects.
     """
     return ceil(_pairs(difference, share, alpha, power))
 
 
 def resolution(n: int, share: float, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference of success rates that McNemar's test finds in `n` pairs, `pairs_needed` turned round.
+    """Return the smallest difference that McNemar's test finds in `n` pairs.
 
-    1 where `n` pairs find none at all.
+    The inverse of `pairs_needed`, with its arguments.
+
+    Returns:
+        A difference of success rates; 1 if `n` pairs cannot show any.
     """
     if _pairs(1, share, alpha, power) >= n:
         return 1.0

@@ -1,7 +1,7 @@
-"""What happened in the episodes of a run: `trajectories.zarr`, many episodes in one file.
+"""The recorded arrays of the episodes of a run: `trajectories.zarr`, many episodes in one file.
 
-Zarr 3 with sharding (zarr.dev): a file (shard) holds up to `EPISODES` episodes of one array, in chunks that are compressed and read
-one by one. A shard is replaced whole, so that a kill while it grows loses none of the episodes that it held.
+Zarr 3 with sharding (zarr.dev): a file (shard) holds up to `EPISODES` episodes of one array, in chunks that are compressed and
+read one by one. A shard is replaced atomically, so that a kill while it grows loses none of its episodes.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ CODECS = {"BytesCodec", "ZstdCodec", "Crc32cCodec", "ShardingCodec"}
 
 
 class Trajectories:
-    """The recorded arrays of a run: (episodes, `length`, ...) each, filled up with NaN.
+    """The recorded arrays of a run, (episodes, length, ...), padded with NaN.
+
+    Args:
+        path: Run folder.
+        length: Largest number of steps of an episode.
 
     Raises:
-        InputError: the folder is damaged, has episodes of another length, or leads to another folder.
-        OSError: the disk failed.
+        InputError: If the folder is damaged, has episodes of another length, or contains a link.
+        OSError: If the disk failed.
     """
 
     def __init__(self, path: Path, length: int) -> None:
@@ -54,11 +58,15 @@ class Trajectories:
                 )
 
     def write(self, start: int, batch: Sequence[Mapping[str, Array]]) -> None:
-        """Write the episodes of numbers `start` and following; they are on disk when this returns.
+        """Write consecutive episodes; they are on disk when this returns.
+
+        Args:
+            start: Number of the first episode.
+            batch: Arrays (steps, ...) of each episode, by name.
 
         Raises:
-            OSError: the disk failed; what was there before `start` stays.
-            RunError: what is there already is damaged.
+            OSError: If the disk failed; the episodes before `start` stay.
+            RunError: If the arrays on disk are damaged.
         """
         with _checked(self._path, RunError):
             for name in {**self._arrays, **{name: None for episode in batch for name in episode}}:
@@ -68,12 +76,12 @@ class Trajectories:
         if name not in self._arrays:
             self._arrays[name] = self._create(name, next(value for value in values if value is not None))
         array, stop = self._arrays[name], start + len(values)
-        found = [value for value in values if value is not None]
-        if any(value.shape[1:] != array.shape[2:] for value in found):
-            raise ValueError(f"{name} has entries of shape {array.shape[2:]}, not {found[0].shape[1:]}")
+        present = [value for value in values if value is not None]
+        if any(value.shape[1:] != array.shape[2:] for value in present):
+            raise ValueError(f"{name} has entries of shape {array.shape[2:]}, not {present[0].shape[1:]}")
         if stop > array.shape[0]:
             array.resize((-(-stop // EPISODES) * EPISODES, *array.shape[1:]))
-        if not found:
+        if not present:
             array[start:stop] = np.nan
             return
         block = np.full((len(values), *array.shape[1:]), np.nan, array.dtype)
@@ -101,7 +109,7 @@ class Trajectories:
 
 
 class _DurableStore(LocalStore):
-    """A folder in which a file is on disk, and its name, when its write returns."""
+    """A folder in which a file and its name are on disk when the write returns."""
 
     async def set(self, key: str, value: Buffer) -> None:
         await asyncio.to_thread(self._replace, self.root / key, value)
@@ -116,50 +124,50 @@ class _DurableStore(LocalStore):
 
 
 def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
-    """Read the recorded arrays of an episode, without the filling.
+    """Read the recorded arrays of an episode, without the padding.
 
     Args:
-        path: run folder.
-        episode: line in episodes.jsonl, from 0.
+        path: Run folder.
+        episode: Line in episodes.jsonl, from 0.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: If it is missing or damaged.
     """
     with reading(f"episode {episode} of {path / FOLDER}"):
         group = zarr.open_group(path / FOLDER, mode="r", zarr_format=3)
         arrays = _arrays(path / FOLDER, group)
-        found = {name: _unfilled(np.asarray(array[episode])) for name, array in arrays.items()}
-    if not len(found.get("action", ())):
+        trajectory = {name: _without_padding(np.asarray(array[episode])) for name, array in arrays.items()}
+    if not len(trajectory.get("action", ())):
         raise InputError(
             f"{path} has episodes.jsonl but no actions of episode {episode}; copy its trajectories.zarr, too"
         )
-    return found
+    return trajectory
 
 
-def _unfilled(value: Array) -> Array:
+def _without_padding(value: Array) -> Array:
     return value[~np.isnan(value).all(axis=tuple(range(1, value.ndim)))]
 
 
 def _arrays(path: Path, group: Any) -> dict[str, Any]:
-    """Open the arrays, if an episode needs no more memory and no other codecs than gpc's own.
+    """Open the arrays if their size and codecs are those that gpc writes.
 
-    A kill may leave the folder of one that has no metadata yet.
+    After a kill the folder of an array may have no metadata yet.
     """
-    budget, found = Budget(path, READ_BYTES), {}
+    budget, arrays = Budget(path, READ_BYTES), {}
     for name in sorted(file.parent.name for file in path.glob("*/zarr.json")):
-        array = found[name] = zarr_array(group, name, budget, entries=1)
+        array = arrays[name] = zarr_array(group, name, budget, entries=1)
         if foreign := sorted({*codecs(array)} - CODECS):
             raise InputError(f"{path}: {name} is encoded with {', '.join(foreign)}")
         if array.ndim < 2 or prod(array.shards or ()) > EPISODES * prod(array.chunks):
             raise InputError(
                 f"{path}: {name} has shape {array.shape} in chunks of {array.chunks}; gpc writes none such"
             )
-    return found
+    return arrays
 
 
 @contextmanager
 def _checked(path: Path, kind: type[GpcError]) -> Iterator[None]:
-    """Turn the errors of zarr over damaged files, which may be any but those of the disk, into one line."""
+    """Turn errors of zarr over damaged files, except those of the disk, into one line."""
     try:
         yield
     except (OSError, GpcError):

@@ -21,7 +21,7 @@ from gpc.types import Array
 
 
 def record_video(spec: EnvSpec, path: Path, count: int) -> None:
-    """Write `episodes.mp4`: the first `count` report seeds of each candidate, side by side."""
+    """Write `episodes.mp4`: the first `count` report seeds of each candidate."""
     rows, summary = read_rows(path / "episodes.jsonl"), read_summary(path)
     place = {row: i for i, row in enumerate(rows)}
     groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
@@ -36,7 +36,7 @@ def record_video(spec: EnvSpec, path: Path, count: int) -> None:
 
 
 def render(env: Environment, seed: int, actions: Array) -> list[Array]:
-    """Return a picture after each of the actions (steps, action), from a reset with the seed."""
+    """Return a picture after each action (steps, action), from a reset with the seed."""
     env.reset(seed=seed)
     frames = []
     for action in actions:
@@ -90,7 +90,7 @@ def _encode(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int) -
 
 
 def _check_complete(path: Path) -> None:
-    """Check that a video does not end early: an encoder does not fail if the disk is full at the end.
+    """Check that a video does not end early: on a full disk an encoder may not fail.
 
     Raises:
         OSError: If it does.
