@@ -1,7 +1,7 @@
 """A robomimic checkpoint in robomimic's own rollouts and in gpc, on the same seeds: `python scripts/against_robomimic.py`.
 
 Both draw the same initial states, run the checkpoint's own simulator and take every DDPM step; the noise differs. Writes
-docs/results/against-robomimic.md. About 10 minutes on two cores; what is the faster says `scripts/bench.py lift`.
+docs/results/against-robomimic.md. About 10 minutes on two cores; `scripts/bench.py lift` measures which is faster.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRAINED_LEVELS = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=10
 
 
 def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[dict[str, float]]]:
-    """(seconds, robomimic's figures of each episode) of its `rollout`, one episode after the other."""
+    """Return robomimic's seconds and its figures of each episode."""
     choose_gl()
     content = read(checkpoint)
     content["env_metadata"].pop("lang", None)  # robomimic would fetch a language model to embed it
@@ -50,7 +50,7 @@ def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[dict[str, float]
 
 
 def ours(checkpoint: Path, seeds: range) -> list[bool]:
-    """The successes of `gpc.evaluate` in the simulator that the checkpoint names."""
+    """Return the successes of `gpc.evaluate` in the checkpoint's own simulator."""
     policy = gpc.load_policy(f"robomimic:{checkpoint}")
     result = gpc.evaluate(policy, "policy", episodes=len(seeds), overrides=[f"seed={seeds[0]}", *TRAINED_LEVELS])
     return [row.success for row in sorted(result.rows, key=lambda row: row.seed)]
@@ -62,7 +62,7 @@ def percent(successes: list[bool]) -> str:
 
 
 def page(outcomes: Mapping[str, tuple[list[bool], list[bool]]], seeds: range) -> list[str]:
-    """The Markdown lines; `outcomes`: robomimic's successes and ours by task."""
+    """Return the page; `outcomes` are robomimic's successes and ours by task."""
     lines = [
         "# The same checkpoint in robomimic and in gpc",
         "",

@@ -1,9 +1,9 @@
-"""What it costs to see a policy through another normaliser: success as one action dimension holds less noise than the other.
+"""Measure the cost of another normaliser: success if one action dimension has less noise than the other.
 
     python scripts/alignment.py --out docs/results/alignment.md      # an hour on one core
 
-Beside a policy whose second dimension is scaled otherwise, a PushT policy's own second dimension holds 1 / ratio of the noise
-that its network knows; `gpc.composition.noise_matching` adds the rest. The same is had by moving the common normaliser instead.
+In a composition with a policy whose second dimension has another scale, the second dimension of a PushT policy has 1 / ratio of
+the noise that its network is trained with; `gpc.composition.noise_matching` adds the rest. Here the common normaliser is scaled.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ of 2 on (the same seeds, dpmpp_2m with 8 steps), so gpc adds noise.
 
 
 def bent(policy: Policy, ratio: float) -> Policy:
-    """The policy, seen from where its second action dimension holds `ratio` times less noise than its first."""
+    """Return the policy in a coordinate that scales its second dimension.
+
+    Its second action dimension then has `ratio` times less noise than its first.
+    """
     scale = policy.actions.scale[0], policy.actions.scale[1] / ratio
     return ComposedPolicy((policy,), Convex(torch.ones(1)), replace(policy.actions, scale=scale, bound=None))
 
@@ -71,7 +74,7 @@ def cell(result: gpc.Result) -> str:
 
 
 def against_the_mean() -> list[str]:
-    """Raising against telling the network the geometric mean of the levels, on the same seeds."""
+    """Compare adding noise with passing the mean level, on the same seeds."""
     lines = [
         "",
         MEAN,

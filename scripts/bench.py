@@ -37,7 +37,7 @@ SEED = 400_000
 
 
 def random_policy(number: int) -> BundledPolicy:
-    """A state policy with a random U-Net of 4.5 million parameters."""
+    """Return a state policy with a random U-Net of 4.5 million parameters."""
     torch.manual_seed(number)
     card = {
         "name": f"random-{number}",
@@ -56,7 +56,10 @@ def random_policy(number: int) -> BundledPolicy:
 
 
 class OneAtATime:
-    """The paper's way of evaluating a composition: one environment, batch 1, member after member, a diffusers scheduler."""
+    """One environment, batch 1, member after member, a diffusers scheduler.
+
+    This is how the paper's code evaluates a composition.
+    """
 
     def __init__(self, policies: Sequence[Policy], weights: Sequence[float], steps: int) -> None:
         self.policy = gpc.compose(policies, weights)
@@ -66,7 +69,7 @@ class OneAtATime:
         self.env = gymnasium.make("gym_pusht/PushT-v0", obs_type="state", max_episode_steps=300)
 
     def chunk(self, observation: Observation, generator: torch.Generator) -> torch.Tensor:
-        """w1 * eps1 + w2 * eps2 through the scheduler; eps = (x - denoised) / sigma in the one coordinate."""
+        """Sample w1 * eps1 + w2 * eps2 with the scheduler, eps = (x - denoised) / sigma."""
         denoiser = self.policy.condition(observation)
         x = torch.randn(1, 16, 2, generator=generator)
         for t in self.scheduler.timesteps:
@@ -101,7 +104,7 @@ class OneAtATime:
 
 
 def fastest_threads() -> int:
-    """Set torch's threads to what is faster at batch 1, one or all cores, and return it."""
+    """Set torch's threads to the faster of one and all cores, at batch 1."""
     way = OneAtATime([random_policy(0)], [1.0], 20)
     observation = {"state": torch.zeros(1, 2, 5)}
     seconds = {}
@@ -145,7 +148,7 @@ def union(spans: Sequence[tuple[float, float]]) -> float:
 
 
 class WorkerMemory(threading.Thread):
-    """The largest resident size, in KiB, that any simulator process had (Linux; looked up twice a second)."""
+    """Largest resident size of a simulator process in KiB, sampled twice a second."""
 
     peak = 0
 
@@ -181,7 +184,7 @@ def interval(values: Sequence[float]) -> str:
 
 
 def against_the_paper(say: Callable[[str], None], naive_episodes: int, many: int) -> None:
-    """Bundled policies: the paper's 100 DDPM steps against our default, and against as many steps of ours."""
+    """Compare the bundled policies with the paper's 100 DDPM steps."""
     policies, weights = [gpc.load_policy(name) for name in ("pusht-diffusion", "pusht-beso")], [0.5, 0.5]
     seconds, success, scores = OneAtATime(policies, weights, 100).run(range(SEED, SEED + naive_episodes))
     slow = 60 * naive_episodes / seconds
@@ -205,7 +208,7 @@ def against_the_paper(say: Callable[[str], None], naive_episodes: int, many: int
 
 
 def two_random_networks(say: Callable[[str], None], naive_episodes: int, episodes: int) -> None:
-    """Two U-Nets of 4.5M parameters, 16 steps, 300-step episodes: ours against one at a time, and where our time goes."""
+    """Compare two U-Nets of 4.5M parameters with one at a time, and split our time."""
     policies = [random_policy(0), random_policy(1)]
     millions = sum(p.numel() for p in policies[0].module.parameters()) / 1e6
     slow, _, _ = OneAtATime(policies, [0.5, 0.5], 16).run(range(SEED, SEED + naive_episodes))
@@ -228,7 +231,7 @@ def two_random_networks(say: Callable[[str], None], naive_episodes: int, episode
 
 
 def growth(say: Callable[[str], None], unit: int) -> None:
-    """How the cost grows with episodes, policies and candidates."""
+    """Measure the cost over episodes, policies and candidates."""
     policies = [random_policy(i) for i in range(4)]
     say("\nHow the cost grows (random networks, default sampler, 300-step episodes):\n")
     say("| policies | candidates | episodes | seconds | seconds / episode |\n|---|---|---|---|---|")
@@ -238,17 +241,20 @@ def growth(say: Callable[[str], None], unit: int) -> None:
     for step in (0.5, 0.25, 0.1):  # a search, its report episodes included
         each, candidates = unit // 4, round(1 / step) + 1
         begin = time.perf_counter()
-        found = gpc.search(
+        result = gpc.search(
             policies[:2], method="grid", episodes=each, report_episodes=each, overrides=[f"search.step={step}"]
         )
-        seconds, episodes = time.perf_counter() - begin, len(found.rows)
+        seconds, episodes = time.perf_counter() - begin, len(result.rows)
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 
 
 def adapters(
     say: Callable[[str], None], quick: bool, lerobot: Path | None = None, batch: int = 64, steps: int = 8
 ) -> None:
-    """A library's own encoder and network calls against its adapter's `condition` and `denoised`, in turns on one thread."""
+    """Compare a library's own calls with `condition` and `denoised` of its adapter.
+
+    Both run in turns on one thread.
+    """
     torch.set_num_threads(1)
     repeats = 3 if quick else 50
     say(
@@ -265,8 +271,8 @@ def adapters(
             begin = time.perf_counter()
             way()
             seconds[way].append(time.perf_counter() - begin)
-        own, through = (1000 * float(np.median(seconds[way][1:])) for way in (bare, adapted))
-        say(f"| {name} | {own:.1f} | {through:.1f} | {100 * (through / own - 1):+.1f} % |")
+        direct, through = (1000 * float(np.median(seconds[way][1:])) for way in (bare, adapted))
+        say(f"| {name} | {direct:.1f} | {through:.1f} | {100 * (through / direct - 1):+.1f} % |")
 
 
 def _lerobot(folder: Path, batch: int, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -312,7 +318,7 @@ def _through(policy: Policy, raw: Observation, batch: int, steps: int) -> Callab
 
 
 def pusht(say: Callable[[str], None], quick: bool) -> None:
-    """Rollouts on PushT."""
+    """Measure rollouts on PushT."""
     slow, slow_random, many, unit = (1, 1, 6, 8) if quick else (8, 12, 192, 16)
     say(f"The slow way uses {fastest_threads()} thread(s), the faster choice at batch 1; gpc one for each member.\n")
     against_the_paper(say, slow, many)
@@ -321,14 +327,14 @@ def pusht(say: Callable[[str], None], quick: bool) -> None:
 
 
 def lift(say: Callable[[str], None], quick: bool) -> None:
-    """Rollouts on Lift, against robomimic's."""
+    """Measure rollouts on Lift beside robomimic's."""
     from bench_lift import lift_speed
 
     lift_speed(say, quick)
 
 
 def serve(say: Callable[[str], None], quick: bool) -> None:
-    """The policy server, against the number of its clients."""
+    """Measure the policy server over the number of its clients."""
     from bench_serve import serving_speed
 
     serving_speed(say, quick, fastest_threads())

@@ -30,7 +30,7 @@ SHAPES = {"robot0_eef_pos": (3,), "robot0_eef_quat": (4,), "robot0_gripper_qpos"
 
 
 def lift_speed(say: Callable[[str], None], quick: bool) -> None:
-    """Episodes per minute with one and two workers against the plain loop, on numbers and on pictures."""
+    """Measure episodes per minute beside the plain loop, on numbers and pictures."""
     say(
         f"\nLift: robomimic's `rollout` in a plain loop, and `gpc.evaluate` of the same checkpoint, episodes of at most {HORIZON} "
         "steps. 100 steps of the sampler are DDPM on all trained levels, in both; 8 are gpc's default. Starting the simulators is "
@@ -49,7 +49,7 @@ def lift_speed(say: Callable[[str], None], quick: bool) -> None:
 
 
 def compare(say: Callable[[str], None], name: str, checkpoint: Path, few: int, many: int) -> None:
-    """The rows of one kind of observations: the plain loop over a few episodes, gpc over many."""
+    """Print the rows of one kind of observations: the plain loop, then gpc."""
     wall, episodes = theirs(checkpoint, range(SEED, SEED + few))
     slow, steps = 60 * few / wall, sum(e["Horizon"] for e in episodes) / few
     say(f"| {name} | robomimic's loop, 100 steps | {few} | {steps:.0f} | {slow:.1f} | 1 | {wall:.1f} | | |")
@@ -61,23 +61,23 @@ def compare(say: Callable[[str], None], name: str, checkpoint: Path, few: int, m
     ):
         overrides = [f"seed={SEED}", f"engine.workers={workers}", *sampler]
         before, begin = simulators_cpu(), time.perf_counter()
-        found = gpc.evaluate(policy, "policy", episodes=many, overrides=overrides)
+        result = gpc.evaluate(policy, "policy", episodes=many, overrides=overrides)
         wall, simulated = time.perf_counter() - begin, simulators_cpu() - before
-        steps = sum(row.steps for row in found.rows) / many
+        steps = sum(row.steps for row in result.rows) / many
         say(
             f"| {name} | gpc, {title}, workers: {workers} | {many} | {steps:.0f} | {60 * many / wall:.1f} "
-            f"| {60 * many / wall / slow:.1f} | {wall:.1f} | {found.stats.actor_seconds:.1f} | {simulated:.1f} |"
+            f"| {60 * many / wall / slow:.1f} | {wall:.1f} | {result.stats.actor_seconds:.1f} | {simulated:.1f} |"
         )
 
 
 def simulators_cpu() -> float:
-    """Seconds of the processes that have ended."""
+    """Return the CPU seconds of the processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def shorten(checkpoint: Path, to: Path) -> None:
-    """The same checkpoint, for shorter episodes."""
+    """Write the same checkpoint with shorter episodes."""
     content = read(checkpoint)
     config = json.loads(content["config"])
     config["experiment"]["rollout"]["horizon"] = HORIZON
@@ -85,7 +85,7 @@ def shorten(checkpoint: Path, to: Path) -> None:
 
 
 def save_camera_policy(simulator: dict[str, Any], to: Path) -> None:
-    """robomimic's own image policy (a ResNet-18), with random weights: what it costs does not depend on them."""
+    """Write an image policy of robomimic (a ResNet-18) with random weights."""
     config = config_factory("diffusion_policy")
     with config.unlocked():
         config.observation.modalities.obs.low_dim = [key for key in SHAPES if key != CAMERA]

@@ -37,11 +37,11 @@ WARM = 3  # answers of each client that are not timed
 
 
 def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None:
-    """Throughput and latency of both servers, then what a remote member costs; a network has so many threads."""
+    """Measure both servers with `threads` threads a network, then a remote member."""
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="openpi_client")
     seconds = 1 if quick else 8
     say("## gpc serve against the number of clients\n")
-    say(f"{' + '.join(POLICIES)}, 8 steps; each client asks again when it has its answer, for {seconds} s.")
+    say(f"{' + '.join(POLICIES)}, 8 steps; each client sends a request when it has a reply, for {seconds} s.")
     say("openpi's way (rebuilt in `scripts/bench_serve.py`): the same policy and sampler, one client after the other.")
     say(
         f"{threads} thread(s) for a network in openpi's way, the faster choice at batch 1; gpc leaves a core to its clients.\n"
@@ -52,16 +52,19 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
     keys = [f"policies=[{','.join(POLICIES)}]", f"weights=[{','.join(map(str, WEIGHTS))}]", "port=0", "max_clients=32"]
     ours = process_of(sys.executable, "-P", "-m", "gpc.commands.cli", "serve", *keys)
     theirs = process_of(sys.executable, __file__, "openpi")
-    with ours as (_, own_address), theirs as (_, other_address):
+    with ours as (_, our_address), theirs as (_, their_address):
         for count in CLIENTS:
-            own, naive = load(own_address, count, seconds), load(other_address, count, seconds)
-            figures = " | ".join(f"{figure:.1f}" for figure in (*own, *naive))
-            say(f"| {count} | {figures} | {own[0] / naive[0]:.2f} |")
+            gpc_, naive = load(our_address, count, seconds), load(their_address, count, seconds)
+            figures = " | ".join(f"{figure:.1f}" for figure in (*gpc_, *naive))
+            say(f"| {count} | {figures} | {gpc_[0] / naive[0]:.2f} |")
     remote_member(say, 500 if quick else 5000)
 
 
 def load(address: str, count: int, seconds: float) -> tuple[float, float, float]:
-    """Chunks a second of so many clients that ask all the time, and the median and the 99th percentile of the wait in ms."""
+    """Return chunks a second, median and 99th percentile of the wait in ms.
+
+    `count` clients send the next request when they have a reply.
+    """
     rng = np.random.default_rng(0)
     shapes = join_observations([gpc.load_policy(name) for name in POLICIES]).shapes
     observation = {key: rng.uniform(0, 512, (2, *shape)) for key, shape in shapes.items()}
@@ -85,7 +88,7 @@ def load(address: str, count: int, seconds: float) -> tuple[float, float, float]
 
 
 def remote_member(say: Callable[[str], None], calls: int) -> None:
-    """The way to a denoiser in another process and back: one that costs nothing is asked."""
+    """Measure the way to a denoiser without cost in another process and back."""
     say("\n## A remote member\n")
     say(
         f"One call of a denoiser that returns its x at once, (rows, 16, 2) float64, through `remote:`; {calls} calls.\n"
@@ -106,7 +109,7 @@ def remote_member(say: Callable[[str], None], calls: int) -> None:
 
 
 class Free:
-    """A policy that costs nothing."""
+    """A policy without cost."""
 
     name = fingerprint = "free"
     actions = ActionSpec(16, (1.0, 1.0), (0.0, 0.0))
@@ -118,13 +121,13 @@ class Free:
 
 
 async def free() -> None:
-    """A server of that."""
+    """Run a server of `Free`."""
     server = PolicyServer(InferenceThread(Free(), Sampling()), Access(port=0), {})
     await server.run(lambda address: print(address, flush=True), asyncio.Event())
 
 
 async def openpis_way() -> None:
-    """The policy served as openpi serves one."""
+    """Serve the policy as openpi does."""
     policy, sampling = gpc.compose([gpc.load_policy(name) for name in POLICIES], WEIGHTS), Sampling()
 
     async def talk(connection: ServerConnection) -> None:

@@ -1,8 +1,8 @@
 """Collect demonstrations of the scripted experts: `python scripts/collect.py --task lift --episodes 300 --out FOLDER`.
 
-Seeds count up from --seed until so many episodes have succeeded; only these are kept. FOLDER then holds `lift.hdf5`
+Seeds count up from --seed until --episodes of them have succeeded; only these are kept. FOLDER then holds `lift.hdf5`
 (robomimic's layout), `lift.zarr` (a replay buffer) and `lift.json` (how many were tried and kept, in all and of each mode).
-Every episode, kept or not, is also a file in `lift.episodes/`: interrupt it at will, the same command goes on, and a larger
+Every episode, kept or not, is also a file in `lift.episodes/`: interrupt it at any time, the same command resumes, and a larger
 --episodes adds to them. What is written depends on the seeds alone. Images and point clouds are further observation keys:
 `--observations agentview_image agentview_points`.
 """
@@ -41,13 +41,13 @@ MAX_STEPS = 300
 
 
 def held_out(episodes: int) -> range:
-    """The episodes that no policy is trained on."""
+    """Return the episodes that no policy is trained on."""
     return range(9, episodes, 20)
 
 
 @cache
 def settings() -> dict[str, Any]:
-    """robosuite's arguments for these data, which robomimic's tools find in the file again."""
+    """Return robosuite's arguments of these data, which are stored in the file."""
     from gpc.envs.from_robosuite import controllers
 
     controller = controllers.load_composite_controller_config(robot="Panda")
@@ -57,20 +57,20 @@ def settings() -> dict[str, Any]:
 
 @cache
 def environment(task: str, keys: tuple[str, ...]) -> Any:
-    """The simulator of this process."""
+    """Return the simulator of this process."""
     from gpc.envs.from_robosuite import Robosuite
 
     return Robosuite(list(keys), MAX_STEPS, TASKS[task], settings=settings())
 
 
 def end_with_parent() -> None:
-    """A worker does not outlive the script, even where that is killed."""
+    """End this worker if the script ends or is killed."""
     parent = multiprocessing.parent_process()
     Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def play(task: str, keys: tuple[str, ...], folder: Path, seed: int) -> Path:
-    """The file of the episode of a seed, which is played if it is not there yet."""
+    """Return the file of the episode of a seed; run the episode if it is not there."""
     path = folder / f"{seed}.npz"
     if path.exists():
         return path
@@ -104,32 +104,32 @@ def successes(args: argparse.Namespace, folder: Path) -> Iterator[tuple[Path, di
 
 
 def collect(args: argparse.Namespace, folder: Path) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The files of the first successful episodes, and the notes of all until then."""
-    kept, notes = [], []
+    """Return the files of the first successful episodes, and the notes until then."""
+    files, notes = [], []
     columns = TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns) as progress:
         bar = progress.add_task(args.task, total=args.episodes)
         for path, note in successes(args, folder):
             notes.append(note)
             if note["success"]:
-                kept.append(path)
-            progress.update(bar, completed=len(kept), description=f"{args.task}, {len(notes)} tried, kept")
-            if len(kept) == args.episodes:
-                return kept, notes
+                files.append(path)
+            progress.update(bar, completed=len(files), description=f"{args.task}, {len(notes)} tried, kept")
+            if len(files) == args.episodes:
+                return files, notes
 
 
 def check_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Begin a folder of episodes, or go on with one of the same expert and simulator."""
+    """Begin a folder of episodes, or resume one of the same expert and simulator."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
     if path.exists() and (before := read_json(path)) != config:
         key = next(key for key in config if config[key] != before[key])
-        raise InputError(f"{folder} was begun with {key}={before[key]}, now it is {config[key]}; use another --out")
+        raise InputError(f"{folder} was started with {key}={before[key]}, now it is {config[key]}; use another --out")
     write_atomically(path, json.dumps(config, indent=1) + "\n")
 
 
 def write(args: argparse.Namespace, files: Sequence[Path], notes: Sequence[dict[str, Any]]) -> None:
-    """Both stores, of the kept episodes."""
+    """Write both stores, of the successful episodes."""
     episodes = [dict(np.load(file)) for file in files]
     lengths = [len(episode["actions"]) for episode in episodes]
     joined = {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0] if name != "note"}
@@ -141,15 +141,20 @@ def write(args: argparse.Namespace, files: Sequence[Path], notes: Sequence[dict[
         "type": 1,
         "env_kwargs": settings(),
     }
-    kept = [note for note in notes if note["success"]]
+    successful = [note for note in notes if note["success"]]
     write_robomimic(
-        args.out / f"{args.task}.hdf5", demonstrations, joined["rewards"], described, kept, held_out(len(kept))
+        args.out / f"{args.task}.hdf5",
+        demonstrations,
+        joined["rewards"],
+        described,
+        successful,
+        held_out(len(successful)),
     )
     write_replay_buffer(args.out / f"{args.task}.zarr", demonstrations)
 
 
 def report(args: argparse.Namespace, notes: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
-    """How many episodes were tried and kept, in all and of each mode."""
+    """Return how many episodes were tried and kept, in all and of each mode."""
 
     def counts(chosen: Sequence[dict[str, Any]]) -> dict[str, int]:
         return {"tried": len(chosen), "kept": sum(note["success"] for note in chosen)}

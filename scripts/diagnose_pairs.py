@@ -33,7 +33,7 @@ def pairs(task: str) -> list[tuple[str, str]]:
 
 
 def diagnose(task: str, pair: tuple[str, str], held_out: Path, folder: Path) -> dict[str, Any]:
-    """Return what the page shows of a diagnosis, with the seconds that the command took."""
+    """Return the figures of the page and the seconds that the command took."""
     if not (folder / "seconds").exists():
         keys = [f"env={task}", f"policies=[{','.join(pair)}]", f"demonstrations={held_out}", f"run_dir={folder}"]
         begin = time.monotonic()

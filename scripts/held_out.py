@@ -22,14 +22,14 @@ TASKS = {"pusht": PUSHT, **ROBOSUITE}
 
 
 def low_dimensional(task: Task) -> list[str]:
-    """What the task's policies read, without cameras and point clouds."""
+    """Return the keys that the task's policies read, without images and points."""
     inputs = [spec for recipe in RECIPES.values() if recipe.task is task for spec in recipe.model["inputs"].items()]
     return list(dict.fromkeys(key for key, spec in inputs if not spec.get("image") and not spec.get("points")))
 
 
 def held_out(task: Task, folder: Path, keys: list[str]) -> Demonstrations:
-    found = task.load(folder, keys)
-    chosen = found.select(list(task.held_out(len(found.episode_ends))))
+    demonstrations = task.load(folder, keys)
+    chosen = demonstrations.select(list(task.held_out(len(demonstrations.episode_ends))))
     small = {k: v if v.dtype == np.uint8 else v.astype(np.float32) for k, v in chosen.observations.items()}
     return replace(chosen, observations=small, actions=chosen.actions.astype(np.float32))
 

@@ -1,4 +1,6 @@
-"""Draw the imports between the folders of gpc/: python scripts/import_graph.py --out docs/imports.svg
+"""Draw the imports between the folders of gpc/.
+
+    python scripts/import_graph.py --out docs/imports.svg
 
 A folder may import the folders before it in `FLOW` only; tests/test_layout.py holds that.
 """
@@ -35,7 +37,7 @@ Edges = Mapping[tuple[str, str], int]
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the modules that a file imports, `from a import b` as a.b; type checking counts."""
+    """Yield the modules that a file imports; `from a import b` is a.b."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,7 +69,7 @@ def implied(edges: Edges) -> set[tuple[str, str]]:
 
 
 def draw(edges: Edges) -> Figure:
-    """Return the picture: a row for each folder, an arrow for each pair, as wide as its number of files."""
+    """Return the picture: a row for each folder, arrows as wide as their files."""
     row = {name: i for i, (name, _) in enumerate(FLOW)}
     faint = implied(edges)
     figure = Figure(figsize=(9.5, 7.5))

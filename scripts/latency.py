@@ -1,10 +1,9 @@
-"""What latency costs under each way to stitch chunks: success and jumps on the simulated robot in lockstep; writes
-docs/results/deploy.md.
+"""Measure the cost of latency under each way to blend chunks; writes docs/results/deploy.md.
 
     python scripts/latency.py --episodes 100 --run runs/latency
 
-Every episode is appended to RUN/episodes.jsonl; interrupt it at will: the same command goes on. All cells meet the same seeds and
-noise. About an hour on two cores.
+Every episode is appended to RUN/episodes.jsonl; interrupt it at any time: the same command resumes. All cells have
+the same seeds and noise. Success and jumps on the simulated robot in lockstep; about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ WATCHDOG = Watchdog(frozen_after=None)
 
 @dataclass(frozen=True)
 class Task:
-    """An environment, who acts in it, and in which of its dimensions a jump is one (a gripper opens and closes)."""
+    """An environment, its policies, and the dimensions in which jumps are counted."""
 
     env: str
     fps: float
@@ -71,7 +70,7 @@ TASKS = (
 
 @dataclass
 class Flight:
-    """What an episode sent, and the kinds of its events."""
+    """The actions that an episode sent, and the kinds of its events."""
 
     sent: list[Array]
     events: list[str]
@@ -84,7 +83,7 @@ class Flight:
 
 
 class Lanes:
-    """Several episodes in lockstep; the chunks that they ask for in the same period are sampled in one batch."""
+    """Several episodes in lockstep, whose requests of a period are one batch."""
 
     def __init__(self, task: Task, policy: Policy, count: int) -> None:
         self.task, self.policy, self.sampling = task, policy, Sampling()
@@ -94,7 +93,7 @@ class Lanes:
             robot.connect()
 
     def run_episodes(self, stitch: ChunkBlender, latency: float, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        """One episode for each seed."""
+        """Run one episode for each seed."""
         robots, period = self.robots[: len(seeds)], 1 / self.task.fps
         for robot, seed in zip(robots, seeds, strict=True):
             robot.reset(seed)
@@ -178,7 +177,7 @@ def measure(task: Task, episodes: int, path: Path) -> None:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The episodes on file; a line that a kill left incomplete is cut off."""
+    """Read the episodes on file; cut off a line that a kill left incomplete."""
     if not path.exists():
         return []
     text = path.read_text()
@@ -215,10 +214,10 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "The rows are not in the repository; `python scripts/latency.py --episodes 100 --run RUN` makes them and the page.",
     ]
     for task in TASKS:
-        own = [row for row in rows if row["env"] == task.env]
-        each = len(own) // len(STITCHES) // len(LATENCIES)
+        episodes = [row for row in rows if row["env"] == task.env]
+        each = len(episodes) // len(STITCHES) // len(LATENCIES)
         title = f"## {task.env}: {each} episodes a cell, {task.fps:g} steps in a second; jumps {task.unit}"
-        lines += ["", title, "", *table(own)]
+        lines += ["", title, "", *table(episodes)]
     return [
         *lines,
         "",
@@ -231,13 +230,13 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--run", type=Path, default=ROOT / "runs/latency")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/deploy.md")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    given.run.mkdir(parents=True, exist_ok=True)
-    path = given.run / "episodes.jsonl"
+    args.run.mkdir(parents=True, exist_ok=True)
+    path = args.run / "episodes.jsonl"
     for task in TASKS:
-        measure(task, given.episodes, path)
-    write_atomically(given.out, "\n".join(page(rows_of(path))) + "\n")
+        measure(task, args.episodes, path)
+    write_atomically(args.out, "\n".join(page(rows_of(path))) + "\n")
 
 
 if __name__ == "__main__":

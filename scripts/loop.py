@@ -31,7 +31,7 @@ LOOPS = {
 
 
 def fly(name: str, keys: list[str], runs: Path) -> dict[str, Any]:
-    """The summary of one flight; one that is on disk is flown again."""
+    """Run a flight and return its summary, also if one is on disk."""
     folder = runs / name.partition(",")[0].replace(" ", "")
     shutil.rmtree(folder, ignore_errors=True)
     if command(["deploy", *COMMON, *keys, f"run_dir={folder}"]) != 0:
@@ -40,18 +40,19 @@ def fly(name: str, keys: list[str], runs: Path) -> dict[str, Any]:
     return read_json(folder / "summary.json") | {"over_1_ms": float((late > 1).mean())}
 
 
-def row(name: str, found: Mapping[str, Any]) -> str:
-    jitter = " | ".join(f"{found['jitter_ms'][which]:.3f}" for which in ("p50", "p99", "max"))
-    chunk = ", ".join(f"{found['chunk_ms'][which]:.0f}" for which in ("p50", "p99"))
-    counts = f"{found['chunks']} | {chunk} | {found['events'].get('hold', 0)}"
-    return f"| {name} | {found['periods']} | {found['missed_deadlines']} | {jitter} | {100 * found['over_1_ms']:.2f} % | {counts} |"
+def row(name: str, summary: Mapping[str, Any]) -> str:
+    jitter = " | ".join(f"{summary['jitter_ms'][which]:.3f}" for which in ("p50", "p99", "max"))
+    chunk = ", ".join(f"{summary['chunk_ms'][which]:.0f}" for which in ("p50", "p99"))
+    counts = f"{summary['chunks']} | {chunk} | {summary['events'].get('hold', 0)}"
+    periods = f"{summary['periods']} | {summary['missed_deadlines']}"
+    return f"| {name} | {periods} | {jitter} | {100 * summary['over_1_ms']:.2f} % | {counts} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/loop")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/loop.md")
-    given = parser.parse_args()
+    args = parser.parse_args()
     lines = [
         "# How well the control loop keeps its time",
         "",
@@ -62,9 +63,9 @@ def main() -> None:
         "",
         "| loop | periods | missed | jitter ms p50 | p99 | max | over 1 ms | chunks | chunk ms p50, p99 | holds |",
         "|---|---|---|---|---|---|---|---|---|---|",
-        *(row(name, fly(name, keys, given.runs)) for name, keys in LOOPS.items()),
+        *(row(name, fly(name, keys, args.runs)) for name, keys in LOOPS.items()),
     ]
-    write_atomically(given.out, "\n".join(lines) + "\n")
+    write_atomically(args.out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,10 @@ def regrets(name: str, of: str) -> tuple[list[search_study.Recording], dict[str,
 
 
 def diagnoses() -> Lines:
-    """Return predicted and measured gains; of two searches of a pair, that with more episodes counts."""
+    """Return predicted and measured gains.
+
+    Of two searches of a pair, that with more episodes counts.
+    """
     gains: dict[frozenset[str], tuple[int, float]] = {}
     for name in ("pusht", "robomimic", "search"):
         for search in (search for task in TASKS for search in searches(name, task)):
@@ -224,7 +227,7 @@ def pages(write: bool) -> list[Path]:
 
 
 def drawings(write: bool) -> list[Path]:
-    """Return the figures that differ from the evidence, after drawing them if asked to."""
+    """Return the figures that differ from the evidence; draw them if asked to."""
     differing = []
     for name, (data, draw) in figures().items():
         path = FIGURES / f"{name}.png"

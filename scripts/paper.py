@@ -69,7 +69,7 @@ def _gained(summary: Mapping[str, Any]) -> bool:
 
 
 def _weight_of_better(summary: Mapping[str, Any]) -> float:
-    """Return the better parent's weight in the mixture that is best on the search seeds."""
+    """Return the better parent's weight in the best mixture on the search seeds."""
     rates, mixed = _rates(summary), [c for c in summary["candidates"] if max(c["weights"]) < 1]
     best = max(mixed, key=lambda c: (c["n_success"], c["avg_max_reward"]))
     return float(best["weights"][rates.index(max(rates))])

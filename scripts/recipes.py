@@ -23,7 +23,7 @@ HELD_OUT = [5, 17, 29, 41, 53, 66, 78, 90, 102, 114, 127, 139, 151, 163, 175, 18
 
 @dataclass(frozen=True)
 class Task:
-    """A data set: what cards say of it, how it is read from a folder, and which of so many episodes are held out."""
+    """A data set: its description, its reader, and its held-out episodes."""
 
     data: str
     load: Callable[[Path, Sequence[str]], Demonstrations]
@@ -32,7 +32,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A policy to be trained: its card without results. Numbers whose offset is None are scaled to [-1, 1] of the data."""
+    """A policy to be trained: its card without results.
+
+    Numbers whose offset is None are scaled to [-1, 1] of the data.
+    """
 
     task: Task
     summary: str
@@ -40,7 +43,7 @@ class Recipe:
     model: Mapping[str, Any]
 
     def card(self, name: str, observations: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The card, scaled to the observations that are trained on."""
+        """Return the card, scaled to the observations that are trained on."""
         inputs = {
             key: spec | _range(observations[key]) if spec.get("offset", 0) is None else spec
             for key, spec in self.model["inputs"].items()
@@ -61,11 +64,14 @@ def _range(values: Tensor) -> dict[str, list[float]]:
 
 
 def load_pusht(folder: Path, keys: Sequence[str]) -> Demonstrations:
-    """The human demonstrations, from `pusht_v7_206ep_lowdim.npz`; pixels from `pusht_cchi_v7_replay.zarr.zip`."""
+    """Read the human demonstrations, and pixels from a second file.
+
+    The files are `pusht_v7_206ep_lowdim.npz` and `pusht_cchi_v7_replay.zarr.zip`.
+    """
     data = np.load(folder / "pusht_v7_206ep_lowdim.npz")
     state = data["state"].astype(np.float64)
-    found = {"state": state, "agent_pos": state[:, :2], "keypoints": keypoints(state[:, 2:])}
-    observations = {key: found[key] for key in keys if key in found}
+    arrays = {"state": state, "agent_pos": state[:, :2], "keypoints": keypoints(state[:, 2:])}
+    observations = {key: arrays[key] for key in keys if key in arrays}
     if "pixels" in keys:
         images = read(folder / "pusht_cchi_v7_replay.zarr.zip", ["img"]).observations["img"]
         observations["pixels"] = images.astype(np.uint8)
@@ -73,7 +79,7 @@ def load_pusht(folder: Path, keys: Sequence[str]) -> Demonstrations:
 
 
 def load_collected(task: str, folder: Path, keys: Sequence[str]) -> Demonstrations:
-    """What scripts/collect.py wrote for a task."""
+    """Read the demonstrations of scripts/collect.py for a task."""
     return read(folder / f"{task}.hdf5", keys)
 
 
@@ -126,7 +132,10 @@ OBJECT = {"lift": 10, "can": 14, "square": 14}
 def _robosuite(
     task: str, summary: str, inputs: dict, network: dict, schedule: dict, prediction: str, n_obs_steps: int = 2
 ) -> Recipe:
-    """Policies with a camera look once before they act: a picture costs as much as eight steps of the simulator."""
+    """Return a recipe; policies with a camera observe one time step.
+
+    A picture costs as much as eight steps of the simulator.
+    """
     model = {
         "inputs": inputs,
         "n_obs_steps": n_obs_steps,

@@ -33,7 +33,7 @@ VERSION = "import torch; print(torch.__version__)"
 
 @dataclass(frozen=True)
 class Calling:
-    """A denoiser that says so before each call."""
+    """A denoiser that prints a line before each call."""
 
     denoiser: Denoiser
     before: Callable[[], None]
@@ -44,11 +44,11 @@ class Calling:
 
 
 def environment(folder: Path, version: str) -> str:
-    """The python of a fresh virtual environment with gpc and this torch."""
+    """Return the python of a fresh virtual environment with gpc and this torch."""
     uv, python = Path(sys.executable).with_name("uv"), folder / "bin/python"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    asked = [f"torch=={version}", "-e", f"{ROOT}[bridge]"]
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *asked], check=True)
+    calls = [f"torch=={version}", "-e", f"{ROOT}[bridge]"]
+    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *calls], check=True)
     return str(python)
 
 

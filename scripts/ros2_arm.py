@@ -39,9 +39,9 @@ STIFFNESS = 40.0  # of the joints, rad / s
 
 
 class ArmNode(Node):
-    """Critically damped second-order joints behind a controller that goes to its target in a straight line.
+    """Critically damped second-order joints that follow straight lines to targets.
 
-    Publishes joint states, each with its number as frame_id, and keeps what it was told.
+    Publishes joint states, each with its number as frame_id, and records its commands.
     """
 
     def __init__(self, context: rclpy.Context, joints: Sequence[str], rate: float, encoding: str) -> None:
@@ -49,7 +49,7 @@ class ArmNode(Node):
         self.joints, self.dt, self.encoding = list(joints), 1 / rate, encoding
         self.position, self.velocity = np.zeros(len(joints)), np.zeros(len(joints))
         self.start, self.target, self.began, self.seconds = self.position, self.position, 0.0, 0.0
-        self.told: list[tuple[list[float], float, float]] = []  # positions, seconds to reach them, latency in ms
+        self.commands: list[tuple[list[float], float, float]] = []  # positions, seconds to reach them, latency in ms
         self.count = 0
         self.states = self.create_publisher(JointState, STATES, qos_profile_sensor_data)
         self.pictures = self.create_publisher(Image, PICTURES, qos_profile_sensor_data)
@@ -57,22 +57,22 @@ class ArmNode(Node):
         self.create_timer(self.dt, self.advance)
 
     def follow(self, message: JointTrajectory) -> None:
-        """The newest trajectory replaces the one before, from where that has come to."""
+        """Replace the trajectory by a new one, from the present reference."""
         latency = (self.get_clock().now() - Time.from_msg(message.header.stamp)).nanoseconds / 1e6
         (point,), order = message.points, [message.joint_names.index(joint) for joint in self.joints]
         seconds = Duration.from_msg(point.time_from_start).nanoseconds / 1e9
-        self.told.append((list(point.positions), seconds, latency))
+        self.commands.append((list(point.positions), seconds, latency))
         self.start, self.target = self.reference(), np.array(point.positions)[order]
         self.began, self.seconds = time.monotonic(), seconds
 
     def reference(self) -> np.ndarray:
-        """Where the controller wants the joints now."""
+        """Return the positions that the controller commands now."""
         passed = time.monotonic() - self.began
         share = passed / self.seconds if passed < self.seconds else 1.0
         return self.start + share * (self.target - self.start)
 
     def advance(self) -> None:
-        """One step of the joints, then a state and, at a tenth of the rate, a picture."""
+        """Advance the joints one step and publish; a picture at a tenth of the rate."""
         force = STIFFNESS**2 * (self.reference() - self.position) - 2 * STIFFNESS * self.velocity
         self.velocity = self.velocity + self.dt * force
         self.position = self.position + self.dt * self.velocity
@@ -107,18 +107,18 @@ class Listener(Node):
 
 @contextmanager
 def context() -> Iterator[rclpy.Context]:
-    """A ROS of our own, without its signal handlers."""
-    own = rclpy.Context()
-    rclpy.init(args=[], context=own, signal_handler_options=SignalHandlerOptions.NO)
+    """Return a ROS context without signal handlers."""
+    ros = rclpy.Context()
+    rclpy.init(args=[], context=ros, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        yield own
+        yield ros
     finally:
-        own.try_shutdown()
+        ros.try_shutdros()
 
 
 @contextmanager
 def spinning(node: Node) -> Iterator[None]:
-    """The node lives in a thread of its own."""
+    """Run a node in a separate thread."""
     executor = SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     over = Event()
@@ -139,18 +139,18 @@ def spinning(node: Node) -> Iterator[None]:
 
 
 def arm(joints: Sequence[str], rate: float, encoding: str) -> None:
-    """Be the arm until stdin ends; then print what was told to it, and where it is."""
-    with context() as own:
-        node = ArmNode(own, joints, rate, encoding)
+    """Run the arm until stdin ends; then print its commands and its position."""
+    with context() as ros:
+        node = ArmNode(ros, joints, rate, encoding)
         with spinning(node):
             print("ready", flush=True)
             sys.stdin.read()
-        print(json.dumps({"told": node.told, "position": node.position.tolist()}))
+        print(json.dumps({"commands": node.commands, "position": node.position.tolist()}))
 
 
 @contextmanager
 def arm_process(joints: Sequence[str], rate: float = 250.0, encoding: str = "rgb8") -> Iterator[subprocess.Popen[str]]:
-    """The arm in a process of its own; `communicate` ends it and returns what it prints last."""
+    """Run the arm in a separate process; `communicate` ends it."""
     command = [sys.executable, __file__, "arm", "--joints", *joints, "--rate", str(rate), "--encoding", encoding]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -174,25 +174,25 @@ def measure(seconds: float, rate: float, states: float) -> str:
 
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     robot = Ros2Robot(Ros2RobotConfig(joints=list(JOINTS), rate=rate, states=STATES, commands=COMMANDS))
-    with arm_process(JOINTS, states) as process, context() as own:
-        listener = Listener(own)
+    with arm_process(JOINTS, states) as process, context() as ros:
+        listener = Listener(ros)
         with spinning(listener):
             robot.connect()
             sent = drive(robot, seconds, rate)
             robot.disconnect()
             time.sleep(0.5)
         report = json.loads(process.communicate()[0])
-    told, heard = [latency for *_, latency in report["told"]], [latency for *_, latency in listener.heard]
+    commands, states_ = ([latency for *_, latency in rows] for rows in (report["commands"], listener.heard))
     (first, begin, _), (last, end, _) = listener.heard[0], listener.heard[-1]
     rows = [
-        row("commands", rate, sent, told),
-        row("joint states", (last - first) / (end - begin), last - first + 1, heard),
+        row("commands", rate, sent, commands),
+        row("joint states", (last - first) / (end - begin), last - first + 1, states_),
     ]
     return "\n".join([*heading(seconds), *rows, ""])
 
 
 def drive(robot: Robot, seconds: float, rate: float) -> int:
-    """Send sines, on absolute deadlines; returns how many messages there will be, with the one that holds."""
+    """Send sines on absolute deadlines; return the number of messages."""
     n, began = round(seconds * rate), time.monotonic()
     for i in range(n):
         time.sleep(max(0.0, began + i / rate - time.monotonic()))
@@ -222,22 +222,22 @@ def row(what: str, rate: float, sent: int, latency: Sequence[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
-    own = modes.add_parser("arm", help="be the arm until stdin ends")
-    own.add_argument("--joints", nargs="+", default=JOINTS)
-    own.add_argument("--rate", type=float, default=250.0, help="joint states a second")
-    own.add_argument("--encoding", choices=("rgb8", "bgr8"), default="rgb8", help="of its pictures")
+    alone = modes.add_parser("arm", help="be the arm until stdin ends")
+    alone.add_argument("--joints", nargs="+", default=JOINTS)
+    alone.add_argument("--rate", type=float, default=250.0, help="joint states a second")
+    alone.add_argument("--encoding", choices=("rgb8", "bgr8"), default="rgb8", help="of its pictures")
     both = modes.add_parser("measure", help="drive the arm from another process")
     both.add_argument("--seconds", type=float, default=60.0)
     both.add_argument("--rate", type=float, default=100.0, help="commands a second")
     both.add_argument("--states", type=float, default=250.0, help="joint states a second")
     both.add_argument("--out", type=Path, help="write the report here, too")
-    given: Any = parser.parse_args()
-    if given.mode == "arm":
-        return arm(given.joints, given.rate, given.encoding)
-    report = measure(given.seconds, given.rate, given.states)
+    args: Any = parser.parse_args()
+    if args.mode == "arm":
+        return arm(args.joints, args.rate, args.encoding)
+    report = measure(args.seconds, args.rate, args.states)
     print(report)
-    if given.out:
-        given.out.write_text(report)
+    if args.out:
+        args.out.write_text(report)
 
 
 if __name__ == "__main__":

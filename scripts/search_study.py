@@ -135,7 +135,7 @@ def searches(recording: Recording) -> dict[str, Callable[[int, int], Search]]:
 
 
 def shares(search: str) -> tuple[float, ...]:
-    """Return the budgets as shares of the episodes of the full grid; `demos` runs none."""
+    """Return the budgets as shares of the full grid; `demos` runs no episode."""
     return (0.0,) if search == "demos" else SHARES
 
 
@@ -153,7 +153,7 @@ def study(recordings: Sequence[Recording], full: int, repetitions: int, path: Pa
     settings = {"full": full, "repetitions": repetitions, "runs": [recording.name for recording in recordings]}
     content = read_json(path) if path.exists() else {"settings": settings, "regrets": {}}
     if content["settings"] != settings:
-        raise InputError(f"{path} was begun with {content['settings']}; use another --out")
+        raise InputError(f"{path} was started with {content['settings']}; use another --out")
     for recording in recordings:
         plans = [(name, make, share) for name, make in searches(recording).items() for share in shares(name)]
         for name, make, share in [*plans, ("grid", searches(recording)["grid"], 1.0)]:
@@ -176,7 +176,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def bar(recording: Recording, results: Results) -> str:
-    """Return the share of the episodes with which each search reaches the regret of the full grid."""
+    """Return the share of episodes with which each search equals the full grid."""
     grid = results[recording.name, "grid", 1.0]
     met = []
     for name in searches(recording):
@@ -187,7 +187,7 @@ def bar(recording: Recording, results: Results) -> str:
 
 
 def table(recordings: Sequence[Recording], results: Results) -> list[str]:
-    """Return mean regrets with their standard errors as Markdown; the bar is the full grid."""
+    """Return mean regrets with their standard errors as Markdown."""
     runs = [recording.name for recording in recordings]
     names = dict.fromkeys(name for _, name, _ in results)
     lines = [f"| search | share | {' | '.join(runs)} | mean |", f"|---|---|{'---|' * (len(runs) + 1)}"]
@@ -203,7 +203,7 @@ def table(recordings: Sequence[Recording], results: Results) -> list[str]:
 
 
 def draw(recordings: Sequence[Recording], results: Results) -> Figure:
-    """Draw mean regret over episodes, a panel for each recording; the full grid is a dashed line."""
+    """Draw mean regret over episodes, a panel for each recording."""
     figure = Figure(figsize=(4.5 * len(recordings), 4), layout="constrained", dpi=150)
     for axes, recording in zip(figure.subplots(1, len(recordings), squeeze=False)[0], recordings, strict=True):
         bar = results[recording.name, "grid", 1.0].mean()

@@ -10,13 +10,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def process_of(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process of a command that serves, and the address that its first line says; both end with the block."""
+    """Run a server; yield the process and the address in its first line.
+
+    The process ends with the block.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        found = re.search(r"wss?://[^; \n]+", process.stdout.readline())
-        assert found is not None, f"{' '.join(command)} serves nothing"
-        yield process, found[0]
+        address = re.search(r"wss?://[^; \n]+", process.stdout.readline())
+        assert address is not None, f"{' '.join(command)} serves nothing"
+        yield process, address[0]
     finally:
         process.kill()
         process.wait()

@@ -33,7 +33,7 @@ TABLES = "## All together, against the default"
 
 
 class Cell(NamedTuple):
-    """One evaluation: `key` is a further one of the sampler's."""
+    """One evaluation; `key` is one more setting of the sampler."""
 
     method: str
     steps: int
@@ -53,8 +53,8 @@ def cells(task: str) -> Iterator[Cell]:
         for method in METHODS:
             for steps in EVALUATIONS:
                 yield Cell(method, steps, members)
-        for asked in EVALUATIONS[1:]:
-            yield Cell("dpmpp_2m", asked, members, TELEPORT)
+        for count in EVALUATIONS[1:]:
+            yield Cell("dpmpp_2m", count, members, TELEPORT)
         for steps in (1, 2, 4, 10, 20):
             yield Cell("langevin", steps, members)
 
@@ -76,7 +76,7 @@ def evaluations(cell: Cell) -> int:
 
 
 def page(runs: Path, again: Path | None, out: Path) -> None:
-    """Write a table of the finished cells, and all policies of both tasks against the default."""
+    """Write a table of the finished cells, and all policies against the default."""
     head = out.with_suffix(".md").read_text().partition(TABLES)[0]  # by hand
     lines = [head + TABLES, "", *against_default(runs)]
     if again:

@@ -34,7 +34,7 @@ NOT_BUNDLED = {
 
 
 def run(kind: str, folder: Path, sources: Sequence[str], *keys: str) -> dict[str, Any]:
-    """Run `gpc evaluate` or `gpc search` and return the summary; a finished run is only read."""
+    """Run `gpc evaluate` or `gpc search`, unless it is finished; return the summary."""
     if command([kind, *keys, f"policies=[{','.join(sources)}]", f"run_dir={folder}", "video=0"]) != 0:
         raise SystemExit(1)
     return read_json(folder / "summary.json")
@@ -72,7 +72,10 @@ def successes(run: Run) -> list[bool]:
 
 
 def parents_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Return the figures of every policy on the report seeds, which are the same in each of its pairs."""
+    """Return the figures of every policy on the report seeds.
+
+    They are the same in each of its pairs.
+    """
     parents: dict[str, dict[str, Any]] = {}
     for run in runs:
         for parent in run.summary["parents"]:
@@ -143,7 +146,7 @@ def settings_table(rows: Mapping[str, Run], label: str) -> list[str]:
 
 
 def operators_table(names: Mapping[str, str], columns: Mapping[str, Mapping[str, Run]]) -> list[str]:
-    """Return success of the operators on each task, and the paired difference to the convex sum.
+    """Return success of the operators on each task, and the difference to convex.
 
     Args:
         names: What each operator is, by the name of its run.
@@ -182,7 +185,7 @@ def less_table(head: str, first: Run, rows: Mapping[str, Run]) -> list[str]:
 
 
 def row_weights_table(rows: Mapping[str, Run]) -> list[str]:
-    """Return searches of weights by noise level and by dimension; `rows` gives the first two cells."""
+    """Return searches of weights in two rows; `rows` gives the first two cells."""
     lines = ["| task | composer | episodes | winner | success % | best parent | gain |", "|---" * 7 + "|"]
     for cells, run in rows.items():
         s = run.summary
@@ -197,7 +200,7 @@ def row_weights_table(rows: Mapping[str, Run]) -> list[str]:
 
 
 def simplex_table(grid: Run, others: Mapping[str, Run]) -> list[str]:
-    """Return the winner of a grid, those of other searches against it, and the parents."""
+    """Return the winners of a grid and of other searches, and the parents."""
     first = grid.under("report", grid.summary["winner"]["weights"])
     lines = [
         "| search | episodes | winner | success on the report seeds, % | against the grid's winner |",

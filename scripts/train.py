@@ -2,7 +2,7 @@
 
 FOLDER holds the demonstrations: for PushT `pusht_v7_206ep_lowdim.npz` and, for the image policy, `pusht_cchi_v7_replay.zarr.zip`
 (Chi et al. 2023, MIT); for the robosuite tasks `lift.hdf5`, `can.hdf5`, `square.hdf5` as scripts/collect.py writes them.
-Interrupt it at will: the same command goes on from the last checkpoint and ends with the same weights.
+Interrupt it at any time: the same command resumes from the last checkpoint and ends with the same weights.
 
 Every family is one weighted regression in the one coordinate, `weight(sigma) |denoised(x0 + sigma noise) - x0|^2`; what
 differs is which sigmas are drawn and how they weigh. DDPM's noise loss weighs 1 / sigma^2, the velocity loss 1 / t^2
@@ -33,7 +33,10 @@ from gpc.score.noise import Karras, LinearFlow, Schedule, VariancePreserving
 
 
 def windows(ends: np.ndarray, episodes: list[int], horizon: int, past: int, pad: int = 7) -> tuple[Tensor, Tensor]:
-    """Indices of observations (n, past) and actions (n, horizon) of every window; an episode's edges are repeated."""
+    """Return the indices of observations (n, past) and actions (n, horizon).
+
+    The edges of an episode are repeated.
+    """
     starts = np.concatenate([[0], ends[:-1]])
     observed, acted = [], []
     for episode in episodes:
@@ -46,7 +49,10 @@ def windows(ends: np.ndarray, episodes: list[int], horizon: int, past: int, pad:
 
 
 def draw_sigma(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor:
-    """Noise levels for n samples, as the family trains: uniform steps, logit-normal t (Esser et al. 2024), log-normal sigma."""
+    """Draw noise levels for n samples, as the family trains.
+
+    Uniform steps, logit-normal t (Esser et al. 2024), log-normal sigma.
+    """
     if isinstance(schedule, VariancePreserving):
         return schedule.sigmas[torch.randint(len(schedule.betas), (n,), generator=generator)]
     normal = torch.randn(n, generator=generator, dtype=torch.float64)
@@ -59,7 +65,7 @@ def draw_sigma(schedule: Schedule, n: int, generator: torch.Generator) -> Tensor
 
 
 def loss_weight(schedule: Schedule, sigma: Tensor) -> Tensor:
-    """The family's weight on the squared denoising error (see the module)."""
+    """Return the family's weight on the squared denoising error (see the module)."""
     if isinstance(schedule, VariancePreserving):
         return sigma**-2
     if isinstance(schedule, LinearFlow):
@@ -69,7 +75,10 @@ def loss_weight(schedule: Schedule, sigma: Tensor) -> Tensor:
 
 
 def shift_images(images: Tensor, generator: torch.Generator, pixels: int = 4) -> Tensor:
-    """Random shifts, one per sample, edges repeated; (batch, steps, height, width, 3) uint8."""
+    """Shift each sample at random, edges repeated.
+
+    Shape (batch, steps, height, width, 3), uint8.
+    """
     size = images.shape[2]
     offset = torch.randint(-pixels, pixels + 1, (2, len(images), 1), generator=generator)
     rows, cols = (torch.arange(size) + offset).clamp(0, size - 1)
@@ -78,14 +87,14 @@ def shift_images(images: Tensor, generator: torch.Generator, pixels: int = 4) ->
 
 
 class Trainer:
-    """Weights, their exponential average, optimiser and random state: everything that a checkpoint holds."""
+    """Weights, their exponential average, optimiser and random state."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args, self.recipe = args, RECIPES[name]
-        found = self.recipe.task.load(args.data, list(self.recipe.model["inputs"]))
-        self.observations, self.ends = observation_tensors(found.observations), found.episode_ends
-        self.actions = torch.from_numpy(found.actions).float()
+        demonstrations = self.recipe.task.load(args.data, list(self.recipe.model["inputs"]))
+        self.observations, self.ends = observation_tensors(demonstrations.observations), demonstrations.episode_ends
+        self.actions = torch.from_numpy(demonstrations.actions).float()
         self.held_out = list(self.recipe.task.held_out(len(self.ends)))
         self.trained = [e for e in range(len(self.ends)) if e not in self.held_out]
         rows = torch.cat([torch.arange(self.ends[e - 1] if e else 0, self.ends[e]) for e in self.trained])
@@ -124,7 +133,7 @@ class Trainer:
         return (loss_weight(policy.schedule, sigma) * error).mean()
 
     def update(self, observed: Tensor, acted: Tensor) -> float:
-        """One optimiser step with a warmed-up cosine rate."""
+        """Make one optimiser step with a warmed-up cosine rate."""
         begin = time.perf_counter()
         warm = min(1.0, (self.step + 1) / 300)
         rate = self.args.lr * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.args.steps))
@@ -139,14 +148,17 @@ class Trainer:
         self.step += 1
         decay = min(0.999, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for kept, new in zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True):
-                kept.lerp_(new, 1 - decay)
+            for old, new in zip(self.average.state_dict().values(), self.module.state_dict().values(), strict=True):
+                old.lerp_(new, 1 - decay)
         self.seconds += time.perf_counter() - begin
         return float(loss.detach())
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Loss of the averaged weights on the held-out episodes, always with the same noise."""
+        """Return the loss of the averaged weights on the held-out episodes.
+
+        The noise is always the same.
+        """
         observed, acted = self.batches(self.held_out)
         generator = torch.Generator().manual_seed(0)
         parts = zip(observed.split(512), acted.split(512), strict=True)
@@ -154,11 +166,11 @@ class Trainer:
         return total / len(observed)
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that began."""
+        """Return the settings that a resumed run must share."""
         return {key: getattr(self.args, key) for key in ("steps", "batch", "lr", "seed", "bf16")}
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         parts = {"module": self.module.state_dict(), "average": self.average.state_dict()}
         parts |= {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
@@ -167,13 +179,13 @@ class Trainer:
         self.path.with_suffix(".tmp").replace(self.path)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Resume from the checkpoint, if there is one."""
         if not self.path.exists():
             return
         parts = torch.load(self.path, weights_only=True)
         for key, value in self.settings().items():
-            if (begun := parts["settings"][key]) != value:
-                raise SystemExit(f"{self.path} was begun with --{key} {begun}; use that, or delete it to begin anew")
+            if (old := parts["settings"][key]) != value:
+                raise SystemExit(f"{self.path} was started with --{key} {old}; use that, or delete it to start anew")
         self.module.load_state_dict(parts["module"])
         self.average.load_state_dict(parts["average"])
         self.optimizer.load_state_dict(parts["optimizer"])
@@ -189,7 +201,7 @@ class Trainer:
 
 
 def card(trainer: Trainer) -> dict[str, Any]:
-    """What a user should know of the weights."""
+    """Return the card of the trained weights."""
     args = trainer.args
     return {
         **trainer.card,

@@ -3,7 +3,7 @@
     python scripts/train_lerobot.py --data FOLDER --out FOLDER
 
 The demonstrations become a LeRobotDataset (agent position, keypoints, actions; the 16 held-out episodes left out), then
-`lerobot-train` does the rest. Interrupt it at will: the same command goes on from LeRobot's last checkpoint. The checkpoint
+`lerobot-train` does the rest. Interrupt it at any time: the same command resumes from LeRobot's last checkpoint. The checkpoint
 is OUT/run/checkpoints/last/pretrained_model, `lerobot-pusht` of docs/results/pusht.md. About 75 minutes on two cores.
 """
 
@@ -30,11 +30,11 @@ FEATURES = {
 
 
 def convert(data: Path, root: Path) -> None:
-    """Write the demonstrations to `root` as a LeRobotDataset of low-dimensional observations."""
+    """Write the demonstrations as a LeRobotDataset of low-dimensional observations."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    found = load_pusht(data, ["agent_pos", "keypoints"])
-    ends = found.episode_ends
+    demonstrations = load_pusht(data, ["agent_pos", "keypoints"])
+    ends = demonstrations.episode_ends
     part = root.with_name(root.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     dataset = LeRobotDataset.create("gpc/pusht", fps=10, features=FEATURES, root=part, use_videos=False)
@@ -44,9 +44,9 @@ def convert(data: Path, root: Path) -> None:
         for i in range(begin, end):
             dataset.add_frame(
                 {
-                    "observation.state": found.observations["agent_pos"][i].astype(np.float32),
-                    "observation.environment_state": found.observations["keypoints"][i].astype(np.float32),
-                    "action": found.actions[i].astype(np.float32),
+                    "observation.state": demonstrations.observations["agent_pos"][i].astype(np.float32),
+                    "observation.environment_state": demonstrations.observations["keypoints"][i].astype(np.float32),
+                    "action": demonstrations.actions[i].astype(np.float32),
                     "task": INSTRUCTION,
                 }
             )
@@ -56,7 +56,7 @@ def convert(data: Path, root: Path) -> None:
 
 
 def arguments(root: Path, run: Path, steps: int) -> list[str]:
-    """What `lerobot-train` is given: to begin, or to go on from the last checkpoint."""
+    """Return the arguments of `lerobot-train`, to begin or to resume."""
     last = run / "checkpoints/last/pretrained_model/train_config.json"
     if last.exists():
         return [f"--config_path={last}", "--resume=true"]

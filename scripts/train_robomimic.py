@@ -1,6 +1,6 @@
 """Train a small diffusion policy by robomimic's own trainer: `python scripts/train_robomimic.py lift --data FOLDER`.
 
-FOLDER holds `lift.hdf5`, as scripts/collect.py writes it. Interrupt it at will: the same command goes on from robomimic's last
+FOLDER holds `lift.hdf5`, as scripts/collect.py writes it. Interrupt it at any time: the same command resumes from robomimic's last
 checkpoint (which robomimic unpickles: keep --out your own). The finished policy is robomimic's checkpoint with the averaged
 weights only, as `robomimic:FILE` reads it.
 """
@@ -26,7 +26,7 @@ EPOCH = 100  # gradient steps between robomimic's checkpoints
 
 
 def configure(args: argparse.Namespace) -> Any:
-    """robomimic's configuration: its defaults, without rollouts, on the low-dimensional observations."""
+    """Return robomimic's configuration: its defaults, low-dimensional, no rollouts."""
     config = config_factory("diffusion_policy")
     with config.unlocked():
         config.experiment.name = f"{args.task}-diffusion"
@@ -86,11 +86,11 @@ def main() -> None:
     args = parser.parse_args()
     config = configure(args)
     run = args.out / config.experiment.name
-    begun = sorted(run.glob("*/last.pth"))
-    if run.exists() and not begun:
+    checkpoints = sorted(run.glob("*/last.pth"))
+    if run.exists() and not checkpoints:
         shutil.rmtree(run)  # a run without a checkpoint has nothing to keep
     with unet(**SIZE):
-        train(config, torch.device("cpu"), resume=bool(begun))
+        train(config, torch.device("cpu"), resume=bool(checkpoints))
     export(max(run.glob("*/last.pth")), args.export / config.experiment.name, args)
 
 

@@ -1,4 +1,6 @@
-"""Check the language of code and docs: python scripts/wording.py [PATH ...]
+"""Check the language of code and docs.
+
+    python scripts/wording.py [PATH ...]
 
 Plain technical English: functions are no persons, field terms, no names of earlier versions, nouns for variables. Exit status
 1 if a line breaks a rule. `make lint` runs it.

@@ -221,7 +221,7 @@ def test_a_folder_of_another_expert_is_not_gone_on_with(tmp_path):
     folder = tmp_path / "lift.episodes"
     collect.check_folder(folder, {"task": "lift", "expert": "a"})
     collect.check_folder(folder, {"task": "lift", "expert": "a"})
-    with pytest.raises(InputError, match="was begun with expert=a, now it is b"):
+    with pytest.raises(InputError, match="was started with expert=a, now it is b"):
         collect.check_folder(folder, {"task": "lift", "expert": "b"})
 
 

@@ -52,7 +52,7 @@ def robot():
 def ended(arm):
     """What the arm was told, as (positions, seconds), and where it is in the end."""
     report = json.loads(arm.communicate()[0])
-    return [(positions, seconds) for positions, seconds, _ in report["told"]], report["position"]
+    return [(positions, seconds) for positions, seconds, _ in report["commands"]], report["position"]
 
 
 def where(robot):

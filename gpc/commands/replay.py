@@ -160,7 +160,7 @@ def replay(
                 write_video(clip, [(name, render(env, row.seed, actions)) for name, actions in played.items()])
         except Exception as error:  # a camera or an encoder that fails must not cost the verdict
             notice(missing("the video", error))
-    return Replay(row, trajectory, again, experiment.env.n_action_steps, _changed(recorded.versions))
+    return Replay(row, trajectory, again, experiment.actor.n_action_steps, _changed(recorded.versions))
 
 
 def _read_folder(path: Path, run: str | None, episode: int) -> _Source:
