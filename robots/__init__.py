@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-# LeRobot looks for a robot's class in the package of its configuration; nothing is loaded before it does
+# LeRobot looks for a robot's class in the package of its configuration; nothing is imported before
 _WHERE = {"SimulatedRobot": "simulated", "Ros2Robot": "over_ros2"}
 
 

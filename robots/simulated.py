@@ -1,6 +1,6 @@
-"""A robot that needs no hardware: any environment of gpc behind LeRobot's `Robot`, with the faults of a real one on request.
+"""A robot without hardware: any environment of gpc behind LeRobot's `Robot`, optionally with the faults of a real robot.
 
-It waits for its driver: the world moves when an action is sent. What `gpc deploy` runs on it is the code that runs in a lab.
+It waits for its driver: the world moves when an action is sent.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ from gpc.types import Array, Frame
 @RobotConfig.register_subclass("gpc_simulated")
 @dataclass(kw_only=True)
 class SimulatedRobotConfig(RobotConfig):
-    """`env` is one of `gpc search -h`, with `overrides` as on its command line; its episode is that of `seed`.
+    """Settings of `SimulatedRobot`.
 
-    The robot senses the environment's numbers and these `pictures`. Its world takes a step at every `sends_per_step`-th action,
-    with that action. Faults: `delay` makes observations so many steps old; each is, with probability `dropped`, the last one
-    again; `noise` is added to its numbers (standard deviation); a read or write takes up to `jitter` seconds more.
+    Attributes:
+        env: an environment of `gpc search -h`.
+        overrides: keys of the environment, as on the command line.
+        seed: seed of the episode.
+        pictures: cameras that the robot has, beside the environment's numbers.
+        delay: fault: age of observations, in steps.
+        dropped: fault: probability that an observation is the last one again.
+        noise: fault: standard deviation of noise on numbers.
+        jitter: fault: seconds that a read or a write takes longer, at most.
     """
 
     env: str = "pusht"
     overrides: list[str] = field(default_factory=list)
     seed: int = 0
     pictures: list[str] = field(default_factory=list)
-    sends_per_step: int = 1
     delay: int = 0
     dropped: float = 0.0
     noise: float = 0.0
@@ -45,18 +50,23 @@ class SimulatedRobotConfig(RobotConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = self.sends_per_step >= 1 and self.delay >= 0
-        if not (counts and 0 <= self.dropped < 1 and 0 <= self.noise < np.inf and 0 <= self.jitter < np.inf):
+        if not (self.delay >= 0 and 0 <= self.dropped < 1 and 0 <= self.noise < np.inf and 0 <= self.jitter < np.inf):
             raise InputError(
-                f"robot: sends_per_step={self.sends_per_step} must be 1 or more, dropped={self.dropped:g} below 1, and "
-                f"delay={self.delay}, noise={self.noise:g}, jitter={self.jitter:g} not negative"
+                f"robot: dropped={self.dropped:g} must be below 1, and delay={self.delay}, noise={self.noise:g}, "
+                f"jitter={self.jitter:g} not negative"
             )
 
 
 class SimulatedRobot(Robot):
-    """An environment as a robot: `key.0`, `key.1`, ... of each key of numbers, cameras by name; `action.0`, ... to send.
+    """An environment as a robot.
 
-    `success` and `score` are the episode's, `over` says that it has ended: nothing moves any more until `reset`.
+    Its features are `key.0`, `key.1`, ... of each key of numbers, cameras by name, and `action.0`, ... to send.
+
+    Attributes:
+        success: whether the episode was a success so far.
+        score: largest reward so far.
+        done: whether the episode has ended, so that nothing moves until `reset`.
+        steps: steps of the environment.
     """
 
     config_class = SimulatedRobotConfig
@@ -73,32 +83,44 @@ class SimulatedRobot(Robot):
         bounds = cast(spaces.Box, env.action_space)
         self._low, self._high = bounds.low, bounds.high
         env.close()
+        self._sendings_per_step = 1
         self._spec = EnvSpec(spec.type, spec.n_action_steps, spec.max_steps, tuple(self._spaces), 1, spec.options)
         self._random = np.random.default_rng(config.seed)
-        self.success, self.score, self.over, self.steps, self._sends = False, 0.0, False, 0, 0
+        self.success, self.score, self.done, self.steps, self._sendings = False, 0.0, False, 0, 0
+
+    def set_rate(self, rate: float, fps: float) -> None:
+        """Let the environment take a step at every (rate / fps)-th action.
+
+        Raises:
+            InputError: If rate is no multiple of fps.
+        """
+        sendings = rate / fps
+        if not (sendings >= 1 and abs(sendings - round(sendings)) <= 1e-9):
+            raise InputError(f"{self.name}: {rate:g} actions in a second are no multiple of fps={fps:g}")
+        self._sendings_per_step = round(sendings)
 
     @property
     def observation_features(self) -> dict[str, Any]:
-        """See the class."""
-        found: dict[str, Any] = {}
+        """`key.0`, ... of each key of numbers, and the shape of each camera's pictures."""
+        features: dict[str, Any] = {}
         for key, box in self._spaces.items():
             numbers = {f"{key}.{i}": float for i in range(int(np.prod(box.shape)))}
-            found |= {key: tuple(box.shape)} if _camera(box) else numbers
-        return found
+            features |= {key: tuple(box.shape)} if _camera(box) else numbers
+        return features
 
     @property
     def action_features(self) -> dict[str, Any]:
-        """See the class."""
+        """`action.0`, `action.1`, ..."""
         return {f"action.{i}": float for i in range(len(self._low))}
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a world."""
+        """Whether the world is built."""
         return self._env is not None
 
     @property
     def is_calibrated(self) -> bool:
-        """There is nothing to calibrate."""
+        """True: there is nothing to calibrate."""
         return True
 
     def connect(self, calibrate: bool = True) -> None:
@@ -111,33 +133,33 @@ class SimulatedRobot(Robot):
     def reset(self, seed: int) -> None:
         """Begin the episode of a seed."""
         frame, _ = self._world.reset(seed=seed)
-        self.success, self.score, self.over, self.steps, self._sends = False, 0.0, False, 0, 0
+        self.success, self.score, self.done, self.steps, self._sendings = False, 0.0, False, 0, 0
         self._random = np.random.default_rng(seed)
         self._frames: deque[Frame] = deque([frame], maxlen=self.config.delay + 1)
-        self._shown = frame
+        self._frame = frame
 
     def get_observation(self) -> dict[str, Any]:
-        """What is sensed now, or `delay` steps ago."""
+        """Return the observation of now, or of `delay` steps ago."""
         self._wait()
         _ = self._world
         if self._random.random() >= self.config.dropped:
-            self._shown = self._frames[0]
-        found: dict[str, Any] = {}
-        for key, value in self._shown.items():
-            found |= {key: value.copy()} if _camera(self._spaces[key]) else self._numbers(key, value)
-        return found
+            self._frame = self._frames[0]
+        reading: dict[str, Any] = {}
+        for key, value in self._frame.items():
+            reading |= {key: value.copy()} if _camera(self._spaces[key]) else self._numbers(key, value)
+        return reading
 
     def send_action(self, action: Mapping[str, float]) -> dict[str, float]:
-        """Move, within the environment's bounds; returns what was done."""
+        """Take an action, clipped to the environment's bounds; return it as executed."""
         self._wait()
         world, wanted = self._world, np.array([float(action[name]) for name in self.action_features])
         if not np.isfinite(wanted).all():
             raise ValueError(f"an action must be finite, not {dict(action)}")
-        done = np.clip(wanted, self._low, self._high)
-        if self._sends % self.config.sends_per_step == 0 and not self.over:
-            self._move(world, done)
-        self._sends += 1
-        return dict(zip(self.action_features, done.tolist(), strict=True))
+        executed = np.clip(wanted, self._low, self._high)
+        if self._sendings % self._sendings_per_step == 0 and not self.done:
+            self._move(world, executed)
+        self._sendings += 1
+        return dict(zip(self.action_features, executed.tolist(), strict=True))
 
     def disconnect(self) -> None:
         """Close the world."""
@@ -147,10 +169,10 @@ class SimulatedRobot(Robot):
         env.close()
 
     def calibrate(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def configure(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     @property
     def _world(self) -> Environment:
@@ -161,7 +183,7 @@ class SimulatedRobot(Robot):
     def _move(self, world: Environment, action: Array) -> None:
         reward, terminated, truncated, info = world.advance(action)
         self.success, self.score = self.success or bool(info["is_success"]), max(self.score, float(reward))
-        self.over, self.steps = terminated or truncated, self.steps + 1
+        self.done, self.steps = terminated or truncated, self.steps + 1
         self._frames.append(world.observe())
 
     def _numbers(self, key: str, value: Array) -> dict[str, float]:
@@ -174,7 +196,7 @@ class SimulatedRobot(Robot):
             time.sleep(self._random.uniform(0, self.config.jitter))
 
     def _sensed(self, env: Environment) -> dict[str, spaces.Box]:
-        """The numbers of an environment, and the cameras that are asked for."""
+        """Return the numbers of an environment, and the configured cameras."""
         offered = cast(dict[str, spaces.Box], dict(cast(spaces.Dict, env.observation_space)))
         cameras = [key for key, box in offered.items() if _camera(box)]
         unknown = [key for key in self.config.pictures if key not in cameras]

@@ -26,7 +26,7 @@ from gpc.bridge.clock import VirtualClock
 from gpc.bridge.controller import HOLD, STOPPED, ChunkController, ChunkReply, ChunkRequest, ChunkSpec, Event, Watchdog
 from gpc.bridge.loop import LIVE, ControlLoop, PeriodRecord
 from gpc.bridge.robot import map_features
-from gpc.bridge.safety import SafetyFilter, limits_from
+from gpc.bridge.safety import SafetyFilter, SafetyLimits
 from gpc.commands.config import load_config
 from gpc.commands.deploy import robot_from
 from gpc.disk import write_atomically
@@ -53,7 +53,7 @@ class Task:
 
     env: str
     fps: float
-    hold: Sequence[str]
+    actions: Sequence[str]
     moving: int
     unit: str
 
@@ -63,8 +63,8 @@ class Task:
 
 
 TASKS = (
-    Task("pusht", 10, ["last"] * 2, 2, "in pixels, between two targets"),
-    Task("lift", 20, ["zero"] * 6 + ["last"], 6, "between two moves, of 2 from end to end"),
+    Task("pusht", 10, ["absolute"] * 2, 2, "in pixels, between two targets"),
+    Task("lift", 20, ["relative"] * 6 + ["absolute"], 6, "between two moves, of 2 from end to end"),
 )
 
 
@@ -101,7 +101,7 @@ class Lanes:
         loops = [self._loop(robot, stitch, period, clock) for robot in robots]
         coming: list[deque[tuple[float, ChunkReply]]] = [deque() for _ in robots]
         i = 0
-        while busy := [k for k, robot in enumerate(robots) if not robot.over and loops[k].controller.mode != STOPPED]:
+        while busy := [k for k, robot in enumerate(robots) if not robot.done and loops[k].controller.mode != STOPPED]:
             clock.wait(now := i * period)
             asks = {k: request for k in busy if (request := loops[k].sense())}
             for k, reply in self._answers(asks, seeds).items():
@@ -115,7 +115,9 @@ class Lanes:
 
     def _loop(self, robot: Any, stitch: ChunkBlender, period: float, clock: VirtualClock) -> ControlLoop:
         spec, read = self.policy.actions, self.policy.observations
-        safety_filter = SafetyFilter(limits_from(spec, period, hold=self.task.hold), list(robot.action_features))
+        safety_filter = SafetyFilter(
+            SafetyLimits(actions=self.task.actions).resolve(spec, period), list(robot.action_features)
+        )
         controller = ChunkController(
             ChunkSpec(spec.start, spec.horizon, spec.dim, read.n_obs_steps), stitch, safety_filter, WATCHDOG
         )

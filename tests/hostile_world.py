@@ -12,7 +12,7 @@ from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, TemporalEnsem
 from gpc.bridge.clock import VirtualClock
 from gpc.bridge.controller import OK, ChunkController, ChunkReply, ChunkSpec, Watchdog
 from gpc.bridge.loop import LIVE, ControlLoop
-from gpc.bridge.realtime import RealTimeSettings, RobotThread
+from gpc.bridge.realtime import LoopTimes, RobotThread
 from gpc.bridge.robot import map_features
 from gpc.bridge.safety import SafetyFilter, StreamLimits
 from gpc.bridge.stop import StopSignal
@@ -389,9 +389,9 @@ def run_episode(seed, count):
         expected, task.blender, SafetyFilter(task.limits(), feature_map.actions), task.watchdog
     )
     loop = ControlLoop(robot, feature_map, controller, LIVE, modes, clock=clock)
-    thread = RobotThread(loop, source, RealTimeSettings(task.dt, task.seconds), stop_signal)
+    thread = RobotThread(loop, source, LoopTimes(task.dt, task.seconds), stop_signal)
     modes.sending_disabled = loop.sending_disabled
-    thread.go.set()
+    thread.control.set()
     thread.start()
     thread.join(60)
     return Flight(task, robot, source, modes, loop, thread, clock.time)

@@ -7,9 +7,9 @@ from gpc.bridge.blending import RecedingHorizon
 from gpc.bridge.chunk_source import SourceThread
 from gpc.bridge.controller import ChunkController, ChunkSpec, Watchdog
 from gpc.bridge.loop import LIVE, ControlLoop
-from gpc.bridge.realtime import RealTimeSettings, run_realtime
+from gpc.bridge.realtime import LoopTimes, run_realtime
 from gpc.bridge.robot import map_features
-from gpc.bridge.safety import SafetyFilter, limits_from
+from gpc.bridge.safety import SafetyFilter, SafetyLimits
 from gpc.bridge.stop import StopSignal
 
 PERIOD = 0.02
@@ -45,7 +45,7 @@ def flown(
 ):
     """Fly; `meanwhile(arm)` runs in another thread. Returns the loop, the record, the timing and why it ended."""
     feature_map = map_features(arm, source.observations.shapes, source.actions.dim, mapped)
-    limits = limits or limits_from(source.actions, PERIOD, position=[-1, 1], velocity=1.0, hold="last")
+    limits = limits or SafetyLimits(position=[-1, 1], velocity=1.0, actions="absolute").resolve(source.actions, PERIOD)
     safety_filter = SafetyFilter(limits, feature_map.actions)
     expected = ChunkSpec(source.actions.start, source.actions.horizon, source.actions.dim, 2)
     kept, stop_signal = Kept(), stop_signal or StopSignal()
@@ -58,7 +58,7 @@ def flown(
         if beside:
             beside.start()
         try:
-            timing = run_realtime(loop, thread, RealTimeSettings(PERIOD, seconds, **clock), stop_signal)
+            timing = run_realtime(loop, thread, LoopTimes(PERIOD, seconds, **clock), stop_signal)
         finally:
             thread.close()
             if beside:

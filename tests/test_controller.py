@@ -5,7 +5,7 @@ import pytest
 
 from gpc.bridge.blending import RealTimeChunking, RecedingHorizon
 from gpc.bridge.controller import HOLD, OK, STOPPED, ChunkController, ChunkReply, ChunkSpec, Watchdog
-from gpc.bridge.safety import SafetyFilter, limits_from
+from gpc.bridge.safety import SafetyFilter, SafetyLimits
 from gpc.errors import InputError
 from gpc.policy.spec import ActionSpec
 
@@ -15,7 +15,7 @@ WATCHDOG = Watchdog(deadline=0.35, max_age=0.6, observation_deadline=0.15, froze
 
 
 def controller(blender=None, watchdog=WATCHDOG, substeps=1, **limits):
-    safety_filter = SafetyFilter(limits_from(SPEC, DT / substeps, **limits), ("x", "y"))
+    safety_filter = SafetyFilter(SafetyLimits(**limits).resolve(SPEC, DT / substeps), ("x", "y"))
     expected = ChunkSpec(SPEC.start, SPEC.horizon, SPEC.dim, 2, substeps)
     return ChunkController(expected, blender or RecedingHorizon(4), safety_filter, watchdog)
 
@@ -79,8 +79,8 @@ def test_between_two_steps_the_actions_are_interpolated_and_observed_once():
     flown, sent = controller(substeps=4), []
     for i in range(40):
         now = i * DT / 4
-        assert flown.begins_step == (i % 4 == 0)
-        for each in at_once(i, flown.observe(now, frame()) if flown.begins_step else None):
+        assert flown.step_begins == (i % 4 == 0)
+        for each in at_once(i, flown.observe(now, frame()) if flown.step_begins else None):
             flown.receive(now, each)
         sent.append(flown.act(now)[0])
     np.testing.assert_allclose(sent, 0.0025 * np.arange(40), atol=1e-12)
@@ -264,7 +264,7 @@ def test_real_time_chunking_hands_over_what_is_planned_and_fixes_the_expected_de
 
 
 def test_a_stitch_that_outruns_the_chunk_is_bad_input():
-    with pytest.raises(InputError, match="asked for every 8 steps, the policy plans 7 from now"):
+    with pytest.raises(InputError, match="requested every 8 steps, the policy predicts 7 from now"):
         controller(RecedingHorizon(8))
 
 

@@ -1,4 +1,4 @@
-"""`gpc deploy` as a whole, on the simulated robot."""
+"""`gpc deploy` on the simulated robot, and the same from Python."""
 
 import errno
 import json
@@ -11,11 +11,14 @@ import zarr
 from toy_robots import Arm, Line
 
 import gpc
+from gpc.bridge.blending import RecedingHorizon
 from gpc.bridge.chunk_source import LocalSource
 from gpc.bridge.recording import Recorder
+from gpc.bridge.run import EpisodeSettings, deploy
+from gpc.bridge.safety import SafetyLimits
 from gpc.commands.cli import main
 from gpc.commands.config import load_config
-from gpc.commands.deploy import chunk_source_from, deploy, robot_from
+from gpc.commands.deploy import chunk_source_from, deploy_from, robot_from
 from gpc.demonstrations import read
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -23,13 +26,13 @@ from gpc.inference.settings import Sampling
 from gpc.results.trajectories import read_trajectory
 
 pytest.importorskip("lerobot")
-LOCKSTEP = ["robot=simulated", "fps=10", "safety.hold=last", "mode=live", "clock.kind=lockstep"]
+LOCKSTEP = ["robot=simulated", "fps=10", "safety.actions=absolute", "mode=live", "virtual_latency=0"]
 
 
 def flown(tmp_path, *keys, source=None, robot=None):
     config = load_config("deploy", [*LOCKSTEP, "seconds=4", *keys])
     source, robot = source or chunk_source_from(config, Console(quiet=True)), robot or robot_from(config)
-    outcome = deploy(config, source, robot, tmp_path / "deployed", Console(quiet=True))
+    outcome = deploy_from(config, source, robot, tmp_path / "deployed", Console(quiet=True))
     return outcome, robot, read(tmp_path / "deployed/episode.zarr")
 
 
@@ -54,7 +57,7 @@ def test_with_no_latency_the_actions_are_those_of_gpc_evaluate(tmp_path, seed):
 @pytest.mark.parametrize("stitch", ["receding_horizon", "ensembling", "real_time"])
 @pytest.mark.parametrize("latency", [0.0, 0.2])
 def test_every_stitch_flies_under_latency(tmp_path, tiny, stitch, latency):
-    keys = [f"policies={tiny}", "weights=[0.4,0.6]", f"stitch={stitch}", f"clock.latency={latency}"]
+    keys = [f"policies={tiny}", "weights=[0.4,0.6]", f"stitch={stitch}", f"virtual_latency={latency}"]
     outcome, robot, episode = flown(tmp_path, *keys)
     assert outcome.code == 0
     assert robot.steps == len(episode.actions) == 40 - round(latency * 10)  # at first the arm waits
@@ -83,7 +86,7 @@ def test_a_chunk_under_real_time_chunking_goes_on_from_what_is_executed(tmp_path
 
     fixed_steps = []
     source = Watched(gpc.compose(parents, [0.4, 0.6]), Sampling(steps=4))
-    flown(tmp_path, "stitch=real_time", "clock.latency=0.2", source=source)
+    flown(tmp_path, "stitch=real_time", "virtual_latency=0.2", source=source)
     assert fixed_steps == [1, 3, 3, 3]  # what was executed, and from the second on the steps that a chunk takes to come
 
 
@@ -127,20 +130,19 @@ def test_a_fault_exits_with_1_and_says_why(tmp_path, tiny, capsys):
         (["LINE", "seconds=0"], "seconds=0"),
         (["LINE", "seconds=-1"], "seconds=-1"),
         (["LINE", "seconds=soon"], "seconds=soon"),
-        (["LINE", "clock.latency=-1"], "clock.latency=-1"),
-        (["LINE", "clock.latency=inf"], "clock.latency=inf"),
+        (["LINE", "virtual_latency=-1"], "virtual_latency=-1"),
+        (["LINE", "virtual_latency=inf"], "virtual_latency=inf"),
         (["LINE", "rate=25"], "rate=25 must be a multiple"),
-        (["LINE", "clock.kind=sundial"], "clock.kind=sundial"),
-        (["LINE", "seconds=null"], "how long"),
-        (["LINE", "safety.hold=null", "safety.position=robot"], "safety.position=robot"),
-        (["LINE", "safety.hold=zero", "rate=20"], "moves are not interpolated"),
+        (["LINE", "seconds=null"], "needs the length of the episode"),
+        (["LINE", "safety.actions=null", "safety.position=robot"], "safety.position=robot"),
+        (["LINE", "safety.actions=relative", "rate=20"], "relative actions are not interpolated"),
         (["LINE", "watchdog.observation_deadline=0.1"], "longer than a step"),
         (["LINE", "watchdog.deadline=-1"], "watchdog.deadline=-1"),
         (["LINE", "watchdog.deadline=null"], "watchdog.deadline=None"),
         (["LINE", "watchdog.max_age=inf"], "watchdog.max_age=inf"),
         (["LINE", "watchdog.stop_after=long"], "watchdog.stop_after=long"),
         (["LINE", "safety.velocity=-1"], "safety.velocity=.-1"),
-        (["LINE", "stitch.n_action_steps=16"], "asked for every 16 steps, the policy plans 15"),
+        (["LINE", "stitch.n_action_steps=16"], "requested every 16 steps, the policy predicts 15"),
         (["LINE", "robot.observations={state: [a, b]}"], "toy has no feature 'a'"),
         (["LINE", "robot.observations={states: [a, b]}"], "names 'states'; the policy reads state"),
         (["LINE", "stitch.n_action_steps=1.5"], "stitch.n_action_steps=1.5"),
@@ -166,7 +168,7 @@ def test_virtual_time_sends_nothing_to_a_robot_that_does_not_wait(tmp_path):
         waits_for_driver = False
 
     arm = Real()
-    with pytest.raises(InputError, match=r"mode=live: toy does not wait for its driver; use clock.kind=real"):
+    with pytest.raises(InputError, match=r"mode=live: toy does not wait for its driver; leave virtual_latency out"):
         flown(tmp_path, source=Line(), robot=arm)
     assert arm.reads == 0
     outcome, _, _ = flown(tmp_path, "mode=dry-run", source=Line(), robot=arm)
@@ -181,13 +183,13 @@ def test_virtual_time_sends_nothing_to_a_robot_that_does_not_wait(tmp_path):
         (True, ["safety.velocity=1"], False),
         (False, [], False),
         (False, ["safety.velocity=1", "mode=dry-run"], False),
-        (False, ["safety.velocity=1", "safety.hold=zero"], False),
+        (False, ["safety.velocity=1", "safety.actions=relative"], False),
     ],
 )
 def test_a_first_action_without_a_limit_is_noted_before_the_start(tmp_path, capsys, reports_position, keys, noted):
     config = load_config("deploy", [*LOCKSTEP, "seconds=0.2", *keys])
-    deploy(config, Line(), Arm(reports_position=reports_position), tmp_path / "run", Console())
-    assert ("note: toy does not say where it is" in capsys.readouterr().out) == noted
+    deploy_from(config, Line(), Arm(reports_position=reports_position), tmp_path / "run", Console())
+    assert ("note: toy does not report its position" in capsys.readouterr().out) == noted
 
 
 def failing(*_, **__):
@@ -252,9 +254,9 @@ def test_a_fault_is_a_fault_though_the_time_ends_while_the_robot_brakes(tmp_path
     outcome, _, _ = flown(tmp_path, *keys, source=Ramp(), robot=arm)
     assert len(arm.sent) > 18  # it brakes
     assert (outcome.reason, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
-    real = ["clock.kind=real", "fps=50", "seconds=0.4", "safety.acceleration=12", "safety.position=[-9,9]"]
+    real = ["virtual_latency=null", "fps=50", "seconds=0.4", "safety.acceleration=12", "safety.position=[-9,9]"]
     config = load_config("deploy", [*LOCKSTEP, *real])
-    outcome = deploy(config, Ramp(), Refusing(), tmp_path / "real", Console(quiet=True))
+    outcome = deploy_from(config, Ramp(), Refusing(), tmp_path / "real", Console(quiet=True))
     assert (outcome.reason, outcome.code) == ("the robot did not take an action: OSError: overload", 1)
 
 
@@ -281,7 +283,7 @@ def test_a_driver_that_fails_in_virtual_time_is_disconnected_and_named(tmp_path)
             raise ConnectionError("no\nstatus packet")
 
     arm, config = Unplugged(), load_config("deploy", [*LOCKSTEP, "seconds=4"])
-    outcome = deploy(config, Line(), arm, tmp_path / "run", Console(quiet=True))
+    outcome = deploy_from(config, Line(), arm, tmp_path / "run", Console(quiet=True))
     assert (outcome.reason, outcome.code) == ("the robot failed: ConnectionError: no status packet", 1)
     assert not arm.is_connected
 
@@ -336,3 +338,50 @@ def test_another_policy_takes_over_between_chunks_only(parents):
     assert np.abs(during - after).max() > 1
     with pytest.raises(InputError, match="cannot take over"):
         LocalSource(parents[0], Sampling()).set_policy(parents[1])  # it reads keypoints, which are not sensed
+
+
+class Timed(Arm):
+    """An arm that must know its rate."""
+
+    def set_rate(self, rate, fps):
+        self.rates = rate, fps
+
+
+@pytest.mark.parametrize(("rate", "sent"), [(None, 10.0), (40.0, 40.0)])
+def test_the_robot_is_given_the_rate_that_follows_from_the_settings(tmp_path, rate, sent):
+    arm = Timed()
+    settings = EpisodeSettings(fps=10, rate=rate, mode="live", seconds=1, virtual_latency=0)
+    result = deploy(Line(), arm, settings, tmp_path / "run", safety=SafetyLimits(actions="absolute"))
+    assert (arm.rates, len(arm.sent), result.code) == ((sent, 10), sent, 0)
+
+
+def test_objects_are_enough_without_a_configuration(tmp_path, parents):
+    """The actions of the command line, from Python."""
+    from gpc.robots.from_lerobot import make_robot
+
+    flown(tmp_path, "stitch.n_action_steps=4", source=LocalSource(parents[0], Sampling(steps=4)))
+    robot = make_robot("gpc_simulated")
+    result = deploy(
+        LocalSource(parents[0], Sampling(steps=4)),
+        robot,
+        EpisodeSettings(fps=10, mode="live", seconds=4, virtual_latency=0),
+        tmp_path / "python",
+        blender=RecedingHorizon(4),
+        safety=SafetyLimits(actions="absolute"),
+    )
+    assert (result.reason, result.code) == ("the time is over", 0)
+    episodes = [read(tmp_path / name / "episode.zarr") for name in ("deployed", "python")]
+    np.testing.assert_array_equal(*[episode.actions for episode in episodes])
+    assert json.loads((tmp_path / "python/manifest.json").read_text())["config"]["fps"] == 10
+
+
+@pytest.mark.parametrize(
+    ("robot", "setting"), [("simulated", "sends_per_step=2"), ("ros2", "rate=20")], ids=["simulated", "ros2"]
+)
+def test_a_rate_among_the_settings_of_a_robot_is_refused_with_the_setting_that_holds_it(robot, setting):
+    joints = ["robot.settings.joints=[x]"] if robot == "ros2" else []
+    config = load_config("deploy", [f"robot={robot}", "fps=10", f"+robot.settings.{setting}", *joints])
+    with pytest.raises(
+        InputError, match=f"robot.settings.{setting.split('=')[0]} follows from fps and rate; leave it out"
+    ):
+        robot_from(config)

@@ -20,7 +20,7 @@ from gpc.bridge.controller import HOLD, OK, STOPPED, Watchdog
 from gpc.bridge.loop import MODES
 from gpc.bridge.stop import StopSignal
 from gpc.commands.config import load_config
-from gpc.commands.deploy import deploy
+from gpc.commands.deploy import deploy_from
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.serve.client import RemotePolicy
@@ -196,18 +196,18 @@ class Boastful:
         (
             {},
             ["safety.position=[-1,1]"],
-            "safety.hold=null needs a policy on this machine whose actions are targets; name",
+            "safety.actions=null needs a policy on this machine whose actions are absolute; name",
         ),
         (
             {"dt": 0.001},
-            ["safety.position=[-1,1]", "safety.hold=last"],
-            "0.001 / fps: 10000 steps in a second; confirm how many actions are sent in a second, as in rate=10000 (and",
+            ["safety.position=[-1,1]", "safety.actions=absolute"],
+            "0.001 / fps: 10000 steps in a second; confirm how many actions are sent in a second, as in rate=10000",
         ),
-        ({"dt": 2.0}, ["safety.position=[-1,1]", "safety.hold=last"], "2 / fps: 5 steps in a second; confirm"),
-        ({"dt": 0.001}, ["safety.position=[-1,1]", "safety.hold=last", "rate=1000"], "must be a multiple of"),
+        ({"dt": 2.0}, ["safety.position=[-1,1]", "safety.actions=absolute"], "2 / fps: 5 steps in a second; confirm"),
+        ({"dt": 0.001}, ["safety.position=[-1,1]", "safety.actions=absolute", "rate=1000"], "must be a multiple of"),
         (
             {"dt": 100.0},
-            ["safety.position=[-1,1]", "safety.hold=last", "rate=10"],
+            ["safety.position=[-1,1]", "safety.actions=absolute", "rate=10"],
             "must be longer than a step of the policy, 10 s",
         ),
     ],
@@ -218,5 +218,5 @@ def test_no_limit_and_no_rate_is_what_a_server_says(tmp_path, actions, keys, why
     config.robot.observations = MAPPED
     arm = Arm()
     with pytest.raises(InputError, match=re.escape(why)):
-        deploy(config, RemoteSource(Boastful(**actions)), arm, tmp_path / "run", Console(quiet=True))
+        deploy_from(config, RemoteSource(Boastful(**actions)), arm, tmp_path / "run", Console(quiet=True))
     assert arm.threads == set()  # nothing was called

@@ -10,9 +10,9 @@ from gpc.bridge.chunk_source import reply_to
 from gpc.bridge.clock import VirtualClock
 from gpc.bridge.controller import HOLD, OK, STOPPED, ChunkController, ChunkSpec, Watchdog
 from gpc.bridge.loop import LIVE, SHADOW, ControlLoop
-from gpc.bridge.realtime import WATCH, RealTimeSettings, RobotThread, _watch
+from gpc.bridge.realtime import POLL, LoopTimes, RobotThread, _watch
 from gpc.bridge.robot import map_features
-from gpc.bridge.safety import SHORTEST, SafetyFilter, limits_from
+from gpc.bridge.safety import MIN_INTERVAL, SafetyFilter, SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.errors import RunError
 
@@ -135,12 +135,13 @@ def timed(during, speed, clock, seconds=4.0, watchdog=None):
     arm, source = Timed(clock, during), Line(speed)
     feature_map = map_features(arm, source.observations.shapes, 2)
     safety_filter = SafetyFilter(
-        limits_from(source.actions, PERIOD, position=[-9, 9], velocity=LIMIT, hold="last"), feature_map.actions
+        SafetyLimits(position=[-9, 9], velocity=LIMIT, actions="absolute").resolve(source.actions, PERIOD),
+        feature_map.actions,
     )
     controller = ChunkController(ChunkSpec(-1, 16, 2, 2), RecedingHorizon(8), safety_filter, watchdog or WATCHDOG)
     loop = ControlLoop(arm, feature_map, controller, LIVE, kept := Kept(), clock=clock)
-    thread = RobotThread(loop, Prompt(source), RealTimeSettings(PERIOD, seconds), StopSignal())
-    thread.go.set()
+    thread = RobotThread(loop, Prompt(source), LoopTimes(PERIOD, seconds), StopSignal())
+    thread.control.set()
     thread.start()
     thread.join(20)
     return np.array(arm.sent), kept
@@ -168,7 +169,7 @@ def test_a_late_sending_does_not_delay_all_that_follow():
         clock.time += 0.9 * PERIOD if arm.reads == 20 else 0.0
 
     received, _ = timed(once, 0.1 * LIMIT * PERIOD, clock)
-    assert np.diff(received[:, 0]).min() == pytest.approx(SHORTEST * PERIOD)
+    assert np.diff(received[:, 0]).min() == pytest.approx(MIN_INTERVAL * PERIOD)
     phase = (received[:, 0] - 100.0) / PERIOD % 1
     assert phase[30] > 0.001
     assert np.isclose(np.round(phase[40:], 6) % 1, 0).all()
@@ -206,12 +207,12 @@ class Hung(RobotThread):
         source = Line()
         feature_map = map_features(arm := Arm(), source.observations.shapes, 2)
         safety_filter = SafetyFilter(
-            limits_from(source.actions, 0.005, position=[-9, 9], hold="last"), feature_map.actions
+            SafetyLimits(position=[-9, 9], actions="absolute").resolve(source.actions, 0.005), feature_map.actions
         )
-        watchdog = Watchdog(0.2, 0.4, WATCH, None, 0.25)
+        watchdog = Watchdog(0.2, 0.4, POLL, None, 0.25)
         controller = ChunkController(ChunkSpec(-1, 16, 2, 2), RecedingHorizon(8), safety_filter, watchdog)
         loop = ControlLoop(arm, feature_map, controller, LIVE, Kept(), clock=self.clock_time)
-        super().__init__(loop, Prompt(source), RealTimeSettings(0.005, None, disconnect_within=0.3), StopSignal())
+        super().__init__(loop, Prompt(source), LoopTimes(0.005, None, disconnect_within=0.3), StopSignal())
 
     def is_alive(self):
         return bool(self.looks)
@@ -221,14 +222,14 @@ class Hung(RobotThread):
 
 
 def test_a_driver_that_hangs_is_given_up_though_a_look_takes_longer_than_an_observation_may():
-    thread = Hung([1.3 * WATCH] * 1000)
+    thread = Hung([1.3 * POLL] * 1000)
     _watch(thread)
     assert "the robot has not answered for" in thread.stop_signal.reason
-    assert thread.clock_time.time - 100 < 0.01 + 0.25 + 0.3 + 10 * WATCH
+    assert thread.clock_time.time - 100 < 0.01 + 0.25 + 0.3 + 10 * POLL
 
 
 def test_a_pause_of_the_process_is_no_silence_of_the_robot_and_ends_none():
-    thread = Hung([WATCH] * 10 + [60.0] + [WATCH] * 10)
+    thread = Hung([POLL] * 10 + [60.0] + [POLL] * 10)
     _watch(thread)
     assert thread.stop_signal.reason == ""
-    assert thread.clock_time.time - thread.heartbeat == pytest.approx(21 * WATCH)
+    assert thread.clock_time.time - thread.heartbeat == pytest.approx(21 * POLL)

@@ -11,7 +11,7 @@ import zarr
 from toy_robots import Line
 
 from gpc.commands.config import load_config
-from gpc.commands.deploy import deploy, robot_from
+from gpc.commands.deploy import deploy_from, robot_from
 from gpc.errors import InputError
 from gpc.inert import Console
 
@@ -149,7 +149,7 @@ def test_what_is_not_finite_is_never_sent(arm, robot):
 def deployed(tmp_path, *keys):
     own = ["robot=ros2", "robot.settings.joints=[x,y]", "robot.observations={state: [x.pos, y.pos]}", "fps=20"]
     config = load_config("deploy", [*own, "safety.velocity=1", "seconds=2", "watchdog.observation_deadline=1", *keys])
-    return deploy(config, Line(speed=0.005), robot_from(config), tmp_path / "deployed", Console(quiet=True))
+    return deploy_from(config, Line(speed=0.005), robot_from(config), tmp_path / "deployed", Console(quiet=True))
 
 
 def test_gpc_deploy_drives_it(arm, tmp_path):

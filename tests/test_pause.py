@@ -17,7 +17,14 @@ PAUSE, ALLOWED = 1.5, 0.6
 
 
 def test_after_each_pause_of_the_process_the_robot_holds_until_there_is_a_fresh_chunk(tmp_path, tiny):
-    keys = ["robot=simulated", "fps=20", "safety.hold=last", "mode=live", "stitch.n_action_steps=12", "seconds=9"]
+    keys = [
+        "robot=simulated",
+        "fps=20",
+        "safety.actions=absolute",
+        "mode=live",
+        "stitch.n_action_steps=12",
+        "seconds=9",
+    ]
     watchdog = {"deadline": 5, "max_age": 5, "observation_deadline": ALLOWED, "stop_after": 60}
     keys += [f"watchdog.{name}={value}" for name, value in watchdog.items()]
     process = subprocess.Popen(

@@ -14,8 +14,8 @@ from toy_robots import Arm, FarArm, Line
 
 from gpc.bridge.controller import HOLD, OK, STOPPED
 from gpc.bridge.loop import DRY_RUN, SHADOW
-from gpc.bridge.realtime import RealTimeSettings
-from gpc.bridge.safety import limits_from
+from gpc.bridge.realtime import LoopTimes
+from gpc.bridge.safety import SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.errors import InputError, RunError
 
@@ -394,7 +394,7 @@ class Ramp(Line):
 
 def test_a_robot_that_brakes_for_longer_than_a_disconnect_may_take_is_not_given_up():
     arm = Arm()
-    limits = limits_from(Line.actions, PERIOD, position=[-1, 1], acceleration=0.5, hold="last")
+    limits = SafetyLimits(position=[-1, 1], acceleration=0.5, actions="absolute").resolve(Line.actions, PERIOD)
     _, kept, _, stop_signal = flown(arm, Ramp(), seconds=0.8, limits=limits, disconnect_within=0.1)
     assert stop_signal.reason == "the time is over"
     braked = [action[1] for action in arm.sent if action[0] > kept.first(STOPPED).at]
@@ -407,6 +407,6 @@ def test_a_robot_that_brakes_for_longer_than_a_disconnect_may_take_is_not_given_
 def test_a_clock_has_positive_finite_times(seconds):
     for name in ("period", "seconds", "connect_within", "warmup_within", "disconnect_within"):
         with pytest.raises(InputError, match=f"{name}={seconds}"):
-            RealTimeSettings(**{"period": PERIOD, name: seconds})
+            LoopTimes(**{"period": PERIOD, name: seconds})
     with pytest.raises(InputError, match="connect_within=None"):
-        RealTimeSettings(PERIOD, connect_within=None)
+        LoopTimes(PERIOD, connect_within=None)

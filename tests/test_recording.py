@@ -68,7 +68,7 @@ import time
 from pathlib import Path
 from gpc.bridge import recording
 from test_recording import record
-recording.EVERY = 0.3
+recording.WRITE_EVERY = 0.3
 recorder = recording.Recorder(Path(sys.argv[1]), {})
 for i in range(100000):
     recorder.record(record(i))
@@ -135,7 +135,7 @@ def test_a_full_disk_ends_the_record_with_one_event_and_the_console_goes_on(tmp_
     assert summary["not_recorded"].startswith("OSError: [Errno 28] No space left on device")
     lines = text.getvalue().splitlines()
     assert sum("unrecorded: disk: OSError: [Errno 28]" in line for line in lines) == 1
-    assert "the robot goes on without it" in text.getvalue()
+    assert "the robot runs on without it" in text.getvalue()
     assert recorder.kinds["unrecorded"] == 1
     assert sum(" ok  [" in line for line in lines) == 4  # once a second, whatever the disk does
     assert sum(line.endswith("hold: the plan ran out") for line in lines) == 1
@@ -206,7 +206,7 @@ def test_a_disk_that_hangs_costs_a_bounded_queue_and_what_is_dropped_is_counted(
     assert summary["dropped"]["disk"] == 300 - summary["steps"]
     assert f"{300 - summary['steps']} periods and events dropped" in summary["not_recorded"]
     assert summary["steps"] >= 3
-    assert text.getvalue().count("unrecorded: disk: more comes than it takes") == 1
+    assert text.getvalue().count("unrecorded: disk: items come faster than they are written") == 1
     assert (tmp_path / "run/events.jsonl").read_text().count("the plan ran out") == 1
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gpc.bridge.safety import ROUNDING, SafetyFilter, StreamLimits, limits_from
+from gpc.bridge.safety import ROUNDING, SafetyFilter, SafetyLimits, StreamLimits
 from gpc.errors import InputError, RunError
 from gpc.policy.spec import ActionSpec
 
@@ -10,7 +10,7 @@ NAMES = ("elbow", "wrist")
 
 
 def safety_filter(dt=0.1, spec=SPEC, **limits):
-    return SafetyFilter(limits_from(spec, dt, **limits), NAMES)
+    return SafetyFilter(SafetyLimits(**limits).resolve(spec, dt), NAMES)
 
 
 def test_nothing_that_is_not_finite_passes_whatever_the_limits():
@@ -72,7 +72,7 @@ def test_a_position_that_is_no_number_or_out_of_range_is_no_start(value):
         why
         == f"wrist is at {value:.4g} (limits -1 to 3): the robot must start within safety.position; move it there, or widen it"
     )
-    assert limited.before is None
+    assert limited.history is None
     assert limited.hold() is None
     assert limited.at_rest
 
@@ -103,7 +103,9 @@ def test_what_was_not_sent_after_all_does_not_count():
 
 
 def test_without_further_limits_the_hold_is_the_last_target_and_no_move():
-    arm = safety_filter(spec=ActionSpec(8, (1.0, 1.0), (0.0, 0.0), bound=1.0, relative=True), hold=["zero", "last"])
+    arm = safety_filter(
+        spec=ActionSpec(8, (1.0, 1.0), (0.0, 0.0), bound=1.0, relative=True), actions=["relative", "absolute"]
+    )
     assert arm.accept(np.array([0.7, -0.4])) is None  # a move, and a gripper
     np.testing.assert_array_equal(arm.hold(), [0.0, -0.4])
     assert arm.accept(np.array([0.7, 1.0])) is None
@@ -116,17 +118,17 @@ def derivatives(stream, relative, dt):
     return [np.abs(np.diff(followed, n, axis=0)).max(initial=0) / dt**n for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("kind", ["last", "zero"])
+@pytest.mark.parametrize("kind", ["absolute", "relative"])
 @pytest.mark.parametrize("bounds", [(2.0, 9.0, 120.0), (2.0, 9.0, None), (2.0, None, 120.0), (1.0, 30.0, 2000.0)])
 def test_whatever_is_asked_the_sent_stream_and_its_brake_keep_every_limit(kind, bounds):
     rng, dt, rest = np.random.default_rng(5), 0.05, 400
     limits = dict(zip(("velocity", "acceleration", "jerk"), bounds, strict=True))
-    arm = safety_filter(dt, position=[-1, 1], hold=kind, **limits)
+    arm = safety_filter(dt, position=[-1, 1], actions=kind, **limits)
     arm.start(np.zeros(2))
     sent, drift = [np.zeros(2)] * 3, np.zeros(2)
     for _ in range(1500):
         drift = 0.9 * drift + 0.003 * rng.standard_normal(2)
-        command = drift if kind == "zero" else sent[-1] + (sent[-1] - sent[-2]) + 0.02 * rng.standard_normal(2)
+        command = drift if kind == "relative" else sent[-1] + (sent[-1] - sent[-2]) + 0.02 * rng.standard_normal(2)
         sent.append(command if arm.accept(command) is None else arm.hold())
     admitted = len({tuple(action) for action in sent})
     sent += [arm.hold() for _ in range(rest)]
@@ -134,7 +136,7 @@ def test_whatever_is_asked_the_sent_stream_and_its_brake_keep_every_limit(kind, 
     assert arm.at_rest
     stream = np.array(sent)
     assert np.abs(stream).max() <= 1 + 2 * ROUNDING
-    for found, limit in zip(derivatives(stream, kind == "zero", dt), bounds, strict=True):
+    for found, limit in zip(derivatives(stream, kind == "relative", dt), bounds, strict=True):
         assert limit is None or found <= limit * (1 + 2 * ROUNDING)
 
 
@@ -165,32 +167,32 @@ def test_an_action_from_which_there_is_no_stop_is_refused():
     ("given", "why"),
     [
         ({"position": [1, -1]}, "must be below"),
-        ({"position": [0.5, 1], "hold": "zero"}, "leave room for 0"),
+        ({"position": [0.5, 1], "actions": "relative"}, "leave room for 0"),
         ({"position": "robot"}, "give \\[low, high\\]"),
         ({"position": [1, 2, 3]}, "must be \\[low, high\\]"),
         ({"velocity": [1, 2, 3]}, "safety.velocity=.* a list of 2"),
         ({"velocity": -1}, "safety.velocity"),
         ({"jerk": "fast"}, "safety.jerk=fast"),
         ({"jerk": 1e-322}, "safety.jerk"),  # 0 in one period, so that its brake would be 0 / 0
-        ({"hold": "stay"}, "safety.hold=stay"),
-        ({"hold": ["last"]}, "a list of 2"),
+        ({"actions": "stay"}, "safety.actions=stay"),
+        ({"actions": ["absolute"]}, "a list of 2"),
     ],
 )
 def test_limits_that_make_no_sense_are_bad_input(given, why):
     with pytest.raises(InputError, match=why):
-        limits_from(SPEC, 0.1, **given)
+        SafetyLimits(**given).resolve(SPEC, 0.1)
 
 
 @pytest.mark.parametrize("relative", [None, True])
 def test_the_hold_must_be_named_if_the_policy_does_not_send_targets(relative):
     with pytest.raises(
-        InputError, match=r"safety\.hold=null needs a policy on this machine whose actions are targets; name"
+        InputError, match=r"safety\.actions=null needs a policy on this machine whose actions are absolute; name"
     ):
-        limits_from(ActionSpec(8, (1.0,), (0.0,), bound=1.0, relative=relative), 0.1)
+        SafetyLimits().resolve(ActionSpec(8, (1.0,), (0.0,), bound=1.0, relative=relative), 0.1)
 
 
 def test_a_policy_without_a_range_needs_positions():
     with pytest.raises(InputError, match="needs a policy on this machine whose actions have a range; give"):
-        limits_from(ActionSpec(8, (1.0,), (0.0,), bound=None, relative=False), 0.1)
+        SafetyLimits().resolve(ActionSpec(8, (1.0,), (0.0,), bound=None, relative=False), 0.1)
     with pytest.raises(InputError, match="bound are finite"):
         ActionSpec(8, (1.0,), (0.0,), bound=np.inf, relative=False)

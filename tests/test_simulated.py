@@ -101,10 +101,16 @@ def test_an_action_out_of_bounds_is_cut_and_says_so(pusht):
 
 
 def test_the_world_moves_at_every_nth_action(pusht):
-    pusht.config.sends_per_step = 3
+    pusht.set_rate(30.0, fps=10.0)
     for i in range(7):
         pusht.send_action(push(100.0 + i, 100.0))
     assert pusht.steps == 3
+
+
+@pytest.mark.parametrize("rate", [5.0, 25.0])
+def test_a_rate_that_is_no_multiple_of_the_steps_is_refused(pusht, rate):
+    with pytest.raises(InputError, match=f"{rate:g} actions in a second are no multiple of fps=10"):
+        pusht.set_rate(rate, fps=10.0)
 
 
 def test_an_episode_ends_and_stays_ended(pusht):
@@ -113,10 +119,10 @@ def test_an_episode_ends_and_stays_ended(pusht):
     short.connect()
     for _ in range(5):
         short.send_action(push(0.0, 0.0))
-    assert short.over
+    assert short.done
     assert (short.steps, short.success) == (2, False)
     short.reset(1)
-    assert not short.over
+    assert not short.done
     short.disconnect()
 
 
@@ -174,7 +180,7 @@ def test_not_connected_is_an_error():
     [
         ({"env": "push"}, "unknown env 'push'; did you mean 'pusht'"),
         ({"pictures": ["front"]}, "pusht has no camera 'front'; it has pixels"),
-        ({"sends_per_step": 0}, "sends_per_step=0"),
+        ({"delay": -1}, "delay=-1"),
         ({"dropped": 1.0}, "dropped=1"),
         ({"jitter": -0.1}, "jitter=-0.1"),
     ],

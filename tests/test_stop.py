@@ -104,7 +104,7 @@ def flights(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flights")
     requests = [("type", "\x1c"), ("type", "\x1a"), ("type", "\x03\x03"), ("kill", signal.SIGTERM)]
     watchdog = {"deadline": 5, "max_age": 5, "stop_after": 5, "observation_deadline": 2}
-    keys = ["robot=simulated", "fps=20", "safety.hold=last", "mode=live", f"policies=[{tiny[1]}]"]
+    keys = ["robot=simulated", "fps=20", "safety.actions=absolute", "mode=live", f"policies=[{tiny[1]}]"]
     keys += [f"watchdog.{key}={value}" for key, value in watchdog.items()]
     script = Path(__file__).with_name("terminal.py")
     output = subprocess.check_output([sys.executable, str(script), str(folder), json.dumps(requests), *keys], text=True)

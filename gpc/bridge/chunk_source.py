@@ -1,4 +1,4 @@
-"""Where chunks come from: a policy in this process or a server, behind one call that may take its time."""
+"""Where chunks come from: a policy in this process or on a server, behind one call that may take its time."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gpc.types import Array
 
 
 class ChunkSource(Protocol):
-    """What the control loop asks for chunks; called from one thread."""
+    """Samples chunks for the control loop; called from one thread."""
 
     @property
     def name(self) -> str:
-        """What the record calls it."""
+        """Name in the record."""
 
     @property
     def actions(self) -> ActionSpec:
@@ -35,20 +35,30 @@ class ChunkSource(Protocol):
 
     @property
     def observations(self) -> ObservationSpec:
-        """What it reads."""
+        """Observations that `sample` reads."""
 
     def sample(self, request: ChunkRequest) -> Array:
-        """A chunk (horizon, dim) in the robot's units, the first action `actions.start` steps from the observation."""
+        """Return a chunk (horizon, dim) in the robot's units.
+
+        Its first action is `actions.start` steps from the observation.
+        """
 
     def close(self) -> None:
-        """The loop is over."""
+        """Free what the source holds, at the end of the episode."""
 
 
 @dataclass
 class LocalSource:
-    """A policy in this process. With `reproducible` a chunk is bitwise what `gpc evaluate` computes, at 2 to 4 times the cost.
+    """A policy in this process.
 
-    The noise is that of (seed, number of the ask).
+    The noise of a chunk is that of (seed, number of the request).
+
+    Attributes:
+        policy: the policy, or a composition.
+        sampling: settings of the sampler.
+        seed: seed of the noise.
+        reproducible: pad the batch, so that a chunk is bitwise that of `gpc evaluate`, at 2 to 4 times the cost; networks
+            must compute with one thread (`gpc.inference.threads.torch_threads`).
     """
 
     policy: Policy
@@ -58,37 +68,38 @@ class LocalSource:
 
     @property
     def name(self) -> str:
-        """The policy's."""
+        """Name of the policy."""
         return self.policy.name
 
     @property
     def actions(self) -> ActionSpec:
-        """The policy's."""
+        """Actions of the policy."""
         return self.policy.actions
 
     @property
     def observations(self) -> ObservationSpec:
-        """The policy's."""
+        """Observations of the policy."""
         return self.policy.observations
 
     def sample(self, request: ChunkRequest) -> Array:
-        """See `Planner`."""
-        policy = self.policy  # as it is now: another one in its place takes effect with the next chunk
+        """Return a chunk (horizon, dim) of the policy."""
+        policy = self.policy  # `set_policy` takes effect with the next chunk
         rows = pad_batch(np.zeros(1, int)) if self.reproducible else np.zeros(1, int)
         observation = {key: value[None][rows] for key, value in request.observation.items()}
         known = request.known and InpaintTarget(request.known.actions[rows], request.known.weight)
-        numbers = np.full(len(rows), request.number)
-        chunk: Array = sample_actions(
-            policy, self.sampling, observation, np.full(len(rows), self.seed), numbers, known
-        )[0]
+        seeds, numbers = np.full(len(rows), self.seed), np.full(len(rows), request.number)
+        chunk: Array = sample_actions(policy, self.sampling, observation, seeds, numbers, known)[0]
         return chunk
 
     def set_policy(self, policy: Policy) -> None:
-        """Another policy, or the same under other weights, from the next chunk on; the running one is finished by the old.
+        """Use another policy, or the same under other weights, from the next chunk on.
 
-        Raises InputError where the loop could not go on with it.
+        A chunk that is being sampled is finished by the old policy.
+
+        Raises:
+            InputError: If chunks of the policy have another shape or step, or it reads more observations.
         """
-        if _geometry(policy.actions) != _geometry(self.policy.actions):
+        if _shape(policy.actions) != _shape(self.policy.actions):
             raise InputError(f"{policy.name} cannot take over from {self.policy.name}: its chunks are others")
         ours, theirs = self.policy.observations, policy.observations
         if not theirs.shapes.items() <= ours.shapes.items() or theirs.n_obs_steps > ours.n_obs_steps:
@@ -97,14 +108,21 @@ class LocalSource:
         self.policy = policy
 
     def close(self) -> None:
-        """See `Planner`."""
+        """Do nothing."""
 
 
 @dataclass
 class RemoteSource:
-    """A policy on a `gpc serve`; its chunks begin now. Each reply has the client's own deadline, so that none hangs.
+    """A policy on a `gpc serve`.
 
-    Raises InputError where the server does not say what its chunks are, as openpi's own does not.
+    Its chunks begin at the observation. Each reply has the client's deadline.
+
+    Attributes:
+        client: connection to the server.
+        seed: seed of the noise.
+
+    Raises:
+        InputError: If the server does not describe its chunks, as openpi's own server does not.
     """
 
     client: RemotePolicy
@@ -117,37 +135,41 @@ class RemoteSource:
 
     @property
     def name(self) -> str:
-        """The policy's name on the server."""
+        """Name of the policy on the server."""
         return self._served.policy
 
     @property
     def actions(self) -> ActionSpec:
-        """The policy's from now on, without a bound or a kind: a server sets no limit."""
+        """Actions of the policy from now on, without a range or a kind."""
         return self._actions
 
     @property
     def observations(self) -> ObservationSpec:
-        """The policy's."""
+        """Observations of the policy."""
         return self._served.spec
 
     def sample(self, request: ChunkRequest) -> Array:
-        """See `Planner`; raises RunError if the server's answer is no finite chunk of the policy's shape."""
+        """Return a chunk (horizon, dim) of the server.
+
+        Raises:
+            RunError: If the server's answer is no finite chunk of the policy's shape.
+        """
         message: dict[str, Any] = {**request.observation, SEED: self.seed, CHUNK: request.number}
         if request.known is not None:
             message |= {KNOWN: request.known.actions[0], WEIGHT: request.known.weight}
         return self.client.read_array(self.client.infer(message), "actions", (self._actions.horizon, self._actions.dim))
 
     def close(self) -> None:
-        """See `Planner`."""
+        """Close the connection."""
         self.client.close()
 
 
-def _geometry(spec: ActionSpec) -> tuple[int, int, int, float]:
+def _shape(spec: ActionSpec) -> tuple[int, int, int, float]:
     return spec.start, spec.horizon, spec.dim, spec.dt
 
 
 def reply_to(source: ChunkSource, request: ChunkRequest) -> ChunkReply:
-    """The planner's reply; what it raises becomes the reason why there is no chunk."""
+    """Return the reply of a source; its error becomes the reply's reason."""
     try:
         return ChunkReply(request.number, np.asarray(source.sample(request)))
     except Exception as error:
@@ -156,37 +178,45 @@ def reply_to(source: ChunkSource, request: ChunkRequest) -> ChunkReply:
 
 @dataclass
 class SourceThread:
-    """A planner in a thread of its own; of several asks that wait the newest is answered, the others are dropped."""
+    """Samples in a thread of its own.
+
+    Of several waiting requests the newest is answered, the others are dropped.
+
+    Attributes:
+        source: source of the chunks.
+        replies: replies that `received` has not returned yet.
+        durations: seconds that each chunk took.
+    """
 
     source: ChunkSource
     replies: SimpleQueue[ChunkReply] = field(default_factory=SimpleQueue)
-    seconds: list[float] = field(default_factory=list)  # that each chunk took
-    _asks: SimpleQueue[ChunkRequest | None] = field(default_factory=SimpleQueue)
+    durations: list[float] = field(default_factory=list)
+    _requests: SimpleQueue[ChunkRequest | None] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        Thread(target=self._run, name="gpc-planner", daemon=True).start()
+        Thread(target=self._run, name="gpc-chunks", daemon=True).start()
 
     def request(self, request: ChunkRequest) -> None:
-        """Returns at once; the reply is in `replies` when it is."""
-        self._asks.put(request)
+        """Queue a request, without waiting; its reply will be in `replies`."""
+        self._requests.put(request)
 
     def received(self) -> list[ChunkReply]:
-        """The replies that have come."""
+        """Return the replies that have come, without waiting."""
         return [self.replies.get() for _ in range(self.replies.qsize())]
 
     def close(self) -> None:
-        """End the thread when its chunk is done; one that hangs is left behind."""
-        self._asks.put(None)
+        """End the thread when its chunk is done; a thread that hangs is left behind."""
+        self._requests.put(None)
 
     def _run(self) -> None:
         while (request := self._newest()) is not None:
-            began = time.monotonic()
+            start = time.monotonic()
             self.replies.put(reply_to(self.source, request))
-            self.seconds.append(time.monotonic() - began)
+            self.durations.append(time.monotonic() - start)
         self.source.close()
 
     def _newest(self) -> ChunkRequest | None:
-        request = self._asks.get()
-        while request is not None and not self._asks.empty():
-            request = self._asks.get()
+        request = self._requests.get()
+        while request is not None and not self._requests.empty():
+            request = self._requests.get()
         return request

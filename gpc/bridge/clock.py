@@ -1,8 +1,4 @@
-"""The time of the control loop, in seconds: of this machine, or virtual.
-
-The real clock also counts the time in which the process or the machine is suspended, so that a pause is a gap between two
-observations, whatever caused it. (A hypervisor that stops a guest together with all of its clocks leaves no trace here.)
-"""
+"""Clocks of the control loop, in seconds: of this machine, or virtual."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class TimeSource(Protocol):
-    """A monotonic clock that can be waited for."""
+    """A monotonic clock that a thread can wait for."""
 
     def now(self) -> float:
         """Return the time."""
@@ -25,16 +21,20 @@ class TimeSource(Protocol):
 
 
 class RealClock:
-    """This machine's."""
+    """The clock of this machine, which also runs while the process is suspended.
+
+    It runs while the machine is suspended, too, so a pause is a gap between two observations, whatever caused it. (A
+    hypervisor that stops a guest together with all of its clocks leaves no trace here.)
+    """
 
     def now(self) -> float:
-        """See `TimeSource`."""
+        """Return the time since the machine was started."""
         return time.clock_gettime(CLOCK)
 
     def wait(self, until: float) -> None:
-        """See `TimeSource`."""
-        if (left := until - self.now()) > 0:
-            time.sleep(left)
+        """Sleep until a time, or return at once if it has passed."""
+        if (remaining := until - self.now()) > 0:
+            time.sleep(remaining)
 
 
 @dataclass
@@ -44,9 +44,9 @@ class VirtualClock:
     time: float = 0.0
 
     def now(self) -> float:
-        """See `TimeSource`."""
+        """Return the time that was last waited for."""
         return self.time
 
     def wait(self, until: float) -> None:
-        """See `TimeSource`."""
+        """Set the time to `until`, unless it has passed."""
         self.time = max(self.time, until)

@@ -1,4 +1,4 @@
-"""One period of the control loop on a robot, and lockstep: virtual time, in which a simulated robot waits for its driver."""
+"""One period of the control loop on a robot, and virtual time, in which a simulated robot waits for its driver."""
 
 from __future__ import annotations
 
@@ -22,20 +22,31 @@ LIVE, SHADOW, DRY_RUN = MODES = ("live", "shadow", "dry-run")
 
 
 class PeriodRecord(NamedTuple):
-    """What happened in one period."""
+    """What happened in one period.
+
+    Attributes:
+        at: time of the decision.
+        mode: mode of the controller.
+        command: action that was to be sent, (dim,); NaN if there was none.
+        sent: action that the robot reports as sent, (dim,); in shadow mode its position; NaN if it reports none.
+        chunk: number of the chunk behind the action, -1 if there is none.
+        age: age of that chunk's observation, in seconds.
+        late: seconds after the period's deadline.
+        frame: observation, at the beginning of a step.
+    """
 
     at: float
-    mode: str  # the pilot's
-    command: Array  # what was to be sent, (dim,); NaN where nothing was
-    sent: Array  # what the robot says was sent; in shadow, where it is; NaN where it does not say
-    chunk: int  # the number of the chunk behind it, -1 where there is none
-    age: float  # of that chunk's observation, seconds
-    late: float  # after the period's deadline, seconds
-    frame: Frame | None  # the observation, at the beginning of a step
+    mode: str
+    command: Array
+    sent: Array
+    chunk: int
+    age: float
+    late: float
+    frame: Frame | None
 
 
 class Sink(Protocol):
-    """Where ticks and events go; must return at once."""
+    """Receiver of the record; its methods must return at once."""
 
     def record(self, record: PeriodRecord) -> None:
         """Keep a period."""
@@ -45,85 +56,109 @@ class Sink(Protocol):
 
 
 class NullSink:
-    """Keeps nothing."""
+    """A sink that keeps nothing."""
 
     def record(self, record: PeriodRecord) -> None:
-        """See `Sink`."""
+        """Drop a period."""
 
     def event(self, event: Event) -> None:
-        """See `Sink`."""
+        """Drop an event."""
 
 
 @dataclass
 class ControlLoop:
-    """Robot, pilot and record, once in a period: `sense`, hand in replies, `drive`. Only mode "live" ever sends.
+    """Robot, controller and record.
 
-    A sending waits until its step keeps the limit of velocity, measured by `clock` from the sending before; never less than
-    `safety.SHORTEST` of a period.
+    In each period call `sense`, pass the replies to the controller, then call `drive`.
+
+    An action is sent when its step keeps the limit of velocity, measured by `clock` from the sending before, and never
+    sooner than `safety.MIN_INTERVAL` periods after it.
+
+    Attributes:
+        robot: the robot.
+        feature_map: its features, as the policy's arrays.
+        controller: decides what to send.
+        mode: "live" sends; "shadow" and "dry-run" never do.
+        sink: receiver of the record.
+        sending_disabled: once set, nothing is sent any more.
+        clock: time of the loop.
     """
 
     robot: Robot
     feature_map: FeatureMap
     controller: ChunkController
     mode: str
-    sink: Sink = field(default_factory=lambda: NullSink())
-    sending_disabled: Flag = field(default_factory=Flag)  # once set, nothing is sent any more
+    sink: Sink = field(default_factory=NullSink)
+    sending_disabled: Flag = field(default_factory=Flag)
     clock: TimeSource = field(default_factory=RealClock)
     _frame: Frame | None = None
-    _where: Array | None = None
+    _position: Array | None = None
     _sent_at: float = -np.inf
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode={self.mode}: choose one of {', '.join(MODES)}")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the controller has stopped and nothing is left to brake."""
+        return self.controller.mode == STOPPED and (self.controller.safety_filter.at_rest or self.mode != LIVE)
+
+    @cached_property
+    def reports_position(self) -> bool:
+        """Whether the robot's readings must contain all features of its actions."""
+        return set(self.feature_map.actions) <= set(self.robot.observation_features)
+
     def read(self) -> tuple[Frame, Array | None]:
-        """Read the robot: its observation, and where it is in the terms of its actions (dim,), if it is built to say so.
+        """Read the robot.
+
+        Returns:
+            Its observation, and its position in the terms of its actions, (dim,) or None if it reports none.
 
         Raises:
-            RunError: a feature is missing, or a number is not finite; beside whatever a driver raises.
+            RunError: If a feature is missing, or a number is not finite; beside what a driver raises.
         """
         reading = self.robot.get_observation()
-        return self.feature_map.frame(reading), self._position(reading)
+        return self.feature_map.frame(reading), self._position_in(reading)
 
     def sense(self) -> ChunkRequest | None:
-        """Read the robot at the beginning of a step; the chunk to ask for, if one is due."""
+        """Read the robot at the beginning of a step; return the request that is due."""
         self._frame = None
-        if not self.controller.begins_step:
+        if not self.controller.step_begins:
             return None
         now, safety_filter = self.clock.now(), self.controller.safety_filter
         try:
-            frame, self._where = self.read()
+            frame, self._position = self.read()
         except Exception as error:  # whatever a driver raises
-            self._where = None
-            self.controller.failed(now, _described(error))
+            self._position = None
+            self.controller.read_failed(now, _text(error))
             return None
         # until there is an action to follow, the stream starts where the robot is now
         idle = self.mode != LIVE and self.controller.mode == HOLD
-        if (idle or not safety_filter.active) and (reason := safety_filter.start(self._where)):
-            self.controller.failed(now, reason)
+        if (idle or not safety_filter.active) and (reason := safety_filter.start(self._position)):
+            self.controller.read_failed(now, reason)
             return None
         self._frame = frame
         return self.controller.observe(now, frame)
 
     def drive(self, late: float = 0.0) -> None:
-        """Send what the pilot decides, and record it."""
+        """Send the action of a period that began `late` seconds late, and record it."""
         now = self.clock.now()
         command, sent = self.controller.act(now), None
         if command is not None and self.mode == LIVE:
             sent = self._send(now, command)
         elif self.mode == SHADOW:
-            sent = self._where
-        nothing = np.full(len(self.feature_map.actions), np.nan)
-        accepted_request = self.controller.accepted_request if self.controller.mode == OK else None
+            sent = self._position
+        none = np.full(len(self.feature_map.actions), np.nan)
+        request = self.controller.accepted_request if self.controller.mode == OK else None
         self.sink.record(
             PeriodRecord(
                 at=now,
                 mode=self.controller.mode,
-                command=nothing if command is None else command,
-                sent=nothing if sent is None else sent,
-                chunk=accepted_request.number if accepted_request else -1,
-                age=now - accepted_request.at if accepted_request else np.nan,
+                command=none if command is None else command,
+                sent=none if sent is None else sent,
+                chunk=request.number if request else -1,
+                age=now - request.at if request else np.nan,
                 late=late,
                 frame=self._frame,
             )
@@ -131,45 +166,35 @@ class ControlLoop:
         self.report()
 
     def report(self) -> None:
-        """Hand the pilot's events to the record."""
+        """Pass the controller's events to the record."""
         for event in self.controller.events:
             self.sink.event(event)
         self.controller.events.clear()
 
-    @property
-    def finished(self) -> bool:
-        """Stopped, and nothing left to brake."""
-        return self.controller.mode == STOPPED and (self.controller.safety_filter.at_rest or self.mode != LIVE)
-
-    def _send(self, decided: float, action: Array) -> Array | None:
-        """Send an action in its time; one that was decided before a pause of the process is not sent."""
+    def _send(self, decided_at: float, action: Array) -> Array | None:
+        """Send an action at its time, unless the process was paused since it was chosen."""
         controller = self.controller
         self.clock.wait(self._sent_at + controller.safety_filter.min_interval)
         now = self.clock.now()
         if self.sending_disabled.is_set():
             return None
-        if now - decided > controller.watchdog.observation_deadline:
+        if now - decided_at > controller.watchdog.observation_deadline:
             controller.safety_filter.undo()
-            controller.interrupt(now, f"nothing could be sent for {now - decided:.3f} s")
+            controller.interrupt(now, f"nothing could be sent for {now - decided_at:.3f} s")
             return None
         self._sent_at = now
         try:
             return self.feature_map.action(self.robot.send_action(self.feature_map.command(action)))
         except Exception as error:  # whatever a driver raises
-            controller.stop(now, f"the robot did not take an action: {_described(error)}")
+            controller.stop(now, f"the robot did not take an action: {_text(error)}")
             return None
 
-    def _position(self, reading: Reading) -> Array | None:
-        """Where the robot is, in the terms of its actions; None if it is not built to say so."""
-        lacking = [name for name in self.feature_map.actions if name not in reading]
-        if lacking and self.reports_position:
-            raise RunError(f"the robot's observation lacks the feature {lacking[0]!r}")
-        return None if lacking else self.feature_map.position(reading)
-
-    @cached_property
-    def reports_position(self) -> bool:
-        """Whether the robot's readings must contain all features of the actions."""
-        return set(self.feature_map.actions) <= set(self.robot.observation_features)
+    def _position_in(self, reading: Reading) -> Array | None:
+        """Return the position in the terms of the actions, None if it is not reported."""
+        missing = [name for name in self.feature_map.actions if name not in reading]
+        if missing and self.reports_position:
+            raise RunError(f"the robot's observation lacks the feature {missing[0]!r}")
+        return None if missing else self.feature_map.position(reading)
 
 
 def run_lockstep(
@@ -180,22 +205,32 @@ def run_lockstep(
     latency: float = 0.0,
     stop_signal: StopSignal | None = None,
 ) -> int:
-    """Fly `steps` periods in virtual time: a reply is handed in at the first period `latency` seconds after its ask, or later.
+    """Run an episode in virtual time.
 
-    Ends early if the pilot stops, as it does if the operator asks for it. With latency 0 the actions are those of
-    `gpc evaluate`. Returns how many were flown.
+    With latency 0 its actions are those of `gpc evaluate`.
+
+    Args:
+        loop: the loop; its clock is replaced.
+        source: source of the chunks.
+        period: seconds between two actions.
+        steps: number of periods.
+        latency: seconds from a request to the earliest period that receives the reply.
+        stop_signal: request to stop.
+
+    Returns:
+        The number of periods, less than `steps` if the controller stopped.
     """
     loop.clock, stop_signal = VirtualClock(), stop_signal or StopSignal()
-    coming: deque[tuple[float, ChunkReply]] = deque()
+    replies: deque[tuple[float, ChunkReply]] = deque()
     for i in range(steps):
         loop.clock.wait(now := i * period)
         stop_signal.poll()
         if stop_signal.reason:
             loop.controller.stop(now, stop_signal.reason)
         if request := loop.sense():
-            coming.append((now + latency - period * 1e-6, reply_to(source, request)))
-        while coming and coming[0][0] <= now:
-            loop.controller.receive(now, coming.popleft()[1])
+            replies.append((now + latency - period * 1e-6, reply_to(source, request)))
+        while replies and replies[0][0] <= now:
+            loop.controller.receive(now, replies.popleft()[1])
         loop.drive()
         if loop.finished:
             return i + 1
@@ -203,5 +238,5 @@ def run_lockstep(
     return steps
 
 
-def _described(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return one_line(error) if isinstance(error, GpcError) else described(error)

@@ -1,4 +1,4 @@
-"""What a deployed episode leaves behind, written while it runs: kill it anywhere, it stays readable.
+"""The record of a deployed episode, written while it runs; a killed process leaves it readable.
 
     RUN/episode.zarr    a replay buffer that `gpc.demonstrations.read` reads: data/<key>, data/action, meta/episode_ends, a row
                         for each step; beside it stream/{at, mode, asked, sent, chunk, age, late}, a row for each period
@@ -6,10 +6,11 @@
     RUN/manifest.json   the configuration and versions
     RUN/summary.json    how it ended
 
-`action` is what the robot says was sent; where it does not say, or nothing is sent (dry run), what was asked.
+`data/action` is what the robot reports as sent; if it reports nothing, or nothing is sent (dry run), what was to be sent,
+which is `stream/asked`.
 
 Disk, console and view have a thread and a bounded queue each (`Writer`). A full disk, a stopped terminal or a viewer that
-hangs costs its own lines: neither the control loop nor the other two wait for it.
+hangs loses its own lines only: neither the control loop nor the other two wait for it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from gpc.inert import Console
 from gpc.results.run_folder import versions
 from gpc.types import Array
 
-EVERY = 1.0  # seconds between writings: what a kill can cost
-ROWS = 1024  # of numbers in one chunk of an array; pictures have one each
+WRITE_EVERY = 1.0  # seconds, which a kill can lose
+ROWS = 1024  # of numbers in one chunk of an array; a picture has a chunk of its own
 BUFFER = 256 * 2**20  # bytes of periods that wait for a disk: 20 s of pictures at 12 MiB/s
 RESERVE = 2**20  # bytes of events that may wait besides
 ITEM = 1024  # bytes of a period without its pictures, about
@@ -51,7 +52,7 @@ Item = PeriodRecord | Event
 
 
 class Recorder:
-    """The loop's `Sink`; its methods return at once.
+    """Writes the record of an episode; a `Sink`, whose methods return at once.
 
     After a failed write nothing more is recorded: one event on the console and `not_recorded` in the summary report it.
     """
@@ -70,13 +71,13 @@ class Recorder:
         Args:
             path: folder, which must not hold an episode yet.
             manifest: configuration to keep.
-            console: where the operator reads events and, once a second, the action.
-            view: true shows the episode live in rerun; a path keeps it in that .rrd file.
+            console: output for events and, once a second, the action.
+            view: true shows the episode live in rerun; a path writes it to that .rrd file.
             origin: time that is written as 0, in seconds.
             buffer: largest number of bytes that wait for the disk, and for the view.
 
         Raises:
-            InputError: the folder holds an episode already or cannot be written, or rerun is missing.
+            InputError: If the folder holds an episode already or cannot be written, or rerun is missing.
         """
         if (path / "manifest.json").exists():
             raise InputError(f"{path} holds an episode already; choose another run_dir")
@@ -104,25 +105,28 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """Bytes that wait for the disk."""
+        """Number of bytes that wait for the disk."""
         return self._writers["disk"].waiting
 
     def record(self, record: PeriodRecord) -> None:
-        """See `Sink`."""
+        """Pass a period to the disk and the view, and one a second to the console."""
         record = record._replace(at=record.at - self._origin)
         for name, writer in self._writers.items():
             if name != "console":
                 writer.offer(record)
-            elif record.at - self._printed >= EVERY:
+            elif record.at - self._printed >= WRITE_EVERY:
                 self._printed = record.at
                 writer.offer(record._replace(frame=None))
 
     def event(self, event: Event) -> None:
-        """See `Sink`."""
+        """Pass an event to the disk, the view and the console."""
         self._event(event._replace(at=event.at - self._origin))
 
     def close(self, timeout: float = 30.0) -> None:
-        """Write what is left; the disk has `timeout` seconds for it, console and view have a second each."""
+        """Write what is left.
+
+        The disk has `timeout` seconds for it, console and view have a second each.
+        """
         for name, writer in self._writers.items():
             writer.close(timeout if name == "disk" else 1.0)
 
@@ -130,7 +134,7 @@ class Recorder:
         """Write summary.json, after `close`.
 
         Returns:
-            What was to be written: `summary`, the number of steps, and what was not recorded or shown.
+            The summary, with the number of steps and with what was not recorded or shown.
         """
         content = {**summary, "steps": self._disk.steps}
         if dropped := {name: writer.dropped for name, writer in self._writers.items() if writer.dropped}:
@@ -145,10 +149,10 @@ class Recorder:
 
     def _writer(self, name: str, write: Callable[[Item | None], None], limit: int) -> Writer:
         kind = UNRECORDED if name == "disk" else UNSHOWN
-        return Writer(name, write, limit, lambda at, why: self._event(Event(at, kind, f"{name}: {why}"), name))
+        return Writer(name, write, limit, lambda at, text: self._event(Event(at, kind, f"{name}: {text}"), name))
 
     def _event(self, event: Event, about: str = "") -> None:
-        """Hand an event to every writer but the one that it is about."""
+        """Pass an event to every writer except the one that it is about."""
         with self._lock:  # events come from the loop, from its watch and from the writers
             self.kinds[event.kind] += 1
         for name, writer in self._writers.items():
@@ -157,15 +161,27 @@ class Recorder:
 
 
 class Writer(Thread):
-    """Passes items to `write` in a thread of its own, through a queue of at most `limit` bytes.
+    """Passes items to a function in a thread of its own, through a bounded queue.
 
-    `offer` never waits: an item that finds no room is dropped and counted, and so is every item after `write` raised. The
-    first of each is handed to `lost` with its time and the reason. `write` is called with None at the end.
+    `offer` never waits: an item that finds no room is dropped and counted, and so is every item after an error of `write`.
+
+    Attributes:
+        failure: text of the first error; empty if there was none.
+        dropped: number of dropped items.
+        waiting: bytes in the queue.
     """
 
     def __init__(
         self, name: str, write: Callable[[Item | None], None], limit: int, lost: Callable[[float, str], None]
     ) -> None:
+        """Start the thread.
+
+        Args:
+            name: name of the thread.
+            write: function that takes an item, and None at the end.
+            limit: largest number of bytes in the queue.
+            lost: is called with the time and the reason of the first dropped item and of the first error.
+        """
         super().__init__(name=f"gpc-{name}", daemon=True)
         self.failure, self.dropped, self.waiting = "", 0, 0
         self._write, self._limit, self._lost = write, limit, lost
@@ -174,7 +190,7 @@ class Writer(Thread):
         self.start()
 
     def offer(self, item: Item) -> None:
-        """Put an item into the queue if there is room."""
+        """Put an item into the queue if there is room, else drop it."""
         size, limit = _size(item), self._limit + (RESERVE if isinstance(item, Event) else 0)
         with self._lock:
             room = not self.failure and self.waiting + size <= limit
@@ -186,7 +202,7 @@ class Writer(Thread):
         if room:
             self._queue.put(item)
         elif first:
-            self._lost(item.at, "more comes than it takes; what finds no room is dropped")
+            self._lost(item.at, "items come faster than they are written; those that find no room are dropped")
 
     def close(self, timeout: float) -> None:
         """Write what waits; what is not written within `timeout` seconds is dropped."""
@@ -196,7 +212,7 @@ class Writer(Thread):
             self._fail(f"what was left was not written within {timeout:g} s")
 
     def run(self) -> None:
-        """See the class."""
+        """Write items until the queue is closed."""
         at = 0.0
         while (item := self._queue.get()) is not None:
             at = item.at
@@ -212,20 +228,20 @@ class Writer(Thread):
             return
         try:
             self._write(item)
-        except BaseException as error:  # of whatever kind: the robot goes on
+        except BaseException as error:  # of any kind: the robot must not stop for it
             if self._fail(described(error)):
-                self._lost(at, f"{self.failure}; the robot goes on without it")
+                self._lost(at, f"{self.failure}; the robot runs on without it")
 
-    def _fail(self, why: str) -> bool:
-        """Keep the first failure; returns whether it is this one."""
+    def _fail(self, text: str) -> bool:
+        """Keep the first failure; return whether it is this one."""
         with self._lock:
             first = not self.failure
-            self.failure = self.failure or why
+            self.failure = self.failure or text
         return first
 
 
 def _size(item: Item) -> int:
-    """Bytes of an item, about."""
+    """Return the bytes of an item, about."""
     if isinstance(item, Event):
         return ITEM + len(item.text)
     return ITEM + sum(value.nbytes for value in (item.frame or {}).values())
@@ -241,11 +257,11 @@ class Disk:
 
     @property
     def steps(self) -> int:
-        """How many steps are on disk."""
+        """Number of steps on disk."""
         return self._steps.count
 
     def write(self, item: Item | None) -> None:
-        """Keep a period or event; None writes what is left."""
+        """Write a period or event; None writes what is left."""
         if item is None:
             self._flush()
             self._events.close()
@@ -255,7 +271,7 @@ class Disk:
             self._add(item)
 
     def _append(self, line: bytes) -> None:
-        """Write a line of events.jsonl, whole or not at all."""
+        """Write a complete line of events.jsonl, or nothing."""
         end = os.fstat(self._events.fileno()).st_size
         try:
             while line:
@@ -273,12 +289,12 @@ class Disk:
         row = {COLUMNS.get(name, name): value for name, value in record._asdict().items() if name != "frame"}
         row["mode"] = np.uint8(MODES.index(record.mode))
         self._stream.add({name: np.asarray(value) for name, value in row.items()})
-        if record.at - self._written > EVERY:
+        if record.at - self._written > WRITE_EVERY:
             self._flush()
             self._written = record.at
 
     def _flush(self) -> None:
-        """Rows first, then how many there are: a reader cuts off what the second does not cover."""
+        """Write rows first, then their number: a reader drops rows beyond it."""
         self._stream.flush()
         if self._steps.flush():
             root = zarr.open_group(self._path / "episode.zarr", mode="a", zarr_format=2)
@@ -290,13 +306,13 @@ class Disk:
 
 
 class Screen:
-    """The operator's console: events, and once a second the mode and what was asked for."""
+    """The console: events, and once a second the mode and the action."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def write(self, item: Item | None) -> None:
-        """Print a line, once the console takes one."""
+        """Print a line as soon as the console takes one."""
         if item is None:
             return
         if isinstance(item, Event):
@@ -315,7 +331,7 @@ class Screen:
 
 
 class _Table:
-    """Rows of named arrays that grow in one group of the episode."""
+    """Named arrays that grow by rows in one group of the episode."""
 
     def __init__(self, path: Path, group: str) -> None:
         self._group = zarr.open_group(path / "episode.zarr", mode="a", zarr_format=2).require_group(group)
@@ -328,7 +344,7 @@ class _Table:
             self._waiting.setdefault(name, []).append(value)
 
     def flush(self) -> int:
-        """Write; returns how many rows."""
+        """Write the rows that wait; return their number."""
         rows = len(next(iter(self._waiting.values()), []))
         for name, values in self._waiting.items():
             block = np.stack(values)
@@ -345,7 +361,7 @@ class _Table:
 
 
 class View:
-    """The episode live in rerun (https://rerun.io): numbers as curves, pictures, events as text."""
+    """The episode in rerun (https://rerun.io): numbers as curves, pictures, events."""
 
     def __init__(self, to: bool | str) -> None:
         try:

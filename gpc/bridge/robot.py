@@ -1,11 +1,11 @@
-"""What a robot is (LeRobot's `Robot`, in the names that it has there), and how a policy's arrays map to its features."""
+"""The interface of a robot (LeRobot's `Robot`, with the names that it has there), and its features as a policy's arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,13 +20,13 @@ Command = dict[str, float]
 
 
 class Robot(Protocol):
-    """The part of `lerobot.robots.Robot` that the control loop uses; all of it is called from one thread."""
+    """The part of `lerobot.robots.Robot` that the loop calls, from one thread."""
 
     name: str
 
     @property
     def observation_features(self) -> Mapping[str, Any]:
-        """Feature -> `float`, or the shape of an array, as (height, width, 3) of a camera."""
+        """Feature -> `float`, or the shape of an array: (height, width, 3) of a camera."""
 
     @property
     def action_features(self) -> Mapping[str, Any]:
@@ -38,19 +38,44 @@ class Robot(Protocol):
 
     @property
     def is_calibrated(self) -> bool:
-        """True where there is nothing to calibrate, too."""
+        """Whether the robot is calibrated; true if there is nothing to calibrate."""
 
     def connect(self, calibrate: bool = True) -> None:
-        """Open the robot; with `calibrate` a robot that needs it asks its user for it."""
+        """Open the robot; with `calibrate` a robot that needs it prompts its user."""
 
     def get_observation(self) -> Reading:
-        """What the robot senses now."""
+        """Return what the robot senses now."""
 
     def send_action(self, action: Command) -> Command:
-        """Move; returns what was really sent, which the robot may have cut."""
+        """Move the robot; return what was sent, which the robot may have clipped."""
 
     def disconnect(self) -> None:
-        """Close the robot; it is then in its safe state."""
+        """Close the robot, which is then in its safe state."""
+
+
+@runtime_checkable
+class HasRate(Protocol):
+    """A robot that must know how often it is sent an action."""
+
+    def set_rate(self, rate: float, fps: float) -> None:
+        """Take the rates of the control loop, before `connect`.
+
+        Args:
+            rate: actions that are sent in a second.
+            fps: steps in a second of the demonstrations.
+
+        Raises:
+            InputError: If the robot does not run at these rates.
+        """
+
+
+@runtime_checkable
+class HasVirtualTime(Protocol):
+    """A simulated robot, which moves when an action is sent and else waits."""
+
+    @property
+    def waits_for_driver(self) -> bool:
+        """Whether virtual time may send to the robot."""
 
 
 @contextmanager
@@ -58,8 +83,8 @@ def connected(robot: Robot) -> Iterator[None]:
     """Connect a robot for the body of `with`, and disconnect it whatever happens.
 
     Raises:
-        InputError: the robot is not calibrated.
-        RunError: its driver or the body raised something else, or it was not disconnected.
+        InputError: If the robot is not calibrated.
+        RunError: If its driver or the body raised something else, or it was not disconnected.
     """
     failure: BaseException | None = None
     opened = False
@@ -89,7 +114,7 @@ def driver_failure(error: BaseException) -> RunError:
 
 
 def disconnect(robot: Robot, opened: bool) -> str:
-    """Disconnect a robot; returns why that failed, empty if it did not.
+    """Disconnect a robot; return why that failed, empty if it did not.
 
     LeRobot's `is_connected` is false and its `disconnect` raises, before it reaches the motors, if one camera is gone. So the
     error of `disconnect` counts although `is_connected` is false.
@@ -116,8 +141,11 @@ def disconnect(robot: Robot, opened: bool) -> str:
 class FeatureMap:
     """A policy's observation keys and action dimensions, as features of a robot.
 
-    `observations[key]` are the key's scalars in order, or the one feature that is an array; `actions` (dim,) names a
-    feature for each dimension; `task` is the instruction in words, for policies that read one.
+    Attributes:
+        observations: features of each key: its scalars in order, or the one feature that is an array.
+        shapes: shape of each key.
+        actions: feature of each action dimension.
+        task: instruction in words, for policies that read one.
     """
 
     observations: Mapping[str, tuple[str, ...]]
@@ -126,32 +154,36 @@ class FeatureMap:
     task: str = ""
 
     def frame(self, reading: Reading) -> Frame:
-        """Convert a reading to the policy's arrays, by key.
+        """Return the policy's arrays, by key, of a reading.
 
         Raises:
-            RunError: a feature is missing, is no finite number or array of them, or has another shape than the policy reads.
+            RunError: If a feature is missing, is no finite number or array of them, or has another shape than the key.
         """
         return {key: self._array(key, reading) for key in self.shapes}
 
     def command(self, action: Array) -> Command:
-        """An action (dim,) as the robot takes it."""
+        """Return an action (dim,) as the robot takes it."""
         return dict(zip(self.actions, action.tolist(), strict=True))
 
     def position(self, reading: Reading) -> Array:
-        """Return where a robot is, in the terms of its actions (dim,); raises RunError like `frame`."""
+        """Return the robot's position in the terms of its actions, (dim,).
+
+        Raises:
+            RunError: If a feature is no finite number.
+        """
         return np.array([_shaped("the position", name, _numbers(name, reading[name]), ()) for name in self.actions])
 
     def action(self, command: Mapping[str, Any]) -> Array:
-        """What `send_action` returned, as an action (dim,)."""
+        """Return what `send_action` returned as an action (dim,)."""
         return np.array([float(command[name]) for name in self.actions])
 
     def _array(self, key: str, reading: Reading) -> Array:
         if key == TASK:
             return write_text(self.task)
         names, shape = self.observations[key], self.shapes[key]
-        lacking = [name for name in names if name not in reading]
-        if lacking:
-            raise RunError(f"the robot's observation lacks the feature {lacking[0]!r} of {key!r}")
+        missing = [name for name in names if name not in reading]
+        if missing:
+            raise RunError(f"the robot's observation lacks the feature {missing[0]!r} of {key!r}")
         values = [_numbers(name, reading[name]) for name in names]
         if len(values) == 1 and (values[0].ndim or np.prod(shape) != 1):
             return _shaped(key, names[0], values[0], shape)
@@ -173,7 +205,7 @@ def _numbers(name: str, value: Any) -> Array:
 
 
 def _shaped(key: str, name: str, value: Array, shape: tuple[int, ...]) -> Array:
-    """The value if it has the shape; never reshaped: another layout of a picture has as many numbers."""
+    """Return a value of this shape; it is never reshaped: it may be transposed."""
     if value.shape != shape:
         raise RunError(f"the robot's {name!r} has the shape {value.shape}; {key!r} takes {shape or 'a number'}")
     return value
@@ -187,42 +219,50 @@ def map_features(
     actions: Sequence[str] | None = None,
     task: str = "",
 ) -> FeatureMap:
-    """The wiring of a policy that reads `shapes` and acts in `dim` dimensions.
+    """Return the feature map of a policy and a robot.
 
-    A key K that `observations` leaves out is the robot's array K, or its scalars K.0, K.1, ...; `actions` are by default all
-    of the robot's, in its order. Raises InputError where a key or dimension finds no feature, naming both sides.
+    Args:
+        robot: the robot, which need not be connected.
+        shapes: shape of each observation key of the policy.
+        dim: dimensions of the policy's actions.
+        observations: features of a key K; by default the robot's array K, or its scalars K.0, K.1, ...
+        actions: a feature for each action dimension; by default all of the robot's, in its order.
+        task: instruction in words.
+
+    Raises:
+        InputError: If a key or dimension has no feature; both sides are named.
     """
-    offered, command = robot.observation_features, dict(observations or {})
-    unread = sorted(set(command) - set(shapes))
+    offered, chosen = robot.observation_features, dict(observations or {})
+    unread = sorted(set(chosen) - set(shapes))
     if unread:
         raise InputError(f"robot.observations names {unread[0]!r}; the policy reads {', '.join(shapes)}")
     if TASK in shapes and not task:
         raise InputError("the policy reads an instruction; give it, as in 'task=\"push the block onto its goal\"'")
-    names = {key: tuple(command.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
+    names = {key: tuple(chosen.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
     for key, features in names.items():
         _check_key(robot, key, shapes[key], features)
     return FeatureMap(names, dict(shapes), _check_actions(robot, dim, actions), task)
 
 
 def _default(key: str, shape: tuple[int, ...], offered: Mapping[str, Any]) -> tuple[str, ...]:
-    """The features of a key that no configuration maps."""
+    """Return the features of a key that no configuration maps."""
     return (key,) if key in offered else tuple(f"{key}.{i}" for i in range(int(np.prod(shape))))
 
 
 def _check_key(robot: Robot, key: str, shape: tuple[int, ...], features: tuple[str, ...]) -> None:
     offered = robot.observation_features
-    lacking = [name for name in features if name not in offered]
-    if lacking:
+    missing = [name for name in features if name not in offered]
+    if missing:
         raise InputError(
-            f"{robot.name} has no feature {lacking[0]!r} for the policy's {key!r} {shape}; it has "
+            f"{robot.name} has no feature {missing[0]!r} for the policy's {key!r} {shape}; it has "
             f"{', '.join(offered)}; name them, as in 'robot.observations={{{key}: [FEATURE, ...]}}'"
         )
     _check_once(f"robot.observations: {key!r}", features)
     arrays = [tuple(offered[name]) for name in features if isinstance(offered[name], tuple | list)]
-    found = arrays[0] if arrays and len(features) == 1 else (len(features),)
-    fits = found == shape if arrays else len(features) == int(np.prod(shape))
+    size = arrays[0] if arrays and len(features) == 1 else (len(features),)
+    fits = size == shape if arrays else len(features) == int(np.prod(shape))
     if not fits or len(arrays) > 1 or (arrays and len(features) > 1):
-        raise InputError(f"the policy's {key!r} is {shape}, {robot.name}'s {', '.join(features)} make {found}")
+        raise InputError(f"the policy's {key!r} is {shape}, {robot.name}'s {', '.join(features)} make {size}")
 
 
 def _check_actions(robot: Robot, dim: int, actions: Sequence[str] | None) -> tuple[str, ...]:

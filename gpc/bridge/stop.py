@@ -1,4 +1,4 @@
-"""What ends an episode from outside: signals, the stop key, the end of its time."""
+"""Requests to stop from outside: signals, the stop key, the end of the time."""
 
 from __future__ import annotations
 
@@ -25,19 +25,24 @@ KEYS = " qQ\x1b"  # space, q, escape
 
 @dataclass
 class StopSignal:
-    """The first reason to stop stays; `code` is what the process shall exit with (0: as planned)."""
+    """The first request to stop.
+
+    Attributes:
+        reason: empty as long as there is no request; the first reason stays.
+        code: exit code of the process, 0 for an end as planned.
+    """
 
     reason: str = ""
     code: int = 0
     _terminal: int | None = None
 
     def request(self, reason: str, code: int = 1) -> None:
-        """Stop, for this reason."""
+        """Request a stop; a later reason than the first is ignored."""
         if not self.reason:
             self.reason, self.code = reason, code
 
     def finish(self) -> None:
-        """The time is over."""
+        """Request the stop at the end of the time."""
         self.request("the time is over", 0)
 
     def poll(self) -> None:
@@ -58,16 +63,16 @@ class StopSignal:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn signals and, in the foreground of a terminal, single keys into requests to stop.
+        """Turn signals and single keys of a terminal into requests to stop.
 
         Must be entered in the main thread. The handlers and the terminal are restored at the end.
         """
-        before = {number: signal.signal(number, self._caught) for number in SIGNALS}
+        handlers = {number: signal.signal(number, self._caught) for number in SIGNALS}
         try:
             with self._single_keys():
                 yield
         finally:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler or signal.SIG_DFL)  # None: not a handler of Python
 
     @contextmanager
@@ -91,7 +96,7 @@ class StopSignal:
 
 
 def _foreground(terminal: int) -> bool:
-    """Whether the terminal's keys are for this process; true if it hung up, which the next read finds."""
+    """Return whether the terminal's keys are for this process, or it has hung up."""
     try:
         return os.tcgetpgrp(terminal) == os.getpgrp()
     except OSError:
@@ -100,12 +105,12 @@ def _foreground(terminal: int) -> bool:
 
 @contextmanager
 def _blocked(number: signal.Signals) -> Iterator[None]:
-    """Block a signal in this thread: a blocked SIGTTIN or SIGTTOU does not interrupt the call."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    """Block a signal in this thread, so that SIGTTIN or SIGTTOU interrupts no call."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _name(number: int) -> str:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpc.errors import InputError, suggest
 from gpc.objects import REQUIRED, described, settings_of
 from gpc.registry import COMPOSERS, ENVS, SEARCHES, is_ours, load_entry, names
-from gpc.schema import Seconds, check
+from gpc.schema import check
 
 REGISTERED = {"env": ENVS, "search": SEARCHES, "composer": COMPOSERS}
 """Config groups whose options packages register, and the group of entry points."""
@@ -34,15 +34,7 @@ KINDS: Mapping[str, Any] = {
     **{key: Seed for key in ("seed", "report.seed")},
     "video": Annotated[int, Meta(ge=0, le=10**6)],
     "demonstrations": str | None,
-    "fps": Annotated[float, Meta(gt=0, le=1000)],
-    "rate": Annotated[float, Meta(gt=0, le=1000)] | None,
-    "seconds": Seconds | None,
-    "clock.latency": Annotated[float, Meta(ge=0, le=1e9)],
     "server": str | None,
-    "task": str,
-    "dataset": str | None,
-    "view": bool | str,
-    **{f"stitch.{key}": Count for key in ("n_action_steps", "request_every", "max_chunks")},
 }
 """Types and bounds of settings that belong to no class, in each command that has them."""
 
@@ -52,6 +44,12 @@ OPEN = r"rename_map|origin|steer|action_names|env\.options\.settings|robot\.(obs
 CHANGED = {
     r"env\.target=": "env.type=NAME, a registered environment",
     r"search\.demonstrations=(.*)": r"demonstrations=\1",
+    r"clock\.kind=real$": "virtual_latency=null, the default",
+    r"clock\.kind=": "virtual_latency=0, with the seconds that a chunk takes",
+    r"clock\.latency=(.*)": r"virtual_latency=\1",
+    r"safety\.hold=": "safety.actions=absolute for last, relative for zero",
+    r"stitch\.every=(.*)": r"stitch.request_every=\1",
+    r"stitch\.kept=(.*)": r"stitch.max_chunks=\1",
     r"composer=(scheduled|per_dimension)|composer\.(edges|groups)=": "composer=convex, with one weight for each policy",
 }
 """Keys of earlier versions, as patterns, and the form that replaces each."""
