@@ -23,10 +23,10 @@ from gpc.disk import write_atomically
 from gpc.results.run_folder import read_json
 
 POLICIES = ["policies=[pusht-diffusion,pusht-flow]", "weights=[0.4,0.6]"]
-COMMON = ["robot=simulated", "safety.hold=last", "mode=live", "fps=50", *POLICIES]
+COMMON = ["robot=simulated", "safety.actions=absolute", "mode=live", "fps=50", *POLICIES]
 LOOPS = {
     "50 Hz": ["seconds=600"],
-    "200 Hz, interpolated": ["seconds=120", "rate=200", "robot.settings.sends_per_step=4"],
+    "200 Hz, interpolated": ["seconds=120", "rate=200"],
 }
 
 

@@ -385,3 +385,18 @@ def test_a_rate_among_the_settings_of_a_robot_is_refused_with_the_setting_that_h
         InputError, match=f"robot.settings.{setting.split('=')[0]} follows from fps and rate; leave it out"
     ):
         robot_from(config)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("clock.kind=lockstep", "virtual_latency=0, with the seconds that a chunk takes"),
+        ("clock.latency=0.2", "virtual_latency=0.2"),
+        ("safety.hold=last", "safety.actions=absolute for last, relative for zero"),
+        ("stitch.every=2", "stitch.request_every=2"),
+        ("stitch.kept=8", "stitch.max_chunks=8"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_answered_with_the_new_form(old, new):
+    with pytest.raises(InputError, match=f"{old.split('=')[0]} has changed; write {new}"):
+        load_config("deploy", ["robot=simulated", "fps=10", old])

@@ -45,7 +45,7 @@ HELP = """\
   gpc compare 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[[0.4,0.6],\\[0,1]]'   # two weightings
   gpc evaluate 'policies=\\[pusht-beso]' sampler=ancestral       # twice the evaluations of the default, more success
   gpc serve 'policies=\\[pusht-diffusion,pusht-flow]' 'weights=\\[0.4,0.6]' port=8000
-  gpc deploy robot=simulated 'policies=\\[pusht-flow]' fps=10 safety.hold=last mode=live seconds=30
+  gpc deploy robot=simulated 'policies=\\[pusht-flow]' fps=10 safety.actions=absolute mode=live seconds=30
   gpc evaluate env=policy 'policies=\\[robomimic:lift.pth]'      # in the simulator that it was trained for
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
