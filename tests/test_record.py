@@ -80,7 +80,7 @@ AFTER = {
     [
         ({"sampler": AFTER["sampler"] | {"candidates": 2}}, r"sampler\.candidates=1, now it is 2"),
         ({"composer": AFTER["composer"] | {"temperature": 0.0}}, r"composer\.temperature=1\.0, now it is 0\.0"),
-        ({"sides": [{"composer": AFTER["composer"] | {"temperature": 0.0}}]}, r"begun with sides=.*0\.0"),
+        ({"sides": [{"composer": AFTER["composer"] | {"temperature": 0.0}}]}, r"started with sides=.*0\.0"),
     ],
 )
 def test_a_setting_of_a_later_version_was_at_its_default_before(changed, said, tmp_path):

@@ -48,7 +48,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(data, tmp_path, monk
 
 def test_another_setting_does_not_go_on_from_the_checkpoint(data, tmp_path):
     run(data, tmp_path)
-    with pytest.raises(SystemExit, match="begun with --batch 8"):
+    with pytest.raises(SystemExit, match="started with --batch 8"):
         run(data, tmp_path, "--batch", "16")
 
 

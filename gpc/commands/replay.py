@@ -93,7 +93,7 @@ class Replay:
         return [*lines, f"actions: all {row.steps} the same, bit for bit" if self.recorded else "actions: not recorded"]
 
     def _differences(self) -> list[str]:
-        """Return where the two differ, which part differed first, and the versions that differ."""
+        """Return where the two differ, what differed first, and which versions differ."""
         both = [key for key in self.recorded if key in self.again.trajectory]
         partings = {key: step for key in both if (step := self.parting(key)) is not None}
         observed = [step for key, step in partings.items() if key not in ("action", "reward")]
@@ -109,7 +109,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class _Source:
-    """A recorded episode: its row, its arrays if there are any, and the manifest that describes it."""
+    """A recorded episode: row, arrays if there are any, and manifest."""
 
     manifest: Mapping[str, Any]
     row: Row
@@ -193,15 +193,19 @@ def _chosen(rows: Sequence[Row], episode: int, where: str) -> Row:
 def _experiment(
     command: str, recorded: Manifest, row: Row, sources: Sequence[str], console: Console, draws: bool, trust: bool
 ) -> Experiment:
-    """What the row was run by; its policies must have the recorded fingerprints."""
+    """Build the experiment of a row again.
+
+    Raises:
+        InputError: If a policy is not the recorded one, or the record names something that is not allowed.
+    """
     config, resolved = recorded.config, recorded.resolved
     assert resolved is not None
     names, composer = config.policies, resolved.composer
     if row.phase == "compare":
         side = _side(config, row)
         names, composer = side.policies, side.composer
-    known = dict(zip(config.policies, resolved.policies, strict=False))  # a comparison in Python knows one side's
-    where = list(sources) or [known.get(name, name) for name in names]
+    places = dict(zip(config.policies, resolved.policies, strict=False))  # of a comparison in Python: one side's
+    where = list(sources) or [places.get(name, name) for name in names]
     if len(where) != len(names):
         raise InputError(f"--policies names {len(where)}; the episode was run by {len(names)}: {', '.join(names)}")
     if not trust:
@@ -210,12 +214,12 @@ def _experiment(
         policies = [load_policy(source) for source in where]
     except InputError as error:
         raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
-    called = dict(zip(names, (policy.name for policy in policies), strict=True))
-    own = rebuilt(resolved, composer)
-    for key in BY_POLICY:  # the other side's settings are not this one's
-        own[key] = {called[name]: value for name, value in own[key].items() if name in called}
-    whole = OmegaConf.create({**own, "policies": where, "video": int(draws)})
-    experiment = Experiment(whole, policies, console)
+    present = dict(zip(names, (policy.name for policy in policies), strict=True))
+    settings = rebuilt(resolved, composer)
+    for key in BY_POLICY:  # without those of the other side
+        settings[key] = {present[name]: value for name, value in settings[key].items() if name in present}
+    full = OmegaConf.create({**settings, "policies": where, "video": int(draws)})
+    experiment = Experiment(full, policies, console)
     experiment.check(row.weights)
     _check_fingerprints(names, experiment.policy.policies, config.fingerprints)
     return experiment
@@ -241,14 +245,20 @@ def _side(config: Settings, row: Row) -> Side:
     return config.sides[row.candidate]
 
 
-def _refuse(command: str, names: Sequence[str], asked: Sequence[Request]) -> None:
-    """Raise InputError if there is anything that the reader has not allowed, with the command that allows it."""
-    if not asked:
+def _refuse(command: str, names: Sequence[str], wanted: Sequence[Request]) -> None:
+    """Refuse what is not allowed, with the command that allows it.
+
+    Raises:
+        InputError: If there is a request.
+    """
+    if not wanted:
         return
     moved = (
-        f"say where {', '.join(names)} are now, as in --policies loader:path, or " if asked[0].key == "policies" else ""
+        f"say where {', '.join(names)} are now, as in --policies loader:path, or "
+        if wanted[0].key == "policies"
+        else ""
     )
-    what = ", ".join(f"{key}={value!r}" for key, value in asked)
+    what = ", ".join(f"{key}={value!r}" for key, value in wanted)
     raise InputError(
         f"the run names {one_line(what)}, which is not loaded because a folder names it; {moved}if the folder is your own: "
         f"gpc replay {command} --trust"
@@ -266,7 +276,7 @@ def _check_fingerprints(names: Sequence[str], policies: Sequence[Policy], finger
 
 
 def _changed(recorded: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The packages whose version is another than then: (recorded, installed)."""
+    """Return the packages whose versions differ: (recorded, installed)."""
     now = versions()
     names = [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
     return {name: (recorded.get(name, "none"), now.get(name, "none")) for name in names}

@@ -167,7 +167,7 @@ def _arrays(path: Path, group: Any) -> dict[str, Any]:
 
 @contextmanager
 def _checked(path: Path, kind: type[GpcError]) -> Iterator[None]:
-    """Turn errors of zarr over damaged files, except those of the disk, into one line."""
+    """Turn errors of zarr over damaged files, but not of the disk, into one line."""
     try:
         yield
     except (OSError, GpcError):
