@@ -7,7 +7,7 @@ demo: .venv/demo  ## search the weights of two bundled policies, small budget
 	$(BIN)/gpc search env=pusht 'policies=[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
 
 test: .venv/dev lint  ## everything that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Compose pretrained robot policies at test time.
 
-`load_policy` and `compose` make policies; `evaluate`, `search` and `compare` roll them out with honest statistics. Names are
-resolved on first use, so that a simulator process, which imports `gpc.rollout.env` only, never loads torch.
+`load_policy` and `compose` make policies; `evaluate`, `search` and `compare` roll them out with honest statistics.
+Names are resolved on first use, so that a simulator process, which imports `gpc.rollout.env` only, never loads torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The schema of `card.json`, which describes a policy in gpc's own format; every reader and writer of cards checks it here."""
+"""The schema of `card.json`, which describes a policy in gpc's own format."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Steps = Annotated[int, Meta(ge=1, le=256)]
 
 
 class Input(Struct, forbid_unknown_fields=True):
-    """One observation key; see `gpc.policies.networks.Encoder`."""
+    """One observation key, read by `gpc.policies.networks.Encoder`."""
 
     shape: Shape
     offset: Number | Annotated[list[Number], Meta(max_length=2**14)] | UnsetType = UNSET
@@ -46,7 +46,11 @@ class Input(Struct, forbid_unknown_fields=True):
             raise ValueError("an input is an image, points or numbers, of which numbers alone have angles")
 
     def check_numbers(self) -> None:
-        """Raises ValueError if offset, scale and angles do not fit the shape; what an image has of them is not used."""
+        """Check that offset, scale and angles fit the shape of an input of numbers.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
         width = self.shape[-1]
         if len(set(self.angles)) < len(self.angles) or any(i >= width for i in self.angles):
             raise ValueError(f"angles are different indices below {width}")
@@ -134,13 +138,13 @@ class Actions(Struct, forbid_unknown_fields=True):
 
 
 class Training(Struct):
-    """How it was trained; other fields are free."""
+    """The training; other fields are free."""
 
     parameters: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
 
 
 class Measured(Struct):
-    """What it was measured to score; other fields are free."""
+    """Measured scores; other fields are free."""
 
     n_episodes: Annotated[int, Meta(ge=1)]
     avg_max_reward: Number
@@ -148,7 +152,7 @@ class Measured(Struct):
 
 
 class About(Struct, kw_only=True):
-    """What every card may say of its policy."""
+    """Fields of every card."""
 
     name: Name
     summary: Text = ""
@@ -165,7 +169,7 @@ class OwnCard(About, forbid_unknown_fields=True, kw_only=True):
 
 
 class Observed(Struct, forbid_unknown_fields=True):
-    """The observations of a checkpoint, for people; the checkpoint itself decides."""
+    """The observations of a checkpoint, for people; gpc reads the checkpoint itself."""
 
     inputs: Annotated[dict[Name, Input], Meta(min_length=1, max_length=64)]
 
@@ -176,7 +180,7 @@ FILE = re.compile(
 
 
 class CheckpointCard(About, forbid_unknown_fields=True, kw_only=True):
-    """A policy in a file or folder of another codebase, beside the card: "loader:name"."""
+    """A policy in a file or folder beside the card: "loader:name"."""
 
     checkpoint: str
     model: Observed | UnsetType = UNSET
@@ -190,16 +194,16 @@ def check(card: Mapping[str, Any], where: str = CARD) -> None:
     """Check a card, read or to be written; `where` names it in errors.
 
     Raises:
-        InputError: a field is missing, unknown, of another type or out of bounds.
+        InputError: If a field is missing, unknown, of another type or out of bounds.
     """
     schema.convert(CheckpointCard if "checkpoint" in card else OwnCard, card, where)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a card as it is written, after a check.
+    """Read and check a card.
 
     Raises:
-        InputError: there is none, it is no JSON, or it does not fit the schema.
+        InputError: If there is no card, it is no JSON, or it does not fit the schema.
     """
     card: dict[str, Any] = schema.read(dict[str, Any], path, LIMIT)
     check(card, str(path))
@@ -207,5 +211,5 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def chosen(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a network or schedule of a card gives, without its type."""
+    """Return the arguments of a network or schedule of a card, without its type."""
     return {key: value for key, value in options.items() if key != "type"}

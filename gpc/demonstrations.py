@@ -1,4 +1,4 @@
-"""Demonstrations on disk: one reader for three layouts, writers for two of them.
+"""Demonstrations on disk: readers and writers of three layouts.
 
     robomimic's HDF5        data/demo_0/{obs/<key>, actions, rewards, dones}, mask/<name>  (Mandlekar et al. 2021)
     a replay buffer         zarr, folder or .zip: data/<key>, data/action, meta/episode_ends  (Chi et al. 2023)
@@ -33,15 +33,20 @@ FORMAT_ERRORS = (
     OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotImplementedError,
     zipfile.BadZipFile, zarr.errors.BaseZarrError,
 )  # fmt: skip
-"""What h5py, zarr and its codecs raise for files that are not of their format."""
+"""Exceptions of h5py, zarr and its codecs for files of another format."""
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Episodes end to end: observations by key (steps, *shape), actions (steps, dim), and where each episode ends.
+    """Episodes end to end.
 
-    `episode_ends` (episodes,) counts steps: episode i is `[episode_ends[i - 1], episode_ends[i])`. `actions[t]` was taken
-    on seeing `observations[key][t]`. Raises InputError where lengths differ or the ends are not increasing.
+    Attributes:
+        observations: key -> (steps, *shape).
+        actions: (steps, dim); `actions[t]` was taken after `observations[key][t]`.
+        episode_ends: (episodes,); episode i has the steps `[episode_ends[i - 1], episode_ends[i])`.
+
+    Raises:
+        InputError: If lengths differ or the ends do not increase.
     """
 
     observations: Mapping[str, Array]
@@ -60,11 +65,11 @@ class Demonstrations:
 
     @property
     def episodes(self) -> list[slice]:
-        """The steps of each episode."""
+        """Steps of each episode."""
         return [slice(int(a), int(b)) for a, b in zip([0, *self.episode_ends[:-1]], self.episode_ends, strict=True)]
 
     def select(self, episodes: Sequence[int]) -> Demonstrations:
-        """Some of the episodes."""
+        """Return some of the episodes."""
         chosen = [self.episodes[i] for i in episodes]
         rows = np.concatenate([np.arange(steps.start, steps.stop) for steps in chosen])
         ends = np.cumsum([steps.stop - steps.start for steps in chosen])
@@ -72,17 +77,25 @@ class Demonstrations:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything, for run manifests."""
+        """Hash of observations, actions and ends, for run manifests."""
         digest = hashlib.sha256()
         for value in (self.episode_ends, self.actions, *(self.observations[key] for key in sorted(self.observations))):
             digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()
 
     def windows(self, n_obs_steps: int, start: int, horizon: int) -> tuple[Array, Array]:
-        """The steps of the observations (n, n_obs_steps) and actions (n, horizon) that belong to every decision.
+        """Return the steps of observations and actions that belong to each decision.
 
-        Chunks begin `start` steps from the newest observation (`ActionSpec.start`) and run at most `PAD` steps past the end of
-        an episode; the steps at its edges are repeated.
+        At the edges of an episode its first and last steps are repeated; a chunk ends at most `PAD` steps after the
+        episode.
+
+        Args:
+            n_obs_steps: observations of a decision.
+            start: first step of a chunk, from the newest observation (`ActionSpec.start`).
+            horizon: steps of a chunk.
+
+        Returns:
+            Steps of observations (n, n_obs_steps) and of actions (n, horizon).
         """
         observed, acted = [], []
         for steps in self.episodes:
@@ -93,9 +106,14 @@ class Demonstrations:
 
 
 def read(path: str | Path, keys: Sequence[str] | None = None) -> Demonstrations:
-    """Demonstrations of any of the three layouts; only these observation keys, if given.
+    """Read demonstrations of any of the three layouts.
 
-    Raises InputError where the path holds none of them, is damaged or has no such key.
+    Args:
+        path: file or folder.
+        keys: observation keys to read; None for all.
+
+    Raises:
+        InputError: If the path has another layout, is damaged or lacks a key.
     """
     path = Path(path)
     if not path.exists():
@@ -115,11 +133,17 @@ def write_robomimic(
     notes: Sequence[Mapping[str, Any]],
     held_out: Sequence[int] = (),
 ) -> None:
-    """Write robomimic's HDF5, whole or not at all.
+    """Write robomimic's HDF5 atomically.
 
-    `rewards` (steps,); `environment` is what robomimic's tools build the simulator from ("env_name", "type", "env_kwargs");
-    `notes` become attributes of each episode. `held_out` episodes are the filter key "valid", the others "train". There
-    are no "next_obs": set `train.hdf5_load_next_obs=false`, as robomimic's diffusion policy has it.
+    The file has no "next_obs": set `train.hdf5_load_next_obs=false`, the default of robomimic's diffusion policy.
+
+    Args:
+        path: file to write.
+        demonstrations: episodes.
+        rewards: (steps,).
+        environment: description of the simulator for robomimic's tools ("env_name", "type", "env_kwargs").
+        notes: attributes of each episode.
+        held_out: episodes of the filter key "valid"; the others are "train".
     """
     h5py = _h5py(path)
     part = path.with_name(path.name + ".part")
@@ -133,13 +157,16 @@ def write_robomimic(
             episode["dones"] = np.arange(steps.start + 1, steps.stop + 1) == steps.stop
             for key, value in demonstrations.observations.items():
                 episode.create_dataset(f"obs/{key}", data=value[steps], compression=_compression(value))
-        for name, held in {"train": False, "valid": True}.items():
-            file[f"mask/{name}"] = np.array([f"demo_{i}" for i in range(len(notes)) if (i in held_out) == held], "S")
+        for name, valid in {"train": False, "valid": True}.items():
+            file[f"mask/{name}"] = np.array([f"demo_{i}" for i in range(len(notes)) if (i in held_out) == valid], "S")
     part.replace(path)
 
 
 def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
-    """Write a zarr replay buffer (format 2, which Diffusion Policy reads) as a folder or .zip, whole or not at all."""
+    """Write a zarr replay buffer as a folder or .zip, atomically.
+
+    The buffer has zarr format 2, which Diffusion Policy reads.
+    """
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     root = zarr.open_group(part, mode="w", zarr_format=2)
@@ -158,9 +185,9 @@ def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
 
 
 def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: str) -> None:
-    """Add the episodes to a LeRobotDataset in a local folder, which is begun where there is none; LeRobot itself writes.
+    """Add episodes to a LeRobotDataset in a local folder, or create one.
 
-    A key K becomes "observation.K", pictures (height, width, 3) uint8 become images, the rest float32 vectors.
+    A key K becomes "observation.K"; pictures (height, width, 3) uint8 become images, other arrays float32 vectors.
     """
     try:
         lerobot = import_module("lerobot.datasets.lerobot_dataset")
@@ -182,7 +209,7 @@ def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: st
 
 
 def _column(value: Array) -> Array:
-    """A key as LeRobot stores it."""
+    """Return an array in the shape and dtype in which LeRobot stores it."""
     return value if value.ndim == 4 and value.dtype == np.uint8 else value.reshape(len(value), -1).astype(np.float32)
 
 
@@ -218,7 +245,7 @@ def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstration
         chosen = _choose(path, keys, [key for key, _ in data.members() if key != ACTION])
         observations = {key: read_zarr(data, key, budget) for key in chosen}
         actions, ends = read_zarr(data, ACTION, budget), read_zarr(root, "meta/episode_ends", budget)
-        written = int(ends[-1]) if len(ends) else 0  # a recording that was killed may have rows beyond
+        written = int(ends[-1]) if len(ends) else 0  # a killed recording may have more rows
         return Demonstrations({key: value[:written] for key, value in observations.items()}, actions[:written], ends)
     except FORMAT_ERRORS as error:
         raise InputError(f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {one_line(error)}") from None
@@ -244,11 +271,11 @@ def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
 
 
 def _dataset(lerobot: Any, path: Path) -> Any:
-    """A LeRobotDataset in a local folder; for one that lacks a file LeRobot would ask the hub."""
+    """Open a LeRobotDataset in a local folder; missing files are not downloaded."""
     try:
         with offline():
             return lerobot.LeRobotDataset(f"local/{path.name}", root=path)
-    except Exception as error:  # whatever its readers, and those of datasets and pyarrow, raise
+    except Exception as error:  # any exception of LeRobot, datasets and pyarrow
         raise InputError(
             f"{path} is a LeRobotDataset that cannot be read ({one_line(error)}); nothing is fetched"
         ) from None

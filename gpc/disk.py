@@ -1,4 +1,4 @@
-"""Files that a reader, or a kill, finds whole or not at all; a disk that fails ends in one line."""
+"""Atomic writes of files, and errors of a disk in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def writing(target: object, kind: type[GpcError] = RunError) -> Iterator[None]:
-    """Turn an OSError of the block into one line that names `target` and the cause."""
+    """Turn an OSError of the block into one line with `target` and the cause."""
     try:
         yield
     except OSError as error:
@@ -23,29 +23,29 @@ def writing(target: object, kind: type[GpcError] = RunError) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """The cause of a failed access to a disk, in words."""
+    """Return the cause of a failed access to a disk, in words."""
     return "the disk is full" if error.errno in FULL else error.strerror or one_line(error)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a kill, finds the old or the new content.
+    """Write a file atomically: it has the old or the new content at any time.
 
     Raises:
-        RunError: the file cannot be written; the old content stays.
+        RunError: If the file cannot be written; the old content stays.
     """
     with writing(path):
         replace_file(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
 
 
 def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file, whole or not at all, on disk when this returns.
+    """Replace a file atomically and flush it to disk.
 
     Raises:
-        OSError: the file cannot be written; the old content stays.
+        OSError: If the file cannot be written; the old content stays.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)  # in a folder of others it may be a link to any file
+        temporary.unlink(missing_ok=True)  # in a shared folder it may be a link to any file
         with temporary.open("xb", buffering=0) as file:
             write_whole(file.fileno(), content)
             os.fsync(file.fileno())
@@ -61,7 +61,7 @@ def write_whole(file: int, content: bytes | memoryview) -> None:
     """Write every byte to a file descriptor; a single write may be cut short.
 
     Raises:
-        OSError: the disk took a part only.
+        OSError: If the disk took only a part.
     """
     rest = memoryview(content)
     while rest:
@@ -69,7 +69,7 @@ def write_whole(file: int, content: bytes | memoryview) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Put the names of a folder's files on disk."""
+    """Flush the names of a folder's files to disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

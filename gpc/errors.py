@@ -1,4 +1,4 @@
-"""Errors that a user reads: one line that names the thing and the fix."""
+"""Errors for users: one line that names the thing and the fix."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Stopped(GpcError):
 
 
 class RunError(GpcError):
-    """A failure while running; what had finished is kept (exit code 1)."""
+    """A failure while running; finished work is kept (exit code 1)."""
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """The text of an error on one line of at most `limit` characters; its type if it has no text."""
+    """Return the text of an error on one line, or its type if it has no text."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
@@ -42,13 +42,13 @@ def described(error: BaseException, limit: int = 300) -> str:
 
 
 def missing(what: str, error: Exception) -> str:
-    """Return one line about a part that failed while the rest goes on."""
+    """Return one line about a part that failed while the rest succeeds."""
     return f"{what} is missing: {described(error)}"
 
 
 @contextmanager
 def reading(where: object) -> Iterator[None]:
-    """Turn whatever another package raises for a file that is not of its format into an InputError that names the file."""
+    """Turn any exception of another package's reader into an InputError."""
     try:
         yield
     except GpcError:
@@ -58,6 +58,6 @@ def reading(where: object) -> Iterator[None]:
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """The end of an error line: the nearest known word, or all of them."""
+    """Return the end of an error line: the nearest known word, or all of them."""
     close = get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(sorted(known))}"

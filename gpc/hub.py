@@ -1,4 +1,4 @@
-"""What a file names is not fetched: the hub of Hugging Face is asked only for what the user typed."""
+"""Blocks in which Hugging Face's libraries download nothing that a file names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_FETCHED = "what a file names is not fetched: give a folder, or if you trust 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Enter a block in which names come from folders or the hub's cache, and no code that they bring is offered to be run."""
+    """Resolve names in folders and the hub's cache only, and never offer to run code."""
     constants: Any = import_module("huggingface_hub.constants")
     utils: Any = import_module("huggingface_hub.utils")
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -27,7 +27,7 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def _no_prompt() -> Iterator[None]:
-    """transformers asks at the terminal, for so many seconds, whether to run the code of a folder; 0: it refuses."""
+    """Make transformers refuse the code of a folder instead of prompting for it."""
     try:
         code: Any = import_module("transformers.dynamic_module_utils")
     except ImportError:

@@ -1,7 +1,7 @@
 """Make text from outside inert wherever it is shown: in a terminal, on a page, in a figure, as a file name.
 
-Names of policies, settings, paths, and messages of servers, robots and libraries are data. None of them may style or steer a
-terminal, add an element to a page, run as a formula in a figure or choose a folder.
+Names of policies, settings, paths, and messages of servers, robots and libraries are data. None of them may style or
+steer a terminal, add an element to a page, run as a formula in a figure or choose a folder.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def line(text: str) -> str:
-    """Return `text` as one line without hidden characters.
+    r"""Return `text` as one line without hidden characters.
 
-    Control characters, line breaks, format characters (zero width, direction of writing) and lone surrogates become escapes
-    like \\u202e; spaces of any width become a space. All other letters and signs of any script stay.
+    Control characters, line breaks, format characters (zero width, direction of writing) and lone surrogates become
+    escapes like \u202e; spaces of any width become a space. All other letters and signs of any script stay.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
@@ -56,9 +56,9 @@ def _shown(character: str) -> str:
 
 
 class Console(rich.console.Console):  # noqa: TID251
-    """A terminal that shows every string as it is: no markup, no emoji codes, no hidden characters.
+    r"""A terminal without markup, emoji codes and hidden characters.
 
-    One string is one line; several lines are several arguments with `sep="\\n"`. Styles are given as `rich.text.Text`.
+    One string is one line; several lines are several arguments with `sep="\n"`. Styles are given as `rich.text.Text`.
     """
 
     def render_str(self, text: str, *, style: Any = "", justify: Any = None, overflow: Any = None, **_: Any) -> Text:
@@ -68,7 +68,7 @@ class Console(rich.console.Console):  # noqa: TID251
     def render(
         self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Yield the segments of anything printable, as the terminal's encoding can show them."""
+        """Yield the segments of a renderable in the terminal's encoding."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(self._encodable(lines(segment.text)), segment.style)
 
@@ -88,7 +88,7 @@ class _LogFormat(logging.Formatter):
 
 
 def guard_process() -> None:
-    """Make log records without a handler of their own, and tracebacks of this process, inert."""
+    """Make tracebacks, and log records without a handler, inert."""
     if logging.lastResort:
         logging.lastResort.setFormatter(_LogFormat())
     sys.excepthook = _print_traceback
@@ -116,9 +116,9 @@ def _shown_on_page(value: object) -> object:
 
 
 def figure(drawing: Figure) -> None:
-    """Make every text of a figure inert: no formulas, no TeX, one line of at most `LONGEST_LABEL` characters.
+    """Make every text of a figure inert: one short line without formulas and TeX.
 
-    Numbers at the ticks are written by matplotlib when it draws and are left to it.
+    matplotlib writes the numbers at the ticks when it draws; they are not changed.
     """
     import matplotlib.text
 
@@ -128,16 +128,17 @@ def figure(drawing: Figure) -> None:
 
 
 def label(text: str) -> str:
-    """Return `text` as one line of at most `LONGEST_LABEL` characters, shortened in its middle."""
-    shown, half = line(text), LONGEST_LABEL // 2
-    return shown if len(shown) <= LONGEST_LABEL else f"{shown[: half - 1]}…{shown[-half:]}"
+    """Return `text` as one line, cut in its middle to `LONGEST_LABEL` characters."""
+    whole, half = line(text), LONGEST_LABEL // 2
+    return whole if len(whole) <= LONGEST_LABEL else f"{whole[: half - 1]}…{whole[-half:]}"
 
 
 def file_name(text: str) -> str:
-    """Return `text` as the name of one file or folder, on any system; a harmless name is unchanged.
+    """Return `text` as the name of one file or folder, on any system.
 
-    Separators, colons and other reserved or hidden characters become "-". Dots, dashes and spaces are cut off at the start,
-    dots and spaces at the end. A name longer than `LONGEST_FILE_NAME` bytes ends in a digest of the whole.
+    Separators, colons and other reserved or hidden characters become "-". Dots, dashes and spaces are cut off at the
+    start, dots and spaces at the end. A name longer than `LONGEST_FILE_NAME` bytes ends in a digest of the full name.
+    Other names are unchanged.
     """
     name = "".join(character if character.isprintable() else "-" for character in FORBIDDEN.sub("-", text))
     name = name.lstrip("-. ").rstrip(". ") or "unnamed"

@@ -1,4 +1,4 @@
-"""Objects that packages register by name as entry points; gpc registers its own in the same way."""
+"""Objects that packages, gpc among them, register by name as entry points."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ENVS, SEARCHES, COMPOSERS = "gpc.envs", "gpc.searches", "gpc.composers"
 
 
 def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> Any:
-    """Return what a package registered under a name.
+    """Load the object that a package registered by name.
 
     Args:
-        group: group of entry points, as "gpc.searches".
-        kind: what its members are, for errors, as "search".
-        name: registered name.
-        others: names that are known besides, for errors.
+        group: group of entry points.
+        kind: kind of the object, for errors.
+        name: name of the entry point.
+        others: further known names, for errors.
 
     Raises:
-        InputError: If the name is unknown or the package lacks another one.
+        InputError: If the name is unknown, or the package needs one that is missing.
     """
     points = _registered(group)
     if name not in points:
@@ -41,7 +41,7 @@ def names(group: str) -> list[str]:
 
 
 def name_of(group: str, thing: Callable[..., Any]) -> str | None:
-    """Return the name under which a class or function is registered, None if it is not; imports nothing."""
+    """Return the registered name of a class or function, or None; imports nothing."""
     for name, point in _registered(group).items():
         value: Any = sys.modules.get(point.module)
         for attribute in point.attr.split("."):
@@ -52,11 +52,11 @@ def name_of(group: str, thing: Callable[..., Any]) -> str | None:
 
 
 def is_ours(group: str, name: str) -> bool:
-    """Return whether the entry point of this name belongs to gpc itself, not to another package."""
+    """Return whether the entry point of this name belongs to gpc itself."""
     return name in _registered(group) and _registered(group)[name].value.startswith("gpc.")
 
 
 @cache
 def _registered(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of a group, looked up once: that reads the metadata of every installed package."""
+    """Return the entry points of a group; reads the metadata of all packages once."""
     return {point.name: point for point in entry_points(group=group)}

@@ -1,6 +1,7 @@
-"""Data from outside (files of a run, cards, answers of a server) as typed objects: every field is checked once, when it is read.
+"""Data from outside (files of a run, cards, replies of a server) as typed objects, checked once, when they are read.
 
-The types are dataclasses or `msgspec.Struct`s; bounds stand beside the field, as in `Annotated[int, Meta(ge=1, le=64)]`.
+The types are dataclasses or `msgspec.Struct`s; bounds stand beside the field, as in `Annotated[int, Meta(ge=1,
+le=64)]`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from gpc.errors import InputError, one_line
 
 T = TypeVar("T")
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
-"""A time of the world: positive, and not infinite."""
+"""A positive, finite time."""
 FILE_LIMIT = 64 * 2**20  # bytes of a JSON file
-DEPTH = 64  # of maps and lists in each other
+DEPTH = 64  # of nested maps and lists
 
 
 def read(kind: type[T], path: Path, limit: int = FILE_LIMIT) -> T:
@@ -33,7 +34,7 @@ def read(kind: type[T], path: Path, limit: int = FILE_LIMIT) -> T:
         limit: largest size in bytes; a larger file is refused before it is read.
 
     Raises:
-        InputError: the file is missing, unreadable, too large, no JSON, or does not fit `kind`; the field is named.
+        InputError: If the file is missing, unreadable, too large, no JSON, or does not fit `kind`; the field is named.
     """
     try:
         with path.open("rb") as file:
@@ -50,7 +51,8 @@ def decode(kind: type[T], content: bytes, where: str) -> T:
     """Decode JSON; `where` names its source in errors.
 
     Raises:
-        InputError: no JSON (NaN and Infinity are none), or a field is missing, unknown, of another type or out of bounds.
+        InputError: If it is no JSON (NaN and Infinity are none), or a field is missing, unknown, of another type or out
+        of bounds.
     """
     try:
         result = msgspec.json.decode(content, type=kind)
@@ -61,10 +63,10 @@ def decode(kind: type[T], content: bytes, where: str) -> T:
 
 
 def convert(kind: type[T], data: Mapping[str, Any], where: str) -> T:
-    """Check plain data (maps, lists, numbers, text) of a server or a manifest; `where` names its source in errors.
+    """Convert plain data to a typed object; `where` names its source in errors.
 
     Raises:
-        InputError: a field is missing, unknown, of another type or out of bounds.
+        InputError: If a field is missing, unknown, of another type or out of bounds.
     """
     try:
         _check_depth(data)
@@ -86,17 +88,18 @@ def check(kind: Any, value: object, name: str) -> Any:
 
 
 def check_fields(settings: object, prefix: str) -> None:
-    """Check a dataclass by the types and bounds beside its fields; for its `__post_init__`.
+    """Check a dataclass by the types and bounds of its fields.
 
     Raises:
-        InputError: a field is of another type or out of bounds; `prefix` and its name are the key in a configuration.
+        InputError: If a field is of another type or out of bounds; `prefix` and its name are the key in a
+        configuration.
     """
     for name, kind in get_type_hints(type(settings), include_extras=True).items():
         check(kind, getattr(settings, name), prefix + name)
 
 
 def _check_depth(data: object) -> None:
-    """Refuse plain data that is nested deeper than any of gpc's, before a function that calls itself meets it."""
+    """Refuse data nested deeper than `DEPTH`, which recursive functions cannot read."""
     level: list[Any] = [data]
     for _ in range(DEPTH):
         level = [
@@ -110,6 +113,6 @@ def _check_depth(data: object) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The error on one line, the field first."""
+    """Return the error on one line, the field first."""
     text, _, place = one_line(error).rpartition(" - at `")
     return f"{place.rstrip('`').removeprefix('$').lstrip('.')}: {text}" if text else one_line(error)

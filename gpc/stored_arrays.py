@@ -1,7 +1,7 @@
-"""Arrays of HDF5 and zarr files that are not ours: checked against their file's length before they are read.
+"""Arrays of HDF5 and zarr files from outside, checked against the length of their file before they are read.
 
-Such a file may claim an array of any shape: chunks that it lacks are filled in. It may also refer to other files, or have its
-chunks unpickled. None of that is followed.
+Such a file may declare an array of any shape, since missing chunks are filled in. It may also refer to other files, or
+have its chunks unpickled; both are refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import zarr
 from gpc.errors import InputError
 from gpc.types import Array
 
-TIMES, SPARE = 100, 64 * 2**20  # bytes of all arrays: so many times those of their file, and so many more
-CHUNKS, CHUNKS_SPARE = 100, 10_000  # chunks of an array: so many times the parts of its store, and so many more
+TIMES, SPARE = 100, 64 * 2**20  # limit of the bytes of all arrays: TIMES * bytes of their file + SPARE
+CHUNKS, CHUNKS_SPARE = 100, 10_000  # limit of the chunks of an array: CHUNKS * parts of its store + CHUNKS_SPARE
 NUMBERS = "biuf"  # kinds of dtype: bool, int, unsigned, float
 
 
@@ -37,7 +37,11 @@ class Budget:
                 self.take("its parts", sum(part.file_size for part in archive.infolist()))
 
     def take(self, name: str, count: int) -> None:
-        """Account for bytes that are about to be read; InputError if the file is far too small for them."""
+        """Subtract bytes that are about to be read.
+
+        Raises:
+            InputError: If the file is far too small for them.
+        """
         self.left -= count
         if self.left < 0:
             raise InputError(f"{self.path}: {name} would take {count} bytes, of which the file holds a small part only")
@@ -46,7 +50,7 @@ class Budget:
 def _check_array(
     name: str, array: Any, budget: Budget, chunk: tuple[int, ...], shape: tuple[int, ...] | None = None
 ) -> None:
-    """Check kind and size of what is read of an array (None: all), and of one chunk, which is held while it is read."""
+    """Check the kind of an array, the size of `shape` (None: all) and of one chunk."""
     kind, shape = np.dtype(array.dtype), array.shape if shape is None else shape
     if kind.kind not in NUMBERS or kind.subdtype or not array.shape:
         raise InputError(f"{budget.path}: {name} holds {kind} of shape {array.shape}; gpc reads arrays of numbers")
@@ -58,7 +62,11 @@ def _check_array(
 
 
 def hdf5_child(group: Any, name: str, budget: Budget) -> Any:
-    """A group or dataset of HDF5 that lies in the file itself; InputError for a link to elsewhere."""
+    """Open a group or dataset of HDF5.
+
+    Raises:
+        ValueError: If it is missing, or a link.
+    """
     h5py = import_module("h5py")
     node = group
     for part in name.split("/"):
@@ -69,10 +77,10 @@ def hdf5_child(group: Any, name: str, budget: Budget) -> Any:
 
 
 def read_hdf5(group: Any, name: str, budget: Budget) -> Array:
-    """Read an array of HDF5 whole.
+    """Read an array of HDF5.
 
     Raises:
-        InputError: there is none, it is none of numbers, lies in another file, or is far larger than its file.
+        InputError: If it is no array of numbers in this file, or far larger than its file.
     """
     dataset = hdf5_child(group, name, budget)
     if not isinstance(dataset, import_module("h5py").Dataset) or dataset.is_virtual or dataset.external:
@@ -82,15 +90,15 @@ def read_hdf5(group: Any, name: str, budget: Budget) -> Array:
 
 
 def read_zarr(group: Any, name: str, budget: Budget) -> Array:
-    """Read an array of zarr whole; raises what `zarr_array` raises."""
+    """Read an array of zarr, opened by `zarr_array`."""
     return np.asarray(zarr_array(group, name, budget)[:])
 
 
 def zarr_array(group: Any, name: str, budget: Budget, entries: int | None = None) -> Any:
-    """Open an array of zarr, of which so many entries are read (None: all).
+    """Open an array of zarr, of which `entries` entries are read (None: all).
 
     Raises:
-        InputError: there is none, it is none of numbers, its chunks would be unpickled, or it is far larger than its store.
+        InputError: If it is no array of numbers, its chunks would be unpickled, or it is far larger than its store.
     """
     array = group[name]
     if not isinstance(array, zarr.Array):
@@ -104,8 +112,8 @@ def zarr_array(group: Any, name: str, budget: Budget, entries: int | None = None
 
 
 def codecs(array: Any) -> list[str]:
-    """Return the types of everything that turns a chunk into numbers, those within shards included."""
-    found = [*array.filters, *array.compressors, *([array.serializer] if array.serializer else [])]
-    for codec in found:
-        found += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
-    return [type(codec).__name__ for codec in found]
+    """Return the types of all codecs of an array, those of its shards included."""
+    stages = [*array.filters, *array.compressors, *([array.serializer] if array.serializer else [])]
+    for codec in stages:
+        stages += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
+    return [type(codec).__name__ for codec in stages]

@@ -102,7 +102,7 @@ def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
         where: name of the card in errors.
 
     Raises:
-        InputError: the card does not fit its schema (`gpc.card`), or its parts do not fit each other.
+        InputError: If the card does not fit its schema (`gpc.card`), or its parts do not fit each other.
     """
     check(card, where)
     model = card["model"]

@@ -64,7 +64,7 @@ def dry_run(build: Callable[[], T], tensors: int, size: int, where: str) -> T:
         the network on the meta device.
 
     Raises:
-        InputError: the network has far more layers or bytes than the file.
+        InputError: If the network has far more layers or bytes than the file.
     """
     with catch_warnings(), torch.device("meta"), CallLimit(CALLS + CALLS_PER_TENSOR * tensors, where):
         simplefilter("ignore")  # a network that loads its weights itself loads none here

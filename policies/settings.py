@@ -23,7 +23,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: the file cannot be read, is too large or too deep, or uses aliases, of which few are many values.
+        InputError: If the file cannot be read, is too large or too deep, or uses aliases, of which few are many values.
     """
     if not path.is_file():
         raise FileNotFoundError(path)
