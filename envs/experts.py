@@ -1,8 +1,8 @@
 """Scripted experts for robosuite's Lift, PickPlaceCan and NutAssemblySquare (Panda, OSC_POSE deltas, 20 Hz).
 
-An expert sees "object", "robot0_eef_pos" and "robot0_eef_quat" of a frame and nothing else. It is deliberately multi-modal:
-`Modes` are drawn for an episode, so that the same frame has several good answers. It is closed-loop: when the object is
-lost or a phase takes too long, it tries again. Its actions carry a slow noise, so that demonstrations hold corrections.
+An expert reads "object", "robot0_eef_pos" and "robot0_eef_quat" of a frame only. It is multi-modal: `Modes` are drawn
+for each episode, so that one frame has several good actions. It is closed-loop: it tries again if the object is lost or
+a phase takes too long. A slow noise is added to its actions, so that demonstrations contain corrections.
 
 An action is (dx, dy, dz, rx, ry, rz, gripper) in [-1, 1]: at most 0.05 m and 0.5 rad a step in the robot's base frame,
 which is parallel to the world's; the gripper closes at 1. "object" holds (metres, quaternions xyzw, world frame):
@@ -25,17 +25,17 @@ from gpc.errors import InputError
 from gpc.rollout.env import Environment
 from gpc.types import Array, Frame
 
-METRES, RADIANS = 0.05, 0.5  # what an action of one asks for
-GAIN = 2.0  # of the way that is left, per step: the controller moves about 0.3 of what is asked
+METRES, RADIANS = 0.05, 0.5  # size of an action of 1
+GAIN = 2.0  # of the remaining way, per step: the controller moves about 0.3 of an action
 OPEN, CLOSED = -1.0, 1.0
 REACH = 0.26  # metres: the farthest x at which the arm still holds the gripper upright
-YAWS = (-1.9, 2.6)  # where the Panda's last joint can turn the gripper, with a margin
-TAIL = 5  # steps that an episode goes on after its success
+YAWS = (-1.9, 2.6)  # yaws that the Panda's last joint can reach, with a margin
+TAIL = 5  # steps of an episode after its success
 LOST = 0.035  # metres between gripper and grasp point beyond which the object is not held
-PATIENCE = 100  # steps after which a phase is given up
-FREE, HIGHEST = 0.1, 0.2  # metres to the target within which a bent way grows straight; where an arc is highest
-FUNNEL, STRAIGHT = 2.0, 0.006  # slope of the way down, and how far sideways (metres) it may be off at the bottom
-NOISE, MEMORY = 0.06, 0.85  # noise of an action: its innovation, and what stays of it for the next
+MAX_STEPS = 100  # of a phase
+FREE, HIGHEST = 0.1, 0.2  # metres to the target within which a bent way straightens; distance of the top of an arc
+FUNNEL, STRAIGHT = 2.0, 0.006  # slope of the way down, and sideways error (metres) allowed at the bottom
+NOISE, MEMORY = 0.06, 0.85  # noise of an action: innovation, and share kept for the next action
 
 SIDES = {"left": 0.5, "straight": 0.0, "right": -0.5}
 ARCS = {"low": 0.0, "high": 0.5}
@@ -45,7 +45,7 @@ Anchor = Literal["object", "goal", "here"]
 
 @dataclass(frozen=True)
 class Modes:
-    """What is drawn for an episode: the side and arc of free ways, which grasp (see `Task.grasps`), and the speed."""
+    """Random choices of an episode: side and arc of free ways, grasp, speed."""
 
     side: str
     arc: str
@@ -55,7 +55,7 @@ class Modes:
 
 @dataclass(frozen=True)
 class Grasp:
-    """A point of the object, in its own frame, and which of the yaws that fit it: 0 is the least turn, 1 the next."""
+    """A point in the object's frame, and a yaw: 0 is the least turn, 1 the next."""
 
     point: tuple[float, float, float]
     turn: int = 0
@@ -63,12 +63,17 @@ class Grasp:
 
 @dataclass(frozen=True)
 class Phase:
-    """One row of a task's table: where the gripper goes, how it holds its fingers, and when this is over.
+    """A phase of a task.
 
-    The target is `height` above an anchor: the grasp point of the "object", "here" (where the phase began), or the
-    place of the gripper that brings the object to the "goal". A phase ends after `steps` of them or, without `steps`,
-    within `within` metres of the target. `bent` ways leave the straight line as the modes say; where the object is
-    `held`, losing it begins the task again.
+    Attributes:
+        anchor: point below the target: the grasp point of the "object", "here" (the start of the phase), or the
+            position of the gripper that brings the object to the "goal".
+        height: metres of the target above the anchor.
+        gripper: command of the gripper.
+        within: distance to the target, in metres, at which the phase ends if `steps` is 0.
+        steps: number of steps after which the phase ends.
+        bent: whether the way is bent by the modes.
+        held: whether the task restarts if the object is lost.
     """
 
     anchor: Anchor
@@ -93,11 +98,16 @@ LEAVE = {
 
 @dataclass(frozen=True)
 class Task:
-    """What differs between tasks.
+    """A task of robosuite.
 
-    `position` is where the object's position begins in "object" (its quaternion follows). `symmetry` is the turn about the
-    vertical after which a gripper finds the same object; the yaw of a `round` one means nothing. The object's place is
-    `goal` in the end; an `aligned` one's yaw is then a multiple of a right angle.
+    Attributes:
+        position: index of the object's position in "object"; its quaternion follows.
+        grasps: name -> grasp.
+        symmetry: turn about the vertical, in radians, that maps the object onto itself for a gripper.
+        phases: name -> phase, in order.
+        round: whether the yaw of the object is ignored.
+        goal: final position of the object.
+        aligned: whether the final yaw is a multiple of a right angle.
     """
 
     position: int
@@ -149,7 +159,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """A frame, taken apart: positions (3,) in metres, rotations, yaws in radians."""
+    """Positions (3,) in metres and rotations of a frame."""
 
     hand: Array
     hand_rotation: Rotation
@@ -168,9 +178,10 @@ class Scene:
 
 
 class Expert:
-    """One episode of a scripted expert; the same seed and frames give the same actions.
+    """A scripted expert in one episode; equal seeds and frames give equal actions.
 
-    Raises InputError where the task is not one of `TASKS`.
+    Raises:
+        InputError: If the task is not one of `TASKS`.
     """
 
     def __init__(self, task: str, seed: int) -> None:
@@ -183,8 +194,8 @@ class Expert:
         self.tries = 0
 
     def act(self, frame: Frame) -> Array:
-        """The action (7,) for the next frame of the episode."""
-        scene = self._see(frame)
+        """Return the action (7,) for the next frame of the episode."""
+        scene = self._scene(frame)
         if self.tries == 0 or self._failed(scene):
             self._begin(scene)
         elif self._over(scene):
@@ -194,14 +205,14 @@ class Expert:
 
     @property
     def phase(self) -> str:
-        """The name of the phase."""
+        """Name of the phase."""
         return list(self._task.phases)[self._index]
 
     @property
     def _phase(self) -> Phase:
         return self._task.phases[self.phase]
 
-    def _see(self, frame: Frame) -> Scene:
+    def _scene(self, frame: Frame) -> Scene:
         pose = frame["object"][self._task.position : self._task.position + 7]
         rotation = Rotation.identity() if self._task.round else Rotation.from_quat(pose[3:])
         return Scene(frame["robot0_eef_pos"], Rotation.from_quat(frame["robot0_eef_quat"]), pose[:3], rotation)
@@ -222,7 +233,7 @@ class Expert:
 
     def _failed(self, scene: Scene) -> bool:
         lost = self._phase.held and np.linalg.norm(self._point(scene) - scene.hand) > LOST
-        return bool(lost) or self._steps > PATIENCE
+        return bool(lost) or self._steps > MAX_STEPS
 
     def _over(self, scene: Scene) -> bool:
         if self._phase.steps:
@@ -231,12 +242,12 @@ class Expert:
         return bool(near) and abs(self._turn(scene)) < 0.15
 
     def _point(self, scene: Scene) -> Array:
-        """Where the object is to be grasped (3,)."""
+        """Return the grasp point (3,)."""
         point: Array = scene.object + scene.object_rotation.apply(self._grasp.point)
         return point
 
     def _target(self, scene: Scene) -> Array:
-        """Where the gripper goes (3,)."""
+        """Return the target of the gripper (3,)."""
         anchors: dict[Anchor, Array] = {
             "object": self._point(scene),
             "here": self._here,
@@ -245,7 +256,7 @@ class Expert:
         return anchors[self._phase.anchor] + np.array([0.0, 0.0, self._phase.height]) + self._jitter
 
     def _turn(self, scene: Scene) -> float:
-        """What is left to turn about the vertical."""
+        """Return the remaining turn about the vertical."""
         if self._phase.anchor == "object":
             self._yaw = _nearest(self._grasp_yaws(scene), self._yaw)
         elif self._phase.anchor == "goal" and self._task.aligned:
@@ -256,7 +267,7 @@ class Expert:
         return _reachable(scene.object_yaw + self._task.symmetry * np.arange(-4, 5))
 
     def _place_yaws(self, scene: Scene) -> Array:
-        """The gripper's yaws that align the object, where the gripper itself stays within reach."""
+        """Return the yaws that align the object and keep the gripper within reach."""
         turns = np.pi / 2 * np.arange(-4, 5) - scene.object_yaw
         arm = scene.hand - scene.object
         x = self._task.goal[0] + np.cos(turns) * arm[0] - np.sin(turns) * arm[1]
@@ -279,14 +290,14 @@ class Expert:
         return np.append(np.clip(move + calm * self._noise, -1, 1), self._phase.gripper)
 
     def _bend(self, way: Array) -> Array:
-        """Sideways and upwards, in proportion to the horizontal way that is left: a curve that ends at the target."""
+        """Return an offset sideways and upwards, proportional to the remaining way."""
         side, arc, far = SIDES[self.modes.side], ARCS[self.modes.arc], float(np.hypot(way[0], way[1]))
         return min(1.0, far / FREE) * np.array([-side * way[1], side * way[0], arc * min(far, HIGHEST)])
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What an expert did: frames before each action (steps of them), actions (steps, 7), rewards (steps,)."""
+    """An expert's episode: frames before each action, actions (steps, 7), rewards."""
 
     frames: Sequence[Frame]
     actions: Array
@@ -297,7 +308,7 @@ class Episode:
 
 
 def play(env: Environment, task: str, seed: int) -> Episode:
-    """One episode: the environment and the expert both begin from `seed`; it ends `TAIL` steps after its success."""
+    """Play an episode of a seed; it ends `TAIL` steps after its success."""
     expert, (frame, _) = Expert(task, seed), env.reset(seed=seed)
     frames, actions, rewards = [], [], []
     truncated, left = False, None
@@ -312,7 +323,7 @@ def play(env: Environment, task: str, seed: int) -> Episode:
 
 
 def _funnel(way: Array) -> Array:
-    """Upwards by what is left sideways: fingers that are off do not come down on the object."""
+    """Return an offset upwards, so that fingers beside the object do not hit it."""
     return np.array([0.0, 0.0, FUNNEL * max(0.0, float(np.hypot(way[0], way[1])) - STRAIGHT)])
 
 

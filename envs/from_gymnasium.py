@@ -1,4 +1,4 @@
-"""Any registered gymnasium environment by its id: MuJoCo's own, Fetch, Adroit and Franka Kitchen, and what else is installed."""
+"""Any registered gymnasium environment by its id: MuJoCo's, Fetch, Adroit, Franka Kitchen and others."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from gpc.rollout.env import Environment
 from gpc.rollout.gl import choose_gl, undecided
 from gpc.types import Array, Frame
 
-ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # what these ids begin with
+ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # prefixes of their ids
 
 
 class Gymnasium(Environment):
-    """A gymnasium environment with arrays among its observations and one vector of numbers as its action.
+    """A gymnasium environment with arrays and actions of one vector.
 
-    `task` is its id ("FetchPush-v4"; "module:id" imports the module that registers it), `settings` its own arguments.
-    Observations: those of a dictionary under their keys, nested ones joined by a dot ("desired_goal.kettle"); anything else
-    as "state", or "pixels" where it is a picture. Pictures are (height, width, 3) uint8. Only `observation_keys` are kept.
-    Actions, rewards and ends are the environment's own; `max_steps` truncate it.
-    Success: `info["is_success"]`, else `info["success"]`, else that `info["tasks_to_complete"]` is empty (Franka Kitchen).
-    Where the environment says none of these it never is; compare scores.
+    Observations of a dictionary have their keys, nested ones joined by a dot ("desired_goal.kettle"). Other
+    observations are "state", or "pixels" for a picture (height, width, 3) uint8. Actions, rewards and ends are the
+    environment's.
 
-    Raises InputError where the id or a key is unknown, or the action is not one Box of a single dimension.
+    Success is `info["is_success"]`, else `info["success"]`, else that `info["tasks_to_complete"]` is empty (Franka
+    Kitchen). An environment without these entries never succeeds; compare its scores.
+
+    Args:
+        observation_keys: observations to keep; None for all.
+        max_steps: steps after which an episode is truncated.
+        task: id ("FetchPush-v4"); "module:id" imports the module that registers it.
+        settings: arguments of the environment.
+
+    Raises:
+        InputError: If the id or a key is unknown, or the action is no Box of a single dimension.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's declaration)
@@ -73,7 +80,11 @@ class Gymnasium(Environment):
         return self.observe(), {**info, "is_success": _success(info)}
 
     def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Carry out one action; not finite or of another shape: `RunError`."""
+        """Execute one action.
+
+        Raises:
+            RunError: If the action is not finite or has another shape.
+        """
         action = np.asarray(action, self.action_space.dtype)
         wanted = self.action_space.shape
         if action.shape != wanted or not np.isfinite(action).all():
@@ -85,11 +96,11 @@ class Gymnasium(Environment):
         return float(reward), bool(terminated), bool(truncated), {**info, "is_success": _success(info)}
 
     def observe(self, keys: Collection[str] | None = None) -> Frame:
-        """The keys asked for, new arrays."""
+        """Return these observations in new arrays."""
         return {key: np.array(self._frame[key]) for key in (self._keys if keys is None else keys)}
 
     def render(self) -> Array:
-        """The environment's own picture, (height, width, 3) uint8."""
+        """Return the environment's picture, (height, width, 3) uint8."""
         if "mujoco" in sys.modules:
             choose_gl()
         return np.asarray(self._env.render())
@@ -107,16 +118,16 @@ def _make(task: str, max_steps: int, settings: Mapping[str, Any]) -> Any:
         elif name not in gymnasium.registry and name.startswith(ROBOTICS):
             gymnasium.register_envs(import_module("gymnasium_robotics"))
         if name not in gymnasium.registry:
-            raise InputError(f"gymnasium knows no environment {name!r}{suggest(name, list(gymnasium.registry))}")
-        given = {"render_mode": "rgb_array", "disable_env_checker": True, **settings}
+            raise InputError(f"gymnasium has no environment {name!r}{suggest(name, list(gymnasium.registry))}")
+        arguments = {"render_mode": "rgb_array", "disable_env_checker": True, **settings}
         with undecided():
-            return gymnasium.make(name, max_episode_steps=max_steps, **given)
+            return gymnasium.make(name, max_episode_steps=max_steps, **arguments)
     except (ImportError, OSError, gymnasium.error.Error, TypeError, ValueError) as error:
         raise InputError(f"gymnasium cannot make {task}: {one_line(error)}") from None
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(key, space or value) of everything in an observation or its space."""
+    """Yield (key, space or value) of each entry of an observation or its space."""
     if isinstance(node, Mapping | spaces.Dict):
         for key, item in node.items():
             yield from _leaves(item, f"{path}.{key}" if path else key)
@@ -127,7 +138,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unbounded(box: spaces.Box) -> spaces.Box:
-    """Pictures as they are; numbers without bounds, which few environments keep."""
+    """Remove the bounds of numbers, which few environments keep."""
     return box if box.dtype == np.uint8 else spaces.Box(-np.inf, np.inf, box.shape, box.dtype.type)
 
 

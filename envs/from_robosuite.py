@@ -1,8 +1,8 @@
 """robosuite's tasks (1.5.1) under robomimic's names: Lift, PickPlaceCan, NutAssemblySquare, ToolHang, TwoArmTransport.
 
-The physics, initial states, rewards and tests of success are robosuite's own; names, units and orientation of the
-observations are those that robomimic 0.5.0 stores and its policies read. Papers: Zhu et al. 2020, robosuite,
-arXiv:2009.12293; Mandlekar et al. 2021, What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.
+Physics, initial states, rewards and tests of success are robosuite's. Names, units and orientation of the observations
+are those that robomimic 0.5.0 stores and its policies read. Papers: Zhu et al. 2020, robosuite, arXiv:2009.12293;
+Mandlekar et al. 2021, What Matters in Learning from Offline Human Demonstrations, arXiv:2108.03298.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from gpc.rollout.env import Environment
 from gpc.rollout.gl import choose_gl, undecided
 from gpc.types import Array, Frame
 
-logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)  # it greets with a page
+logging.getLogger("robosuite_logs").addFilter(
+    lambda record: record.levelno >= logging.ERROR
+)  # it prints a page at import
 try:
     with undecided():
         import robosuite
@@ -42,29 +44,41 @@ FIXED = {
     "use_object_obs": True,
     "ignore_done": True,
 }
-"""What this file does itself, whatever the settings say."""
+"""Arguments that settings cannot change."""
 STEADY = ("PickPlaceCan", "NutAssemblySquare", "ToolHang")
-"""Tasks with one model for all episodes; the others (Lift draws the size of its cube) are built anew at every reset."""
-WORKSPACE = np.array([[-0.5, -0.6, 0.81], [0.6, 0.6, 1.6]])  # metres, above the tables, which are 0.8 high
+"""Tasks with one model for all episodes; others are built at every reset (Lift draws the size of its cube)."""
+WORKSPACE = np.array([[-0.5, -0.6, 0.81], [0.6, 0.6, 1.6]])  # metres; the tables are 0.8 high
 
 
 class Robosuite(Environment):
-    """A task of robosuite with the observations that robomimic knows, any of them at once.
+    """A task of robosuite with robomimic's observations.
 
-    "object": the objects' poses, also relative to the hand, as one vector; "robot0_eef_pos" (3,), "robot0_eef_quat" (4,)
-    as x, y, z, w, "robot0_gripper_qpos" (2,), "robot0_joint_pos" (7,), ...: float64. For each of the task's cameras
-    (agentview, robot0_eye_in_hand, ...) at `image_size` (height, width): "CAMERA_image" (height, width, 3) uint8, right side
-    up; "CAMERA_depth" (height, width, 1) float32, metres; "CAMERA_points" (points, 3) float32, metres in the world frame:
-    what is seen inside the workspace, thinned by farthest point sampling (repeated if there is less). Only
-    `observation_keys` are computed; nothing is drawn unless asked for.
+    Observations of numbers, float64: "object", the objects' poses, also relative to the hand, as one vector;
+    "robot0_eef_pos" (3,), "robot0_eef_quat" (4,) as x, y, z, w, "robot0_gripper_qpos" (2,), "robot0_joint_pos" (7,),
+    ...
 
-    Actions: what the controller takes. By default OSC_POSE: for each arm (7,) in [-1, 1], translation by up to 0.05 m and
-    rotation by up to 0.5 rad (axis-angle) in the world frame, then the gripper (-1 open, 1 closed). `absolute`: for each arm
-    (10,), position in metres, rotation as the first two rows of its matrix (6D), the gripper.
+    Observations of each camera (agentview, robot0_eye_in_hand, ...): "CAMERA_image" (height, width, 3) uint8, right
+    side up; "CAMERA_depth" (height, width, 1) float32, metres; "CAMERA_points" (points, 3) float32, metres in the world
+    frame, the visible points inside the workspace after farthest point sampling (repeated if there are fewer).
 
-    `settings` are robosuite's own arguments, as a robomimic checkpoint's `env_kwargs`; controllers of robosuite 1.4 are
-    converted. Reward: robosuite's. Success ends the episode, `max_steps` truncate it. An unknown task, key or setting is an
-    `InputError`.
+    Actions are the controller's. By default OSC_POSE: for each arm (7,) in [-1, 1], translation by up to 0.05 m and
+    rotation by up to 0.5 rad (axis-angle) in the world frame, then the gripper (-1 open, 1 closed).
+
+    Success ends an episode.
+
+    Args:
+        observation_keys: observations to compute; None for all. Pictures are drawn for these only.
+        max_steps: steps after which an episode is truncated.
+        task: name of the task.
+        absolute: whether actions are absolute: for each arm (10,), position in metres, rotation as the first two rows
+            of its matrix (6D), the gripper.
+        image_size: height and width of pictures.
+        points: number of points in a cloud.
+        settings: arguments of robosuite, as a robomimic checkpoint's `env_kwargs`; controllers of robosuite 1.4 are
+        converted.
+
+    Raises:
+        InputError: If the task, a key or a setting is unknown.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's declaration)
@@ -89,13 +103,13 @@ class Robosuite(Environment):
         self._env, configs = _make(task, settings or {}, absolute)
         self._canvas: tuple[Any, _Canvas] | None = None
         self._steps = 0
-        known = self._known()
+        known = self._spaces()
         keys = tuple(known if observation_keys is None else observation_keys)
         unknown = sorted(set(keys) - set(known))
         if unknown or not keys:
             raise InputError(f"{task} observations {unknown or '(none)'}: choose from {', '.join(known)}")
-        if observation_keys is not None and self._looks(keys):
-            choose_gl()  # an error now, not in the first episode
+        if observation_keys is not None and self._cameras(keys):
+            choose_gl()  # raises now, not in the first episode
         self._keys = keys
         space: Any = spaces.Dict({key: known[key] for key in keys})
         self.observation_space = space
@@ -110,7 +124,11 @@ class Robosuite(Environment):
         return self.observe(), {"is_success": self._success()}
 
     def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Carry out one action (for 0.05 s at 20 Hz); not finite or of another shape: `RunError`."""
+        """Execute one action, for 0.05 s at 20 Hz.
+
+        Raises:
+            RunError: If the action is not finite or has another shape.
+        """
         action = np.asarray(action, np.float64)
         wanted = self.action_space.shape
         if action.shape != wanted or not np.isfinite(action).all():
@@ -124,15 +142,15 @@ class Robosuite(Environment):
         return float(reward), success, self._steps >= self.max_steps, {"is_success": success}
 
     def observe(self, keys: Collection[str] | None = None) -> Frame:
-        """The keys asked for, new arrays."""
+        """Return these observations in new arrays."""
         keys = self._keys if keys is None else keys
-        frame = self._feel()
-        for camera in self._looks(keys):
-            frame |= self._see(camera, f"{camera}_points" in keys)
+        frame = self._state()
+        for camera in self._cameras(keys):
+            frame |= self._view(camera, f"{camera}_points" in keys)
         return {key: frame[key] for key in keys}
 
     def render(self) -> Array:
-        """What a camera in front of the robot sees, (256, 256, 3) uint8."""
+        """Return the picture of a camera in front of the robot, (256, 256, 3) uint8."""
         return self._draw("agentview", 256, 256)[0]
 
     def close(self) -> None:
@@ -140,10 +158,10 @@ class Robosuite(Environment):
         self._canvas = None
         self._env.close()
 
-    def _known(self) -> dict[str, spaces.Box]:
-        """Every observation that there is, and its space."""
+    def _spaces(self) -> dict[str, spaces.Box]:
+        """Return the spaces of all observations."""
         known: dict[str, spaces.Box] = {
-            key: spaces.Box(-np.inf, np.inf, value.shape, value.dtype.type) for key, value in self._feel().items()
+            key: spaces.Box(-np.inf, np.inf, value.shape, value.dtype.type) for key, value in self._state().items()
         }
         for camera in self._env.sim.model.camera_names:
             known[f"{camera}_image"] = spaces.Box(0, 255, (*self.image_size, 3), np.uint8)
@@ -151,8 +169,8 @@ class Robosuite(Environment):
             known[f"{camera}_points"] = spaces.Box(-np.inf, np.inf, (self.points, 3), np.float32)
         return known
 
-    def _looks(self, keys: Collection[str]) -> list[str]:
-        """The cameras that these observations need."""
+    def _cameras(self, keys: Collection[str]) -> list[str]:
+        """Return the cameras that these observations need."""
         kinds = ("image", "depth", "points")
         return [c for c in self._env.sim.model.camera_names if any(f"{c}_{kind}" in keys for kind in kinds)]
 
@@ -171,8 +189,8 @@ class Robosuite(Environment):
     def _success(self) -> bool:
         return bool(self._env._check_success())
 
-    def _feel(self) -> Frame:
-        """Everything but the cameras."""
+    def _state(self) -> Frame:
+        """Return all observations except those of cameras."""
         values = self._env._get_observations()
         robots = tuple(robot.robot_model.naming_prefix for robot in self._env.robots)
         names = [key for key in values if key.startswith(robots) and not key.endswith("proprio-state")]
@@ -181,8 +199,8 @@ class Robosuite(Environment):
             **{key: np.array(values[key], np.float64) for key in names},
         }
 
-    def _see(self, camera: str, cloud: bool) -> Frame:
-        """One look through a camera."""
+    def _view(self, camera: str, cloud: bool) -> Frame:
+        """Return the observations of a camera."""
         image, depth = self._draw(camera, *self.image_size)
         frame = {f"{camera}_image": image, f"{camera}_depth": depth[..., None]}
         if cloud:
@@ -201,12 +219,12 @@ class Robosuite(Environment):
 
 
 class _Canvas:
-    """An off-screen GL context with the meshes and textures of a model; drawing leaves a simulation as it is."""
+    """An off-screen GL context for a model; drawing does not change a simulation."""
 
     def __init__(self, sim: Any) -> None:
         self._graphics = _graphics(sim)
-        binding_utils._MUJOCO_GL = choose_gl()  # robosuite reads it once, when it is imported
-        # robosuite would move the simulation forward here, and the episode would depend on when it is first looked at
+        binding_utils._MUJOCO_GL = choose_gl()  # robosuite reads it once, at import
+        # robosuite would advance the simulation here, and the episode would depend on the time of its first picture
         still = SimpleNamespace(
             model=sim.model, data=sim.data, forward=lambda: None, add_render_context=lambda context: None
         )
@@ -214,11 +232,11 @@ class _Canvas:
         self._context.vopt.geomgroup[0] = 0  # shapes for collisions
 
     def fits(self, sim: Any) -> bool:
-        """Whether a simulation has these meshes and textures."""
+        """Return whether a simulation has these meshes and textures."""
         return all(np.array_equal(*pair) for pair in zip(self._graphics, _graphics(sim), strict=True))
 
     def draw(self, sim: Any, camera: str, height: int, width: int) -> tuple[Array, Array]:
-        """Picture (height, width, 3) uint8 and depth (height, width) float32 in metres, right side up."""
+        """Return picture (height, width, 3) uint8 and depth (height, width) in metres."""
         self._context.gl_ctx.make_current()  # robosuite does not, and two contexts return each other's pictures
         self._context.model, self._context.data = sim.model, sim.data
         self._context.render(width, height, sim.model.camera_name2id(camera))
@@ -230,7 +248,7 @@ class _Canvas:
 
 
 _CANVASES: list[_Canvas] = []
-"""Those of this process. All its lanes and episodes of a task share one: it takes half a second and 170 MB."""
+"""Canvases of this process; all episodes of a task share one, which takes half a second and 170 MB."""
 
 
 def _canvas_for(sim: Any) -> _Canvas:
@@ -242,17 +260,20 @@ def _canvas_for(sim: Any) -> _Canvas:
 
 
 def _graphics(sim: Any) -> tuple[Array, ...]:
-    """What a GL context holds of a model; everything else is handed to it with each picture."""
+    """Return the parts of a model that a GL context keeps."""
     m = sim.model
     meshes = (m.mesh_vert, m.mesh_normal, m.mesh_texcoord, m.mesh_face, m.mesh_vertadr, m.mesh_faceadr)
     return (*meshes, m.tex_data, m.tex_adr, m.tex_height, m.tex_width, m.hfield_data, m.skin_vert)
 
 
 def world_points(depth: Array, fovy: float, rotation: Array, position: Array) -> Array:
-    """Pixels (height, width) of depth in metres as points (height * width, 3) in the world frame.
+    """Convert a depth picture to points (height * width, 3) in the world frame.
 
-    `fovy`: vertical field of view in degrees; `rotation` (3, 3) and `position` (3,): of MuJoCo's camera, which looks along
-    its -z with y up.
+    Args:
+        depth: (height, width), metres.
+        fovy: vertical field of view, degrees.
+        rotation: (3, 3), of MuJoCo's camera, whose view is along its -z with y up.
+        position: (3,), of the camera.
     """
     height, width = depth.shape
     slope = 2 * np.tan(np.radians(fovy) / 2) / height
@@ -263,9 +284,9 @@ def world_points(depth: Array, fovy: float, rotation: Array, position: Array) ->
 
 
 def thin(points: Array, count: int) -> Array:
-    """`count` of the points (N, 3), each the farthest from those before (Eldar et al. 1997); repeated where N is less.
+    """Select `count` of the points (N, 3), each the farthest from those before.
 
-    None at all: zeros.
+    Farthest point sampling (Eldar et al. 1997). Fewer points are repeated; without any the result is zeros.
     """
     if len(points) <= count:
         return np.resize(points, (count, 3)) if len(points) else np.zeros((count, 3))
@@ -278,9 +299,10 @@ def thin(points: Array, count: int) -> Array:
 
 
 def axis_angle_actions(actions: Array) -> Array:
-    """Absolute actions (..., arms * 10) with 6D rotations -> (..., arms * 7) with axis-angle, as the controller takes them.
+    """Convert absolute actions (..., arms * 10) to the controller's (..., arms * 7).
 
-    6D: the first two rows of the rotation matrix, made orthonormal by Gram and Schmidt (Zhou et al. 2019, arXiv:1812.07035).
+    6D rotations (Zhou et al. 2019, arXiv:1812.07035) are the first two rows of the matrix, orthonormalised here; the
+    controller takes axis-angle vectors.
     """
     arms = actions.reshape(*actions.shape[:-1], -1, 10)
     first, second = arms[..., 3:6], arms[..., 6:9]
@@ -295,7 +317,7 @@ def axis_angle_actions(actions: Array) -> Array:
 
 @contextmanager
 def _drawing(seed: int) -> Iterator[None]:
-    """robosuite draws from the global generators: seeded inside, as they were outside."""
+    """Seed the global generators, which robosuite uses, and restore them afterwards."""
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
@@ -307,7 +329,7 @@ def _drawing(seed: int) -> Iterator[None]:
 
 
 def _make(task: str, settings: Mapping[str, Any], absolute: bool) -> tuple[Any, list[dict[str, Any]]]:
-    """robosuite's environment and the controllers of its robots."""
+    """Make robosuite's environment, and return it with its robots' controllers."""
     try:
         arguments = _arguments(task, settings, absolute)
         with _drawing(0):
@@ -321,17 +343,17 @@ def _make(task: str, settings: Mapping[str, Any], absolute: bool) -> tuple[Any, 
 
 
 def _arguments(task: str, settings: Mapping[str, Any], absolute: bool) -> dict[str, Any]:
-    """robosuite's arguments."""
-    given = deepcopy(dict(settings))
-    robots = _listed(given.pop("robots", ["Panda"] * (2 if task.startswith("TwoArm") else 1)), 1)
-    configs = _listed(given.pop("controller_configs", None), len(robots))
+    """Return robosuite's arguments."""
+    arguments = deepcopy(dict(settings))
+    robots = _listed(arguments.pop("robots", ["Panda"] * (2 if task.startswith("TwoArm") else 1)), 1)
+    configs = _listed(arguments.pop("controller_configs", None), len(robots))
     if any(config is not None and controllers.is_part_controller_config(config) for config in configs):
-        given.setdefault("lite_physics", False)  # robosuite 1.4 had no other
-    own = {
+        arguments.setdefault("lite_physics", False)  # robosuite 1.4 had no other
+    parts = {
         "robots": robots,
         "controller_configs": [_controller(*c, absolute) for c in zip(configs, robots, strict=True)],
     }
-    return {"hard_reset": task not in STEADY, **given, **own, **FIXED}
+    return {"hard_reset": task not in STEADY, **arguments, **parts, **FIXED}
 
 
 def _listed(value: Any, count: int) -> list[Any]:
@@ -339,16 +361,16 @@ def _listed(value: Any, count: int) -> list[Any]:
 
 
 def _controller(config: dict[str, Any] | None, robot: str, absolute: bool) -> dict[str, Any]:
-    """A composite controller: the robot's own in the world frame, or what is given, brought up to robosuite 1.5."""
+    """Return a composite controller of robosuite 1.5, in the world frame by default."""
     if config is None:
         config = controllers.load_composite_controller_config(robot=robot)
         for part in config["body_parts"].values():
             part["input_ref_frame"] = "world"
-    elif controllers.is_part_controller_config(config):  # of robosuite 1.4, which knew the world frame only
+    elif controllers.is_part_controller_config(config):  # of robosuite 1.4, which had the world frame only
         arms = REGISTERED_ROBOTS[robot].arms
         config = controllers.refactor_composite_controller_config({"input_ref_frame": "world"} | config, robot, arms)
     for part in config["body_parts"].values():
-        if not part.pop("control_delta", True):  # its name until robosuite 1.4; 1.5 takes no notice of it
+        if not part.pop("control_delta", True):  # its name until robosuite 1.4; 1.5 ignores it
             part.setdefault("input_type", "absolute")
         if absolute:
             part |= {"input_type": "absolute", "input_ref_frame": "world"}

@@ -1,8 +1,8 @@
-"""PushT (gym-pusht): push a T-shaped block onto a goal with a round tool, one environment for every input.
+"""PushT (gym-pusht): push a T-shaped block onto a goal with a round tool.
 
-The physics, the initial states, the observations and the pictures are gym-pusht's own, bit for bit. What it
-spends on counting contacts, array arithmetic in the control loop and polygons is left out, and so is its
-iteration over a set of shapes, which makes the rewards of equal episodes differ.
+Physics, initial states, observations and pictures are gym-pusht's, bit for bit. Its counting of contacts, its array
+arithmetic in the control loop and its polygons are left out, and so is its iteration over a set of shapes, by which the
+rewards of equal episodes differ.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ CENTRE, RADIUS = 45.9375, 75.57  # the smallest circle around the T: its centre 
 
 
 def keypoints(block_pose: Array) -> Array:
-    """Vertices of the T, as the observation "keypoints"; for demonstrations that hold the pose only.
+    """Compute the observation "keypoints", for demonstrations with poses only.
 
-    `block_pose` (N, 3): x, y in pixels and the angle in radians. Returns (N, 16): x0, y0, x1, y1, ...
+    Args:
+        block_pose: (N, 3); x, y in pixels and the angle in radians.
+
+    Returns:
+        Vertices of the T, (N, 16): x0, y0, x1, y1, ...
     """
     x, y, angle = np.asarray(block_pose, np.float64).T[..., None]
     cos, sin = np.cos(angle), np.sin(angle)
@@ -54,7 +58,10 @@ def keypoints(block_pose: Array) -> Array:
 
 
 def coverage(block_pose: Sequence[float], goal_pose: Sequence[float]) -> float:
-    """Share of the goal's area that the block covers, 0 to 1; a pose is x, y (pixels) and angle (radians)."""
+    """Return the share of the goal's area that the block covers, 0 to 1.
+
+    A pose is x, y (pixels) and angle (radians).
+    """
     turn = block_pose[2] - goal_pose[2]
     dx, dy = block_pose[0] - goal_pose[0], block_pose[1] - goal_pose[1]
     cos, sin = math.cos(goal_pose[2]), math.sin(goal_pose[2])
@@ -67,7 +74,10 @@ def coverage(block_pose: Sequence[float], goal_pose: Sequence[float]) -> float:
 
 
 def _overlap(polygon: list[Point], left: float, low: float, right: float, high: float) -> float:
-    """Area that a counter-clockwise polygon and an upright rectangle share (Sutherland and Hodgman, 1974)."""
+    """Return the area of a polygon inside a rectangle (Sutherland and Hodgman, 1974).
+
+    The polygon is counter-clockwise, the rectangle upright.
+    """
     for limit in (high, -left, -low, right):
         polygon = _cut_and_turn(polygon, limit)
     area = 0.0
@@ -77,30 +87,34 @@ def _overlap(polygon: list[Point], left: float, low: float, right: float, high: 
 
 
 def _cut_and_turn(polygon: list[Point], limit: float) -> list[Point]:
-    """Part of a polygon with y <= limit, turned by a quarter for the next side of a rectangle."""
-    kept: list[Point] = []
+    """Return the part of a polygon with y <= limit, turned by a quarter."""
+    part: list[Point] = []
     if not polygon:
-        return kept
+        return part
     x0, y0 = polygon[-1]
     for x, y in polygon:
         if (y > limit) != (y0 > limit):
-            kept.append((limit, -(x0 + (x - x0) * (limit - y0) / (y - y0))))
+            part.append((limit, -(x0 + (x - x0) * (limit - y0) / (y - y0))))
         if y <= limit:
-            kept.append((y, -x))
+            part.append((y, -x))
         x0, y0 = x, y
-    return kept
+    return part
 
 
 class PushT(Environment):
-    """PushT with the observations "state", "keypoints", "agent_pos", "pixels" and "task", any of them at once.
+    """PushT with any of its observations.
 
-    state (5,): tool x, y, block x, y (pixels of a 512 x 512 table) and block angle in [0, 2 pi);
-    keypoints (16,): the block's vertices x0, y0, x1, y1, ...; agent_pos (2,): tool x, y;
-    pixels (96, 96, 3) uint8; task: what to do, in words. Only `observation_keys` are computed.
-    Actions (2,): where the tool shall go.
-    Reward: coverage of the goal / 0.95, at most 1; success: coverage >= 0.95, which ends the episode;
-    `max_steps` truncate it. An unknown key or `max_steps` < 1 is an `InputError`.
-    Paper: Chi et al. 2023, Diffusion Policy, arXiv:2303.04137.
+    state (5,): tool x, y, block x, y (pixels of a 512 x 512 table) and block angle in [0, 2 pi); keypoints (16,): the
+    block's vertices x0, y0, x1, y1, ...; agent_pos (2,): tool x, y; pixels (96, 96, 3) uint8; task: the instruction in
+    words. Actions (2,) are positions of the tool. The reward is the coverage of the goal / 0.95, at most 1. An episode
+    ends with success at a coverage of 0.95. Paper: Chi et al. 2023, Diffusion Policy, arXiv:2303.04137.
+
+    Args:
+        observation_keys: observations to compute.
+        max_steps: steps after which an episode is truncated.
+
+    Raises:
+        InputError: If a key is unknown or `max_steps` is less than 1.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's declaration)
@@ -132,10 +146,10 @@ class PushT(Environment):
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Start an episode: the state that gym-pusht draws from `seed` (or its option "reset_to_state")."""
+        """Start gym-pusht's episode of `seed` (or of its option "reset_to_state")."""
         super().reset(seed=seed)
         self._stock.reset(seed=seed, options=options)
-        self._stock._last_action = None  # or the first picture shows the last episode's action
+        self._stock._last_action = None  # otherwise the first picture has the last episode's action
         for shape in self._stock.space.shapes:
             shape.collision_type = 1  # gym-pusht counts contacts in Python between shapes of type 0
         self._goal = tuple(self._stock.goal_pose.tolist())
@@ -143,7 +157,11 @@ class PushT(Environment):
         return self.observe(), self._info(self._coverage())
 
     def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Drive the tool towards `action` (2,), pixels, for 0.1 s; not two finite numbers: `RunError`."""
+        """Drive the tool towards `action` (2,), pixels, for 0.1 s.
+
+        Raises:
+            RunError: If the action is not two finite numbers.
+        """
         target = [float(value) for value in action]
         if len(target) != 2 or not all(map(math.isfinite, target)):
             raise RunError(f"PushT: action {target} is not two finite numbers: look at the policy's output")
@@ -164,15 +182,15 @@ class PushT(Environment):
         return reward, info["is_success"], self._steps >= self.max_steps, info
 
     def observe(self, keys: Collection[str] | None = None) -> Frame:
-        """The keys asked for, new arrays."""
+        """Return these observations in new arrays."""
         return {key: self._readers[key]() for key in (self._readers if keys is None else keys)}
 
     def render(self) -> Array:
-        """Picture of the table with a cross at the last action: (384, 384, 3) uint8."""
+        """Return a picture of the table and the last action, (384, 384, 3) uint8."""
         return np.asarray(self._stock.render())
 
     def pixels(self, actions: Array) -> Array:
-        """See `gpc.rollout.env.Pointing`: the table of 512 units is 384 pixels wide."""
+        """Scale actions to pixels: the table of 512 units is 384 pixels wide."""
         return np.asarray(actions) * 384 / 512
 
     def _coverage(self) -> float:

@@ -1,6 +1,7 @@
 """Objects from plain data, each argument checked by its type, and plain data that describes objects.
 
-A class or function declares its settings once: types, bounds (`Annotated[int, Meta(ge=1)]`) and defaults of its arguments.
+A class or function declares its settings once: types, bounds (`Annotated[int, Meta(ge=1)]`) and defaults of its
+arguments.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The policies that come with gpc, and the format they are kept in: a folder with `weights.safetensors` and `card.json`.
+"""The bundled policies and their format: a folder with `weights.safetensors` and `card.json`.
 
 A card may instead name a checkpoint of another codebase in its folder: `"checkpoint": "robomimic:lift-diffusion.pth"`.
 """
@@ -33,7 +33,7 @@ WEIGHTS = "weights.safetensors"
 
 
 class ConditionalNetwork(nn.Module):
-    """An observation encoder and the network that it conditions, as one module (one weights file)."""
+    """An observation encoder and the network that it conditions, as one module."""
 
     def __init__(self, model: Mapping[str, Any], actions: ActionSpec) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ConditionalNetwork(nn.Module):
 
 
 def build_schedule(spec: Mapping[str, Any]) -> Schedule:
-    """The schedule of a card."""
+    """Build the noise schedule of a card."""
     kinds: dict[str, Callable[..., Schedule]] = {
         "squaredcos": VariancePreserving.squaredcos,
         "flow": LinearFlow,
@@ -74,12 +74,12 @@ class BundledPolicy:
 
     @property
     def levels(self) -> NoiseLevels:
-        """Trained range of sigma."""
+        """Noise levels of the schedule."""
         return self.schedule.levels
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the card's model and actions (normalisers included) and of all weights."""
+        """SHA-256 of all weights, and of the card's model and actions."""
         digest = hashlib.sha256(json.dumps([self.card["model"], self.card["actions"]], sort_keys=True).encode())
         for key, value in sorted(self.module.state_dict().items()):
             digest.update(key.encode() + value.numpy().tobytes())
@@ -95,7 +95,7 @@ class BundledPolicy:
 
 
 def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
-    """Build the policy that a card describes, with fresh weights (the training script starts here).
+    """Build the policy of a card with fresh weights, as training starts with.
 
     Args:
         card: content of a card.json.
@@ -131,7 +131,7 @@ def _network(card: Mapping[str, Any]) -> ConditionalNetwork:
 
 @contextmanager
 def _naming(where: str) -> Iterator[None]:
-    """Name the card in what torch raises for parts that do not fit."""
+    """Turn errors of parts that do not fit into an InputError that names the card."""
     try:
         yield
     except (InputError, RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
@@ -141,7 +141,8 @@ def _naming(where: str) -> Iterator[None]:
 def load(source: str) -> Policy:
     """Load a bundled policy by name, or a policy folder by path.
 
-    Raises InputError if the policy is unknown or its files are missing, cut short or of another network.
+    Raises:
+        InputError: If the policy is unknown, or its files are missing, cut short or of another network.
     """
     folder = BUNDLED / source if source in names() else Path(source)
     if not folder.is_dir():
@@ -177,5 +178,5 @@ def _with_weights(card: Mapping[str, Any], path: Path, file: Path) -> BundledPol
 
 
 def names() -> list[str]:
-    """Names of the bundled policies."""
+    """Return the names of the bundled policies."""
     return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CARD}"))

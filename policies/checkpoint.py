@@ -1,8 +1,8 @@
 """The one reader of pickled checkpoints: torch's weights-only unpickler, which builds tensors and plain containers.
 
-Any other class that a file names is refused, or, if an adapter lists it, replaced by an inert stand-in that keeps its arguments.
-What a file costs is compared with its length: before it is read (`pickles`), and tensor by tensor afterwards. There is no
-fallback: a file that this refuses is not loaded.
+Any other class that a file names is refused or, if an adapter lists it, replaced by an inert stand-in that keeps its
+arguments. The cost of a file is compared with its length, before it is read (`pickles`) and tensor by tensor
+afterwards. There is no fallback: a file that is refused here is not loaded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,39 +24,62 @@ from torch import Tensor
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
 from gpc.policies.pickles import DEPTH, measure
+from gpc.policy.spec import ActionSpec, ObservationSpec
+from gpc.score.noise import NoiseLevels, Schedule
 
 MALFORMED = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError, EOFError
 )  # fmt: skip
-"""What reading a file that is not of its format may raise."""
+"""Exceptions of readers for files of another format."""
 SAFE_TORCH = (2, 10)  # weights_only was broken by two advisories before (CVE-2025-32434, and 2.6 to 2.9)
-ZIP = b"PK\x03\x04"  # how torch recognises an archive
-PICKLES = 5  # in a file of the older format, the storages follow
-TIMES = 8  # the bytes of all tensors over those of their file; weights may be shared, as in averages
-NODES = 2_000_000  # of all containers, a shared one as often as it is used
+ZIP = b"PK\x03\x04"  # first bytes of an archive
+PICKLES = 5  # in a file of the older format, before the storages
+TIMES = 8  # bytes of all tensors / bytes of their file; weights may be shared, as in averages
+NODES = 2_000_000  # of all containers; a shared one is counted at each use
+
+
+@dataclass(frozen=True)
+class CheckpointPolicy:
+    """Fields that the policies of all adapters share, see `gpc.policy.spec.Policy`."""
+
+    name: str
+    fingerprint: str
+    actions: ActionSpec
+    observations: ObservationSpec
+    schedule: Schedule
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """Noise levels of the training."""
+        return self.schedule.levels
 
 
 class Inert:
-    """What stands for a listed class: its arguments and state, and nothing that acts."""
+    """A stand-in for a listed class: its arguments and state, without behaviour."""
 
     args: Any
     state: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Inert:  # noqa: D102
-        made = super().__new__(cls)
-        made.args, made.state = (args, kwargs), {}
-        return made
+        instance = super().__new__(cls)
+        instance.args, instance.state = (args, kwargs), {}
+        return instance
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
 def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
-    """The dictionary that a torch checkpoint (zip, or the older format) holds; `stand_ins` are dotted class names.
+    """Read the dictionary of a torch checkpoint (zip, or the older format).
 
-    Raises InputError, naming the class, if the file asks for anything but tensors, containers and `stand_ins`; if it is
-    missing, cut short, compressed (torch never compresses: a zip bomb), no dictionary, or costs far more than its length; if
-    a tensor is not dense.
+    Args:
+        path: file.
+        stand_ins: dotted names of the classes that become stand-ins.
+
+    Raises:
+        InputError: If the file names another class (the error has its name); is missing, cut short or no dictionary; is
+            compressed, since torch never compresses; costs far more than its length; or holds a tensor that is not
+            dense.
     """
     version = tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TORCH:
@@ -104,25 +128,34 @@ def _check_cost(path: Path, stand_ins: Collection[str]) -> None:
 
 
 def representation(path: Path, declared: Iterable[bool], where: str) -> bool | None:
-    """Whether actions are moves (delta) or targets, by what a checkpoint declares; said where that is nothing, or both."""
-    found = set(declared)
-    if len(found) == 1:
-        return found.pop()
+    """Return whether a checkpoint declares its actions as moves (delta actions).
+
+    Args:
+        path: checkpoint, for the notice.
+        declared: declarations of its parts.
+        where: settings with the declaration, for the notice.
+
+    Returns:
+        True for moves, False for absolute targets; None, with a notice, if there is no declaration or they differ.
+    """
+    answers = set(declared)
+    if len(answers) == 1:
+        return answers.pop()
     notice(
-        f"{path} does not say whether its actions are moves (delta) or absolute targets ({where}); gpc cannot refuse a "
+        f"{path} does not declare whether its actions are moves (delta) or absolute targets ({where}); gpc cannot refuse a "
         "composition of both"
     )
     return None
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a checkpoint file, weights and normalisers."""
+    """Return the SHA-256 of a checkpoint file, weights and normalisers."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether a tensor is one of numbers that the file holds, none of them twice."""
+    """Return whether a tensor consists of numbers of the file, each of them once."""
     plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
     return (
         plain
@@ -132,32 +165,33 @@ def _dense(tensor: Tensor) -> bool:
 
 
 class _Walk:
-    """Collects the tensors in a file's content, and refuses one that is endless to walk: shared, nested or in a circle.
+    """Collects the tensors in a file's content; refuses content without an end.
 
-    Stand-ins are no part of what is walked later, and may refer to each other; each is a beginning of its own here.
+    Containers may be shared, nested or contain themselves. Stand-ins may refer to each other, since later readers do
+    not descend into them; each is walked separately here.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sizes: dict[int, int] = {}
-        self.found: list[Tensor] = []
+        self.collected: list[Tensor] = []
         self.waiting: list[Any] = []
 
     def tensors(self, content: Any) -> list[Tensor]:
         self.waiting.append(content)
         while self.waiting:
             self._size(self.waiting.pop(), 0)
-        return self.found
+        return self.collected
 
     def _size(self, node: Any, depth: int) -> int:
-        """Nodes below this one, counted once for every way to them."""
+        """Return the number of nodes below this one, counted once for every path."""
         key = id(node)
         if key in self.sizes:
             return self.sizes[key]
         parts: list[Any] = []
         match node:
             case Tensor():
-                self.found.append(node)
+                self.collected.append(node)
             case dict():
                 parts = [*node.keys(), *node.values()]
             case list() | tuple() | set():
@@ -176,7 +210,7 @@ class _Walk:
 
 def _reason(error: Exception) -> str:
     text = one_line(error)
-    named = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function) ([\w.]+)", text)
-    if named:
-        return f"it asks for {named[1]}, which is neither a tensor nor a plain container"
+    match = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function) ([\w.]+)", text)
+    if match:
+        return f"it needs {match[1]}, which is neither a tensor nor a plain container"
     return f"it is damaged or holds more than tensors and plain containers ({type(error).__name__}: {text[:120]})"

@@ -16,14 +16,14 @@ from gpc.errors import InputError
 T = TypeVar("T", bound=nn.Module)
 CALLS, CALLS_PER_TENSOR = 2_000, 100  # of torch, while a network is built
 TABLES = frozenset({torch.arange, torch.linspace})
-"""Made for real if they are small: X-VLA reads one number by number, and torch's meta versions import its compiler, 3 s."""
+"""Computed on the CPU if small: X-VLA reads their numbers, and torch's meta versions import its compiler (3 s)."""
 LONGEST = 10_000
-SPARE = 64 * 2**20  # bytes of what a network computes itself
+SPARE = 64 * 2**20  # bytes that a network may compute itself
 TIMES = 4  # a file in half precision becomes a network in single precision
 
 
 class CallLimit(TorchFunctionMode):
-    """Refuse to go on after so many calls of torch, as many as a network with the layers of a file takes."""
+    """Raises after more calls of torch than a network of a file can take."""
 
     def __init__(self, calls: int, where: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class CallLimit(TorchFunctionMode):
         if self.calls < 0:
             raise InputError(f"{self.where} describes a network of many more layers than its weights have")
         kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":  # nothing to fill
+        if getattr(func, "__module__", None) == "torch.nn.init":  # there is no memory to fill
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         if func in TABLES and _is_small(func, args, kwargs):
             kwargs["device"] = "cpu"
@@ -45,23 +45,23 @@ class CallLimit(TorchFunctionMode):
 
 
 def _is_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a table has few numbers, by its arguments."""
+    """Return whether a table has few numbers, by its arguments."""
     numbers = [*args, *(kwargs[key] for key in ("start", "end", "step", "steps") if key in kwargs)]
     counted = numbers[2:3] if func is torch.linspace else numbers
     return bool(counted) and all(isinstance(n, int) and abs(n) <= LONGEST for n in counted)
 
 
 def dry_run(build: Callable[[], T], tensors: int, size: int, where: str) -> T:
-    """Build a network without memory and compare its cost with the file of its weights.
+    """Build a network without memory and compare its size with its weights file.
 
     Args:
-        build: makes the network; called with torch's default device being "meta".
+        build: builds the network; torch's default device is "meta" during the call.
         tensors: number of tensors in the file.
         size: bytes of the file.
         where: name of the configuration in errors.
 
     Returns:
-        the network on the meta device.
+        The network on the meta device.
 
     Raises:
         InputError: If the network has far more layers or bytes than the file.

@@ -1,9 +1,9 @@
-"""Trainings of BESO (Reuss et al. 2023, arXiv 2304.02532) as policies: `beso:DIR`, and `beso_unconditional:DIR` without its goal.
+"""Trainings of BESO (Reuss et al. 2023, arXiv 2304.02532) as policies: `beso:DIR`, `beso_unconditional:DIR`.
 
-DIR holds `.hydra/config.yaml`, `model_state_dict.pth` (the averaged weights) and, where the training scaled its data,
-`scaler.json`: BESO computes that from its data set and stores it nowhere. The transformer sees the last `window_size` states and
-predicts an action for each. Training noises them alike, so all are sampled here; the newest is to be executed. What BESO's own
-rollouts do otherwise is in docs/checkpoints.md.
+DIR holds `.hydra/config.yaml`, `model_state_dict.pth` (the averaged weights) and, if the training scaled its data,
+`scaler.json`, which BESO computes from its data set and does not store. The transformer reads the last `window_size`
+states and predicts an action for each. Training adds the same level of noise to all of them, so all are sampled here;
+the newest is executed. docs/checkpoints.md lists what BESO's own rollouts do differently.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from gpc import schema
 from gpc.errors import InputError, one_line
-from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.settings import Settings, read_yaml
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
-from gpc.score.noise import Karras, NoiseLevels
+from gpc.score.noise import Karras
 
 Number = TypeVar("Number", int, float)
 CONFIG, WEIGHTS, SCALER = ".hydra/config.yaml", "model_state_dict.pth", "scaler.json"
@@ -37,12 +37,10 @@ SERVED = {
     "agents.model._target_": "beso.agents.diffusion_agents.k_diffusion.score_wrappers.GCDenoiser",
     f"{INNER}._target_": "beso.agents.diffusion_agents.k_diffusion.score_gpts.DiffusionGPT",
 }
-LARGEST = 10**9  # of a setting; how large a network may be is decided by its weights
+LARGEST = 10**9  # of a setting; the size of a network is limited by its weights
 TINY = 1e-12  # BESO adds it to every standard deviation
-HIDDEN = {
-    10: [2, 5, 6, 7, 8, 9]
-}  # what BESO sets to zero in goals of so many numbers: block pushing's, but for positions
-CLIP = 1.1  # times the range of the data, to which BESO clips what it executes
+HIDDEN = {10: [2, 5, 6, 7, 8, 9]}  # length of a goal -> numbers that BESO sets to zero: all except block positions
+CLIP = 1.1  # BESO clips executed actions to this multiple of the data's range
 
 
 class Attention(nn.Module):
@@ -54,7 +52,7 @@ class Attention(nn.Module):
         self.key, self.query, self.value, self.proj = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) -> same."""
+        """Map (batch, tokens, width) to the same shape."""
         q, k, v = (
             part(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
@@ -72,14 +70,17 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) -> same."""
+        """Map (batch, tokens, width) to the same shape."""
         x = x + self.attn(self.ln1(x))
         out: Tensor = x + self.mlp(self.ln2(x))
         return out
 
 
 class ScoreTransformer(nn.Module):
-    """BESO's network under its own parameter names: tokens noise, goals, state 1, action 1, state 2, action 2, ..."""
+    """BESO's network under the names of its parameters.
+
+    The tokens are noise, goals, state 1, action 1, state 2, action 2, ...
+    """
 
     def __init__(
         self, state: int, action: int, width: int, layers: int, heads: int, goals: int, window: int, linear_output: bool
@@ -96,12 +97,18 @@ class ScoreTransformer(nn.Module):
         self.action_pred = nn.Linear(width, action) if linear_output else hidden
 
     def embed(self, goals: Tensor, states: Tensor) -> Tensor:
-        """The tokens that no action has a part in: (batch, goals + window, width), from scaled goals and states."""
+        """Embed scaled goals and states, (batch, goals + window, width)."""
         out: Tensor = self.tok_emb(torch.cat([goals, states], 1)) + self.pos_emb[:, :-1]
         return out
 
     def forward(self, x: Tensor, label: Tensor, tokens: Tensor) -> Tensor:
-        """Scaled actions (batch, window, action), log(sigma) / 4 (batch,) and `embed`'s tokens -> like x."""
+        """Predict actions.
+
+        Args:
+            x: scaled actions, (batch, window, action).
+            label: log(sigma) / 4, (batch,).
+            tokens: from `embed`.
+        """
         actions = self.action_emb(x) + self.pos_emb[:, self.goals : -1]
         pairs = torch.stack([tokens[:, self.goals :], actions], 2).flatten(1, 2)
         sequence = torch.cat([self.sigma_emb(label[:, None, None]), tokens[:, : self.goals], pairs], 1)
@@ -110,16 +117,10 @@ class ScoreTransformer(nn.Module):
 
 
 @dataclass(frozen=True)
-class BesoPolicy:
-    """A BESO network behind the one coordinate: "state" (state,) and, where it is conditional, "goal" (goals, state)."""
+class BesoPolicy(CheckpointPolicy):
+    """A BESO policy; it reads "state" and, if it is conditional, "goal"."""
 
-    name: str
-    fingerprint: str
     network: ScoreTransformer
-    schedule: Karras
-    levels: NoiseLevels
-    actions: ActionSpec
-    observations: ObservationSpec
     mean: Tensor  # (state,)
     std: Tensor
 
@@ -140,9 +141,10 @@ class BesoPolicy:
 
 
 def load(source: str) -> BesoPolicy:
-    """Load a training's folder, with the goal where the network has one.
+    """Load the folder of a training, conditional if the network has goals.
 
-    Raises InputError where a file is missing or damaged, or a setting is not served; weights are read last.
+    Raises:
+        InputError: If a file is missing or damaged, or a setting is not supported.
     """
     folder = Path(source).expanduser()
     settings = _settings(folder / CONFIG)
@@ -150,9 +152,12 @@ def load(source: str) -> BesoPolicy:
 
 
 def load_unconditional(source: str) -> BesoPolicy:
-    """Load the same network with its goals at zero, the other half of classifier-free guidance (arXiv 2207.12598).
+    """Load the same network with its goals at zero.
 
-    Raises InputError also where no goal was dropped in training.
+    It is the unconditional half of classifier-free guidance (arXiv 2207.12598).
+
+    Raises:
+        InputError: If `load` raises it, or the training dropped no goals.
     """
     folder = Path(source).expanduser()
     settings = _settings(folder / CONFIG)
@@ -167,7 +172,7 @@ def load_unconditional(source: str) -> BesoPolicy:
 
 
 def _settings(path: Path) -> Settings:
-    """The training's settings, as data: nothing that they name is imported or called."""
+    """Read the settings of a training as data."""
     try:
         settings = Settings(path, read_yaml(path))
     except FileNotFoundError:
@@ -175,9 +180,9 @@ def _settings(path: Path) -> Settings:
             f"no file {str(path)!r}; beso:DIR takes the folder of a training, with {CONFIG} in it"
         ) from None
     for key, value in SERVED.items():
-        found = settings.get(key)
-        if found != value:
-            raise InputError(f"{path} has {key}={one_line(found, 80)}; gpc reads {value}")
+        setting = settings.get(key)
+        if setting != value:
+            raise InputError(f"{path} has {key}={one_line(setting, 80)}; gpc reads {value}")
     return settings
 
 
@@ -202,7 +207,6 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
         network=_network(folder / WEIGHTS, settings, state, action, goals, window),
         fingerprint=" ".join(map(fingerprint, files)) + suffix,
         schedule=schedule,
-        levels=schedule.levels,
         actions=ActionSpec(
             window,
             scaler.scale,
@@ -229,7 +233,7 @@ def _positive(settings: Settings, key: str, kind: type[Number] = int) -> Number:
 
 @dataclass(frozen=True)
 class Scaler:
-    """`(state - mean) / std` for states and goals; `scale`, `offset` and `bound` of the actions."""
+    """Normalisers: mean, std of states and goals; scale, offset, bound of actions."""
 
     mean: Tensor
     std: Tensor
@@ -239,34 +243,34 @@ class Scaler:
 
 
 def _scaler(path: Path, settings: Settings, state: int, action: int) -> Scaler:
-    """BESO's `Scaler` (mean and standard deviation) or `MinMaxScaler` (actions to [-1, 1]), or nothing scaled."""
+    """Read the statistics of BESO's `Scaler` or `MinMaxScaler`; identity if unscaled."""
     if not settings.get("workspaces.scale_data"):
         return Scaler(torch.zeros(state), torch.ones(state), (1.0,) * action, (0.0,) * action)
     ends = settings.find("workspaces.use_minmax_scaler", False)
     first, second = ("min", "max") if ends else ("mean", "std")
-    found = _statistics(path, {"state": {"mean": state, "std": state}, "action": {first: action, second: action}})
-    a, b = (torch.tensor(found["action"][name], dtype=torch.float64) for name in (first, second))
+    statistics = _statistics(path, {"state": {"mean": state, "std": state}, "action": {first: action, second: action}})
+    a, b = (torch.tensor(statistics["action"][name], dtype=torch.float64) for name in (first, second))
     scale, offset = ((b - a) / 2, (a + b) / 2) if ends else (b + TINY, a)
-    mean, std = (torch.tensor(found["state"][name]) for name in ("mean", "std"))
+    mean, std = (torch.tensor(statistics["state"][name]) for name in ("mean", "std"))
     return Scaler(mean, std + TINY, tuple(scale.tolist()), tuple(offset.tolist()), CLIP if ends else None)
 
 
 def _statistics(path: Path, form: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, list[float]]]:
-    """The file of that form: `form[part][name]` is how many numbers there are."""
-    shown = json.dumps({part: {k: f"{n} numbers" for k, n in names.items()} for part, names in form.items()})
+    """Read a file with `form[part][name]` numbers under each part and name."""
+    example = json.dumps({part: {k: f"{n} numbers" for k, n in names.items()} for part, names in form.items()})
     if not path.exists():
         raise InputError(
-            f"{path} is missing; BESO keeps its scaler nowhere, so write what it computed from the data set: {shown}"
+            f"{path} is missing; BESO stores no scaler, so write what it computed from the data set: {example}"
         )
     try:
-        found = schema.read(dict[str, dict[str, list[float]]], path)
+        content = schema.read(dict[str, dict[str, list[float]]], path)
     except InputError as error:
-        raise InputError(f"{path} is not of the form {shown}: {error}") from None
+        raise InputError(f"{path} is not of the form {example}: {error}") from None
     for part, names in form.items():
         for name, count in names.items():
-            if len(found.get(part, {}).get(name, ())) != count:
-                raise InputError(f"{path} is not of the form {shown}: {part}.{name} is not {count} numbers")
-    return found
+            if len(content.get(part, {}).get(name, ())) != count:
+                raise InputError(f"{path} is not of the form {example}: {part}.{name} is not {count} numbers")
+    return content
 
 
 def _network(path: Path, settings: Settings, state: int, action: int, goals: int, window: int) -> ScoreTransformer:

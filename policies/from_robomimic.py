@@ -1,9 +1,9 @@
 """robomimic checkpoints (0.5.0) of `DiffusionPolicyUNet` as policies: `robomimic:PATH.pth`.
 
-robomimic builds the networks from the checkpoint's own configuration; gpc takes the EMA weights, the observation encoder and
-the normalisers, and asks the noise network at (x, step). Images are cropped at the centre; robomimic 0.5.0 itself leaves the
-EMA copy in training mode, so that its own rollouts crop at random. It also builds its U-Net in one size (65 million weights),
-whatever the configuration says; here the size is that of the stored weights.
+robomimic builds the networks from the checkpoint's configuration; gpc takes the EMA weights, the observation encoder
+and the normalisers, and calls the noise network at (x, step). Images are cropped at the centre; robomimic 0.5.0 leaves
+the EMA copy in training mode, so that its own rollouts crop at random. It also builds its U-Net in one size (65 million
+weights) for every configuration; here the size is that of the stored weights.
 """
 
 from __future__ import annotations
@@ -24,44 +24,34 @@ from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
-from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
-from gpc.score.noise import NoiseLevels, VariancePreserving, check_steps
+from gpc.score.noise import VariancePreserving, check_steps
 
-with contextlib.redirect_stdout(io.StringIO()):  # it greets with a page on its macros
+with contextlib.redirect_stdout(io.StringIO()):  # it prints a page on its macros
     import robomimic.models.base_nets as base_nets
     import robomimic.models.diffusion_policy_nets as networks
     import robomimic.utils.file_utils as file_utils
 
 
-ROBOSUITE = 1  # robomimic's number of it
+ROBOSUITE = 1  # robomimic's number for this simulator
 NOT_PHYSICS = ("has_", "use_", "camera_", "render", "ignore_done", "hard_reset", "lang")  # of a simulator's arguments
 
 
 @dataclass(frozen=True)
-class RobomimicPolicy:
-    """A robomimic diffusion policy behind the one coordinate, with the simulator it was trained for."""
+class RobomimicPolicy(CheckpointPolicy):
+    """A diffusion policy of robomimic, with the simulator of its training."""
 
-    name: str
-    fingerprint: str
     nets: nn.ModuleDict
-    schedule: VariancePreserving
-    actions: ActionSpec
-    observations: ObservationSpec
     normalisers: Mapping[str, tuple[Tensor, Tensor]]
     simulator: EnvSpec | None
 
-    @property
-    def levels(self) -> NoiseLevels:
-        """Its trained levels."""
-        return self.schedule.levels
-
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
-        """Normalise and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
+        """Normalise and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
         self.observations.check(observation)
         rows = {key: self._prepare(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
         features = self.nets["obs_encoder"](obs=rows)
@@ -70,7 +60,7 @@ class RobomimicPolicy:
         return NetworkDenoiser(noise, self.schedule, "noise")
 
     def _prepare(self, key: str, value: Tensor) -> Tensor:
-        """As robomimic's `RolloutPolicy` does: the statistics first, then images to [0, 1], channels first."""
+        """Apply statistics, then scale images to [0, 1], as robomimic's `RolloutPolicy`."""
         image = value.dtype == torch.uint8
         value = value.float()
         if key in self.normalisers:
@@ -82,7 +72,8 @@ class RobomimicPolicy:
 def load(source: str) -> RobomimicPolicy:
     """Load a `.pth` file of robomimic's diffusion policy.
 
-    Raises InputError where the file is missing, damaged, of another algorithm, or its actions are no scale and offset.
+    Raises:
+        InputError: If the file is missing, damaged or of another algorithm, or its actions are no scale and offset.
     """
     path = Path(source).expanduser()
     content = read(path)
@@ -125,7 +116,7 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
 
 
 def _algorithm(content: Mapping[str, Any], device: str) -> Any:
-    """The algorithm with its networks, as robomimic builds it from a checkpoint."""
+    """Build the algorithm with its networks by robomimic."""
     with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
         rollout, _ = file_utils.policy_from_checkpoint(device=torch.device(device), ckpt_dict=dict(content))
     return rollout.policy
@@ -133,10 +124,10 @@ def _algorithm(content: Mapping[str, Any], device: str) -> Any:
 
 @contextlib.contextmanager
 def unet(down_dims: Sequence[int], diffusion_step_embed_dim: int, kernel_size: int = 5) -> Iterator[None]:
-    """While this is entered robomimic builds its U-Net in this size: for training, and for its own rollouts."""
-    whole = networks.ConditionalUnet1D
+    """Make robomimic build its U-Net in this size within the block."""
+    original = networks.ConditionalUnet1D
     networks.ConditionalUnet1D = functools.partial(
-        whole,
+        original,
         down_dims=list(down_dims),
         diffusion_step_embed_dim=diffusion_step_embed_dim,
         kernel_size=kernel_size,
@@ -144,11 +135,15 @@ def unet(down_dims: Sequence[int], diffusion_step_embed_dim: int, kernel_size: i
     try:
         yield
     finally:
-        networks.ConditionalUnet1D = whole
+        networks.ConditionalUnet1D = original
 
 
 def size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The U-Net's size as its stored weights have it, as arguments of `unet`; KeyError where they are another network's."""
+    """Return the size of the stored U-Net, as arguments of `unet`.
+
+    Raises:
+        KeyError: If the weights are another network's.
+    """
     prefix = "policy.noise_pred_net."
     first = re.compile(re.escape(prefix) + r"down_modules\.\d+\.0\.blocks\.0\.block\.0\.weight")
     widths = [value.shape for key, value in weights.items() if first.fullmatch(key)]
@@ -163,7 +158,7 @@ def size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 def _simulator(
     config: Mapping[str, Any], metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> EnvSpec | None:
-    """The robosuite task of the demonstrations, with its own physics and controllers; None for another simulator."""
+    """Return the robosuite task of the demonstrations; None for another simulator."""
     if metadata.get("type") != ROBOSUITE or "env_name" not in metadata:
         return None
     settings = {key: v for key, v in metadata.get("env_kwargs", {}).items() if not key.startswith(NOT_PHYSICS)}
@@ -178,19 +173,22 @@ def _simulator(
 
 
 def _rotations(train: Mapping[str, Any]) -> list[str]:
-    """The parts of an action that are predicted as the first two rows of a rotation matrix."""
+    """Return the parts of an action that are 6D rotations."""
     return [key for key in train["action_keys"] if train["action_config"].get(key, {}).get("format") == "rot_6d"]
 
 
 def _compare_simulator(path: Path, metadata: Mapping[str, Any]) -> None:
-    """Say where the checkpoint's robosuite is not the installed one: its observations and controllers may differ."""
+    """Print a notice if the checkpoint's robosuite is not the installed one.
+
+    Observations and controllers may differ.
+    """
     trained = metadata.get("env_version")
     try:
         installed = version("robosuite")
     except PackageNotFoundError:
         return  # nothing to simulate with
     if trained != installed:
-        notice(f"{path} was trained on robosuite {trained or '(not said)'}, installed is {installed}")
+        notice(f"{path} was trained on robosuite {trained or '(unknown)'}, installed is {installed}")
 
 
 def _row(value: Any) -> Tensor:
@@ -198,7 +196,7 @@ def _row(value: Any) -> Tensor:
 
 
 def _walk(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every (dictionary, key) of a configuration."""
+    """Yield every (dictionary, key) of a configuration."""
     for key, value in node.items() if isinstance(node, dict) else ():
         yield node, key
         yield from _walk(value)
@@ -207,15 +205,15 @@ def _walk(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, after what robomimic would evaluate as Python is known to be one of its own networks."""
+    """Return the configuration; names that robomimic evaluates must be its networks."""
     try:
         config: dict[str, Any] = json.loads(content["config"])
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: its configuration is not valid JSON: {error}") from None
     for node, key in _walk(config.get("observation", {})):
         if key in ("backbone_class", "pool_class") and node[key] is not None:
-            found = getattr(base_nets, str(node[key]), None)
-            if not (isinstance(found, type) and issubclass(found, nn.Module) and found.__name__ == node[key]):
+            value = getattr(base_nets, str(node[key]), None)
+            if not (isinstance(value, type) and issubclass(value, nn.Module) and value.__name__ == node[key]):
                 raise InputError(f"{path}: {key} {one_line(repr(node[key]), 80)} is not a network of robomimic")
         if key == "pretrained":
             node[key] = False  # the checkpoint holds the weights; nothing is downloaded
@@ -258,13 +256,13 @@ def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) ->
 
 
 def _relative(path: Path, metadata: Mapping[str, Any]) -> bool | None:
-    """Whether the simulator's controller takes moves (delta) or targets; said where the checkpoint does not declare it."""
+    """Return whether the simulator's controller takes moves (delta actions)."""
     names = ("input_type", "control_delta")  # robosuite 1.5 reads the first, 1.4 the second
-    found = [[node[key] in (True, "delta") for node, key in _walk(metadata) if key == name] for name in names]
-    return representation(path, found[0] or found[1], f"{' or '.join(names)} of its controller")
+    declared = [[node[key] in (True, "delta") for node, key in _walk(metadata) if key == name] for name in names]
+    return representation(path, declared[0] or declared[1], f"{' or '.join(names)} of its controller")
 
 
 def _raw_shape(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[int, ...]:
-    """As the environment offers it: images are (height, width, channels)."""
+    """Return the environment's shape: images are (height, width, channels)."""
     images = config["observation"]["modalities"]["obs"].get("rgb", [])
     return (*shape[1:], shape[0]) if key in images else shape

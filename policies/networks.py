@@ -1,4 +1,4 @@
-"""The networks of the bundled policies: plain and shared. A new policy family is a new loss and schedule, not a file here.
+"""The networks of the bundled policies.
 
 All of them map (x (batch, horizon, action), label (batch,), condition (batch, condition_dim)) to the shape of x.
 """
@@ -19,7 +19,7 @@ KEYPOINTS, FEATURES = 32, 64  # of an image; of a point cloud
 
 
 class LabelEmbedding(nn.Module):
-    """Sinusoidal features of `scale * label`, then a small MLP; (batch,) -> (batch, width)."""
+    """Sinusoidal features of `scale * label`, then a small MLP."""
 
     frequencies: Tensor
 
@@ -30,7 +30,7 @@ class LabelEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
 
     def forward(self, label: Tensor) -> Tensor:
-        """Embed."""
+        """Embed labels."""
         angle = label.to(self.frequencies.dtype)[:, None] * self.frequencies
         out: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
         return out
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(batch, inputs, time), (batch, condition) -> (batch, outputs, time)."""
+        """Map (batch, inputs, time), (batch, condition) to (batch, outputs, time)."""
         scale, shift = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
         hidden = F.silu(self.first(x)) * (1 + scale) + shift
         out: Tensor = F.silu(self.second(hidden)) + self.skip(x)
@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """One-dimensional U-Net over time, conditioned by FiLM (Janner et al. 2022; Chi et al. 2023)."""
+    """U-Net over time with FiLM (Janner et al. 2022; Chi et al. 2023)."""
 
     def __init__(
         self,
@@ -99,7 +99,11 @@ class UNet(nn.Module):
         return h
 
     def forward(self, x: Tensor, label: Tensor, condition: Tensor) -> Tensor:
-        """See the module; horizon must divide by 2 ** (len(widths) - 1)."""
+        """Predict from x, labels and conditions.
+
+        Raises:
+            InputError: If the horizon is no multiple of 2 ** (len(widths) - 1).
+        """
         if x.shape[1] % 2 ** len(self.shrink):
             raise InputError(
                 f"a U-Net of {len(self.down)} widths needs a horizon divisible by {2 ** len(self.shrink)}, not {x.shape[1]}"
@@ -119,7 +123,7 @@ class UNet(nn.Module):
 
 
 class AdaptiveBlock(nn.Module):
-    """Transformer block whose normalisation is modulated by the condition (adaLN-zero, Peebles & Xie 2023)."""
+    """Transformer block with adaLN-zero conditioning (Peebles & Xie 2023)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -135,7 +139,7 @@ class AdaptiveBlock(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(batch, time, width), (batch, width) -> (batch, time, width)."""
+        """Map (batch, time, width), (batch, width) to (batch, time, width)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, -1)
         h = self.norms[0](x) * (1 + scale1) + shift1
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -173,7 +177,7 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, label: Tensor, condition: Tensor) -> Tensor:
-        """See the module."""
+        """Predict from x, labels and conditions."""
         c = F.silu(self.embedding(label) + self.condition(condition))
         h = self.tokens(x) + self.position
         for block in self.blocks:
@@ -183,7 +187,10 @@ class Transformer(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A small strided CNN with spatial soft-argmax (Levine et al. 2016); (n, height, width, 3) uint8 -> (n, features)."""
+    """A small strided CNN with spatial soft-argmax (Levine et al. 2016).
+
+    It maps (n, height, width, 3) uint8 to (n, features).
+    """
 
     def __init__(self, channels: Sequence[int] = (32, 64, 96), keypoints: int = KEYPOINTS) -> None:
         super().__init__()
@@ -202,7 +209,7 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """The expected (x, y) of each keypoint's heat map in [-1, 1], and the map's peak: 3 * keypoints features."""
+        """Return each keypoint's mean (x, y) in [-1, 1] and peak, (n, 3 * keypoints)."""
         maps = self.layers(image.permute(0, 3, 1, 2).float() / 127.5 - 1)
         heat = maps.flatten(2).softmax(-1).unflatten(-1, maps.shape[-2:])
         grid = [torch.linspace(-1, 1, n, device=maps.device, dtype=maps.dtype) for n in maps.shape[-2:]]
@@ -211,9 +218,9 @@ class ImageEncoder(nn.Module):
 
 
 class PointEncoder(nn.Module):
-    """A small PointNet (Qi et al. 2017), as DP3 has it (Ze et al. 2024): each point alone, then the maximum over all.
+    """A small PointNet (Qi et al. 2017) as in DP3 (Ze et al. 2024).
 
-    (n, points, 3) -> (n, features).
+    A network encodes each point; the features are the maximum over all points. It maps (n, points, 3) to (n, features).
     """
 
     def __init__(self, widths: Sequence[int] = (64, 128, 256), features: int = FEATURES) -> None:
@@ -223,7 +230,7 @@ class PointEncoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(widths[-1], features), nn.LayerNorm(features))
 
     def forward(self, points: Tensor) -> Tensor:
-        """See the class."""
+        """Encode point clouds."""
         out: Tensor = self.head(self.layers(points).amax(1))
         return out
 
@@ -231,10 +238,10 @@ class PointEncoder(nn.Module):
 class Encoder(nn.Module):
     """Observation -> one condition vector (batch, condition_dim).
 
-    `inputs` names the observation keys and what each is: `{"shape": [5], "offset": 256, "scale": 256, "angles": [4]}`
-    for numbers (offset and scale as one number for all, or one each; `angles` index entries in radians that become cos, sin),
-    `{"shape": [96, 96, 3], "image": true}` for a camera, or `{"shape": [512, 3], "points": true, "offset": 0, "scale": 1}` for a
-    point cloud.
+    `inputs` describes each observation key: `{"shape": [5], "offset": 256, "scale": 256, "angles": [4]}` for numbers
+    (offset and scale as one number for all, or one each; `angles` index entries in radians that become cos, sin),
+    `{"shape": [96, 96, 3], "image": true}` for a camera, or `{"shape": [512, 3], "points": true, "offset": 0, "scale":
+    1}` for a point cloud.
     """
 
     def __init__(self, inputs: Mapping[str, Mapping[str, object]], n_obs_steps: int) -> None:
@@ -245,11 +252,11 @@ class Encoder(nn.Module):
         self.condition_dim = n_obs_steps * sum(map(self._width, inputs))
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """observation[key] (batch, n_obs_steps, *shape) -> (batch, condition_dim)."""
+        """Encode observations, key -> (batch, n_obs_steps, *shape)."""
         return torch.cat([self._features(key, observation[key]).flatten(1) for key in self.inputs], -1)
 
     def _width(self, key: str) -> int:
-        """Features of one time step."""
+        """Return the number of features of one time step."""
         if key in self.cameras:
             return 3 * KEYPOINTS
         if key in self.clouds:

@@ -1,4 +1,4 @@
-"""Measure a pickle before it is read: a few bytes may stand for a structure that never ends when it is walked or hashed."""
+"""Measure a pickle before it is read: a few bytes may describe a structure without an end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pickle import UnpicklingError
 from typing import IO, Any, cast
 
 OPERATIONS = 500_000  # in one pickle; a tensor takes about 25
-WORK = 20_000_000  # nodes that are put into a container, a shared one as often as it is used
-ITEMS = 8  # of a tuple that are looked at: more dimensions has no tensor
-DEPTH = 200  # of containers in each other; hashing a tuple is recursive in C, without a limit of its own
+WORK = 20_000_000  # nodes put into containers; a shared one is counted at each use
+ITEMS = 8  # of a tuple that are read; no tensor has more dimensions
+DEPTH = 200  # of nested containers; hashing a tuple is recursive in C, without a limit of its own
 CALLED = frozenset(
     {
         "collections.Counter",
@@ -31,7 +31,7 @@ CALLED = frozenset(
         "builtins.set",
     }
 )
-"""What a pickle may call: tensors and plain containers, and nothing that makes as many bytes as a number asks for."""
+"""Names that a pickle may call: tensors and plain containers, and none that allocates by a number."""
 TENSOR = "torch._utils._rebuild_tensor"
 ENCODE, LATIN = "_codecs.encode", "latin1"  # bytes in protocol 2; other codecs take quadratic time
 LITERALS = frozenset(
@@ -55,15 +55,15 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None}
 
 @dataclass(slots=True)
 class Node:
-    """An object of the pickle, as large as it is when every shared part is counted where it is used."""
+    """An object of the pickle; every shared part is counted at each use."""
 
     nodes: int = 1
     depth: int = 1
-    value: Any = None  # a number, a text or a dotted name; of a tuple those of its items
+    value: Any = None  # a number, a text or a dotted name; the values of a tuple's items
 
 
 class Measure:
-    """A stack machine that follows a pickle's operations, and keeps of every object its size and depth only."""
+    """A stack machine for a pickle's operations that keeps sizes and depths only."""
 
     def __init__(self, called: Collection[str], size: int) -> None:
         self.called, self.size, self.work = called, size, 0
@@ -73,11 +73,11 @@ class Measure:
         self.memo: dict[int, Node] = {}
 
     def run(self, pickle: Bounded) -> None:
-        """Follow the operations up to STOP.
+        """Execute the operations up to STOP.
 
         Raises:
-            UnpicklingError: a limit is exceeded, or something is called that is not on the list.
-            IndexError, KeyError, ValueError, EOFError: the pickle is damaged.
+            UnpicklingError: If a limit is exceeded, or a name is called that is not on the list.
+            IndexError, KeyError, ValueError, EOFError: If the pickle is damaged.
         """
         for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], pickle))):
             if count > OPERATIONS:
@@ -116,7 +116,7 @@ class Measure:
             raise UnpicklingError(f"unsupported operation {name}")
 
     def _pop(self, count: int | None) -> list[Node]:
-        """The last `count` items of the stack, or all since the mark."""
+        """Remove and return the last `count` items of the stack, or all since the mark."""
         if count is None:
             items, self.stack = self.stack, self.marked.pop()
             return items
@@ -135,7 +135,7 @@ class Measure:
         return container
 
     def _storage(self, identifier: Node) -> Node:
-        """The memory of tensors, as how many numbers: ("storage", type, key, device, numbers, ...)."""
+        """Count the numbers of a storage ("storage", type, key, device, numbers, ...)."""
         parts = identifier.value if isinstance(identifier.value, list) else []
         key, count = str(parts[2:3]), _number(parts, 4)
         self.storages[key] = count
@@ -144,7 +144,7 @@ class Measure:
         return Node(value=count)
 
     def _named(self, name: str) -> Node:
-        """A class or function; torch's types are known to torch's unpickler."""
+        """Return a class or function; torch's unpickler checks the types of torch."""
         if name not in self.called and name != ENCODE and not name.startswith("torch."):
             raise UnpicklingError(f"class {name.removeprefix('__builtin__.')}")
         return Node(value=name)
@@ -158,7 +158,7 @@ class Measure:
 
 
 def _number(parts: Any, index: int) -> int:
-    """A whole number of at least 0 in a tuple of the pickle."""
+    """Return a whole number of at least 0 in a tuple of the pickle."""
     value = parts[index] if isinstance(parts, list) and len(parts) > index else None
     if not isinstance(value, int) or value < 0:
         raise UnpicklingError("a tensor's sizes are no whole numbers")
@@ -166,7 +166,10 @@ def _number(parts: Any, index: int) -> int:
 
 
 def _check_tensor(arguments: list[Any]) -> None:
-    """Compare a tensor (storage, offset, sizes, strides, ...) with its storage; torch enlarges one that is too small."""
+    """Check that a tensor (storage, offset, sizes, strides, ...) fits its storage.
+
+    torch enlarges a storage that is too small.
+    """
     if len(arguments) < 4 or not all(isinstance(part, list) for part in arguments[2:4]):
         raise UnpicklingError("a tensor without sizes")
     count, offset, sizes, strides = _number(arguments, 0), _number(arguments, 1), *arguments[2:4]
@@ -179,14 +182,14 @@ def _check_tensor(arguments: list[Any]) -> None:
 
 
 class Bounded:
-    """A file of which no more is asked than it has: reading allocates before it reads."""
+    """A file whose reads are bounded by its length, since `read` allocates first."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self.file, self.size = file, size
         self.readline, self.tell = file.readline, file.tell
 
     def read(self, count: int) -> bytes:
-        """Read so many bytes."""
+        """Read `count` bytes."""
         if count > self.size:
             raise EOFError("a text that is longer than the file")
         return self.file.read(count)
@@ -201,6 +204,7 @@ def measure(pickle: IO[bytes], size: int, called: Iterable[str] = ()) -> None:
         called: names that may be called beside `CALLED`.
 
     Raises:
-        UnpicklingError: a limit is exceeded, or something else is called. Damaged pickles raise more, see `Measure.run`.
+        UnpicklingError: If a limit is exceeded, or another name is called.
+        IndexError, KeyError, ValueError, EOFError: If the pickle is damaged.
     """
     Measure(CALLED | set(called), size).run(Bounded(pickle, size))

@@ -1,7 +1,8 @@
-"""A policy in another process as a member of a composition: `remote:ws://host:port`, of what `gpc serve` serves there.
+"""A policy in another process as a member of a composition: `remote:ws://host:port`, served there by `gpc serve`.
 
-Its environment is its own: another torch, another transformers, another GPU, another machine. The observation travels once
-for a chunk, (x, sigma) and the denoised actions once for a step of the sampler, in float64: the chunk is that of the policy here.
+The process may have another torch, another GPU or run on another machine. Observations are sent once for a chunk; (x,
+sigma) and the denoised actions once for a step of the sampler, in float64. The chunk is therefore that of the local
+policy.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ class RemoteDenoiser:
     handle: int
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`; raises RunError if the server is gone, has dropped the batch, or answers with something else."""
+        """Denoise on the server.
+
+        Raises:
+            RunError: If the server is gone, has dropped the batch, or sends something else.
+        """
         reply = self.server.call({HANDLE: self.handle, X: x.numpy(), SIGMA: sigma.numpy()})
         return torch.from_numpy(self.server.read_array(reply, DENOISED, tuple(x.shape))).to(x.dtype)
 
 
 @dataclass(frozen=True)
 class RemoteMember:
-    """What a server serves, as a `gpc.policy.spec.Policy`."""
+    """The policy of a server as a `gpc.policy.spec.Policy`."""
 
     server: RemotePolicy
     name: str
@@ -44,16 +49,18 @@ class RemoteMember:
     fingerprint: str
 
     def condition(self, observation: Observation) -> Denoiser:
-        """Send the observations; they are encoded there."""
+        """Send the observations, which the server encodes."""
         self.observations.check(observation)
         arrays = {key: observation[key].numpy() for key in self.observations.shapes}
         return RemoteDenoiser(self.server, self.server.read_int(self.server.call({ENCODE: arrays}), HANDLE))
 
 
 def load(url: str) -> RemoteMember:
-    """Connect to a server; it is sent the password of its host in ~/.netrc, if there is one.
+    """Connect to a server with the token of its host in ~/.netrc, if there is one.
 
-    Raises InputError if it is none of gpc's or describes no policy, RunError if no server answers.
+    Raises:
+        InputError: If the server is none of gpc's, or describes no policy.
+        RunError: If no server answers.
     """
     server = RemotePolicy(url)
     served = check_metadata(server.metadata, url)

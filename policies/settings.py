@@ -1,4 +1,4 @@
-"""A checkpoint's configuration, read as data: references are followed, nothing that it names is imported, called or evaluated."""
+"""A checkpoint's configuration as data: references are followed, code is never run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from gpc.errors import InputError, reading
 from gpc.policies.checkpoint import Inert
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
-NODES = 20_000  # that one configuration may show, what is referred to counted again
+NODES = 20_000  # of one configuration; the target of a reference is counted at each use
 YAML_SIZE, YAML_EVENTS, YAML_DEPTH = 2**18, 20_000, 50  # bytes; values; levels
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file as plain containers.
+    """Read a YAML file as plain containers.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        InputError: If the file cannot be read, is too large or too deep, or uses aliases, of which few are many values.
+        FileNotFoundError: If there is no such file.
+        InputError: If the file cannot be read, is too large or too deep, or uses aliases, which may expand to many
+        values.
     """
     if not path.is_file():
         raise FileNotFoundError(path)
@@ -44,21 +45,32 @@ def read_yaml(path: Path) -> Any:
 
 @dataclass
 class Settings:
-    """Settings by dotted key ("policy.horizon"); references to other keys are followed, resolvers (code) are refused."""
+    """Settings by dotted key ("policy.horizon").
+
+    References to other keys are followed, resolvers (code) are refused.
+    """
 
     path: Path
     root: Any
-    visited: int = field(default=0, init=False)  # nodes, by all calls together
+    visited: int = field(default=0, init=False)  # nodes, in all calls
 
     def get(self, key: str) -> Any:
-        """The value of a key; InputError if there is none."""
+        """Return the value of a key.
+
+        Raises:
+            InputError: If there is none.
+        """
         value = self.find(key, None)
         if value is None:
             raise InputError(f"{self.path}: its configuration has no {key!r}")
         return value
 
     def find(self, key: str, absent: Any) -> Any:
-        """The value of a key, None for null, or `absent` if the key is missing; InputError if the value is code or endless."""
+        """Return the value of a key, None for null, or `absent` if the key is missing.
+
+        Raises:
+            InputError: If the value is code, or refers to itself.
+        """
         try:
             node = self._open(self.root)
             for part in key.split("."):
@@ -70,7 +82,7 @@ class Settings:
             raise InputError(f"{self.path}: {key[:80]!r} in its configuration refers to itself") from None
 
     def _open(self, node: Any) -> Any:
-        """The content of a stand-in or a reference."""
+        """Return the content of a stand-in or reference, or the node itself."""
         self.visited += 1
         if self.visited > NODES:
             raise InputError(f"{self.path}: its configuration has parts that are shared without end")
@@ -87,5 +99,5 @@ class Settings:
         if isinstance(node, list):
             return [self._plain(value) for value in node]
         if isinstance(node, str) and "${" in node:
-            raise InputError(f"{self.path}: its configuration says {node[:80]!r}, which is code; gpc runs none of it")
+            raise InputError(f"{self.path}: its configuration has {node[:80]!r}, which is code; gpc runs none of it")
         return node

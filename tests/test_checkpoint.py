@@ -152,7 +152,7 @@ def test_the_payloads_do_run_where_nobody_is_careful(tmp_path, monkeypatch):
 def test_the_class_is_named(tmp_path, name):
     torch.save({"x": PAYLOADS[name]}, tmp_path / "x.pth")
     named = {"os.system": "posix.system", "subprocess": "commands.Popen", "torch.hub.load": "torch.hub.load"}[name]
-    with pytest.raises(InputError, match=f"asks for {named}, which is neither a tensor nor a plain container"):
+    with pytest.raises(InputError, match=f"needs {named}, which is neither a tensor nor a plain container"):
         read(tmp_path / "x.pth")
 
 
@@ -218,7 +218,7 @@ class Settings:
 def test_a_listed_class_comes_back_as_an_inert_stand_in(tmp_path):
     torch.save({"x": Settings()}, tmp_path / "x.pth")
     name = f"{Settings.__module__}.Settings"
-    with pytest.raises(InputError, match=f"asks for {name}"):
+    with pytest.raises(InputError, match=f"needs {name}"):
         read(tmp_path / "x.pth")
     found = read(tmp_path / "x.pth", [name])["x"]
     assert isinstance(found, Inert)

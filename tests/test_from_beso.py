@@ -196,7 +196,7 @@ BREAKAGES = {
     ),
     "no weights": (gone("model_state_dict.pth"), "no file"),
     "damaged weights": (file("model_state_dict.pth", "x"), "model_state_dict.pth is not loaded"),
-    "a payload": ((payload, {}), "asks for posix.system"),
+    "a payload": ((payload, {}), "needs posix.system"),
     "another network": (settings(agents__model__inner_model__n_layers=3), "do not fit the network of"),
     "another head": (settings(agents__model__inner_model__linear_output=True), "do not fit the network of"),
 }

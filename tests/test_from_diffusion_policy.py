@@ -95,7 +95,7 @@ def configured(*changes):
     ("key", "value", "relative", "said"),
     [
         ("task.abs_action", False, True, ""),
-        ("task.abs_action", None, None, "does not say whether its actions are moves (delta) or absolute targets"),
+        ("task.abs_action", None, None, "does not declare whether its actions are moves (delta) or absolute targets"),
         ("task.dataset.delta_action", True, True, ""),
     ],
 )
@@ -183,7 +183,7 @@ REFUSED = {
     "a setting that is code": (
         "unet",
         configured(("policy.horizon", "${eval:'8+8'}")),
-        "its configuration says .*8.8.* which is code",
+        "its configuration has .*8.8.* which is code",
     ),
     "a setting of the environment": ("unet", configured(("policy.horizon", "${oc.env:HOME}")), "which is code"),
     "a reference to nothing": ("unet", configured(("policy.horizon", "${horizn}")), "has no 'policy.horizon'"),
@@ -223,13 +223,13 @@ REFUSED = {
     ),
     "a network of less": ("unet", without("final_conv"), "do not fit the network it describes"),
     "a mask that is missing": ("causal transformer", without("memory_mask"), "do not fit the network it describes"),
-    "a payload": ("unet", lambda p: p | {"pickles": Call(os.system, TOUCH)}, "asks for posix.system"),
+    "a payload": ("unet", lambda p: p | {"pickles": Call(os.system, TOUCH)}, "needs posix.system"),
     "a payload in the configuration": (
         "unet",
         lambda p: p | {"cfg": {"policy": Call(eval, f"__import__('os').system('{TOUCH}')")}},
-        "asks for eval",
+        "needs eval",
     ),
-    "a lambda": ("unet", lambda p: p | {"f": lambda: os.system(TOUCH)}, "asks for dill._dill._create_"),
+    "a lambda": ("unet", lambda p: p | {"f": lambda: os.system(TOUCH)}, "needs dill._dill._create_"),
 }
 
 

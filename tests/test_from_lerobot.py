@@ -205,11 +205,11 @@ BREAKAGES = {
     "no actions": (change("config.json", output_features={}), "declares no action or no observation"),
     "a step of another package": (
         change_step(PRE, 0, registry_name=None, **{"class": "os.system"}),
-        "asks for the step 'os.system'; known are device_processor",
+        "has the step 'os.system'; supported are device_processor",
     ),
     "delta actions": (
         change_step(POST, 1, registry_name="map_delta_action_to_robot_action", config={}),
-        "'map_delta_action_to_robot_action'; known after sampling are device_processor, unnormalizer_processor",
+        "'map_delta_action_to_robot_action'; supported after sampling are device_processor, unnormalizer_processor",
     ),
     "a state file outside": (change_step(PRE, 3, state_file="../../secret.safetensors"), "which is not in"),
     "a state file elsewhere": (change_step(PRE, 3, state_file="/etc/hostname"), "which is not in"),
@@ -231,7 +231,7 @@ BREAKAGES = {
     ),
     "statistics of another robot": (
         edit_statistics(POST, change=lambda key, value: torch.cat([value, value]) if "action" in key else value),
-        r"the min of 'action' has shape \(4,\), config.json says \(2,\)",
+        r"the min of 'action' has shape \(4,\), config.json has \(2,\)",
     ),
     "no normaliser": (no_normaliser, "normalises 'action' by IDENTITY, config.json declares MIN_MAX"),
     "another normaliser": (
@@ -240,7 +240,7 @@ BREAKAGES = {
     ),
     "undeclared actions": (
         change("config.json", normalization_mapping={"STATE": "MIN_MAX", "ENV": "MIN_MAX"}),
-        "normalization_mapping does not say how ACTION is normalised",
+        "normalization_mapping has no entry for ACTION",
     ),
     "renamed away": (
         rename(own="seen"),

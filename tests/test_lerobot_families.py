@@ -258,7 +258,7 @@ BREAKAGES = {
     "converted rotations": (
         "xvla",
         change_step(POST, 1, registry_name="xvla_rotation_6d_to_axis_angle", config={}),
-        "the step 'xvla_rotation_6d_to_axis_angle'; known after sampling are device_processor, unnormalizer_processor",
+        "the step 'xvla_rotation_6d_to_axis_angle'; supported after sampling are device_processor, unnormalizer_processor",
     ),
     "no domain": (
         "xvla",

@@ -1,8 +1,8 @@
 """Checkpoints of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137) and DP3 (Ze et al. 2024, arXiv 2403.03954) as policies:
 `diffusion_policy:PATH.ckpt`.
 
-Such a file is a dill pickle with the training's whole configuration. Here nothing of it is executed: OmegaConf's classes come as
-inert stand-ins, from which the settings are read as data; `networks` has what is rebuilt.
+Such a file is a dill pickle with the configuration of the training. Nothing of it is executed: OmegaConf's classes
+become inert stand-ins, from which the settings are read as data; `networks` rebuilds the networks.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
-from gpc.policies.checkpoint import MALFORMED, fingerprint, read, representation
+from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
 from gpc.policies.settings import Settings
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
-from gpc.score.noise import NoiseLevels, VariancePreserving, check_steps
+from gpc.score.noise import VariancePreserving, check_steps
 
 STAND_INS = (
     "omegaconf.dictconfig.DictConfig",
@@ -52,7 +52,7 @@ TRANSFORMER = ("n_layer", "n_head", "n_emb", "n_cond_layers", "causal_attn")
 CLOUD_KEYS = ("point_cloud", "agent_pos")
 SCALE, OFFSET = "normalizer.params_dict.{}.scale", "normalizer.params_dict.{}.offset"
 DUMMY = "_dummy_variable"  # an empty parameter by which the repository finds a module's device
-MOVES = {  # the settings that say what actions are, and their value where actions are moves
+MOVES = {  # settings of the actions, and their value if actions are moves
     "task.abs_action": False,
     "task.dataset.abs_action": False,
     "task.env_runner.abs_action": False,
@@ -62,10 +62,15 @@ MOVES = {  # the settings that say what actions are, and their value where actio
 
 @dataclass(frozen=True)
 class Kind:
-    """A policy class: its network, the section with that network's settings, and the settings that are served with one value.
+    """A policy class of the repositories.
 
-    Where the configuration is silent on one of those, it is the class's own value or the only one that the weights fit.
-    `aligned`: step n_obs_steps - 1 of the chunk is now, where the configuration does not say otherwise. `clouds`: it sees points.
+    Attributes:
+        network: the class of its network.
+        section: section of the configuration with the network's settings.
+        only: settings that are supported with one value only. It is also the value if the configuration lacks the
+        setting.
+        aligned: whether step n_obs_steps - 1 of a chunk is now, if the configuration has no setting for it.
+        clouds: whether it reads point clouds.
     """
 
     network: Callable[..., nn.Module]
@@ -112,30 +117,20 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class DiffusionPolicy:
-    """A policy of Diffusion Policy or DP3 behind the one coordinate.
+class DiffusionPolicy(CheckpointPolicy):
+    """A policy of Diffusion Policy or DP3.
 
     It reads "obs" (low-dimensional), the keys of its `shape_meta` (images), or "point_cloud" and "agent_pos" (DP3).
     """
 
-    name: str
-    fingerprint: str
     encoder: nn.Module
     network: nn.Module
-    schedule: VariancePreserving
     prediction: Prediction
-    actions: ActionSpec
-    observations: ObservationSpec
     normalisers: Mapping[str, tuple[Tensor, Tensor]]  # key -> scale, offset of `x * scale + offset`
-
-    @property
-    def levels(self) -> NoiseLevels:
-        """Its trained levels."""
-        return self.schedule.levels
 
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
-        """Normalise and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
+        """Normalise and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
         self.observations.check(observation)
         rows = {key: self._normalise(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
         condition = self.encoder(rows).unflatten(0, (-1, self.observations.n_obs_steps))
@@ -145,7 +140,7 @@ class DiffusionPolicy:
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
     def _normalise(self, key: str, value: Tensor) -> Tensor:
-        """Images to [0, 1] and channels first, then the checkpoint's scale and offset."""
+        """Scale images to [0, 1], channels first, then apply scale and offset."""
         scale, offset = self.normalisers[key]
         image = value.dtype == torch.uint8
         value = (value.float() / 255).movedim(-1, -3).contiguous() if image else value.float()
@@ -153,10 +148,11 @@ class DiffusionPolicy:
 
 
 def load(source: str) -> DiffusionPolicy:
-    """Load a `.ckpt`, with its averaged (EMA) weights where it has them.
+    """Load a `.ckpt`, with its averaged (EMA) weights if it has them.
 
-    Raises InputError where the file is missing, damaged or asks for a class beyond OmegaConf's; is of another policy class or
-    of settings that are not served; or lacks weights or a normaliser.
+    Raises:
+        InputError: If the file is missing, damaged or names a class beyond OmegaConf's; is of another policy class or
+            of settings that are not supported; or lacks weights or a normaliser.
     """
     path = Path(source).expanduser()
     content = read(path, STAND_INS)
@@ -175,17 +171,17 @@ def load(source: str) -> DiffusionPolicy:
 
 
 def _kind(settings: Settings) -> Kind:
-    """The policy class, after every setting that is served with one value only is known to have it."""
+    """Return the policy class; check the settings with one supported value."""
     name = str(settings.get("policy._target_"))
     if name not in KINDS:
         known = ", ".join(kind.rpartition(".")[2] for kind in KINDS)
         raise InputError(f"{settings.path} is a {one_line(name, 120)}; gpc reads {known}")
     kind = KINDS[name]
     for key, wanted in kind.only.items():
-        found = settings.find(f"policy.{key}", wanted)
-        if found != wanted:
+        value = settings.find(f"policy.{key}", wanted)
+        if value != wanted:
             raise InputError(
-                f"{settings.path} has policy.{key}={one_line(found, 80)}; gpc reads this policy with {wanted} only"
+                f"{settings.path} has policy.{key}={one_line(value, 80)}; gpc reads this policy with {wanted} only"
             )
     prediction = str(settings.get("policy.noise_scheduler.prediction_type"))
     if prediction not in PREDICTIONS:
@@ -217,8 +213,8 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
     scheduler: Any = DDPMScheduler(**{key: settings.get(f"policy.noise_scheduler.{key}") for key in SCHEDULE})
     size = settings.path.stat().st_size
     parts = dry_run(lambda: _networks(kind, settings, shapes, actions), len(state), size, str(settings.path))
-    own = {k: v for k, v in state.items() if k.startswith(("model.", "obs_encoder.")) and not k.endswith(DUMMY)}
-    parts.load_state_dict(own, assign=True)
+    weights = {k: v for k, v in state.items() if k.startswith(("model.", "obs_encoder.")) and not k.endswith(DUMMY)}
+    parts.load_state_dict(weights, assign=True)
     parts.eval().requires_grad_(False)
     return DiffusionPolicy(
         name=settings.path.stem,
@@ -234,13 +230,13 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
 
 
 def _shapes(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> tuple[dict[str, tuple[int, ...]], int]:
-    """What the environment must offer, images as (height, width, channels), and the number of action dimensions."""
+    """Return the shapes of observations, images channels last, and the action dim."""
     meta = settings.find("policy.shape_meta", None)
     if meta is None:
         return {"obs": (settings.get("policy.obs_dim"),)}, settings.get("policy.action_dim")
     if kind.clouds and "imagin_robot" in meta["obs"]:
         raise InputError(
-            f"{settings.path} sees points of an imagined robot ('imagin_robot'); gpc reads the camera's only"
+            f"{settings.path} reads points of an imagined robot ('imagin_robot'); gpc has the camera's only"
         )
     keys = CLOUD_KEYS if kind.clouds else meta["obs"]
     shapes = {key: _shape(settings.path, key, meta["obs"][key], state) for key in keys}
@@ -257,7 +253,7 @@ def _shape(path: Path, key: str, meta: Mapping[str, Any], state: Mapping[str, Te
             return (*shape[1:], shape[0])
         case "low_dim", 1:
             return shape
-        case "point_cloud", 2:  # the environments of DP3 add colours that its configurations leave unsaid
+        case "point_cloud", 2:  # the environments of DP3 add colours that its configurations do not declare
             scale = state.get(SCALE.format(key))
             return shape if scale is None or scale.numel() == 1 else (shape[0], scale.numel())
         case other, _:
@@ -266,7 +262,7 @@ def _shape(path: Path, key: str, meta: Mapping[str, Any], state: Mapping[str, Te
 
 
 def _normaliser(path: Path, state: Mapping[str, Tensor], key: str, size: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset (size,) of the checkpoint's `x * scale + offset`, which may be one number for all."""
+    """Return scale and offset (size,) of `x * scale + offset`."""
     names = [part.format(key) for part in (SCALE, OFFSET)]
     missing = [name for name in names if name not in state]
     if missing:
@@ -291,16 +287,16 @@ def _actions(kind: Kind, settings: Settings, scale: Tensor, offset: Tensor) -> A
 
 
 def _relative(settings: Settings) -> bool | None:
-    """Whether actions are moves (delta) or targets; said where the checkpoint does not declare it."""
-    said = {key: settings.find(key, None) for key in MOVES}
-    declared = [said[key] == moves for key, moves in MOVES.items() if isinstance(said[key], bool)]
+    """Return whether actions are moves (delta actions), with a notice if undeclared."""
+    values = {key: settings.find(key, None) for key in MOVES}
+    declared = [values[key] == moves for key, moves in MOVES.items() if isinstance(values[key], bool)]
     return representation(settings.path, declared[:1], ", ".join(MOVES))
 
 
 def _networks(
     kind: Kind, settings: Settings, shapes: Mapping[str, tuple[int, ...]], actions: ActionSpec
 ) -> nn.ModuleDict:
-    """Encoder and network under the names of their weights."""
+    """Build encoder and network under the names of their weights."""
     encoder = _cloud_encoder(settings, shapes) if kind.clouds else _encoder(settings, shapes)
     steps = settings.get("policy.n_obs_steps")
     if kind.network is Transformer:

@@ -1,8 +1,8 @@
-"""The networks of Diffusion Policy and of DP3, put together from torch's and robomimic's parts under the names of their weights.
+"""The networks of Diffusion Policy and of DP3, built from parts of torch and robomimic under the names of their weights.
 
-An encoder maps the normalised observations of single time steps, key -> (rows, *shape), to (rows, features). A network maps
-x (batch, horizon, action), step (batch,) and the condition to the shape of x; the condition of a U-Net is (batch, n_obs_steps *
-features), of a transformer (batch, n_obs_steps, features).
+An encoder maps the normalised observations of single time steps, key -> (rows, *shape), to (rows, features). A network
+maps x (batch, horizon, action), step (batch,) and the condition to the shape of x; the condition of a U-Net is (batch,
+n_obs_steps * features), of a transformer (batch, n_obs_steps, features).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import center_crop
 
-with contextlib.redirect_stdout(io.StringIO()):  # robomimic greets with a page on its macros
+with contextlib.redirect_stdout(io.StringIO()):  # robomimic prints a page on its macros
     from robomimic.models.diffusion_policy_nets import ConditionalUnet1D, SinusoidalPosEmb
     from robomimic.models.obs_core import VisualCore
 
@@ -25,7 +25,7 @@ IMAGE_FEATURES = STATE_FEATURES = 64  # neither is a setting of the repositories
 
 
 class ObservationEncoder(nn.Module):
-    """Images through robomimic's ResNet18 and spatial softmax, cropped at the centre; every other key as it is, in order."""
+    """Encodes cropped images by robomimic's ResNet18; passes other keys on."""
 
     def __init__(self, shapes: Mapping[str, Sequence[int]], crop: Sequence[int] | None, group_norm: bool) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ObservationEncoder(nn.Module):
         )
 
     def forward(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """See the module; images are (rows, channels, height, width)."""
+        """Encode rows; images are (rows, channels, height, width)."""
         return torch.cat([self._features(key, rows[key]) for key in self.keys], -1)
 
     def _features(self, key: str, value: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _replace_batch_norms(module: nn.Module) -> None:
 
 
 class CloudEncoder(nn.Module):
-    """DP3's encoder: a small PointNet over "point_cloud", a small network over "agent_pos" (Ze et al. 2024, arXiv 2403.03954)."""
+    """DP3's encoder (Ze et al. 2024, arXiv 2403.03954)."""
 
     def __init__(self, state_dim: int, features: int, colour: bool, layer_norm: bool, final_norm: bool) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class CloudEncoder(nn.Module):
         )
 
     def forward(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """See the module; points are (rows, points, 3 or 6), of which the colours are left out where they are not used."""
+        """Encode rows; points are (rows, points, 3 or 6), colours last."""
         points = self.extractor(rows["point_cloud"][..., : self.channels])
         return torch.cat([points, self.state_mlp(rows["agent_pos"])], -1)
 
 
 class PointNet(nn.Module):
-    """The largest of each feature over the points, projected; points with colours get one layer more."""
+    """Maximum of features over points, projected; colours add a layer."""
 
     def __init__(self, channels: int, features: int, layer_norm: bool, final_norm: bool) -> None:
         super().__init__()
@@ -99,19 +99,19 @@ class PointNet(nn.Module):
         self.final_projection = nn.Sequential(project, nn.LayerNorm(features)) if final_norm else project
 
     def forward(self, points: Tensor) -> Tensor:
-        """(rows, points, channels) -> (rows, features)."""
+        """Map (rows, points, channels) to (rows, features)."""
         out: Tensor = self.final_projection(self.mlp(points).amax(1))
         return out
 
 
 def unet(action: int, condition: int, **size: Any) -> Any:
-    """The U-Net with scale and shift from the condition, of which robomimic has a copy; `size` holds its own arguments."""
+    """Build robomimic's copy of the U-Net; `size` has its arguments."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its size
         return ConditionalUnet1D(action, condition, **size)
 
 
 def simple_unet(action: int, condition: int, **size: Any) -> Any:
-    """The U-Net of simple DP3: one residual block where `unet` has two."""
+    """Build the U-Net of simple DP3: one residual block a level instead of two."""
     network = unet(action, condition, **size)
     network.down_modules, network.up_modules = (
         nn.ModuleList(OneBlock([block, resize]) for block, _, resize in levels)
@@ -122,7 +122,7 @@ def simple_unet(action: int, condition: int, **size: Any) -> Any:
 
 
 class OneBlock(nn.ModuleList):
-    """A level with one residual block; robomimic's U-Net goes through it as if there were a second that changes nothing."""
+    """A level with one residual block, and an identity as the second."""
 
     def __iter__(self) -> Iterator[Any]:
         block, resize = self._modules.values()
@@ -130,7 +130,10 @@ class OneBlock(nn.ModuleList):
 
 
 class Transformer(nn.Module):
-    """A decoder over the chunk that attends to the step and the observations, one token each (Chi et al. 2023, section 3.1)."""
+    """A decoder over the chunk that attends to the step and the observations.
+
+    Chi et al. 2023, section 3.1.
+    """
 
     def __init__(
         self,
@@ -160,12 +163,12 @@ class Transformer(nn.Module):
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(n_emb, **layer), n_layer)  # type: ignore[arg-type]
         self.ln_f = nn.LayerNorm(n_emb)
         self.head = nn.Linear(n_emb, action)
-        # What each step of the chunk may see; the values come with the weights.
+        # Attention of each step of the chunk; the values come with the weights.
         self.register_buffer("mask", torch.zeros(horizon, horizon) if causal_attn else None)
         self.register_buffer("memory_mask", torch.zeros(horizon, 1 + n_obs_steps) if causal_attn else None)
 
     def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
-        """See the module."""
+        """Predict from x, steps and conditions."""
         tokens = torch.cat([self.time_emb(step)[:, None], self.cond_obs_emb(condition)], 1)
         memory = self.encoder(tokens + self.cond_pos_emb)
         hidden = self.input_emb(x) + self.pos_emb

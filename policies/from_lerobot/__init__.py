@@ -1,8 +1,8 @@
 """LeRobot checkpoints (0.4.4) as policies: `lerobot:FOLDER`, or `lerobot:OWNER/NAME@COMMIT` on the hub.
 
-LeRobot keeps the network, its pre- and post-processors (normalisation, tokeniser, renaming) and its scheduler; gpc asks it
-for one thing, the network's answer at (x, t), and leaves sampling and composing to itself. `families` says how each policy
-type is asked, `processors` builds and checks its files.
+LeRobot has the network, its pre- and post-processors (normalisation, tokeniser, renaming) and its scheduler. gpc calls
+the network at (x, t), and samples and composes itself. `families` has the calls of each policy type, `processors`
+builds and checks its files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import re
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +27,7 @@ from torch import Tensor
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import NOT_FETCHED, offline
 from gpc.inert import notice
-from gpc.policies.checkpoint import representation
+from gpc.policies.checkpoint import CheckpointPolicy, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
 from gpc.policies.from_lerobot.processors import (
@@ -48,13 +47,12 @@ from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.schema import convert
 from gpc.score import noise
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
-from gpc.score.noise import NoiseLevels, Schedule
 
 Length = Annotated[int, Meta(ge=1, le=LONGEST)]
 
 
 class Sizes(Struct):
-    """Settings of which LeRobot makes lists and tables while it reads them; each policy type has some of them."""
+    """Settings from which LeRobot builds lists and tables while it reads them."""
 
     type: str | None = None
     horizon: Length | UnsetType = UNSET
@@ -65,52 +63,41 @@ class Sizes(Struct):
 
 
 @dataclass(frozen=True)
-class LeRobotPolicy:
-    """A LeRobot policy behind the one coordinate."""
+class LeRobotPolicy(CheckpointPolicy):
+    """A policy of LeRobot."""
 
-    name: str
-    fingerprint: str
     model: Any
     preprocess: PolicyProcessorPipeline
     family: Family
-    actions: ActionSpec
-    observations: ObservationSpec
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """How it was trained."""
-        return self.family.schedule(self.model)
-
-    @property
-    def levels(self) -> NoiseLevels:
-        """Its trained range of sigma."""
-        return self.schedule.levels
 
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
-        """Preprocess and encode once; images are (batch, n_obs_steps, height, width, channels), uint8."""
+        """Preprocess and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
         self.observations.check(observation)
-        seen = {key: observation[key] for key in self.observations.shapes}
-        rows = {key: _as_lerobot(key, value.flatten(0, 1)) for key, value in seen.items()}
+        inputs = {key: observation[key] for key in self.observations.shapes}
+        rows = {key: _as_lerobot(key, value.flatten(0, 1)) for key, value in inputs.items()}
         batch = self.preprocess(rows)
-        count, steps = next(iter(seen.values())).shape[:2]
+        count, steps = next(iter(inputs.values())).shape[:2]
         keys = (*observed(self.model.config), *self.family.added)
         network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
         return NetworkDenoiser(no_grad(network), self.schedule, self.family.prediction(self.model.config))
 
 
 def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:
-    """Images (rows, height, width, channels) uint8 -> (rows, channels, height, width) in [0, 1]; an instruction as text."""
+    """Convert images to (rows, channels, h, w) in [0, 1], an instruction to text."""
     if key == TASK:
         return [read_text(row) for row in value.to(torch.uint8).cpu().numpy()]
     return value.movedim(-1, -3).contiguous().float() / 255 if value.dtype == torch.uint8 else value
 
 
 def load(source: str) -> LeRobotPolicy:
-    """Load a checkpoint of `lerobot-train` (its `pretrained_model` folder), or one of the hub at a commit.
+    """Load a checkpoint of `lerobot-train`, or one of the hub at a commit.
 
-    Everything that can be wrong is looked at before the weights are read. Raises InputError if a file is missing or
-    damaged, a processor step or statistic is missing or unknown, or the policy type has no score.
+    All other files are checked before the weights are read.
+
+    Raises:
+        InputError: If a file is missing or damaged, a processor step or statistic is missing or unknown, or the policy
+            type has no score.
     """
     folder = find(source)
     with reading(folder):
@@ -133,13 +120,16 @@ def _load(folder: Path) -> LeRobotPolicy:
     shapes = raw_shapes(folder, config, pre) | ({TASK: (TASK_BYTES,)} if family.language else {})
     observations = ObservationSpec(shapes, config.n_obs_steps)
     model = _load_model(folder, config)
-    return LeRobotPolicy(_name(folder), _fingerprint(folder), model, pre, family, actions, observations)
+    return LeRobotPolicy(
+        _name(folder), _fingerprint(folder), actions, observations, family.schedule(model), model, pre, family
+    )
 
 
 def find(source: str) -> Path:
-    """The folder of a checkpoint, fetched from the hub where it is not a local one.
+    """Return the folder of a checkpoint, after a download if it is not a local one.
 
-    Raises InputError where there is no such folder and no pinned commit, or the hub cannot be reached.
+    Raises:
+        InputError: If there is no such folder and no pinned commit, or the hub cannot be reached.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -165,7 +155,7 @@ def find(source: str) -> Path:
 
 
 def _read_config(folder: Path) -> Any:
-    """The configuration of a policy type that gpc reads, with settings that it can serve."""
+    """Read the configuration of a supported policy type and check its settings."""
     content = read_json(folder / CONFIG)
     kind = convert(Sizes, content, str(folder / CONFIG)).type
     if kind in REFUSED:
@@ -175,7 +165,7 @@ def _read_config(folder: Path) -> Any:
             f"{folder}: LeRobot policy type {one_line(repr(kind), 80)} is not supported; gpc reads {', '.join(FAMILIES)}"
         )
     import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its processor steps
-    with reading(folder / CONFIG):  # draccus raises what the field's parser raises
+    with reading(folder / CONFIG):  # draccus raises any exception of a field's parser
         config = PreTrainedConfig.from_pretrained(folder)
     if not config.action_feature or not config.input_features:
         raise InputError(f"{folder / CONFIG} declares no action or no observation")
@@ -188,9 +178,9 @@ def _read_config(folder: Path) -> Any:
 
 def _load_model(folder: Path, config: Any) -> Any:
     # the file has all weights: nothing is fetched for them
-    given = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
-    for field in given.keys() & vars(config).keys():
-        setattr(config, field, given[field])
+    disabled = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
+    for field in disabled.keys() & vars(config).keys():
+        setattr(config, field, disabled[field])
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder / WEIGHTS} is missing")
     kind, file = get_policy_class(config.type), folder / WEIGHTS
@@ -218,20 +208,20 @@ def _load_model(folder: Path, config: Any) -> Any:
 
 
 def _named(config: Any) -> str:
-    """The model that a configuration names, for an error."""
+    """Return the model that a configuration names, for an error."""
     name = getattr(config, "vlm_model_name", None)
     return f" from {name!r}" if name else ""
 
 
 def _name(folder: Path) -> str:
-    """The run's own name: the nearest folder whose name is not one that `lerobot-train` gives to all."""
+    """Return the nearest folder name that `lerobot-train` does not give to all runs."""
     common = re.compile(r"pretrained_model|checkpoints|last|\d+|snapshots|[0-9a-f]{40}")
     path = folder.absolute()
     return next((part for part in reversed(path.parts[1:]) if not common.fullmatch(part)), path.name)
 
 
 def _fingerprint(folder: Path) -> str:
-    """SHA-256 of the configuration, the processors (normalisers included) and the weights."""
+    """Return the SHA-256 of configuration, processors and weights."""
     digest = hashlib.sha256()
     states = [step.state_file for name in (PRE, POST) for step in read_steps(folder / name) if step.state_file]
     for file in (CONFIG, PRE, POST, *sorted(states), WEIGHTS):

@@ -1,4 +1,4 @@
-"""How each policy type of LeRobot is asked: one observation bound, then its network's answer at any (x, t)."""
+"""Calls of each policy type of LeRobot: encode an observation once, then call the network at any (x, t)."""
 
 from __future__ import annotations
 
@@ -19,26 +19,35 @@ Batch = dict[str, Tensor]
 """LeRobot's batch after its preprocessor: key -> (rows, n_obs_steps, ...)."""
 
 Encode = Callable[..., tuple[Any, Any]]
-"""LeRobot's backbone over a prefix: (.., the cache of its keys and values)."""
+"""LeRobot's backbone over a prefix: returns (.., cache of its keys and values)."""
 
 
 class Family(NamedTuple):
-    """What a policy type of LeRobot says of itself: how it was trained, and how its network is asked."""
+    """A policy type of LeRobot: its training, and the calls of its network.
+
+    Attributes:
+        schedule: returns the noise schedule of a policy.
+        prediction: returns the prediction type of a configuration.
+        horizon: returns the steps of a chunk.
+        bind: encodes a batch and returns the network.
+        bound: returns the limit of normalised actions.
+        steps: processor steps without which the network's input differs from the training.
+        added: keys that those steps add to a batch.
+        refusal: returns why a configuration is not supported, or None.
+    """
 
     schedule: Callable[[Any], Schedule]
     prediction: Callable[[Any], Prediction]
     horizon: Callable[[Any], int]
     bind: Callable[[Any, Batch], Network]
     bound: Callable[[Any], float | None] = lambda config: None
-    steps: frozenset[str] = (
-        frozenset()
-    )  # of the preprocessor: without them the network would not see what it was trained on
-    added: tuple[str, ...] = ()  # keys that those steps make
-    refusal: Callable[[Any], str | None] = lambda config: None  # why a configuration cannot be served
+    steps: frozenset[str] = frozenset()
+    added: tuple[str, ...] = ()
+    refusal: Callable[[Any], str | None] = lambda config: None
 
     @property
     def language(self) -> bool:
-        """Whether it reads an instruction."""
+        """Whether the policy reads an instruction."""
         return OBS_LANGUAGE_TOKENS in self.added
 
 
@@ -51,14 +60,14 @@ def _diffusion_network(policy: Any, batch: Batch) -> Network:
 
 
 def _now(batch: Batch) -> Batch:
-    """The newest step: vision-language-action policies see no history."""
+    """Return the newest step: vision-language-action policies read no history."""
     return {key: value[:, -1] for key, value in batch.items()}
 
 
 def _unpadded(network: Network, config: Any, width: int) -> Network:
-    """A network of `width` action dimensions, asked about those of the robot.
+    """Restrict a network of `width` action dimensions to those of the robot.
 
-    Those that the robot lacks were trained on zeros, so they stay on their exact path, t times one fixed noise.
+    The other dimensions were trained on zeros, so they stay on their exact path, t times one fixed noise.
     """
     dim = config.action_feature.shape[0]
     noise = torch.randn((1, config.chunk_size, width - dim), generator=torch.Generator().manual_seed(0))
@@ -66,7 +75,7 @@ def _unpadded(network: Network, config: Any, width: int) -> Network:
 
 
 def _after_prefix(policy: Any, prefix: tuple[Tensor, Tensor, Tensor], encode: Encode, **state: Tensor) -> Network:
-    """The prefix (embedded, padding, attention) is encoded here, once, and attended to from its cache at every step."""
+    """Encode a prefix (embedded, padding, attention) once, and attend to its cache."""
     embedded, padding, attention = prefix
     _, cache = encode(
         attention_mask=make_att_2d_masks(padding, attention),
@@ -90,14 +99,14 @@ def _smolvla_network(policy: Any, batch: Batch) -> Network:
 
 
 def _pi0_network(policy: Any, batch: Batch) -> Network:
-    """pi0's expert is told the state at every step; pi0.5 reads it in the instruction."""
+    """Bind pi0, whose expert reads the state at every step, or pi0.5 (no state)."""
     now, backbone = _now(batch), policy.model.paligemma_with_expert
     backbone.paligemma.language_model.config._attn_implementation = "eager"  # as LeRobot's sample_actions does
 
     def encode(attention_mask: Tensor, **rest: Any) -> tuple[Any, Any]:
         mask = policy.model._prepare_attention_masks_4d(attention_mask)
-        found: tuple[Any, Any] = backbone.forward(attention_mask=mask, use_cache=True, **rest)
-        return found
+        output: tuple[Any, Any] = backbone.forward(attention_mask=mask, use_cache=True, **rest)
+        return output
 
     prefix = policy.model.embed_prefix(*policy._preprocess_images(now), *_words(now))
     state = {"state": policy.prepare_state(now)} if policy.config.type == "pi0" else {}
@@ -105,16 +114,19 @@ def _pi0_network(policy: Any, batch: Batch) -> Network:
 
 
 def _xvla_network(policy: Any, batch: Batch) -> Network:
-    """Denoised is what the robot receives: a gripper learned as a logit is a probability, its mean given x."""
+    """Bind X-VLA in the robot's actions: a gripper's logit becomes a probability.
+
+    The probability is the mean of the gripper's action given x.
+    """
     model, dtype = policy.model, policy.model._get_target_dtype()
-    given = policy._build_model_inputs(_now(batch))
-    encoded = model.forward_vlm(given["input_ids"], given["image_input"].to(dtype), given["image_mask"])
-    proprio = given["proprio"].to(dtype)
+    inputs = policy._build_model_inputs(_now(batch))
+    encoded = model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(dtype), inputs["image_mask"])
+    proprio = inputs["proprio"].to(dtype)
 
     def network(x: Tensor, t: Tensor) -> Tensor:
         state, action = model.action_space.preprocess(proprio, x.to(dtype))
         out = model.transformer(
-            domain_id=given["domain_id"], action_with_noise=action, proprio=state, t=t.to(dtype), **encoded
+            domain_id=inputs["domain_id"], action_with_noise=action, proprio=state, t=t.to(dtype), **encoded
         )
         denoised: Tensor = model.action_space.postprocess(out)
         return denoised
@@ -129,7 +141,7 @@ def _bends_grippers(config: Any) -> str | None:
 
 
 def _needs_patched_transformers(config: Any) -> str | None:
-    """LeRobot makes this check when the network is built; here it comes before the weights are read."""
+    """Make LeRobot's own check of transformers, before the weights are read."""
     try:
         check: Any = import_module("transformers.models.siglip.check")
     except ImportError:
@@ -143,22 +155,25 @@ def _needs_patched_transformers(config: Any) -> str | None:
 
 
 def _action_space(config: Any) -> str | None:
-    """X-VLA's action spaces: those whose loss and output agree, so that the network's answer is E[x0 | x]."""
+    """Return why an action space of X-VLA is not supported, or None.
+
+    Its loss and output must agree, so that the network returns E[x0 | x].
+    """
     from lerobot.policies.xvla.action_hub import ACTION_REGISTRY, build_action_space
 
     mode, dim = config.action_mode.lower(), config.action_feature.shape[0]
     if mode == "so101_bimanual":
         return (
-            "action_mode 'so101_bimanual' fits its grippers by squared error and then bends them by a sigmoid: what it "
-            "predicts is not what it executes, so there is no denoised action to compose"
+            "action_mode 'so101_bimanual' fits its grippers by squared error and then bends them by a sigmoid: its "
+            "prediction is not the executed action, so there is no denoised action to compose"
         )
-    served = sorted(ACTION_REGISTRY.keys() - {"so101_bimanual"})
-    if mode not in served:
-        return f"action_mode {config.action_mode!r} is unknown; gpc reads {', '.join(served)}"
+    supported = sorted(ACTION_REGISTRY.keys() - {"so101_bimanual"})
+    if mode not in supported:
+        return f"action_mode {config.action_mode!r} is unknown; gpc reads {', '.join(supported)}"
     space = build_action_space(mode, **({"real_dim": dim, "max_dim": config.max_action_dim} if mode == "auto" else {}))
-    known = space.postprocess(torch.zeros(1, 1, space.dim_action)).shape[-1]
-    if known != dim:
-        return f"action_mode {mode!r} makes actions of {known} dimensions, output_features declares {dim}"
+    width = space.postprocess(torch.zeros(1, 1, space.dim_action)).shape[-1]
+    if width != dim:
+        return f"action_mode {mode!r} makes actions of {width} dimensions, output_features declares {dim}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""LeRobot's pre- and post-processors: built from their files after these are checked, and read as specs."""
+"""LeRobot's pre- and post-processors, built from checked files and read as specs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gpc.inert import notice
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-# A processor file may name any class of any module; LeRobot would import it. Only LeRobot's own, known steps are built, and
-# after sampling only those that leave an action a scale and an offset away.
+# A processor file may name any class of any module; LeRobot would import it. Only known steps of LeRobot are built, and after
+# sampling only those that are a scale and an offset.
 STEPS = {
     PRE: frozenset(
         {
@@ -57,14 +57,18 @@ EMPTY_CAMERA = f"{OBS_IMAGES}.empty_camera_"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file of a checkpoint; InputError if there is none."""
+    """Read the object in a JSON file of a checkpoint.
+
+    Raises:
+        InputError: If there is no such file, or no object in it.
+    """
     if not path.is_file():
         raise InputError(f"{path} is missing; a LeRobot checkpoint has {CONFIG}, {WEIGHTS}, {PRE} and {POST}")
     return schema.read(dict[str, Any], path)
 
 
 class Step(Struct):
-    """A step of a processor, as far as it is checked before LeRobot builds it."""
+    """The checked fields of a processor's step."""
 
     registry_name: str | None = None
     outside: str | None = field(default=None, name="class")
@@ -78,22 +82,32 @@ class Steps(Struct):
 
 
 def read_steps(path: Path) -> list[Step]:
-    """Read the steps of a processor's file; InputError if it has none."""
+    """Read the steps of a processor's file.
+
+    Raises:
+        InputError: If it has none.
+    """
     return schema.convert(Steps, read_json(path), str(path)).steps
 
 
 def observed(config: Any) -> dict[str, PolicyFeature]:
-    """What the network reads of the world: its input features without the cameras that LeRobot fills in as empty."""
+    """Return the input features without the empty cameras that LeRobot fills in."""
     return {key: feature for key, feature in config.input_features.items() if not key.startswith(EMPTY_CAMERA)}
 
 
 def load_processors(
     folder: Path, config: Any, needed: frozenset[str]
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
-    """The pre- and the postprocessor of a checkpoint; `needed` names steps that the first must have.
+    """Build the pre- and the postprocessor of a checkpoint.
 
-    Raises InputError where a step is unknown or lacking, its file is not in the folder, or what it normalises is not what
-    the configuration declares.
+    Args:
+        folder: the checkpoint.
+        config: its configuration.
+        needed: steps that the preprocessor must have.
+
+    Raises:
+        InputError: If a step is unknown or missing, its file is not in the folder, or its normalisation is not that of
+            the configuration.
     """
     pre, post = (_load(folder, name) for name in (PRE, POST))
     lacking = sorted(needed - {str(step.registry_name) for step in read_steps(folder / PRE)})
@@ -113,7 +127,7 @@ def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
         if step.registry_name not in STEPS[name]:
             where = " after sampling" if name == POST else ""
             raise InputError(
-                f"{path} asks for the step {one_line(repr(step.registry_name or step.outside), 80)}; known{where} are "
+                f"{path} has the step {one_line(repr(step.registry_name or step.outside), 80)}; supported{where} are "
                 f"{', '.join(sorted(STEPS[name]))}"
             )
         file = step.state_file
@@ -127,7 +141,7 @@ def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
             return PolicyProcessorPipeline.from_pretrained(
                 folder, name, overrides=overrides, local_files_only=True, **(ends if name == POST else {})
             )
-    except Exception as error:  # whatever LeRobot, draccus, safetensors and transformers raise
+    except Exception as error:  # any exception of LeRobot, draccus, safetensors and transformers
         missing = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
         fix = f"; {NOT_FETCHED}" if missing else ""
         raise InputError(f"{path} cannot be read: {one_line(error)}{fix}") from None
@@ -136,12 +150,12 @@ def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
 def _check_normalisation(
     path: Path, config: Any, features: Mapping[str, PolicyFeature], pipeline: PolicyProcessorPipeline
 ) -> None:
-    """LeRobot passes a feature that is not listed, or has no statistics, through as it is; here that is an error."""
+    """Check that every declared normalisation is done; LeRobot skips it silently."""
     normalisers = [
         step for step in pipeline.steps if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep)
     ]
     if FeatureType.ACTION.value not in config.normalization_mapping:
-        raise InputError(f"{path.parent / CONFIG}: normalization_mapping does not say how ACTION is normalised")
+        raise InputError(f"{path.parent / CONFIG}: normalization_mapping has no entry for ACTION")
     for key, feature in features.items():
         declared = config.normalization_mapping.get(feature.type.value, NormalizationMode.IDENTITY).name
         done = [(_mode(step, key, feature), step._tensor_stats.get(key, {})) for step in normalisers]
@@ -169,13 +183,13 @@ def _check_statistics(
             "statistics of its dataset"
         )
     for name in STATISTICS[mode]:
-        found = tuple(statistics[name].shape)
-        if feature.type is not FeatureType.VISUAL and found != tuple(feature.shape):
-            raise InputError(f"{path}: the {name} of {key!r} has shape {found}, {CONFIG} says {tuple(feature.shape)}")
+        shape = tuple(statistics[name].shape)
+        if feature.type is not FeatureType.VISUAL and shape != tuple(feature.shape):
+            raise InputError(f"{path}: the {name} of {key!r} has shape {shape}, {CONFIG} has {tuple(feature.shape)}")
 
 
 def affine(folder: Path, post: PolicyProcessorPipeline, dim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and offset of `action = scale * x + offset`, read off the postprocessor itself."""
+    """Measure scale and offset of `action = scale * x + offset` on the postprocessor."""
     rows = torch.tensor([0.0, 1.0, -2.0])[:, None].expand(3, dim)
     zero, one, minus = (post(row[None].clone())[0].double() for row in rows)
     scale = one - zero
@@ -187,10 +201,13 @@ def affine(folder: Path, post: PolicyProcessorPipeline, dim: int) -> tuple[tuple
 
 
 def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[str, tuple[int, ...]]:
-    """What the environment must offer: keys before the preprocessor's renaming, images as (height, width, channels).
+    """Return the shapes of the environment's observations, images channels last.
 
-    Raises InputError where the renaming takes a key away that the network reads; says so where it provides some cameras
-    and not others (LeRobot would silently go without them).
+    The keys are those before the preprocessor's renaming. If it renames some cameras only, a notice names the others,
+    since LeRobot would silently run without them.
+
+    Raises:
+        InputError: If the renaming removes a key that the network reads.
     """
     features, source = observed(config), _renames(folder, config, pre)
     cameras = [key for key, feature in features.items() if feature.type is FeatureType.VISUAL]
@@ -209,11 +226,11 @@ def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[
 
 
 def _renames(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[str, str]:
-    """The network's name of an observation: what the preprocessor makes it of."""
+    """Return the preprocessor's renaming: the network's key -> the environment's key."""
     maps = [step.rename_map for step in pre.steps if isinstance(step, RenameObservationsProcessorStep)]
     if len(maps) > 1:
         raise InputError(f"{folder / PRE} renames {len(maps)} times; write one rename_observations_processor")
-    source = {new: old for found in maps for old, new in found.items()}
+    source = {new: old for names in maps for old, new in names.items()}
     for key in observed(config):
         if key in source.values() and key not in source:
             to = next(new for new, old in source.items() if old == key)
