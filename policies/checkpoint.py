@@ -48,6 +48,9 @@ class CheckpointPolicy:
     observations: ObservationSpec
     schedule: Schedule
 
+    def __post_init__(self) -> None:
+        _ = self.levels  # raises InputError here, not at the first chunk
+
     @property
     def levels(self) -> NoiseLevels:
         """Noise levels of the training."""
