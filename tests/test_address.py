@@ -100,13 +100,13 @@ def test_a_refusal_that_is_no_text_is_one_line():
 
 def test_a_token_never_crosses_a_network_in_clear_text(stored):
     for url in ("ws://192.168.1.5:8000", "ws://gpu.lab:8000"):
-        assert Address.of(url).token() is None
+        assert Address.parse(url).token() is None
         with pytest.raises(InputError, match="over wss:// or to this machine only"):
             RemotePolicy(url, token="given")
     stored("machine gpu.lab login gpc password stored\n")
-    assert Address.of("ws://gpu.lab:8000").token() is None  # an open server is reached, without it
-    assert Address.of("wss://gpu.lab").token() == "stored"
-    assert Address.of("ws://[::1]:8000").token("given") == "given"
+    assert Address.parse("ws://gpu.lab:8000").token() is None  # an open server is reached, without it
+    assert Address.parse("wss://gpu.lab").token() == "stored"
+    assert Address.parse("ws://[::1]:8000").token("given") == "given"
     assert is_loopback("127.3.2.1")
     assert not is_loopback("localhost.evil.example")
 

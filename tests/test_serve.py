@@ -20,6 +20,8 @@ from serving import SAMPLING, served
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
+from gpc.commands.config import load_config
+from gpc.commands.serve import access_of
 from gpc.composition.composed import compose
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import InpaintTarget, sample_actions
@@ -252,7 +254,7 @@ def test_what_breaks_inside_stays_inside(caplog):
         client.recv()
         armed.append(True)
         client.send(pack({"state": STATE}))
-        assert client.recv() == "internal error; the server's log says more"
+        assert client.recv() == "internal error; see the server's log"
         with pytest.raises(ConnectionClosedError) as closed:
             client.recv()
         assert closed.value.rcvd.code == 1011
@@ -318,7 +320,7 @@ def test_a_port_that_is_taken_is_said(fixed):
 def test_a_full_server_and_a_browser_are_turned_away():
     with served(FixedPolicy(Gaussian()), max_clients=2) as address:
         first, second = RemotePolicy(address), RemotePolicy(address)
-        with pytest.raises(InputError, match="max_clients=2 are here"):
+        with pytest.raises(InputError, match="max_clients=2 are connected"):
             RemotePolicy(address)
         first.close()
         until(lambda: _comes_in(address))
@@ -396,3 +398,36 @@ def test_frames_are_ours_to_the_bit(address):
     with connect(address, compression=None) as client:
         metadata = client.recv()
         assert pack(unpack(metadata)) == metadata
+
+
+SERVE = """
+import torch
+from models import FixedPolicy, Gaussian
+from gpc.inference.settings import Sampling
+from gpc.serve.server import Access, serve_policy
+torch.set_num_threads(2)
+serve_policy(
+    FixedPolicy(Gaussian()), Sampling(steps=4), Access(port=0), reproducible=True,
+    ready=lambda address: print(address, torch.get_num_threads(), flush=True),
+)
+print(torch.get_num_threads(), flush=True)
+"""
+
+
+def test_a_policy_is_served_from_python_and_torchs_threads_are_put_back():
+    code = f"import sys; sys.path[:] = {sys.path}\n{SERVE}"
+    process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        address, threads = process.stdout.readline().split()
+        assert RemotePolicy(address).infer({"state": STATE})["actions"].shape == (16, 2)
+        process.terminate()
+        assert (threads, process.stdout.read(), process.wait(timeout=20)) == ("1", "2\n", 0)
+    finally:
+        process.kill()
+
+
+def test_the_types_of_who_may_connect_are_checked_and_a_token_may_be_digits():
+    config = load_config("serve", ["policies=[x]", "token=12345", "port=0"])
+    assert access_of(config).token == "12345"
+    with pytest.raises(InputError, match="max_clients=many"):
+        access_of(load_config("serve", ["policies=[x]", "max_clients=many"]))

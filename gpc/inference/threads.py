@@ -24,8 +24,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def serving_threads(reproducible: bool) -> int:
-    """Return the threads of a network beside clients or a robot: one if reproducible, else all cores but one.
+    """Return the threads of a network that computes beside clients or a robot.
 
-    In a thread beside the main one a network on both of two cores took 65 ms a chunk, on one of them 33 ms.
+    One if chunks must be reproducible, else one less than there are cores. In a thread beside the main one a network on both of
+    two cores took 65 ms a chunk, on one of them 33 ms.
     """
     return 1 if reproducible else max(1, (os.cpu_count() or 1) - 1)

@@ -1,6 +1,6 @@
 """A policy for clients in other processes.
 
-`RemotePolicy` is the robot's side of `gpc serve`. It needs numpy, msgpack and websockets, and no torch.
+`RemotePolicy` is the client of `gpc serve`. It needs numpy, msgpack and websockets, and no torch.
 """
 
 from __future__ import annotations

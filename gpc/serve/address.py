@@ -19,7 +19,14 @@ PRIVACY = (
 
 @dataclass(frozen=True)
 class Address:
-    """Where a policy server listens; `secure` with TLS, which proves the host and hides what is sent."""
+    """Where a policy server listens.
+
+    Attributes:
+        url: the url.
+        host: name or address of the host.
+        port: the port.
+        secure: whether TLS proves the host and hides what is sent.
+    """
 
     url: str
     host: str
@@ -27,8 +34,12 @@ class Address:
     secure: bool
 
     @classmethod
-    def of(cls, url: str) -> Address:
-        """Return the address that a url names; raises InputError if it is no url of a policy server."""
+    def parse(cls, url: str) -> Address:
+        """Return the address that a url names.
+
+        Raises:
+            InputError: If it is no url of a policy server.
+        """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -42,7 +53,7 @@ class Address:
 
     @property
     def names(self) -> tuple[str, str]:
-        """The names under which ~/.netrc may hold the token: of this port alone, and of the host."""
+        """Names that may hold the token in ~/.netrc: of this port alone, and of the host."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}", self.host
 
@@ -51,20 +62,23 @@ class Address:
         """Whether only the host can read what is sent."""
         return self.secure or is_loopback(self.host)
 
-    def token(self, own: str | None = None) -> str | None:
-        """Return the token to send: `own`, given together with the url, else the host's in ~/.netrc; None if neither has one.
+    def token(self, explicit: str | None = None) -> str | None:
+        """Return the token to send, None if there is none.
 
         In clear text any machine of a network can claim to be the host, so a line of ~/.netrc, which may be of another service
         of the host, is then not used.
 
+        Args:
+            explicit: token that belongs to the url, "" for none; None: the token of the host in ~/.netrc.
+
         Raises:
-            InputError: ~/.netrc is malformed, or `own` would cross a network in clear text.
+            InputError: If ~/.netrc is malformed, or the explicit token would cross a network in clear text.
         """
-        if own is None:
+        if explicit is None:
             return (_stored(self.names) or None) if self.private else None
-        if own and not self.private:
+        if explicit and not self.private:
             raise InputError(f"policy server {self.url}: {PRIVACY}")
-        return own or None
+        return explicit or None
 
 
 def is_loopback(host: str) -> bool:
@@ -76,13 +90,16 @@ def is_loopback(host: str) -> bool:
 
 
 def _stored(names: tuple[str, ...]) -> str | None:
-    """The password of the first of these names in the file NETRC, by default ~/.netrc; its `default` is of no host."""
+    """Return the password of the first of these names in $NETRC or ~/.netrc.
+
+    A `default` line belongs to no host and is ignored.
+    """
     try:
-        known = netrc.netrc(os.environ.get("NETRC")).hosts
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except OSError:
         return None
     except (netrc.NetrcParseError, UnicodeDecodeError) as error:
         raise InputError(
             f"~/.netrc (or $NETRC) cannot be read: {one_line(error)}; correct it, or give token="
         ) from None
-    return next((known[name][2] for name in names if name in known and name != "default"), None)
+    return next((hosts[name][2] for name in names if name in hosts and name != "default"), None)

@@ -1,4 +1,4 @@
-"""The one thread in which a served policy runs: chunks that are asked for at the same time are sampled in one batch."""
+"""The one thread in which a served policy computes; chunks that are requested at the same time are one batch."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ from gpc.types import Array
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """One chunk: observation[key] (n_obs_steps, *shape), the noise of (seed, chunk number), and what is known already:
-    `known` (horizon, action) with `weight` (horizon,), zeros where nothing is.
+    """One chunk to sample.
+
+    Attributes:
+        observation: key -> (n_obs_steps, *shape).
+        seed: seed of the noise.
+        chunk: number of the chunk in its episode.
+        known: actions to continue, (horizon, action).
+        weight: how far each step is drawn to `known`, (horizon,) from 0 to 1.
     """
 
     observation: dict[str, Array]
@@ -36,108 +42,124 @@ class InferenceRequest:
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """A picture in bytes and one in floats do not go into one array."""
+        """Types of the arrays; pictures in bytes and in floats are not stacked."""
         return tuple(value.dtype.str for value in self.observation.values())
 
 
 class InferenceResult(NamedTuple):
-    """A whole chunk (horizon, action) in the environment's units, and how long its batch took."""
+    """A chunk (horizon, action) in the environment's units, and its batch's time."""
 
     chunk: Array
     infer_ms: float
 
 
 class Task(NamedTuple):
-    """Something to compute, and who waits for it."""
+    """Something to compute, and the future of its result."""
 
     work: InferenceRequest | Callable[[], Any]
     future: Future[Any]
 
 
 class InferenceThread:
-    """Runs what is handed in, in order, without waiting for more: whatever has come while it was busy is the next batch.
+    """Computes what is submitted, in order.
 
-    `reproducible` pads batches to a multiple of 16 rows and keeps networks to one thread, so that a chunk is bitwise what
-    `gpc evaluate` computes, whatever shares its batch.
+    Requests that come while it is busy are the next batch; it never waits for more of them. With `reproducible` batches are
+    padded, so that a chunk is bitwise that of `gpc evaluate`, whatever shares its batch; networks must compute with one thread
+    (`gpc.inference.threads.torch_threads`).
     """
 
     def __init__(self, policy: Policy, sampling: Sampling, max_batch: int = 256, reproducible: bool = False) -> None:
-        """Samples one chunk at once: what does not fit is said before anybody asks, and the first answer is not a slow one."""
+        """Sample one chunk, and start the thread.
+
+        Args:
+            policy: policy to serve.
+            sampling: settings of the sampler.
+            max_batch: largest number of chunks in a batch.
+            reproducible: whether batches are padded.
+
+        Raises:
+            InputError: If the policy and the sampler do not fit.
+        """
         if policy.actions.start > 0 or policy.actions.start + policy.actions.horizon < 1:
             raise InputError(f"{policy.name} predicts from step {policy.actions.start}, not what to do now")
         self.policy, self.sampling, self.max_batch, self.reproducible = policy, sampling, max_batch, reproducible
-        self._plan([self._blank()])
-        self._jobs: SimpleQueue[Task | None] = SimpleQueue()
+        self._sample([self._blank()])
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="gpc-inference", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
-        """Whether it still computes."""
+        """Whether the thread still runs."""
         return self._thread.is_alive()
 
     def submit(self, work: InferenceRequest | Callable[[], Any]) -> Future[Any]:
-        """An `Answer`, or what the function returns; cancelling what has not begun drops it."""
+        """Queue a request or a function.
+
+        Returns:
+            The future of an `InferenceResult`, or of what the function returns. Cancelling it drops work that has not started.
+        """
         future: Future[Any] = Future()
-        self._jobs.put(Task(work, future))
+        self._tasks.put(Task(work, future))
         return future
 
     def close(self) -> None:
-        """Finish what was handed in, for a second at most."""
-        self._jobs.put(None)
+        """Finish what was submitted, within a second."""
+        self._tasks.put(None)
         self._thread.join(timeout=1)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            jobs = [each for each in [job, *self._waiting()] if each.future.set_running_or_notify_cancel()]
-            chunks = [each for each in jobs if isinstance(each.work, InferenceRequest)]
-            for each in jobs:
+        while (task := self._tasks.get()) is not None:
+            tasks = [each for each in [task, *self._waiting()] if each.future.set_running_or_notify_cancel()]
+            chunks = [each for each in tasks if isinstance(each.work, InferenceRequest)]
+            for each in tasks:
                 if not isinstance(each.work, InferenceRequest):
                     _run_task(each.future, each.work)
-            for _, alike in groupby(sorted(chunks, key=_dtypes), _dtypes):
-                self._answer(list(alike))
+            for _, batch in groupby(sorted(chunks, key=_dtypes), _dtypes):
+                self._run_batch(list(batch))
 
     def _waiting(self) -> list[Task]:
-        """What else has come, up to a batch."""
-        jobs: list[Task] = []
-        while len(jobs) < self.max_batch - 1:
+        """Return the other tasks that have come, up to a batch."""
+        tasks: list[Task] = []
+        while len(tasks) < self.max_batch - 1:
             try:
-                job = self._jobs.get_nowait()
+                task = self._tasks.get_nowait()
             except Empty:
                 break
-            if job is None:
-                self._jobs.put(None)
+            if task is None:
+                self._tasks.put(None)
                 break
-            jobs.append(job)
-        return jobs
+            tasks.append(task)
+        return tasks
 
-    def _answer(self, jobs: Sequence[Task]) -> None:
-        """Sample the chunks together; where that fails one by one, so that it fails for its cause alone."""
-        began = time.perf_counter()
+    def _run_batch(self, tasks: Sequence[Task]) -> None:
+        """Sample the chunks together, or one by one if that fails for one of them."""
+        start = time.perf_counter()
         try:
-            chunks = self._plan([cast(InferenceRequest, job.work) for job in jobs])
+            chunks = self._sample([cast(InferenceRequest, task.work) for task in tasks])
         except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].future.set_exception(error)
+            if len(tasks) == 1:
+                tasks[0].future.set_exception(error)
             else:
-                for job in jobs:
-                    self._answer([job])
+                for task in tasks:
+                    self._run_batch([task])
             return
-        took = 1000 * (time.perf_counter() - began)
-        for job, chunk in zip(jobs, chunks, strict=True):
-            job.future.set_result(InferenceResult(chunk, took))
+        duration = 1000 * (time.perf_counter() - start)
+        for task, chunk in zip(tasks, chunks, strict=True):
+            task.future.set_result(InferenceResult(chunk, duration))
 
-    def _plan(self, requests: Sequence[InferenceRequest]) -> Array:
-        """Whole chunks (len(requests), horizon, action)."""
+    def _sample(self, requests: Sequence[InferenceRequest]) -> Array:
+        """Return chunks (len(requests), horizon, action)."""
         rows = np.arange(len(requests))
-        taken = [requests[int(row)] for row in (pad_batch(rows) if self.reproducible else rows)]
-        observation = {key: np.stack([r.observation[key] for r in taken]) for key in taken[0].observation}
-        seeds, chunks = np.array([r.seed for r in taken], np.uint64), np.array([r.chunk for r in taken], np.uint64)
-        weight = np.stack([r.weight for r in taken])
-        known = InpaintTarget(np.stack([r.known for r in taken]), weight) if weight.any() else None
-        return sample_actions(self.policy, self.sampling, observation, seeds, chunks, known)[: len(requests)]
+        batch = [requests[int(row)] for row in (pad_batch(rows) if self.reproducible else rows)]
+        observation = {key: np.stack([r.observation[key] for r in batch]) for key in batch[0].observation}
+        seeds, chunks = np.array([r.seed for r in batch], np.uint64), np.array([r.chunk for r in batch], np.uint64)
+        weight = np.stack([r.weight for r in batch])
+        target = InpaintTarget(np.stack([r.known for r in batch]), weight) if weight.any() else None
+        return sample_actions(self.policy, self.sampling, observation, seeds, chunks, target)[: len(requests)]
 
     def _blank(self) -> InferenceRequest:
+        """Return a request with an observation of zeros."""
         spec = self.policy.observations
         observation = {
             key: np.zeros((spec.n_obs_steps, *shape), np.uint8 if keeps_uint8(key, shape) else np.float32)
@@ -148,12 +170,12 @@ class InferenceThread:
 
 
 def keeps_uint8(key: str, shape: tuple[int, ...]) -> bool:
-    """Whether an observation stays as it is where it comes in bytes: a picture (height, width, channels), or text."""
+    """Return whether an observation may stay in bytes: a picture, or text."""
     return key == TASK or len(shape) == 3
 
 
-def _dtypes(job: Task) -> tuple[str, ...]:
-    return cast(InferenceRequest, job.work).dtypes
+def _dtypes(task: Task) -> tuple[str, ...]:
+    return cast(InferenceRequest, task.work).dtypes
 
 
 def _run_task(future: Future[Any], function: Callable[[], Any]) -> None:

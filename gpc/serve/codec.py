@@ -1,8 +1,8 @@
-"""What travels between a robot and a policy server: msgpack with numpy arrays, as openpi lays them out.
+"""Messages between a robot and a policy server: msgpack with numpy arrays, in the layout of openpi.
 
 An array is a map of `__ndarray__`, `data`, `dtype`, `shape`, a numpy scalar one of `__npgeneric__`, `data`, `dtype`, both with
-byte strings as keys. Nothing is unpickled, and a frame from a stranger costs little more memory than its length: dtypes are
-those of `DTYPES`, an array's data has the length that its shape says, and containers are counted while they are read.
+byte strings as keys. Nothing is unpickled, and an unknown client's frame needs little more memory than its length: dtypes are
+those of `DTYPES`, an array's data has the length of its shape, and containers are counted while they are read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 
 from gpc.errors import InputError, one_line
 
-PROTOCOL = 1  # of the messages below, which openpi does not have; a server's metadata say it
-RESET = "gpc.reset"  # a message {RESET: seed}: an episode begins, its chunks take the noise of this seed
+PROTOCOL = 1  # version of the messages below, which openpi does not have; part of a server's metadata
+RESET = "gpc.reset"  # a message {RESET: seed}: an episode begins, with the noise of this seed
 SEED, CHUNK = "gpc.seed", "gpc.chunk"  # beside an observation: the noise of this chunk
-KNOWN, WEIGHT = "gpc.known", "gpc.known_weight"  # beside an observation: actions decided already; see docs/serving.md
+KNOWN, WEIGHT = "gpc.known", "gpc.known_weight"  # beside an observation: actions to continue; see docs/serving.md
 ENCODE = "gpc.encode"  # a message {ENCODE: observation of a batch} -> {HANDLE: number}
 HANDLE, X, SIGMA, DENOISED = "gpc.denoise", "x", "sigma", "denoised"  # {HANDLE, X, SIGMA} -> {DENOISED: x0}
 
@@ -35,7 +35,14 @@ DTYPES = {
 
 
 def pack(message: Any) -> bytes:
-    """A message of maps, lists, text, numbers and arrays as one frame; InputError where something in it cannot travel."""
+    """Return the frame of a message.
+
+    Args:
+        message: maps, lists, text, numbers and arrays.
+
+    Raises:
+        InputError: If the message holds something else, or is too long.
+    """
     try:
         frame: bytes = msgpack.packb(message, default=_encode)
     except (TypeError, ValueError, OverflowError) as error:
@@ -46,7 +53,11 @@ def pack(message: Any) -> bytes:
 
 
 def unpack(frame: bytes) -> Any:
-    """The message of a frame; its arrays are read-only. InputError, one line, where it is damaged or breaks a limit."""
+    """Return the message of a frame; its arrays are read-only.
+
+    Raises:
+        InputError: If the frame is damaged or breaks a limit.
+    """
     if len(frame) > FRAME:
         raise InputError(f"frame has {len(frame)} bytes, at most {FRAME} are read")
     reader = _Reader()
@@ -63,11 +74,15 @@ def unpack(frame: bytes) -> Any:
     except InputError:
         raise
     except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
-        raise InputError(f"frame is not msgpack with arrays as openpi lays them out ({one_line(error, 120)})") from None
+        raise InputError(f"frame is not msgpack with arrays in openpi's layout ({one_line(error, 120)})") from None
 
 
 def read_array(message: Mapping[Any, Any], key: str, shapes: list[tuple[int, ...]]) -> np.ndarray[Any, np.dtype[Any]]:
-    """Read a finite array of one of these shapes from a message, as float64; InputError if it is none."""
+    """Return a finite array of one of these shapes of a message, as float64.
+
+    Raises:
+        InputError: If the message has none.
+    """
     value = message.get(key)
     shape = value.shape if isinstance(value, np.ndarray | np.generic) else None
     if shape not in shapes:
@@ -79,7 +94,11 @@ def read_array(message: Mapping[Any, Any], key: str, shapes: list[tuple[int, ...
 
 
 def read_int(message: Mapping[Any, Any], key: str, default: int | None = None) -> int:
-    """Read a whole number from a message, from 0 to 2^64 - 1; InputError if it is none."""
+    """Return a whole number of a message, from 0 to 2^64 - 1.
+
+    Raises:
+        InputError: If the message has none.
+    """
     value = message.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**64:
         raise InputError(f"{key!r} must be a whole number, at least 0")
@@ -87,7 +106,7 @@ def read_int(message: Mapping[Any, Any], key: str, default: int | None = None) -
 
 
 class _Reader:
-    """Counts what one frame contains, and turns the maps that are arrays into arrays."""
+    """Counts the items of one frame, and turns maps that describe arrays into arrays."""
 
     def __init__(self) -> None:
         self.items = 0
@@ -97,19 +116,19 @@ class _Reader:
         if self.items > ITEMS:
             raise InputError(f"frame has more than {ITEMS} items in its lists and maps; send numbers as arrays")
 
-    def list(self, found: list[Any]) -> list[Any]:
-        self.count(found)
-        return found
+    def list(self, container: list[Any]) -> list[Any]:
+        self.count(container)
+        return container
 
-    def map(self, found: dict[Any, Any]) -> Any:
-        self.count(found)
-        if b"__ndarray__" in found:
-            return _array(found)
-        return _scalar(found) if b"__npgeneric__" in found else found
+    def map(self, container: dict[Any, Any]) -> Any:
+        self.count(container)
+        if b"__ndarray__" in container:
+            return _array(container)
+        return _scalar(container) if b"__npgeneric__" in container else container
 
 
 def _encode(value: Any) -> Any:
-    """What msgpack does not know: arrays and numpy scalars."""
+    """Return the map of an array or a numpy scalar."""
     if not isinstance(value, np.ndarray | np.generic):
         raise InputError(
             f"message holds a value of type {type(value).__name__}; send maps, lists, text, numbers and numpy arrays"
@@ -121,8 +140,8 @@ def _encode(value: Any) -> Any:
     return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
 
 
-def _array(found: dict[Any, Any]) -> np.ndarray[Any, np.dtype[Any]]:
-    dtype, data, shape = _dtype(found), found.get(b"data"), found.get(b"shape")
+def _array(container: dict[Any, Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    dtype, data, shape = _dtype(container), container.get(b"data"), container.get(b"shape")
     if not isinstance(data, bytes):
         raise InputError("array without data in bytes")
     if not isinstance(shape, list) or len(shape) > DIMENSIONS:
@@ -135,15 +154,15 @@ def _array(found: dict[Any, Any]) -> np.ndarray[Any, np.dtype[Any]]:
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
-def _scalar(found: dict[Any, Any]) -> Any:
-    dtype, data = _dtype(found), found.get(b"data")
+def _scalar(container: dict[Any, Any]) -> Any:
+    dtype, data = _dtype(container), container.get(b"data")
     if not isinstance(data, bool | int | float):
         raise InputError("numpy scalar without a number")
     return dtype.type(data)
 
 
-def _dtype(found: dict[Any, Any]) -> np.dtype[Any]:
-    code = found.get(b"dtype")
+def _dtype(container: dict[Any, Any]) -> np.dtype[Any]:
+    code = container.get(b"dtype")
     if not isinstance(code, str) or code not in DTYPES:
         raise InputError(f"array of dtype {str(code)[:40]!r}; send bool, int, uint or float")
     return DTYPES[code]

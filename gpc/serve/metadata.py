@@ -1,14 +1,14 @@
-"""What a server tells of its policy when a client connects, and what a client takes from that."""
+"""The description of a policy that a server sends when a client connects, and the check of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-import gpc
 from gpc.errors import InputError
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.schema import convert
@@ -19,10 +19,10 @@ Metadata = Mapping[str, Any]
 
 
 def policy_metadata(policy: Policy) -> dict[str, Any]:
-    """What a client must know of a policy, and all that a remote member of a composition is."""
+    """Return the description of a policy: all that a client or a composition needs."""
     spec = policy.observations
     return {
-        "server": f"gpc {gpc.__version__}",
+        "server": f"gpc {version('gpc')}",
         "protocol": PROTOCOL,
         "policy": policy.name,
         "fingerprint": policy.fingerprint,
@@ -38,7 +38,7 @@ Size = Annotated[int, Meta(ge=0)]
 
 
 class ServedPolicy(Struct):
-    """The policy of a server, as its metadata describe it; the limits are those of the specs, not the server's."""
+    """The policy of a server, as its metadata describe it, within the specs' limits."""
 
     policy: Text
     fingerprint: Annotated[str, Meta(min_length=1, max_length=100_000)]  # of a composition it has those of all members
@@ -54,14 +54,14 @@ class ServedPolicy(Struct):
 
 
 def check_metadata(metadata: Metadata, url: str) -> ServedPolicy:
-    """Check the metadata of a server.
+    """Return the policy that the metadata of a server describe.
 
     Raises:
-        InputError: the server is none of gpc's or of another version, or does not describe a policy within gpc's limits.
+        InputError: If the server is none of gpc's or of another version, or does not describe a policy within gpc's limits.
     """
     if metadata.get("protocol") != PROTOCOL:
         raise InputError(
-            f"policy server {url} is no gpc serve of this version; openpi's own server does not say what its policy is"
+            f"policy server {url} is no gpc serve of this version; openpi's own server does not describe its policy"
         )
     where = f"policy server {url}"
     served = convert(ServedPolicy, metadata, where)

@@ -1,7 +1,7 @@
-"""`gpc serve`: a policy, or a composition, for every robot client that speaks openpi's protocol.
+"""A policy, or a composition, for robot clients of openpi's protocol.
 
-Sockets only: `Session` knows what messages mean, `Inference` computes. One event loop talks to all clients and computes
-nothing, so that a slow client or a slow policy keeps nobody else waiting.
+This module holds the sockets: `Session` answers messages, `InferenceThread` computes. One event loop serves all clients and
+computes nothing, so that no client waits for another slow client or for the policy.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import signal
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,10 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from gpc.errors import GpcError, InputError
+from gpc.inference.settings import Sampling
+from gpc.inference.threads import serving_threads, torch_threads
+from gpc.policy.spec import Policy
+from gpc.schema import check_fields
 from gpc.serve.address import is_loopback
 from gpc.serve.batching import InferenceThread
 from gpc.serve.codec import FRAME, pack, unpack
@@ -34,10 +39,20 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in, and how: an address, what a client must show, and how many there may be.
+    """Where a server listens, and which clients it accepts.
 
-    `timeout` is for a client to take an answer, in seconds. An address that other machines reach needs a token; `insecure`
-    does without. Raises InputError where that is broken.
+    Attributes:
+        host: address to listen on.
+        port: port to listen on; 0: any that is free.
+        token: token that clients must send; None: none.
+        certificate: PEM file of a TLS certificate.
+        key: PEM file of its key, if the certificate's file does not hold it.
+        insecure: whether other machines may connect without a token.
+        max_clients: largest number of clients.
+        timeout: seconds for a client to take an answer.
+
+    Raises:
+        InputError: If other machines reach the address and there is no token, or a value is out of bounds.
     """
 
     host: str = "127.0.0.1"
@@ -50,9 +65,10 @@ class Access:
     timeout: float = 10.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "")
         if not (self.local or self.token or self.insecure):
             raise InputError(
-                f"host={self.host} lets other machines in; set a token (GPC_TOKEN), or insecure=true where you trust them all"
+                f"host={self.host} lets other machines connect; set a token (GPC_TOKEN), or insecure=true if all are trusted"
             )
         if self.key and not self.certificate:
             raise InputError("key is set without a certificate; give both, or a certificate file that holds its key")
@@ -62,11 +78,15 @@ class Access:
 
     @property
     def local(self) -> bool:
-        """Whether only this machine reaches it."""
+        """Whether only this machine reaches the address."""
         return is_loopback(self.host)
 
     def tls(self) -> ssl.SSLContext | None:
-        """The certificate, read; InputError where the files are none."""
+        """Return the TLS context of the certificate, None without one.
+
+        Raises:
+            InputError: If the files cannot be read.
+        """
         if self.certificate is None:
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -77,28 +97,47 @@ class Access:
         return context
 
     def accepts(self, request: Request) -> bool:
-        """Whether a client shows the token; as long for a wrong one as for the right one."""
+        """Return whether a request has the token, in the same time for a wrong one."""
         if self.token is None:
             return True
-        shown = request.headers.get_all("Authorization")
-        return len(shown) == 1 and hmac.compare_digest(
-            shown[0].encode(errors="surrogateescape"), f"Api-Key {self.token}".encode()
+        headers = request.headers.get_all("Authorization")
+        return len(headers) == 1 and hmac.compare_digest(
+            headers[0].encode(errors="surrogateescape"), f"Api-Key {self.token}".encode()
         )
 
 
 class PolicyServer:
-    """Sessions behind a door. `run` serves until it is told to stop."""
+    """Serves a policy to clients, each of which has a session."""
 
-    def __init__(self, inference: InferenceThread, access: Access, facts: dict[str, Any], seed: int = 0) -> None:
-        """`facts` are further metadata; the k-th client's noise has the seed `seed` + k."""
+    def __init__(
+        self, inference: InferenceThread, access: Access, metadata: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> None:
+        """Prepare the server; `run` listens.
+
+        Args:
+            inference: thread that computes.
+            access: where to listen, and which clients to accept.
+            metadata: further metadata for clients.
+            seed: the noise of the k-th client has the seed `seed` + k.
+        """
         self.inference, self.access, self.seed = inference, access, seed
-        self.metadata = policy_metadata(inference.policy) | facts
+        self.metadata = policy_metadata(inference.policy) | dict(metadata or {})
         self.connections: set[ServerConnection] = set()
-        self.served = 0
+        self.sessions = 0
 
     async def run(self, ready: Callable[[str], None], stop: asyncio.Event) -> None:
-        """Listen, say where, and go on until `stop`. Raises InputError where nothing can listen there."""
-        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # a stranger's broken handshake is no news
+        """Serve until `stop` is set.
+
+        Args:
+            ready: is called with the address, once the server listens.
+            stop: event that ends the server.
+
+        Raises:
+            InputError: If the server cannot listen there.
+        """
+        logging.getLogger("websockets.server").setLevel(
+            logging.CRITICAL
+        )  # do not log failed handshakes of unknown clients
         access, tls = self.access, self.access.tls()
         try:
             server = await serve(
@@ -112,7 +151,7 @@ class PolicyServer:
             await stop.wait()
 
     def _authorize(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Health for anybody; a place for who shows the token. No browser comes in: pages of others run in it."""
+        """Answer a health check, or refuse a client; `origins` refuses browsers."""
         if request.path == "/healthz":
             if self.inference.alive:
                 return connection.respond(HTTPStatus.OK, "OK\n")
@@ -121,29 +160,30 @@ class PolicyServer:
             return connection.respond(HTTPStatus.UNAUTHORIZED, "wrong token\n")
         if len(self.connections) >= self.access.max_clients:
             return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"max_clients={self.access.max_clients} are here\n"
+                HTTPStatus.SERVICE_UNAVAILABLE, f"max_clients={self.access.max_clients} are connected\n"
             )
         return None
 
     async def _handle_client(self, connection: ServerConnection) -> None:
-        """Talk to one client until either side leaves; what it still waits for is then not computed."""
+        """Serve one client until either side closes; then its pending work is cancelled."""
         self.connections.add(connection)
-        session = Session(self.inference, self.seed + self.served)
-        self.served += 1
-        talk = asyncio.create_task(self._exchange(connection, session))
-        gone = asyncio.create_task(connection.wait_closed())
+        session = Session(self.inference, self.seed + self.sessions)
+        self.sessions += 1
+        exchange = asyncio.create_task(self._exchange(connection, session))
+        closed = asyncio.create_task(connection.wait_closed())
         try:
-            await asyncio.wait({talk, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({exchange, closed}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            talk.cancel()
-            gone.cancel()
+            exchange.cancel()
+            closed.cancel()
             self.connections.discard(connection)
 
     async def _exchange(self, connection: ServerConnection, session: Session) -> None:
+        """Send the metadata, then answer each message."""
         with contextlib.suppress(ConnectionClosed):
             await self._send(connection, pack(self.metadata | {"seed": session.seed}))
             async for frame in connection:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 try:
                     await self._send(connection, await _reply(session, frame))
                 except GpcError as error:
@@ -152,17 +192,60 @@ class PolicyServer:
                     raise
                 except Exception:
                     LOG.exception("a client's message failed")
-                    await self._send(connection, "internal error; the server's log says more")
+                    await self._send(connection, "internal error; see the server's log")
                     await connection.close(CloseCode.INTERNAL_ERROR)
-                session.total_ms = 1000 * (time.perf_counter() - began)
+                session.total_ms = 1000 * (time.perf_counter() - start)
 
     async def _send(self, connection: ServerConnection, frame: bytes | str) -> None:
-        """Send, or hang up on a client that takes nothing."""
+        """Send a frame, or drop a client that does not take it in time."""
         try:
             async with asyncio.timeout(self.access.timeout):
                 await connection.send(frame)
         except TimeoutError:
             connection.transport.abort()
+
+
+def serve_policy(
+    policy: Policy,
+    sampling: Sampling,
+    access: Access | None = None,
+    *,
+    seed: int = 0,
+    max_batch: int = 256,
+    reproducible: bool = False,
+    metadata: Mapping[str, Any] | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve a policy until the process is interrupted or terminated.
+
+    The signals are SIGINT and SIGTERM. Must be called in the main thread. torch's number of threads is changed while it serves.
+
+    Args:
+        policy: the policy, or a composition.
+        sampling: settings of the sampler.
+        access: where to listen, and which clients to accept; by default this machine alone, on port 8000.
+        seed: the noise of the k-th client has the seed `seed` + k.
+        max_batch: largest number of chunks in a batch.
+        reproducible: whether chunks are bitwise those of `gpc evaluate`, at 2 to 4 times the cost for one client.
+        metadata: further metadata for clients.
+        ready: is called with the address, once the server listens.
+
+    Raises:
+        InputError: If the policy and the sampler do not fit, or the server cannot listen there.
+    """
+
+    async def until_signal(inference: InferenceThread) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await PolicyServer(inference, access or Access(), metadata, seed).run(ready, stop)
+
+    with torch_threads(serving_threads(reproducible)):
+        inference = InferenceThread(policy, sampling, max_batch, reproducible)
+        try:
+            asyncio.run(until_signal(inference))
+        finally:
+            inference.close()
 
 
 async def _reply(session: Session, frame: bytes | str) -> bytes:

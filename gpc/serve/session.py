@@ -1,6 +1,6 @@
-"""What a client's messages mean: observations become chunks, noisy chunks become denoised ones.
+"""Answers to a client's messages: observations become chunks, noisy chunks become denoised ones.
 
-Everything in a message comes from a stranger: it is checked here, before the policy sees it.
+A message is not trusted: it is checked here, before the policy gets it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpc.serve.batching import InferenceRequest, InferenceResult, InferenceThrea
 from gpc.serve.codec import CHUNK, DENOISED, ENCODE, HANDLE, KNOWN, RESET, SEED, SIGMA, WEIGHT, X, read_array, read_int
 from gpc.types import Array
 
-HANDLES = 4  # encoded observations that a session keeps; the oldest goes first
+HANDLES = 4  # encoded observations that a session keeps; the oldest is dropped first
 PROMPT = "prompt"  # openpi's name for the instruction
 
 Message = Mapping[Any, Any]
@@ -37,11 +37,15 @@ class Session:
     def __init__(self, inference: InferenceThread, seed: int) -> None:
         self.inference, self.policy, self.seed = inference, inference.policy, seed
         self.chunks = 0
-        self.total_ms: float | None = None  # of the last message, from its arrival to its answer's departure
+        self.total_ms: float | None = None  # of the last message, from its arrival until its answer was sent
         self._encoded: OrderedDict[int, tuple[Denoiser, int]] = OrderedDict()
 
     async def answer(self, message: Any) -> Reply:
-        """The answer to one message. Raises InputError, one line, where it is none of those in docs/serving.md."""
+        """Return the answer to one message.
+
+        Raises:
+            InputError: If it is none of the messages in docs/serving.md.
+        """
         if not isinstance(message, dict):
             raise InputError(f"message is a {type(message).__name__}; send an observation: a map of arrays by key")
         if RESET in message:
@@ -54,7 +58,7 @@ class Session:
         return await self._infer(message)
 
     async def _infer(self, message: Message) -> Reply:
-        began = time.perf_counter()
+        start = time.perf_counter()
         actions = self.policy.actions
         seed, chunk = read_int(message, SEED, self.seed), read_int(message, CHUNK, self.chunks)
         request = InferenceRequest(
@@ -62,7 +66,7 @@ class Session:
         )
         answer: InferenceResult = await asyncio.wrap_future(self.inference.submit(request))
         self.chunks = chunk + 1
-        timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
+        timing = {"infer_ms": 1000 * (time.perf_counter() - start)}
         if self.total_ms is not None:
             timing["prev_total_ms"] = self.total_ms
         return {
@@ -72,18 +76,18 @@ class Session:
         }
 
     async def _encode(self, observation: Any) -> Reply:
-        """Encode a batch of observations once; `_denoise` then refers to it."""
+        """Encode a batch of observations once, for the calls of `_denoise`."""
         batch = read_batch(observation, self.policy.observations, self.inference.max_batch)
         tensors = observation_tensors(batch)
         denoiser = await self._compute(lambda: self.policy.condition(tensors))
-        handle = secrets.randbits(63)  # never that of another session, to which a client may believe to talk
+        handle = secrets.randbits(63)  # never that of another session: the client may have connected anew
         self._encoded[handle] = denoiser, len(next(iter(batch.values())))
         if len(self._encoded) > HANDLES:
             self._encoded.popitem(last=False)
         return {HANDLE: handle}
 
     async def _denoise(self, message: Message) -> Reply:
-        """One call of the denoiser of an encoded batch."""
+        """Call the denoiser of an encoded batch."""
         handle = read_int(message, HANDLE)
         if handle not in self._encoded:
             raise InputError(f"{HANDLE}={handle} is not held here (a session holds the last {HANDLES}); encode again")
@@ -101,10 +105,16 @@ class Session:
 
 
 def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array]:
-    """One client's observation, key -> (n_obs_steps, *shape); one frame stands for the whole history."""
+    """Return a client's observation, key -> (n_obs_steps, *shape).
+
+    One frame is repeated for the entire history.
+
+    Raises:
+        InputError: If a key is missing or has another shape or type.
+    """
     if PROMPT in message and TASK not in message:
         message = {**message, TASK: message[PROMPT]}
-    found = {}
+    arrays = {}
     for key, shape in spec.shapes.items():
         value = read_key(message, key, shape)
         if value.shape == shape:
@@ -113,24 +123,32 @@ def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array
             raise InputError(
                 f"observation {key!r} has shape {value.shape}; send {shape}, or {(spec.n_obs_steps, *shape)} with its history"
             )
-        found[key] = value
-    return found
+        arrays[key] = value
+    return arrays
 
 
 def read_batch(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Array]:
-    """Observations of a remote member, key -> (batch, n_obs_steps, *shape)."""
+    """Return observations of a remote member, key -> (batch, n_obs_steps, *shape).
+
+    Raises:
+        InputError: If a key is missing or has another shape or type, or there are more than `most` rows.
+    """
     if not isinstance(observation, dict):
         raise InputError(f"{ENCODE} takes an observation: a map of arrays by key")
-    found = {key: read_key(observation, key, shape) for key, shape in spec.shapes.items()}
-    rows = {value.shape[:1] for value in found.values()}
-    if len(rows) != 1 or not 1 <= next(iter(found.values())).shape[0] <= most:
+    arrays = {key: read_key(observation, key, shape) for key, shape in spec.shapes.items()}
+    rows = {value.shape[:1] for value in arrays.values()}
+    if len(rows) != 1 or not 1 <= next(iter(arrays.values())).shape[0] <= most:
         raise InputError(f"{ENCODE}: every key needs the same number of rows, 1 to {most} (the server's max_batch)")
-    spec.check(cast(Mapping[str, Tensor], found))
-    return found
+    spec.check(cast(Mapping[str, Tensor], arrays))
+    return arrays
 
 
 def read_key(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
-    """One key of an observation as the policy reads it: bytes of pictures and text, float32 of everything else."""
+    """Return one key of an observation: bytes of pictures and text, else float32.
+
+    Raises:
+        InputError: If it is missing, no array of numbers, or not finite.
+    """
     if key not in observation:
         offered = ", ".join(sorted(map(str, observation))) or "nothing"
         raise InputError(f"observation has no {key!r} {shape}; it has {offered}"[:300])
@@ -150,9 +168,12 @@ def read_key(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
 
 
 def read_known(message: Message, actions: ActionSpec) -> tuple[Array, Array]:
-    """Actions that are decided already, and their weights, as whole chunks: (horizon, action), (horizon,).
+    """Return actions to continue and their weights: (horizon, action), (horizon,).
 
-    The message counts from now on, as the answer does.
+    Those of the message begin now, like the actions of the answer.
+
+    Raises:
+        InputError: If they have another shape, or a weight is not from 0 to 1.
     """
     chunk, weight = np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon)
     now = -actions.start
