@@ -41,6 +41,9 @@ def test_rows_of_another_study_and_damaged_ones_are_refused(folders, tmp_path):
     table_of(path).write_bytes(gzip.compress(gzip.decompress(table).replace(b"true", b"false", 1)))
     with pytest.raises(InputError, match=r"does not hold the rows that study\.json is about"):
         Evidence(path)
+    table_of(path).write_bytes(table[:40] + b"\xff" * 20 + table[60:])
+    with pytest.raises(InputError, match=r"study\.jsonl\.gz cannot be read"):
+        Evidence(path)
     table_of(path).write_bytes(table[:-9])
     with pytest.raises(InputError, match=r"study\.jsonl\.gz cannot be read"):
         Evidence(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from msgspec import Struct
 
 from gpc import schema
 from gpc.disk import reason, write_atomically
-from gpc.errors import InputError, suggest
+from gpc.errors import InputError, one_line, suggest
 from gpc.results.leaderboard import Run, read_run
 from gpc.results.run_folder import Count, Phase, Row
 from gpc.results.summary import summarize_evaluation, summarize_search
@@ -193,8 +194,10 @@ def _read_table(path: Path) -> bytes:
     try:
         with gzip.open(path) as file:
             content = file.read(schema.FILE_LIMIT + 1)
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {reason(error) if isinstance(error, OSError) else error}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}") from None
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
     if len(content) > schema.FILE_LIMIT:
         raise InputError(f"{path} holds more than {schema.FILE_LIMIT} bytes")
     return content
