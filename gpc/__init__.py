@@ -12,31 +12,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpc.commands.api import Result, evaluate, search
     from gpc.commands.comparison import Comparison, compare
-    from gpc.composition.composed import ComposedPolicy, average, both, compose, either, guide
-    from gpc.composition.composers import Average, Convex, Guidance
+    from gpc.composition.average import AveragedChunks
+    from gpc.composition.composed import ComposedPolicy, compose
+    from gpc.composition.composers import Convex, Guidance
     from gpc.composition.steering import register_cost, steer
     from gpc.composition.superposition import And, Or
+    from gpc.inference.best_of import BestOf
+    from gpc.inference.methods import Langevin, Teleport
+    from gpc.inference.settings import Sampling
     from gpc.policy.load import load_policy
     from gpc.score.denoiser import NetworkDenoiser
 
 __version__ = "0.1.0"
 _HOME = {
     "And": "gpc.composition.superposition",
-    "Average": "gpc.composition.composers",
+    "AveragedChunks": "gpc.composition.average",
+    "BestOf": "gpc.inference.best_of",
     "Comparison": "gpc.commands.comparison",
     "ComposedPolicy": "gpc.composition.composed",
     "Convex": "gpc.composition.composers",
     "Guidance": "gpc.composition.composers",
+    "Langevin": "gpc.inference.methods",
     "NetworkDenoiser": "gpc.score.denoiser",
     "Or": "gpc.composition.superposition",
     "Result": "gpc.commands.api",
-    "average": "gpc.composition.composed",
-    "both": "gpc.composition.composed",
+    "Sampling": "gpc.inference.settings",
+    "Teleport": "gpc.inference.methods",
     "compare": "gpc.commands.comparison",
     "compose": "gpc.composition.composed",
-    "either": "gpc.composition.composed",
     "evaluate": "gpc.commands.api",
-    "guide": "gpc.composition.composed",
     "load_policy": "gpc.policy.load",
     "register_cost": "gpc.composition.steering",
     "search": "gpc.commands.api",
@@ -44,21 +48,21 @@ _HOME = {
 }
 __all__ = [
     "And",
-    "Average",
+    "AveragedChunks",
+    "BestOf",
     "Comparison",
     "ComposedPolicy",
     "Convex",
     "Guidance",
+    "Langevin",
     "NetworkDenoiser",
     "Or",
     "Result",
-    "average",
-    "both",
+    "Sampling",
+    "Teleport",
     "compare",
     "compose",
-    "either",
     "evaluate",
-    "guide",
     "load_policy",
     "register_cost",
     "search",

@@ -29,9 +29,10 @@ from gpc.bridge.robot import map_features
 from gpc.bridge.safety import SafetyFilter, SafetyLimits
 from gpc.commands.config import load_config
 from gpc.commands.deploy import robot_from
+from gpc.composition.inpainting import InpaintTarget
 from gpc.disk import write_atomically
 from gpc.inference.actor import pad_batch
-from gpc.inference.chunk import InpaintTarget, sample_actions
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.results.stats import wilson
@@ -134,11 +135,11 @@ class Lanes:
         observation = {key: np.stack([request.observation[key] for request in chosen]) for key in chosen[0].observation}
         nothing = InpaintTarget(np.zeros((1, spec.horizon, spec.dim)), np.zeros(spec.horizon))
         decided = [request.known or nothing for request in chosen]
-        known = InpaintTarget(np.concatenate([k.actions for k in decided]), np.stack([k.weight for k in decided]))
+        known = InpaintTarget(np.concatenate([k.actions for k in decided]), np.stack([k.mask for k in decided]))
         numbers = np.array([request.number for request in chosen])
         chunks = sample_actions(
             self.policy, self.sampling, observation, np.array([seeds[k] for k in lanes]), numbers,
-            known if known.weight.any() else None,
+            known if known.mask.any() else None,
         )  # fmt: skip
         return {
             k: ChunkReply(request.number, chunk)

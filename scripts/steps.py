@@ -65,7 +65,7 @@ def measure(task: str, folder: Path, seed: int, only: Sequence[str]) -> None:
             continue
         weights = ",".join(["0.5"] * 2 if len(cell.members) > 1 else ["1"])
         keys = [f"env={task}", f"sampler={cell.method}", f"sampler.steps={cell.steps}", f"weights=[{weights}]"]
-        keys += [f"sampler.{cell.key}"] if cell.key else []
+        keys += ["sampler.method={type: teleport, sigma: 2}"] if cell.key else []
         keys += [f"episodes={EPISODES}", f"seed={seed}", "engine.workers=1"]
         run("evaluate", folder / task / cell.name, cell.members, *keys)
 

@@ -1,12 +1,15 @@
 """Exact models of Gaussians in every parameterisation, random networks, and a minimal policy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.composition.composed import ComposedPolicy, compose
+from gpc.composition.composers import Guidance
+from gpc.composition.superposition import And, Or
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction
 from gpc.score.noise import Karras, NoiseLevels, Schedule
 
@@ -87,3 +90,21 @@ class FixedPolicy:
 def state(batch: int = 1) -> dict[str, Tensor]:
     """An observation for `FixedPolicy`."""
     return {"state": torch.zeros(batch, 2, 3)}
+
+
+def flow_sigmas(steps: int, t_max: float = 1 - 1e-9) -> Tensor:
+    """Return the levels of t = 1, 1 - 1/steps, ..., 0: a flow model's uniform Euler grid, (steps + 1,)."""
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64).clamp(max=t_max)
+    return t / (1 - t)
+
+
+def guide(policies: Sequence[Policy], weights: Sequence[float]) -> ComposedPolicy:
+    return compose(policies, Guidance(weights))
+
+
+def either(policies: Sequence[Policy], weights: Sequence[float] = (), temperature: float = 1.0) -> ComposedPolicy:
+    return compose(policies, Or(weights, temperature))
+
+
+def both(policies: Sequence[Policy], weights: Sequence[float] = ()) -> ComposedPolicy:
+    return compose(policies, And(weights))

@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import ACTIONS, WIDE, FixedPolicy, Gaussian, state
+from models import ACTIONS, WIDE, FixedPolicy, Gaussian, guide, state
 
-from gpc.composition.composed import compose, guide
+from gpc.composition.composed import compose
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_chunk
+from gpc.inference.methods import Langevin
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import rename, to_absolute, with_action_names
 from gpc.policy.spec import ActionSpec, ObservationSpec
@@ -221,7 +222,7 @@ def test_moves_from_an_observation_become_targets_exactly():
 
 
 @pytest.mark.parametrize("far", [1.0, 10.0, 300.0])
-@pytest.mark.parametrize("method", ["dpmpp_2m", "ancestral", "renoise", "langevin"])
+@pytest.mark.parametrize("method", ["dpmpp_2m", "ancestral", "renoise", Langevin(0)])
 def test_a_chunk_of_targets_is_that_of_the_moves_further_on(far, method):
     """Also where that is far from 0, around which samplers start; b = far / scale."""
     spec = ActionSpec(16, (2.0,) * 3, (1.0,) * 3, relative=True)
@@ -251,14 +252,14 @@ def test_moves_from_far_away_compose_with_targets_there(first):
     found = policy.actions.decode(sample_chunk(policy, observation, drawn, Sampling(steps=30, sigma_max=80.0)))
     assert float(found.mean()) == pytest.approx(100.3, abs=0.03)
     assert float(found.std()) == pytest.approx(0.5, rel=0.03)
-    assert policy.centre(observation).mean() == pytest.approx(100.0 if first == "moves" else 0.0)
+    assert policy.prior_mean(observation).mean() == pytest.approx(100.0 if first == "moves" else 0.0)
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [1.5, -0.5]])
 def test_guided_moves_are_sampled_around_where_they_begin_whatever_the_weights_sum_to(weights):
     moves = [FixedPolicy(Gaussian(), ActionSpec(16, (1.0,) * 3, (0.0,) * 3), name=name) for name in "ab"]
     policy = guide([to_absolute(one, "state") for one in moves], weights)
-    assert (policy.centre({"state": torch.full((2, 2, 3), 50.0)}) == 50).all()
+    assert (policy.prior_mean({"state": torch.full((2, 2, 3), 50.0)}) == 50).all()
 
 
 def test_moves_keep_their_bound_when_they_become_targets():

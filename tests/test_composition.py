@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from models import ACTIONS, FixedPolicy, Gaussian, RandomNetwork, state
+from models import ACTIONS, FixedPolicy, Gaussian, RandomNetwork, either, guide, state
 from test_denoise import ideal
 
 import gpc
 from gpc.composition import composed as composition
-from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose, guide
-from gpc.composition.composers import Convex, Guidance, Stateless
+from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose
+from gpc.composition.composers import Convex, Guidance
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_actions, sample_chunk
@@ -251,7 +251,7 @@ def test_each_row_is_denoised_at_its_own_level(composer):
 
 
 def test_a_composer_that_follows_a_batch_refuses_rows_of_several_levels():
-    denoiser = gpc.either([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))]).condition(state(2))
+    denoiser = either([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))]).condition(state(2))
     with pytest.raises(InputError, match="needs one noise level for all rows"):
         denoiser(noise(2)[0], torch.tensor([0.5, 1.0], dtype=torch.float64))
 
@@ -276,7 +276,7 @@ def test_a_composition_composes_again():
     ("combine", "weights", "message"),
     [
         (compose, [0.5, 0.6], "0.6] sum to 1.1; convex"),
-        (compose, [1.5, -0.5], "convex weights are >= 0 and sum to 1; for signed weights take gpc.guide"),
+        (compose, [1.5, -0.5], "convex weights are >= 0 and sum to 1; signed weights need gpc.Guidance"),
         (compose, [[1.0, 0.0], [0.7, 0.7]], "[0.7, 0.7] sum to 1.4"),
         (compose, [1.0], "1 weights for 2 policies"),
         (compose, [[[0.5, 0.5]]], "shape"),
@@ -307,11 +307,18 @@ def test_other_weights_are_of_the_same_composer():
     guided = guide(members, [0.5, 0.5]).with_weights(torch.tensor([1.5, -0.5], dtype=torch.float64))
     assert isinstance(guided.composer, Guidance)
     with pytest.raises(InputError, match="convex"):
-        compose(members, [0.5, 0.5]).with_weights(torch.tensor([1.5, -0.5], dtype=torch.float64))
+        compose(members, [0.5, 0.5]).check_weights([1.5, -0.5])
+    with pytest.raises(InputError, match="3 weights for 2 policies"):
+        guided.check_weights([1.5, -0.5, 0.0])
 
 
 def test_a_composer_without_weights_says_so():
-    class Mean(Stateless):
+    class Mean:
+        stochastic, linear = False, True
+
+        def start(self):
+            return self
+
         def __call__(self, x, sigma, denoised, mask):
             return sum(denoised) / len(denoised)
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian
 
-from gpc.composition.composed import average, compose
+from gpc.composition.average import AveragedChunks
+from gpc.composition.composed import compose
 from gpc.errors import InputError
 from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_chunk
@@ -149,7 +150,7 @@ def test_averaged_members_see_as_many_observations_as_each_reads():
     short = FixedPolicy(
         Gaussian(), observations=replace(FixedPolicy(Gaussian()).observations, n_obs_steps=1), name="short"
     )
-    policy = average([FixedPolicy(Gaussian()), short])
+    policy = AveragedChunks([FixedPolicy(Gaussian()), short])
     assert sample_chunk(
         policy, {"state": torch.zeros(3, 2, 3)}, torch.randn(2, 3, 16, 2).double(), Sampling()
     ).shape == (3, 16, 2)

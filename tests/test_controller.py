@@ -257,10 +257,10 @@ def test_real_time_chunking_hands_over_what_is_planned_and_fixes_the_expected_de
     assert second.step == 4
     left, past = 3, 1  # steps 4, 5, 6 are planned; the chunk begins one step before
     np.testing.assert_allclose(second.known.actions[0, : past + left], ramp(4)[: past + left], atol=1e-12)
-    assert second.known.weight[past + left :].max() == 0
-    assert second.known.weight[0] == 1  # what was executed
+    assert second.known.mask[past + left :].max() == 0
+    assert second.known.mask[0] == 1  # what was executed
     third = next(request for request in asks if request.number == 2)
-    assert third.known.weight[1:3].tolist() == [1, 1]  # two steps were consumed the last time
+    assert third.known.mask[1:3].tolist() == [1, 1]  # two steps were consumed the last time
 
 
 def test_a_stitch_that_outruns_the_chunk_is_bad_input():

@@ -70,7 +70,7 @@ def test_a_chunk_under_real_time_chunking_goes_on_from_what_is_executed(tmp_path
         def sample(self, request):
             chunk = super().sample(request)
             if request.known:
-                fixed = request.known.weight == 1
+                fixed = request.known.mask == 1
                 fixed_steps.append(int(fixed.sum()))
                 np.testing.assert_allclose(chunk[fixed], request.known.actions[0][fixed], atol=1e-9)
                 free = super().sample(request._replace(known=None))

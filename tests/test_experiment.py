@@ -266,7 +266,7 @@ def test_signed_weights_are_evaluated_as_guidance(tiny, parents, tmp_path):
     config = json.loads((tmp_path / "manifest.json").read_text())["config"]
     assert config["weights"] == [1.5, -0.5]
     assert "[1.5, -0.5]" in (tmp_path / "report.html").read_text()
-    again = gpc.evaluate(gpc.guide(parents, [1.5, -0.5]), episodes=3, overrides=common[:1])
+    again = gpc.evaluate(gpc.compose(parents, gpc.Guidance([1.5, -0.5])), episodes=3, overrides=common[:1])
     assert again.rows == tuple(rows)
 
 

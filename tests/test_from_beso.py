@@ -93,7 +93,7 @@ def test_guidance_with_both_halves_is_besos_classifier_free_guidance(case, folde
     """Its `cond_lambda` of 2 is `uncond + 2 (cond - uncond)`: weights 2 and -1."""
     members = [gpc.load_policy(f"{loader}:{folders[case]}") for loader in ("beso", "beso_unconditional")]
     golden = GOLDEN[case]["ddim, cond_lambda=2"]
-    assert far(sampled(gpc.guide(members, [2.0, -1.0]), case, euler, golden), golden["sampled"]) < 1e-5
+    assert far(sampled(gpc.compose(members, gpc.Guidance([2.0, -1.0])), case, euler, golden), golden["sampled"]) < 1e-5
     assert far(sampled(members[0], case, euler, golden), golden["sampled"]) > 1e-4
 
 
@@ -135,7 +135,7 @@ def test_two_networks_without_a_goal_are_evaluated_as_guidance_on_pusht(tmp_path
     episode = {
         key: array[0] for key, array in zarr.open_group(tmp_path / "run" / "trajectories.zarr", mode="r").arrays()
     }
-    policy = gpc.guide([gpc.load_policy(source) for source in sources], [1.5, -0.5])
+    policy = gpc.compose([gpc.load_policy(source) for source in sources], gpc.Guidance([1.5, -0.5]))
     for step in (0, 5):
         states = torch.tensor(episode["state"][[max(k, 0) for k in range(step - 3, step + 1)]])
         noise = keyed_noise(np.array([100_000]), np.array([step]), 1, policy.actions.shape)

@@ -26,13 +26,13 @@ from lerobot_checkpoints import (
     statistics,
     tiny_vlm,
 )
+from models import flow_sigmas
 
 import gpc
 from gpc.commands.cli import main
 from gpc.errors import InputError
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
 from gpc.rollout.env import write_text
-from gpc.score.noise import flow_sigmas
 from gpc.score.samplers import Sampler, euler, last, renoise
 from gpc.testing.policy import check_policy
 

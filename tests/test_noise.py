@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from models import flow_sigmas
 
 from gpc.errors import InputError
 from gpc.score.noise import (
@@ -10,7 +11,6 @@ from gpc.score.noise import (
     LinearFlow,
     NoiseLevels,
     VariancePreserving,
-    flow_sigmas,
     karras_sigmas,
     merge_levels,
     snap_sigmas,

@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import ACTIONS, FixedPolicy, Gaussian, state
+from models import ACTIONS, FixedPolicy, Gaussian, guide, state
 
-from gpc.composition.composed import average, compose, guide
+from gpc.composition.average import AveragedChunks
+from gpc.composition.composed import compose
 from gpc.errors import InputError
-from gpc.inference.chunk import medoid, sample_chunk
+from gpc.inference.best_of import BestOf, medoid
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.methods import Langevin, Teleport
 from gpc.inference.settings import Sampling
+from gpc.schema import convert
 from gpc.score.noise import karras_sigmas
 from gpc.score.samplers import euler, langevin, last, teleport
 
@@ -76,7 +80,7 @@ def test_corrections_lead_to_the_product_of_two_mixtures():
 def test_a_corrected_product_of_gaussians_has_its_mean_and_spread():
     precision = 1 / WIDE.std**2 + 1 / NARROW.std**2
     mean, std = (WIDE.mean / WIDE.std**2 + NARROW.mean / NARROW.std**2) / precision, precision**-0.5
-    chunks = sample(guide(PAIR, [1, 1]), Sampling("langevin", 20, corrections=60, rate=0.2))
+    chunks = sample(guide(PAIR, [1, 1]), Sampling(Langevin(60, 0.2), 20))
     assert chunks.mean() == pytest.approx(mean, abs=0.02)
     assert chunks.std() == pytest.approx(std, rel=0.03)
     plain = sample(guide(PAIR, [1, 1]), Sampling("euler", 200))
@@ -89,7 +93,7 @@ def test_no_correction_is_euler_exactly():
 
 
 def test_an_average_is_that_of_the_chunks_that_the_members_sample():
-    policy, sampling = average(PAIR, [0.3, 0.7]), Sampling(steps=6)
+    policy, sampling = AveragedChunks(PAIR, [0.3, 0.7]), Sampling(steps=6)
     noise = torch.randn(2, 5, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     own = [sample_chunk(p, state(5), noise[k : k + 1], sampling) for k, p in enumerate(PAIR)]
     together = sample_chunk(policy, state(5), noise, sampling)
@@ -97,7 +101,7 @@ def test_an_average_is_that_of_the_chunks_that_the_members_sample():
 
 
 def test_an_average_of_one_is_that_policy_exactly():
-    one = average(PAIR).with_weights(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    one = AveragedChunks(PAIR).with_weights(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert torch.equal(sample(one, Sampling(), 8), sample(compose(PAIR[1:]), Sampling(), 8))
 
 
@@ -111,14 +115,14 @@ def test_the_most_typical_chunk_is_a_sample_of_the_larger_group():
 
 def test_best_of_several_stays_nearer_to_the_middle_and_of_one_is_the_sampler_itself():
     policy = compose(PAIR, [0.5, 0.5])
-    alone, best = sample(policy, Sampling(), 1000), sample(policy, Sampling(candidates=8), 1000)
+    alone, best = sample(policy, Sampling(), 1000), sample(policy, Sampling(best_of=BestOf(8)), 1000)
     assert best.std() < 0.8 * alone.std()
     assert best.mean() == pytest.approx(float(alone.mean()), abs=0.05)
 
 
 def test_best_of_several_under_a_weight_for_each_row():
     weights = torch.tensor([[0.2, 0.8], [0.9, 0.1]], dtype=torch.float64)
-    sampling = Sampling(candidates=4)
+    sampling = Sampling(best_of=BestOf(4))
     noise = torch.randn(4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     together = sample_chunk(compose(PAIR, weights), state(2), noise, sampling)
     for row in range(2):
@@ -140,16 +144,37 @@ def test_a_teleport_of_no_spread_is_an_euler_step():
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("make", "message"),
     [
-        ({"corrections": 2}, "sampler.corrections=2"),
-        ({"rate": 1.5}, "sampler.rate=1.5"),
-        ({"candidates": 0}, "1 to 1024 candidates"),
-        ({"teleport": 100.0}, "sampler.teleport=100"),
-        ({"teleport": 1.0, "grid": "trained"}, "sampler.teleport=1"),
-        ({"teleport": 1.0, "steps": 1}, "sampler.steps=2"),
+        (lambda: Langevin(-1), "sampler.method.corrections=-1"),
+        (lambda: Langevin(rate=1.5), "sampler.method.rate=1.5"),
+        (lambda: BestOf(1), "sampler.best_of.n=1"),
+        (lambda: Sampling(Teleport(100.0)), "sampler.method.sigma=100"),
+        (lambda: Sampling(Teleport(1.0), grid="trained"), "sampler.grid=karras"),
+        (lambda: Sampling(Teleport(1.0), steps=1), "sampler.steps=2"),
+        (lambda: Teleport(1.0, method="heun"), "unknown sampler 'heun'"),
+        (lambda: Sampling("langevin"), "give {type: langevin}"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(keys, said):
-    with pytest.raises(InputError, match=said):
-        Sampling(**keys)
+def test_settings_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_a_method_is_built_from_plain_data():
+    data = {
+        "method": {"type": "teleport", "sigma": 2, "method": {"type": "langevin", "corrections": 3}},
+        "best_of": {"n": 4},
+    }
+    assert convert(Sampling, data, "sampler") == Sampling(Teleport(2.0, method=Langevin(3)), best_of=BestOf(4))
+    for wrong in ({"type": "langevin", "steps": 3}, {"type": "heun"}, {"corrections": 3}):
+        with pytest.raises(InputError, match="sampler"):
+            convert(Sampling, {"method": wrong}, "sampler")
+
+
+def test_a_teleport_then_an_ancestral_sampler_draws_noise_for_its_steps():
+    sampling = Sampling(Teleport(1.5, 0.8, "ancestral"), 200)
+    assert sampling.n_noise_draws(PAIR[0]) == 201
+    chunks = sample(PAIR[0], sampling, 1000)
+    assert chunks.mean() == pytest.approx(WIDE.mean, abs=0.05)
+    assert chunks.std() == pytest.approx(WIDE.std, rel=0.05)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, state
@@ -9,10 +10,12 @@ from models import ACTIONS, FixedPolicy, Gaussian, state
 from gpc.composition.align import AlignedMember
 from gpc.composition.composed import compose
 from gpc.composition.noise_matching import ASSUMED_STD, NoiseMatched
+from gpc.composition.steering import steer
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
+from gpc.policy.adapt import rename
 from gpc.policy.spec import ActionSpec
-from gpc.score.keyed_noise import noise_for
+from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.score.noise import karras_sigmas
 from gpc.score.samplers import langevin, last
 from gpc.testing.policy import check_policy
@@ -74,37 +77,45 @@ def test_equal_ratios_add_no_noise():
     torch.testing.assert_close(NoiseMatched(Gaussian(), (1.0, 1.0, 1.0))(y, sigma), Gaussian()(y, sigma))
 
 
-def test_a_row_has_its_own_noise():
-    keys = [bytes([number]) for number in range(200)]
-    noise = noise_for(keys, draw(200, 16, 2))
-    assert torch.equal(noise_for(keys[2:3], draw(1, 16, 2))[0], noise[2])
-    assert len({row.numpy().tobytes() for row in noise}) == 200
+def keys(*seeds):
+    return NoiseKeys.of(np.array(seeds), np.zeros(len(seeds)))
+
+
+def test_a_row_has_its_own_noise_for_each_key_stream_and_call():
+    noise = keys(*range(200)).draw("a", 1, draw(200, 16, 2))
+    assert torch.equal(keys(2).draw("a", 1, draw(1, 16, 2))[0], noise[2])
+    tiled = keys(0, 1).tile(3).draw("a", 1, draw(6, 16, 2))
+    assert torch.equal(tiled[:2], noise[:2])
+    others = [keys(0).draw("b", 1, draw(1, 16, 2)), keys(0).draw("a", 2, draw(1, 16, 2))]
+    initial = keyed_noise(np.array([0]), np.array([0]), 1, (16, 2))[0]
+    rows = {row.numpy().tobytes() for row in torch.cat([noise, tiled[2:], *others, initial])}
+    assert len(rows) == 200 + 4 + 2 + 1
     assert float(noise.mean()) == pytest.approx(0, abs=4 / noise.numel() ** 0.5)
     assert float(noise.std()) == pytest.approx(1, rel=0.04)
 
 
-def heard_by(rows):
-    """The noise that a raised denoiser adds at each of three calls at two levels, (calls, batch, horizon, action)."""
-    seen = []
+def added(noise_keys):
+    """The noise that is added at each of three calls at two levels, (calls, batch, horizon, action)."""
+    inputs = []
 
-    def listen(x, sigma):
-        seen.append(x / sigma)
+    def record(x, sigma):
+        inputs.append(x / sigma)
         return x
 
-    raised = NoiseMatched(listen, (1.0, 0.5), rows)
+    matched = NoiseMatched(record, (1.0, 0.5), "a", noise_keys)
     for level in (1.0, 1.0, 2.0):
-        raised(torch.zeros(2, 4, 2, dtype=torch.float64), torch.tensor(level, dtype=torch.float64))
-    return torch.stack(seen)[..., 1:]
+        matched(torch.zeros(2, 4, 2, dtype=torch.float64), torch.tensor(level, dtype=torch.float64))
+    return torch.stack(inputs)[..., 1:]
 
 
-def test_noise_of_a_known_chunk_is_new_at_every_call_and_the_same_in_a_repetition():
-    first, again = heard_by([b"a", b"b"]), heard_by([b"b", b"a"])
+def test_noise_with_keys_is_new_at_every_call_and_the_same_in_a_repetition():
+    first, again = added(keys(1, 2)), added(keys(2, 1))
     assert torch.equal(again.flip(1), first)
     assert len({row.numpy().tobytes() for row in first.flatten(0, 1)}) == 6
 
 
-def test_noise_without_a_chunk_is_that_of_what_is_asked():
-    noise = heard_by(None)
+def test_noise_without_keys_depends_on_the_level_alone():
+    noise = added(None)
     assert torch.equal(noise[0, 0], noise[1, 1])
     assert not torch.equal(noise[0], noise[2])
 
@@ -118,13 +129,31 @@ def test_a_composition_with_a_raised_member_is_the_same_in_any_batch():
     torch.testing.assert_close(alone, whole[3:4], atol=1e-12, rtol=0)
 
 
-def test_candidates_are_paired_in_a_raised_members_noise_too():
-    """Weights of 0.5 and 0.49 on the same noise: chunks differ by what the weights change, not by another draw."""
+OTHER = FixedPolicy(Gaussian(0.0, 0.3), ActionSpec(16, (1.0, 1.0), (0.0, 0.0)), name="other")
+WRAPPERS = {
+    "plain": lambda policy: policy,
+    "steered": lambda policy: steer(policy, lambda actions, _: actions.square().sum((1, 2)) / 100),
+    "nested": lambda policy: compose([OTHER, policy], [0.1, 0.9]),
+    "renamed": lambda policy: rename(policy, {"state": "state"}),
+    "steered in nested in renamed": lambda policy: rename(
+        compose([OTHER, steer(policy, "smoothness", 0.01)], [0.1, 0.9]), {"state": "state"}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_candidates_are_paired_in_the_added_noise_too_however_the_composition_is_wrapped(wrap):
+    """Weights of 0.5 and 0.49 on the same noise: chunks differ by the weights, not by another draw."""
     members, noise = [member(-0.3, 0.3, horizon=16), member(0.3, 0.3, (1.0, 4.0), 16, "bent")], draw(1, 64, 16, 2)
-    half, less = (sample_chunk(compose(members, [w, 1 - w]), state(64), noise, Sampling()) for w in (0.5, 0.49))
+
+    def chunks(weights, first=0):
+        policy = wrap(compose(members, weights))
+        noise_keys = NoiseKeys.of(np.arange(first, first + 64), np.zeros(64))
+        return sample_chunk(policy, state(64), noise, Sampling(), keys=noise_keys)
+
+    half, less = chunks([0.5, 0.5]), chunks([0.49, 0.51])
     assert float((half - less)[..., 1].std()) < 0.01
-    other = sample_chunk(compose(members, [0.5, 0.5]), state(64), draw(1, 64, 16, 2, seed=1), Sampling())
-    assert float((half - other)[..., 1].std()) > 0.1
+    assert float((half - chunks([0.5, 0.5], first=64))[..., 1].std()) > 0.1
 
 
 def test_rounding_in_a_network_does_not_draw_other_noise():
@@ -172,7 +201,7 @@ def test_the_ode_narrows_a_raised_dimension_by_the_ratio_at_most(ratio, std):
     policy = AlignedMember(
         bent, replace(bent.actions, scale=(1.0, 1.0))
     )  # its second dimension has 1 / ratio of the noise
-    sigmas = karras_sigmas(300, 0.0005, 20.0)
+    sigmas = karras_sigmas(1000, 0.0005, 20.0)
     noise = draw(1, 4000, 2)
     raised = policy.wrap(bent.denoiser)
     x = last(langevin(lambda x, sigma: policy.denoise(raised, x, sigma), 20 * noise, sigmas, None, 0, 0.1))
@@ -195,7 +224,11 @@ def errors(corrections):
     """
     policy = compose([member(*GAUSSIANS[0], (1.0,) * 3), member(*GAUSSIANS[1], SCALES)], [0.5, 0.5])
     sigmas, x = karras_sigmas(10, 0.001, 0.2), torch.zeros(1, 200, 3, dtype=torch.float64)
-    x = last(langevin(policy.condition(state()), x, sigmas, lambda i: torch.zeros(()), corrections, 0.25))
+    x = last(
+        langevin(
+            policy.condition(state()).with_noise_keys(keys(0)), x, sigmas, lambda i: torch.zeros(()), corrections, 0.25
+        )
+    )
     mean, std = product(GAUSSIANS, [0.5, 0.5])
     return ((x.mean(1)[0] - mean) / std).tolist()
 
@@ -229,7 +262,7 @@ def test_the_langevin_sample_has_the_exact_compositions_mean_and_spread():
     generator = torch.Generator().manual_seed(0)
     x = 0.2 * draw(1, 2000, 3, seed=1)
     sigmas = karras_sigmas(8, 0.001, 0.2)
-    denoiser = policy.condition(state())
+    denoiser = policy.condition(state()).with_noise_keys(keys(0))
     x = last(
         langevin(denoiser, x, sigmas, lambda i: torch.randn(x.shape, dtype=x.dtype, generator=generator), 400, 0.25)
     )

@@ -78,7 +78,7 @@ AFTER = {
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"sampler": AFTER["sampler"] | {"candidates": 2}}, r"sampler\.candidates=1, now it is 2"),
+        ({"sampler": AFTER["sampler"] | {"best_of": {"n": 2}}}, r"sampler\.best_of=None, now it is {'n': 2}"),
         ({"composer": AFTER["composer"] | {"temperature": 0.0}}, r"composer\.temperature=1\.0, now it is 0\.0"),
         ({"sides": [{"composer": AFTER["composer"] | {"temperature": 0.0}}]}, r"started with sides=.*0\.0"),
     ],

@@ -23,8 +23,9 @@ from websockets.sync.client import connect
 from gpc.commands.config import load_config
 from gpc.commands.serve import access_of
 from gpc.composition.composed import compose
+from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, RunError
-from gpc.inference.chunk import InpaintTarget, sample_actions
+from gpc.inference.chunk import sample_actions
 from gpc.policy.spec import ObservationSpec
 from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.serve import RemotePolicy

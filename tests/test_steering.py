@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import ACTIONS, FixedPolicy, Gaussian, state
+from models import ACTIONS, FixedPolicy, Gaussian, both, either, guide, state
 
 from gpc.commands.cli import main
-from gpc.composition.composed import average, both, compose, either, guide
+from gpc.composition.average import AveragedChunks
+from gpc.composition.composed import compose
 from gpc.composition.steering import conjugate_gradient, load_cost, register_cost, smoothness, steer
 from gpc.errors import InputError, RunError
+from gpc.inference.best_of import BestOf
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec
@@ -146,9 +148,9 @@ def test_the_cost_of_a_composition_sees_all_its_dimensions_and_guidance_does_not
     torch.testing.assert_close(*pulls, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("make", [average, both, either])
+@pytest.mark.parametrize("make", [AveragedChunks, both, either])
 def test_a_composition_that_is_no_sum_of_scores_is_not_steered(make):
-    with pytest.raises(InputError, match=r"composer=(average|and|or) needs .* steer the policies, then compose them"):
+    with pytest.raises(InputError, match=r"needs its members' own .* steer the policies, then compose them"):
         steer(make([POLICY, replace(POLICY, name="other")]), uphill)
 
 
@@ -190,7 +192,7 @@ def test_smoothness_is_that_of_second_differences():
 
 def test_a_critic_takes_the_candidate_of_least_cost():
     register_cost("uphill", uphill)
-    sampling = Sampling(candidates=5, critic="uphill")
+    sampling = Sampling(best_of=BestOf(5, "uphill"))
     drawn = noise(7, draws=5)
     found = SPEC.decode(sample_chunk(POLICY, state(7), drawn, sampling))
     every = torch.stack([SPEC.decode(sample_chunk(POLICY, state(7), own[None], Sampling())) for own in drawn])
@@ -199,11 +201,11 @@ def test_a_critic_takes_the_candidate_of_least_cost():
     assert len(set(least.tolist())) > 1
 
 
-def test_a_critic_of_one_candidate_or_of_an_unknown_name_is_refused():
-    with pytest.raises(InputError, match=r"give it sampler\.candidates=4"):
-        Sampling(critic="smoothness")
-    with pytest.raises(InputError, match="unknown cost 'smoothnes'; did you mean 'smoothness'"):
-        Sampling(critic="smoothnes", candidates=2).check(POLICY)
+def test_a_cost_that_is_unknown_or_is_none_is_refused():
+    with pytest.raises(InputError, match="did you mean 'smoothness'"):
+        Sampling(best_of=BestOf(2, "smoothnes")).check(POLICY)
+    with pytest.raises(InputError, match=r"best_of\.cost=5 is neither a cost nor the name of one"):
+        BestOf(2, 5)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,10 @@ def test_a_critic_of_one_candidate_or_of_an_unknown_name_is_refused():
             "must be one finite number for each of 3 chunks",
         ),
         (lambda actions, observation: actions.sum(), r"must be one finite number for each of 3 chunks, .* not \(\)"),
-        (lambda actions, observation: actions.detach().sum((1, 2)), "has no gradient; as sampler.critic it needs none"),
+        (
+            lambda actions, observation: actions.detach().sum((1, 2)),
+            "has no gradient; in sampler.best_of it needs none",
+        ),
         (
             lambda actions, observation: (actions * 0).sum((1, 2)).sqrt(),
             "the gradient of cost '<lambda>' is not finite",
@@ -223,7 +228,7 @@ def test_a_critic_of_one_candidate_or_of_an_unknown_name_is_refused():
         (lambda actions, observation: (actions > 0).any(2).any(1), "as a tensor of floats, not one of torch.bool"),
         (
             lambda actions, observation: torch.cdist(actions, actions[:, :3].detach() + 1).sum((1, 2)),
-            "cost '<lambda>' cannot be differentiated twice .* as sampler.critic it needs no gradient",
+            "cost '<lambda>' cannot be differentiated twice .* in sampler.best_of it needs no gradient",
         ),
     ],
 )
@@ -235,7 +240,7 @@ def test_a_cost_that_cannot_steer_is_named(cost, said):
 def test_a_cost_is_called_by_the_name_that_it_was_registered_under():
     register_cost("keep_left", lambda actions, observation: actions.sum((1, 2)) * float("nan"))
     for policy, sampling in (
-        (POLICY, Sampling(candidates=4, critic="keep_left")),
+        (POLICY, Sampling(best_of=BestOf(4, "keep_left"))),
         (steer(POLICY, "keep_left"), Sampling()),
     ):
         with pytest.raises(RunError, match="cost 'keep_left' must be"):
@@ -264,10 +269,10 @@ def test_a_cost_is_found_by_name():
 def test_steering_and_critic_from_the_command_line(tiny, tmp_path, capsys):
     ask = ["evaluate", f"policies=[{tiny[0]}]", "episodes=1", "env.max_steps=16", "video=0"]
     run = [*ask, f"run_dir={tmp_path / 'run'}", "steer={tiny-noise: {cost: smoothness, scale: 0.01}}"]
-    assert main([*run, "sampler.candidates=2", "sampler.critic=smoothness"]) == 0
+    assert main([*run, "sampler.best_of={n: 2, cost: smoothness}"]) == 0
     config = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
     assert config["fingerprints"]["tiny-noise"].endswith("steered by 0.01 smoothness, spread 0.5")
-    assert config["sampler"]["critic"] == "smoothness"
+    assert config["sampler"]["best_of"] == {"n": 2, "cost": "smoothness"}
     capsys.readouterr()
     for key, said in {
         "steer={tiny: {cost: smoothness}}": "steer goes by policy; there is no 'tiny'; choose one of tiny-noise",

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import ACTIONS, FixedPolicy, Gaussian, state
+from models import ACTIONS, FixedPolicy, Gaussian, both, either, state
 from torch.distributions import Normal
 
-from gpc.composition.composed import both, compose, either
+from gpc.composition.composed import compose
 from gpc.composition.superposition import DensityTracker, Or
 from gpc.errors import InputError
 from gpc.inference.actor import ChunkActor
@@ -126,7 +126,7 @@ def test_steps_that_one_member_lacks_are_the_others():
 
 
 def test_a_sampler_without_noise_is_refused():
-    with pytest.raises(InputError, match="composer=or follows densities along noisy steps; take sampler=ancestral"):
+    with pytest.raises(InputError, match="follow densities along noisy steps; take sampler=ancestral"):
         ChunkActor(either(APART), Sampling("dpmpp_2m", 8), 1)
     with pytest.raises(InputError, match="composer=and"):
         sample_chunk(both(APART), state(1), torch.zeros(1, 1, 2, 2, dtype=torch.float64), Sampling("euler", 8))

@@ -72,8 +72,7 @@ def compared(tiny, tmp_path_factory):
         f"policies=[{','.join(tiny)}]",
         *SHORT,
         *keys,
-        "sampler.candidates=2",
-        "sampler.critic=smoothness",
+        "sampler.best_of={n: 2, cost: smoothness}",
     ]
     assert main([*ask, "episodes=1", f"run_dir={folder}"]) == 0
     return folder
@@ -154,7 +153,7 @@ REQUESTS = {
     ),
     "a type of environment of a package": ("env", {"type": POISONED, "n_action_steps": 8, "max_steps": 8}, "env.type"),
     "a cost of a package": ("steer", {"tiny-noise": {"cost": POISONED}}, "steer.tiny-noise.cost"),
-    "a critic of a package": ("sampler", {"candidates": 2, "critic": POISONED}, "critic"),
+    "a cost to choose by, of a package": ("sampler", {"best_of": {"n": 2, "cost": POISONED}}, "sampler.best_of.cost"),
 }  # fmt: skip
 
 

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from gpc.bridge.controller import ChunkReply, ChunkRequest
+from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, described
 from gpc.inference.actor import pad_batch
-from gpc.inference.chunk import InpaintTarget, sample_actions
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.serve.client import RemotePolicy
@@ -86,7 +87,7 @@ class LocalSource:
         policy = self.policy  # `set_policy` takes effect with the next chunk
         rows = pad_batch(np.zeros(1, int)) if self.reproducible else np.zeros(1, int)
         observation = {key: value[None][rows] for key, value in request.observation.items()}
-        known = request.known and InpaintTarget(request.known.actions[rows], request.known.weight)
+        known = request.known and InpaintTarget(request.known.actions[rows], request.known.mask)
         seeds, numbers = np.full(len(rows), self.seed), np.full(len(rows), request.number)
         chunk: Array = sample_actions(policy, self.sampling, observation, seeds, numbers, known)[0]
         return chunk
@@ -156,7 +157,7 @@ class RemoteSource:
         """
         message: dict[str, Any] = {**request.observation, SEED: self.seed, CHUNK: request.number}
         if request.known is not None:
-            message |= {KNOWN: request.known.actions[0], WEIGHT: request.known.weight}
+            message |= {KNOWN: request.known.actions[0], WEIGHT: request.known.mask}
         return self.client.read_array(self.client.infer(message), "actions", (self._actions.horizon, self._actions.dim))
 
     def close(self) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 
 from gpc.bridge.blending import ChunkBlender, PlacedChunk
 from gpc.bridge.safety import ROUNDING, SafetyFilter
+from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, RunError
-from gpc.inference.chunk import InpaintTarget
 from gpc.schema import Seconds, check_fields
 from gpc.types import Array, Frame
 

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 
 from gpc.commands.config import load_config
 from gpc.commands.experiment import COMMANDS, Experiment
+from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy
-from gpc.composition.composers import Average, Convex, Guidance
+from gpc.composition.composers import Convex, Guidance
 from gpc.composition.superposition import And, Or
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -73,7 +74,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     run_dir: str | None = None,
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `guide`, `either`, `both`, `average`).
+    """Roll out one policy, or a composition (`compose`, `AveragedChunks`).
 
     `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
     Raises InputError before anything runs where something does not fit.
@@ -85,13 +86,13 @@ def evaluate(
 
 def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
     """The members, weights and composer (as keys) of a composition; a policy that is none is its own only member."""
+    if isinstance(policy, AveragedChunks):
+        return policy.policies, tuple(policy.weights.tolist()), ["composer=average"]
     if not isinstance(policy, ComposedPolicy):
         return (policy,), (1.0,), ["composer=convex"]
     match policy.composer:
         case Convex(weights=weights):
             keys = ["composer=convex"]
-        case Average(weights=weights):
-            keys = ["composer=average"]
         case Guidance(weights=weights):
             keys = ["composer=guidance"]
         case Or(weights=weights, temperature=temperature):

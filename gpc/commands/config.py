@@ -50,6 +50,10 @@ CHANGED = {
     r"safety\.hold=": "safety.actions=absolute for last, relative for zero",
     r"stitch\.every=(.*)": r"stitch.request_every=\1",
     r"stitch\.kept=(.*)": r"stitch.max_chunks=\1",
+    r"sampler\.candidates=(.*)": r"'sampler.best_of={n: \1}'",
+    r"sampler\.critic=(.*)": r"'sampler.best_of={n: 8, cost: \1}'",
+    r"sampler\.(corrections|rate)=(.*)": r"sampler=langevin sampler.method.\1=\2",
+    r"sampler\.(teleport|spread)=.*": "'sampler.method={type: teleport, sigma: 2}'",
     r"composer=(scheduled|per_dimension)|composer\.(edges|groups)=": "composer=convex, with one weight for each policy",
 }
 """Keys of earlier versions, as patterns, and the form that replaces each."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpc.commands.experiment import Experiment
 from gpc.commands.setup import folder_of, loaded, numbers
-from gpc.composition.composed import ComposedPolicy
+from gpc.composition.composed import Composition, compose
 from gpc.composition.composers import Composer
 from gpc.demonstrations import read
 from gpc.disk import write_atomically, writing
@@ -36,7 +36,7 @@ from gpc.policy.spec import observation_tensors
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.rollout.env import Pointing
 from gpc.rollout.worker import Lane, LaneCommand
-from gpc.score.keyed_noise import keyed_noise
+from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.types import Array, Frame
 from gpc.weights.denoising_error import DenoisingError, measure
 from gpc.weights.simplex import one_hot, simplex
@@ -81,22 +81,25 @@ class Overheard:
         return self.composer.active_members(mask, sigma)
 
 
-def disagreement(policy: ComposedPolicy, sampling: Sampling, observation: Frame, seed: int) -> tuple[Array, Array]:
+def disagreement(policy: Composition, sampling: Sampling, observation: Frame, seed: int) -> tuple[Array, Array]:
     """How far apart the members are while the composition samples: sigmas (levels,) and distances (levels, pairs, batch).
 
     observation[key] (batch, n_obs_steps, *shape). Root mean square over the steps that all members have, in units of the first
     policy's normalised action.
     """
     batch = len(next(iter(observation.values())))
-    noise = keyed_noise(np.full(batch, seed), np.arange(batch), sampling.n_noise_draws(policy), policy.actions.shape)
+    seeds, chunks = np.full(batch, seed), np.arange(batch)
     listening = Overheard(policy.composer)
-    sample_chunk(replace(policy, composer=listening), observation_tensors(observation), noise, sampling)
+    composed = compose(policy.policies, listening)
+    noise = keyed_noise(seeds, chunks, sampling.n_noise_draws(composed), policy.actions.shape)
+    keys = NoiseKeys.of(seeds, chunks)
+    sample_chunk(composed, observation_tensors(observation), noise, sampling, keys=keys)
     pairs = list(combinations(range(len(policy.policies)), 2))
     apart = [[(said[i] - said[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, said in listening.heard]
     return np.array([sigma for sigma, _ in listening.heard]), np.array(apart)
 
 
-def play(lane: Lane, policy: ComposedPolicy, sampling: Sampling, seed: int) -> Iterator[tuple[Frame, Array]]:
+def play(lane: Lane, policy: Composition, sampling: Sampling, seed: int) -> Iterator[tuple[Frame, Array]]:
     """One episode of the composition: what it sees at each decision, (n_obs_steps, *shape) by key, and the picture then."""
     now, count = -policy.actions.start, lane.spec.n_action_steps
     report = lane.execute(LaneCommand(0, seed, None))
@@ -120,7 +123,7 @@ def seconds(act: Callable[[], object]) -> float:
     return float(np.median(times))
 
 
-def alignment(policy: ComposedPolicy) -> list[dict[str, Any]]:
+def alignment(policy: Composition) -> list[dict[str, Any]]:
     """What each member brings and how it is seen from the first one's coordinate."""
     found = []
     for member in policy.members:
@@ -140,7 +143,7 @@ def alignment(policy: ComposedPolicy) -> list[dict[str, Any]]:
     return found
 
 
-def diagnose(experiment: Experiment, policy: ComposedPolicy) -> tuple[dict[str, Any], dict[str, Callable[[], Figure]]]:
+def diagnose(experiment: Experiment, policy: Composition) -> tuple[dict[str, Any], dict[str, Callable[[], Figure]]]:
     """Return the diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name."""
     config, sampling = experiment.config, experiment.actor.sampling
     errors = _errors(experiment, sampling)
@@ -183,7 +186,7 @@ def _errors(experiment: Experiment, sampling: Sampling) -> DenoisingError | None
     return path and measure(policy, sampling, read(path, list(policy.observations.shapes)))
 
 
-def _chunks(policy: ComposedPolicy, sampling: Sampling, seen: Frame, seed: int, count: int) -> Array:
+def _chunks(policy: Composition, sampling: Sampling, seen: Frame, seed: int, count: int) -> Array:
     """So many chunks (count, steps, action) for one observation, from now on; every policy meets the same noise."""
     many = {key: np.repeat(value, count, 0) for key, value in seen.items()}
     return sample_actions(policy, sampling, many, np.full(count, seed), np.arange(count))[:, -policy.actions.start :]

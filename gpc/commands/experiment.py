@@ -27,8 +27,7 @@ from gpc.commands.setup import (
     weights_of,
 )  # fmt: skip
 from gpc.commands.simulators import simulator_of
-from gpc.composition.composed import ComposedPolicy
-from gpc.composition.composers import Guidance
+from gpc.composition.composed import Composition
 from gpc.demonstrations import read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
@@ -64,7 +63,7 @@ class Experiment:
     ) -> None:
         """`rivals` are policies of other experiments that meet the same environment."""
         self.config, self.console = config, console
-        self.compose: Callable[..., ComposedPolicy] = partial(composed, config.composer)
+        self.compose: Callable[..., Composition] = partial(composed, config.composer)
         others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
         everything = plain(config)
         self.policy = self.compose(adapted(everything, policies, others))
@@ -104,7 +103,6 @@ class Experiment:
 
     def check(self, weights: Weights) -> None:
         """Raises InputError where weights do not fit, or where the policies that have weight cannot act without the others."""
-        self.compose(self.policy.policies, weights)
         self.actor.check(weights)
 
     def check_parents(self) -> None:
@@ -225,7 +223,7 @@ def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
     config, count = experiment.config, len(experiment.names)
     if count < 2:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
-    if isinstance(experiment.policy.composer, Guidance):
+    if not experiment.policy.convex:
         raise InputError("a search mixes with convex weights; choose composer=convex")
     experiment.check_parents()
     prior = _denoising_error(experiment)

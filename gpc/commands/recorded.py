@@ -146,7 +146,7 @@ def requests(recorded: Resolved, composer: Mapping[str, Any], sources: Sequence[
     for key, text in _texts(options.settings, "env.options.settings"):
         yield Request(key, text)  # a file or a module, for all that is known of a simulator's arguments
     costs = {f"steer.{name}.cost": steer.cost for name, steer in (recorded.steer or {}).items()}
-    for key, cost in (costs | {"sampler.critic": recorded.sampler.get("critic")}).items():
+    for key, cost in (costs | {"sampler.best_of.cost": (recorded.sampler.get("best_of") or {}).get("cost")}).items():
         if cost is not None and not is_ours(COSTS, cost):
             yield Request(key, cost)
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import cast
 
 from omegaconf import DictConfig
 
 from gpc.commands.setup import compose_from, sampling_of
-from gpc.composition.composers import HasWeights
 from gpc.inert import Console
 from gpc.serve.server import Access, serve_policy
 
@@ -30,7 +28,7 @@ def run(config: DictConfig, console: Console) -> None:
     """Serve the policies of a configuration until a signal ends the process."""
     access = access_of(config)
     policy = compose_from(config, console)
-    weights = cast(HasWeights, policy.composer).weights.tolist()
+    weights = policy.weights.tolist()
 
     def ready(address: str) -> None:
         console.print(f"{policy.name} is served on {address}; Ctrl-C ends it", highlight=False, soft_wrap=True)

@@ -10,17 +10,17 @@ import torch
 from omegaconf import DictConfig
 
 from gpc.commands.config import load_config, plain
-from gpc.composition.composed import ComposedPolicy
+from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
 from gpc.inference.settings import Sampling
-from gpc.objects import build, build_registered, choose
+from gpc.objects import build, choose, settings_of, split_type
 from gpc.policy.adapt import check_names, rename, to_absolute, with_action_names
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
-from gpc.registry import COMPOSERS
+from gpc.registry import COMPOSERS, load_entry
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
 from gpc.weights.simplex import Weights
@@ -56,11 +56,16 @@ def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
     return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
 
 
-def composed(node: DictConfig, policies: Sequence[Policy], weights: Sequence[float] | None = None) -> ComposedPolicy:
+def composed(node: DictConfig, policies: Sequence[Policy], weights: Sequence[float] | None = None) -> Composition:
     """Return policies under the composer of a configuration; equal weights if none are given."""
-    equal = torch.full((len(policies),), 1 / max(len(policies), 1), dtype=torch.float64)
-    composer = build_registered(COMPOSERS, plain(node), "composer", weights=equal if weights is None else weights)
-    return ComposedPolicy(tuple(policies), composer)
+    name, settings = split_type(plain(node), "composer")
+    kind = load_entry(COMPOSERS, "composer", name)
+    known = settings_of(kind)
+    extra = {"weights": () if weights is None else weights} if "weights" in known else {}
+    if "policies" in known:  # a policy, not a composer of denoised actions
+        policy: Composition = build(kind, settings, "composer", policies=policies, **extra)
+        return policy
+    return as_composition(compose(policies, build(kind, settings, "composer", **extra)))
 
 
 def loaded(config: DictConfig) -> list[Policy]:
@@ -103,13 +108,13 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
     return policy
 
 
-def say_notes(policy: ComposedPolicy, console: Console) -> None:
+def say_notes(policy: Composition, console: Console) -> None:
     """What is approximate about a composition."""
     for note in filter(None, (member.warning for member in policy.members)):
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def compose_from(config: DictConfig, console: Console) -> ComposedPolicy:
+def compose_from(config: DictConfig, console: Console) -> Composition:
     """The composition that a configuration names, under its weights, to be asked for chunks from outside.
 
     A policy of weight 0 is removed. Notes on what is approximate are printed.

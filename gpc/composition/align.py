@@ -114,7 +114,7 @@ class AlignedMember:
         if bound is not None and self.common.bound is None:
             denoiser = Clamp(denoiser, bound)
         if self.needs_noise_matching:
-            denoiser = NoiseMatched(denoiser, tuple(r / self.ratio for r in self.ratios))
+            denoiser = NoiseMatched(denoiser, tuple(r / self.ratio for r in self.ratios), self.policy.name)
         return denoiser
 
     def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:

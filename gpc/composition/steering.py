@@ -1,8 +1,8 @@
-"""Steering: what a user's cost says of a chunk, as a gradient along the way and as the judge of several finished chunks.
+"""Steering: a cost as a gradient while a chunk is sampled, and as the judge of several finished chunks.
 
-A cost J is a function of actions in the environment's units and of what the policy sees, with a name: an entry point of the group
-`gpc.costs`, or `register_cost`. Both ways of using it are those of inference-time policy steering (Wang et al. 2024,
-arXiv 2411.16627): `Steered` is its guided diffusion, `sampler.critic` its ranking of samples.
+A cost J is a function of actions in the environment's units and of the policy's observation. It has a name if it is an entry
+point of the group `gpc.costs`, or after `register_cost`. Both uses are those of inference-time policy steering (Wang et al.
+2024, arXiv 2411.16627): `Steered` is its guided diffusion, `sampler.best_of` its ranking of samples.
 """
 
 from __future__ import annotations
@@ -14,70 +14,113 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpc.composition.composed import ComposedPolicy
-from gpc.errors import InputError, RunError
+from gpc.errors import InputError, RunError, one_line
 from gpc.policy.adapt import PolicyView
-from gpc.policy.spec import ActionSpec, Observation, Policy
+from gpc.policy.spec import ActionSpec, Observation, Policy, is_linear
 from gpc.registry import load_entry
-from gpc.score.denoiser import Denoiser, columns
+from gpc.score.denoiser import Denoiser, Wrapper, columns
 
 GROUP = "gpc.costs"
 REGISTERED: dict[str, Cost] = {}
-TURNS, ENOUGH = 20, 1e-6  # of conjugate gradients: how many, and which share of the right side may be left
+CG_MAX_ITER, CG_RTOL = 20, 1e-6  # of conjugate gradients
 
 
 class Cost(Protocol):
-    """What is to be small; a verifier's cost is minus its log-probability of success."""
+    """A function that is to be small; of a verifier, minus its log-probability of success."""
 
     def __call__(self, actions: Tensor, observation: Observation) -> Tensor:
-        """Actions (batch, horizon, action), observation[key] (batch, n_obs_steps, *shape) -> cost (batch,).
+        """Return the cost of each chunk.
 
-        Actions are in the environment's units; the observation holds what the policy reads. To steer, it must be twice
-        differentiable; what judges finished chunks needs no gradient.
+        To steer, it must be twice differentiable. To choose among finished chunks it needs no gradient.
+
+        Args:
+            actions: (batch, horizon, action), in the environment's units.
+            observation: key -> (batch, n_obs_steps, *shape), what the policy reads.
+
+        Returns:
+            Finite numbers (batch,).
         """
 
 
 def smoothness(actions: Tensor, observation: Observation) -> Tensor:
-    """Half the sum of squared second differences along the chunk: how much the motion turns and speeds up."""
+    """Return half the sum of squared second differences along each chunk."""
     return actions.diff(n=2, dim=1).square().sum((1, 2)) / 2
 
 
-def load_cost(name: str) -> Cost:
-    """A cost by name. Raises InputError where it is unknown or its package is not installed."""
-    if name in REGISTERED:
-        return REGISTERED[name]
-    loaded: Cost = load_entry(GROUP, "cost", name, REGISTERED)
+def load_cost(cost: str | Cost) -> Cost:
+    """Return a cost by its name; a cost is returned as it is.
+
+    Raises:
+        InputError: If the name is unknown, or its package is not installed.
+    """
+    if not isinstance(cost, str):
+        return cost
+    if cost in REGISTERED:
+        return REGISTERED[cost]
+    loaded: Cost = load_entry(GROUP, "cost", cost, REGISTERED)
     return loaded
 
 
+def cost_name(cost: str | Cost) -> str:
+    """Return the name of a cost, for errors and fingerprints."""
+    return cost if isinstance(cost, str) else getattr(cost, "__name__", type(cost).__name__)
+
+
 def register_cost(name: str, cost: Cost) -> None:
-    """Give a cost a name in this process, as for `sampler.critic`; a package gives its own by an entry point."""
+    """Register a cost under a name in this process; packages use an entry point."""
     REGISTERED[name] = cost
 
 
 def evaluate_cost(cost: Cost, name: str, actions: Tensor, observation: Observation) -> Tensor:
-    """The cost of every chunk, (batch,). Raises RunError, naming it, where that is not one finite number each."""
-    found = cost(actions, observation)
-    wanted = f"cost {name!r} must be one finite number for each of {len(actions)} chunks, as a tensor of floats, not"
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise RunError(f"{wanted} {f'one of {found.dtype}' if isinstance(found, Tensor) else type(found).__name__}")
-    if found.shape != actions.shape[:1] or not bool(found.isfinite().all()):
-        raise RunError(f"{wanted} {tuple(found.shape)} with {int((~found.isfinite()).sum())} that are not finite")
-    return found
+    """Evaluate a cost and check its result.
+
+    Args:
+        cost: A cost.
+        name: Its name, for errors.
+        actions: (batch, horizon, action), in the environment's units.
+        observation: key -> (batch, n_obs_steps, *shape).
+
+    Returns:
+        Costs (batch,).
+
+    Raises:
+        RunError: If the result is not one finite float for each chunk.
+    """
+    result = cost(actions, observation)
+    requirement = (
+        f"cost {name!r} must be one finite number for each of {len(actions)} chunks, as a tensor of floats, not"
+    )
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        kind = f"one of {result.dtype}" if isinstance(result, Tensor) else type(result).__name__
+        raise RunError(f"{requirement} {kind}")
+    if result.shape != actions.shape[:1] or not bool(result.isfinite().all()):
+        raise RunError(
+            f"{requirement} {tuple(result.shape)} with {int((~result.isfinite()).sum())} that are not finite"
+        )
+    return result
 
 
 @dataclass(frozen=True)
-class Steered:
-    """`argmin_a scale J(a) + |a - denoised|^2 / (2 v)`, `v = sigma^2 spread^2 / (sigma^2 + spread^2)`: samples of p exp(-scale J).
+class Steered(Wrapper):
+    """Denoise under a cost: samples of p exp(-scale J).
 
-    Where J is linear it is `denoised - scale v grad J`, classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233); with
-    the cost's curvature a steep convex one does not overshoot, and along directions in which J curves down its gradient alone
-    counts. v is what the noise leaves open of an action that has standard deviation `spread`, in normalised units; for a
-    Gaussian of this spread and a quadratic cost the result is exact. One Newton step from the denoised action, solved by
-    conjugate gradients. Scale 0 is the denoiser itself.
+    The result is `argmin_a scale J(a) + |a - denoised|^2 / (2 v)` with `v = sigma^2 spread^2 / (sigma^2 + spread^2)`, the
+    variance that the noise leaves open of an action of standard deviation `spread`. It is found by one Newton step from the
+    denoised action with conjugate gradients.
+
+    For a linear J it is `denoised - scale v grad J`, classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233). With the
+    curvature of J a steep convex cost does not overshoot. Along directions in which J curves down, its gradient alone counts.
+    For a Gaussian of this spread and a quadratic cost the result is exact. Scale 0 is the denoiser itself.
+
+    Attributes:
+        cost: J.
+        name: Name of the cost, for errors.
+        scale: In the inverse of the cost's unit.
+        spread: Standard deviation of the actions, in normalised units.
+        actions: The policy's action spec.
+        observation: The policy's observation.
     """
 
-    denoiser: Denoiser
     cost: Cost
     name: str
     scale: float
@@ -86,64 +129,76 @@ class Steered:
     observation: Observation
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`; raises RunError where the cost has no finite gradient, or cannot be differentiated twice."""
+        """Denoise a batch of chunks, see `Denoiser`.
+
+        Raises:
+            RunError: If the cost has no finite gradient, or cannot be differentiated twice.
+        """
         denoised = self.denoiser(x, sigma)
-        left = self.scale / (1 / columns(sigma, x) ** 2 + 1 / self.spread**2)
+        step_size = self.scale / (1 / columns(sigma, x) ** 2 + 1 / self.spread**2)
         with torch.inference_mode(False), torch.enable_grad():
             at = denoised.clone().requires_grad_()
             gradient = self._gradient(at)
 
-            def curved(step: Tensor) -> Tensor:
-                """(1 + scale v Hessian) step."""
+            def hessian_vector_product(step: Tensor) -> Tensor:
+                """Return (1 + scale v Hessian) step."""
                 if not gradient.requires_grad:
                     return step
-                (bent,) = self._differentiated(gradient, at, step, retain_graph=True, materialize_grads=True)
-                return step + left * bent
+                (product,) = self._differentiate(gradient, at, step, retain_graph=True, materialize_grads=True)
+                return step + step_size * product
 
-            return denoised + conjugate_gradient(curved, -left * gradient.detach())
+            return denoised + conjugate_gradient(hessian_vector_product, -step_size * gradient.detach())
 
     def _gradient(self, at: Tensor) -> Tensor:
-        seen = {key: value.clone() for key, value in self.observation.items()}
-        cost = evaluate_cost(self.cost, self.name, self.actions.decode(at), seen)
+        observation = {key: value.clone() for key, value in self.observation.items()}
+        cost = evaluate_cost(self.cost, self.name, self.actions.decode(at), observation)
         if not cost.requires_grad:
-            raise RunError(f"cost {self.name!r} has no gradient; as sampler.critic it needs none")
-        (gradient,) = self._differentiated(cost.sum(), at, create_graph=True)
+            raise RunError(f"cost {self.name!r} has no gradient; in sampler.best_of it needs none")
+        (gradient,) = self._differentiate(cost.sum(), at, create_graph=True)
         if not bool(gradient.isfinite().all()):
             raise RunError(f"the gradient of cost {self.name!r} is not finite")
         return gradient
 
-    def _differentiated(self, *args: Any, **options: Any) -> tuple[Tensor, ...]:
+    def _differentiate(self, *args: Any, **options: Any) -> tuple[Tensor, ...]:
         try:
-            found: tuple[Tensor, ...] = torch.autograd.grad(*args, **options)
-        except RuntimeError as error:  # attention and distances, say, have no second derivative in torch
+            gradients: tuple[Tensor, ...] = torch.autograd.grad(*args, **options)
+        except RuntimeError as error:  # attention and distances, for example, have no second derivative in torch
             raise RunError(
-                f"cost {self.name!r} cannot be differentiated twice ({' '.join(str(error).split())[:200]}); as sampler.critic it "
-                "needs no gradient"
+                f"cost {self.name!r} cannot be differentiated twice ({one_line(error, 200)}); in sampler.best_of it needs no "
+                "gradient"
             ) from None
-        return found
+        return gradients
 
 
 def conjugate_gradient(matrix: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
-    """`matrix^-1 right` for a symmetric matrix, row by row of right (batch, horizon, action): conjugate gradients.
+    """Solve `matrix x = right` for a symmetric matrix, row by row.
 
-    A row stops where its rest is small, or where the matrix is less than the identity along its direction, at first with `right`
-    itself (Steihaug 1983, SIAM J. Numer. Anal. 20, p. 626, stops below 0). What a row becomes does not depend on the others.
+    A row stops if its residual is small, or if the matrix is less than the identity along its direction; in the first
+    iteration such a row takes `right` itself (Steihaug 1983, SIAM J. Numer. Anal. 20, p. 626, stops below 0). The rows do
+    not influence each other.
+
+    Args:
+        matrix: The product with a tensor like `right`.
+        right: (batch, horizon, action).
+
+    Returns:
+        x, like `right`.
     """
-    x, rest, along = torch.zeros_like(right), right, right
-    size = small = _dot(rest, rest)
-    going = size > 0
-    for turn in range(TURNS):
-        image = matrix(along)
-        curvature = _dot(along, image)
-        convex = curvature > (1 - ENOUGH) * _dot(along, along)
-        onward = torch.where(convex, size / curvature, float(turn == 0))
-        x = x + torch.where(going, onward, 0) * along
-        rest = rest - torch.where(going, onward, 0) * image
-        now = _dot(rest, rest)
-        going = going & convex & (now > ENOUGH**2 * small)
-        if not bool(going.any()):
+    x, residual, direction = torch.zeros_like(right), right, right
+    size = first = _dot(residual, residual)
+    active = size > 0
+    for iteration in range(CG_MAX_ITER):
+        image = matrix(direction)
+        curvature = _dot(direction, image)
+        convex = curvature > (1 - CG_RTOL) * _dot(direction, direction)
+        step = torch.where(convex, size / curvature, float(iteration == 0))
+        x = x + torch.where(active, step, 0) * direction
+        residual = residual - torch.where(active, step, 0) * image
+        new = _dot(residual, residual)
+        active = active & convex & (new > CG_RTOL**2 * first)
+        if not bool(active.any()):
             break
-        along, size = rest + torch.where(going, now / size, 0) * along, now
+        direction, size = residual + torch.where(active, new / size, 0) * direction, new
     return x
 
 
@@ -154,26 +209,32 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 def steer(
     policy: Policy, cost: Cost | str, scale: float = 1.0, spread: float = 0.5, *, name: str | None = None
 ) -> Policy:
-    """The policy, or the composition as a whole, under a cost; see `Steered`. `name` is what reports call it instead.
+    """Put a policy, or a composition as one policy, under a cost; see `Steered`.
 
-    Raises InputError where the cost is unknown, where scale or spread are no positive numbers, or for a composition
-    that is no sum of scores.
+    Args:
+        policy: A policy.
+        cost: A cost or the name of one.
+        scale: Of the cost, at least 0.
+        spread: Standard deviation of the actions, in normalised units.
+        name: Name of the result in reports; by default the policy's.
+
+    Raises:
+        InputError: If the cost is unknown, a number is out of its range, or the policy is a composition that is no sum of
+            scores.
     """
     numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (scale, spread))
     if not numbers or not 0 <= scale < float("inf") or not 0 < spread < float("inf"):
         raise InputError(f"steer needs a finite scale >= 0 and spread > 0, not {scale} and {spread}")
-    if isinstance(policy, ComposedPolicy) and not policy.composer.linear:
-        kind = type(policy.composer).__name__.lower()
+    if not is_linear(policy):
         raise InputError(
-            f"composer={kind} needs its members' own scores or chunks; steer the policies, then compose them"
+            f"{policy.name} needs its members' own scores or chunks; steer the policies, then compose them"
         )
     if not isinstance(cost, str) and not callable(cost):
         raise InputError(f"steer of {policy.name}: {cost} is neither a cost nor the name of one")
-    found = load_cost(cost) if isinstance(cost, str) else cost
-    called = cost if isinstance(cost, str) else getattr(cost, "__name__", type(cost).__name__)
+    loaded, label = load_cost(cost), cost_name(cost)
 
-    def bind(observation: Observation) -> Denoiser:
-        return Steered(policy.condition(observation), found, called, scale, spread, policy.actions, observation)
+    def condition(observation: Observation) -> Denoiser:
+        return Steered(policy.condition(observation), loaded, label, scale, spread, policy.actions, observation)
 
-    change = f"steered by {scale:g} {called}, spread {spread:g}"
-    return PolicyView(policy, policy.actions, policy.observations, change, bind, display_name=name)
+    suffix = f"steered by {scale:g} {label}, spread {spread:g}"
+    return PolicyView(policy, policy.actions, policy.observations, suffix, condition, display_name=name)

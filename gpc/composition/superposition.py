@@ -1,8 +1,8 @@
-"""Logical operators: samples that one policy OR another finds likely, or that one AND the other finds equally likely.
+"""Logical operators: samples that one policy OR another finds likely, or that one AND another find equally likely.
 
 The superposition of diffusion models (Skreta et al. 2024, arXiv 2412.17762): each member's log-density is followed along the
-reverse SDE by Ito's lemma, and the members' scores are mixed by what they say of the chunk so far. In the one coordinate
-(x = x0 + sigma noise, Delta the fall of sigma^2 in a step) their eq. 12 reads
+reverse SDE by Ito's lemma, and the members' scores are mixed by these log-densities. In the one coordinate (x = x0 + sigma
+noise, Delta the fall of sigma^2 in a step) their eq. 12 reads
 
     log q_k  +=  <x' - x, score_k> - Delta / 2 |score_k|^2.
 
@@ -12,91 +12,89 @@ gradients of a log-density, so both operators are approximations.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import ClassVar, Self
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gpc.composition.composers import Convex
+from gpc.composition.composers import Convex, ConvexWeights
 from gpc.errors import InputError
 
-RIDGE = 1e-6  # of the scores' mean square: what `And` adds where members agree and no mixture can tell them apart
+RIDGE = 1e-6  # of the scores' mean square; `And` adds it because equal members leave the weights open
 
 
-@dataclass(frozen=True)
-class Superposed(ABC):
-    """What `Or` and `And` share. `weights` (K,) or (batch, K), convex: how likely each member is before it has spoken."""
+@dataclass(frozen=True, init=False, eq=False)
+class Superposed(ConvexWeights):
+    """Base of `Or` and `And`. The weights are the members' probabilities before sampling."""
 
-    weights: Tensor
     stochastic: ClassVar[bool] = True
     linear: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _ = self.prior
-
-    @cached_property
+    @property
     def prior(self) -> Convex:
-        """The mixture where nothing is known, and on steps and in dimensions that not all members have."""
-        return Convex(self.weights)
-
-    def with_weights(self, weights: Tensor) -> Self:
-        """See `HasWeights`."""
-        return replace(self, weights=weights)
+        """Mixture at the first level, and at entries that not all members contribute to."""
+        return Convex().with_weights(self.weights)
 
     def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
-        """See `Composer`: whoever has weight."""
+        """Return which members have weight."""
         return self.prior.active_members(mask, sigma)
 
     def start(self) -> DensityTracker:
-        """See `Composer`: the result follows one batch of chunks from level to level."""
+        """Return a composer that follows one batch of chunks from level to level."""
         return DensityTracker(self)
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        """See `Composer`: as at the first level."""
+        """Combine the members' outputs as at the first level, see `Composer`."""
         return self.start()(x, sigma, denoised, mask)
 
     @abstractmethod
     def member_weights(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
-        """The weights (K, batch), summing to one, for this level.
+        """Return the weights of one level, (K, batch), with the sum 1.
 
-        log_density (K, batch): what the path so far has gained; prior (K, batch or 1): the logs of `weights`; scores
-        (K, batch, n); delta (): how far sigma^2 is about to fall.
+        Args:
+            log_density: Gain of each log-density along the path, (K, batch).
+            prior: Logarithms of the composer's weights, (K, batch or 1).
+            scores: (K, batch, n).
+            delta: Fall of sigma^2 in the next step, ().
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, eq=False)
 class Or(Superposed):
-    """Softmax(temperature log-density + log weights): samples of the weights' mixture of densities (eq. 13 of the paper).
+    """Softmax of `temperature * log-density + log weight`: samples of the mixture.
 
-    Temperature 0 is `Convex`.
+    Eq. 13 of the paper. Temperature 0 is `Convex`.
+
+    Raises:
+        InputError: If the weights are not convex, or the temperature is below 0.
     """
 
     temperature: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature={self.temperature}: give a number of at least 0")
+    def __init__(self, weights: Sequence[float] | Tensor = (), temperature: float = 1.0) -> None:
+        super().__init__(weights)
+        object.__setattr__(self, "temperature", temperature)
+        if not 0 <= temperature < float("inf"):
+            raise InputError(f"temperature={temperature}: give a number of at least 0")
 
     def member_weights(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
-        """See `Superposed`."""
+        """Return the weights of one level, see `Superposed`."""
         return (self.temperature * log_density + prior).softmax(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, eq=False)
 class And(Superposed):
-    """The mixture under which all log-densities are expected to be equal after the step (proposition 6 of the paper).
+    """The mixture under which all log-densities are expected to be equal after the step.
 
-    With unequal weights the densities are held in that proportion. The mixture's weights may be negative. A difference that
-    noise has made since the last level is mended in the next one.
+    Proposition 6 of the paper. With unequal weights the densities keep that proportion. The mixture's weights may be
+    negative. A difference that the noise of a step makes is corrected in the next step.
     """
 
     def member_weights(self, log_density: Tensor, prior: Tensor, scores: Tensor, delta: Tensor) -> Tensor:
-        """See `Superposed`.
+        """Return the weights of one level, see `Superposed`.
 
         With G the scores' Gram matrix, Z a basis of the vectors that sum to zero and 1 / K + Z u the weights:
         Z' (delta G (1 / K + Z u) - delta / 2 diag(G) + log_density - prior) = 0.
@@ -108,18 +106,18 @@ class And(Superposed):
             raise InputError("and: the rows of one batch must give weight to the same policies")
         plane = torch.linalg.svd(torch.ones(1, count, dtype=scores.dtype)).Vh[1:].T
         gram = torch.einsum("kbn,lbn->bkl", scores, scores)
-        own = gram.diagonal(dim1=1, dim2=2)
-        wanted = own / 2 - gram.mean(2) - (log_density - prior).T / delta
-        ridge = RIDGE * own.mean(1)[:, None, None].clamp(min=torch.finfo(own.dtype).tiny ** 0.5)
-        inner = plane.T @ gram @ plane + ridge * torch.eye(count - 1, dtype=own.dtype)
-        away = torch.linalg.solve(inner, (wanted @ plane).unsqueeze(-1))
-        weights: Tensor = 1 / count + (plane @ away).squeeze(-1)
+        squares = gram.diagonal(dim1=1, dim2=2)
+        right = squares / 2 - gram.mean(2) - (log_density - prior).T / delta
+        ridge = RIDGE * squares.mean(1)[:, None, None].clamp(min=torch.finfo(squares.dtype).tiny ** 0.5)
+        inner = plane.T @ gram @ plane + ridge * torch.eye(count - 1, dtype=squares.dtype)
+        shift = torch.linalg.solve(inner, (right @ plane).unsqueeze(-1))
+        weights: Tensor = 1 / count + (plane @ shift).squeeze(-1)
         return weights.T
 
 
 @dataclass
 class DensityTracker:
-    """A superposition on its way down the levels: itself a `Composer`, for one batch of chunks."""
+    """The composer of one batch of chunks on its way down the levels."""
 
     rule: Superposed
     log_density: Tensor | None = field(default=None, init=False)
@@ -129,37 +127,40 @@ class DensityTracker:
     linear: ClassVar[bool] = False
 
     def start(self) -> DensityTracker:
-        """See `Composer`."""
+        """Return a tracker for a new batch."""
         return self.rule.start()
 
     def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
-        """See `Composer`."""
+        """Return which members have weight."""
         return self.rule.active_members(mask, sigma)
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        """See `Composer`."""
+        """Combine the members' outputs, see `Composer`."""
         mixed = self.rule.prior(x, sigma, denoised, mask)
-        asked = [k for k, member in enumerate(denoised) if member is not None]
-        shared = mask[asked].bool().all(0)
+        active = [k for k, member in enumerate(denoised) if member is not None]
+        shared = mask[active].bool().all(0)
         if not bool(shared.any()):
             return mixed
         members = torch.stack([member[:, shared] for member in denoised if member is not None])
-        seen = x[:, shared]
-        scores = (members - seen) / sigma.max() ** 2
-        log_density, delta = self._update_log_density(seen, scores, sigma.max())
-        prior = self.rule.weights.reshape(-1, len(denoised)).T[asked].to(x).log()
+        shared_x = x[:, shared]
+        scores = (members - shared_x) / sigma.max() ** 2
+        log_density, delta = self._update_log_density(shared_x, scores, sigma.max())
+        prior = self.rule.weights.reshape(-1, len(denoised)).T[active].to(x).log()
         weights = self.rule.member_weights(log_density, prior, scores, delta)
         mixed[:, shared] = (weights[..., None] * members).sum(0)
         return mixed
 
     def _update_log_density(self, x: Tensor, scores: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-densities (K, batch) at x (batch, n), and how far sigma^2 will fall, if it falls as it did."""
+        """Return the log-densities (K, batch) at x (batch, n) and the next fall of sigma^2.
+
+        The next fall is predicted from the last one: sigma falls by the same factor.
+        """
         if self.log_density is None or self.last is None or self.last[2] <= sigma:
             self.log_density, delta = x.new_zeros(scores.shape[:2]), sigma**2
         else:
-            before, slopes, above = self.last
-            fallen = above**2 - sigma**2
-            self.log_density = self.log_density + ((x - before) * slopes).sum(-1) - fallen / 2 * slopes.square().sum(-1)
-            delta = sigma**2 * fallen / above**2
+            last_x, slopes, last_sigma = self.last
+            fall = last_sigma**2 - sigma**2
+            self.log_density = self.log_density + ((x - last_x) * slopes).sum(-1) - fall / 2 * slopes.square().sum(-1)
+            delta = sigma**2 * fall / last_sigma**2
         self.last = x, scores, sigma
         return self.log_density, delta

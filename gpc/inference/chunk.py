@@ -1,128 +1,78 @@
-"""From a policy to actions: a sampler's settings, one chunk, and the actor that the rollout engine calls."""
+"""One chunk of actions from an observation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpc.composition.align import AlignedMember
-from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, averages, compose
-from gpc.composition.composers import HasWeights
-from gpc.composition.steering import evaluate_cost, load_cost
+from gpc.composition.average import SamplesChunks
+from gpc.composition.inpainting import InpaintTarget
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import Policy, centre_of, observation_tensors
-from gpc.score.denoiser import Clamp, Inpainted, Translated
-from gpc.score.keyed_noise import keyed_noise
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class InpaintTarget:
-    """Steps of a chunk that are decided already: `actions` (batch, horizon, action) in the environment's units, to which
-    the new chunk is drawn with `weight` (horizon,) or (batch, horizon) from 0 to 1; see `Inpainted`.
-    """
-
-    actions: Array
-    weight: Array
-
-    def of(self, member: AlignedMember) -> InpaintTarget:
-        """What is known of a member's steps and dimensions."""
-        return InpaintTarget(member.slice(torch.from_numpy(self.actions)).numpy(), self.weight[..., member.steps])
-
-    def repeated(self, count: int) -> InpaintTarget:
-        """The same for a batch, repeated so many times."""
-        weight = np.broadcast_to(self.weight, self.actions.shape[:2])
-        return InpaintTarget(np.tile(self.actions, (count, 1, 1)), np.tile(weight, (count, 1)))
+from gpc.policy.spec import Observation, Policy, observation_tensors, prior_mean_of
+from gpc.score.denoiser import Clamp, Inpainted, Translated, with_noise_keys
+from gpc.score.keyed_noise import NoiseKeys, keyed_noise
+from gpc.types import Array
 
 
 def sample_chunk(
     policy: Policy,
-    observation: Mapping[str, Tensor],
+    observation: Observation,
     noise: Tensor,
     sampling: Sampling,
-    known: InpaintTarget | None = None,
+    target: InpaintTarget | None = None,
+    keys: NoiseKeys | None = None,
 ) -> Tensor:
-    """Sample normalised chunks (batch, horizon, action) from noise (`sampling.n_noise_draws(policy)`, batch, horizon, action).
+    """Sample a chunk for each observation of a batch.
+
+    Args:
+        policy: A policy.
+        observation: key -> (batch, n_obs_steps, *shape).
+        noise: (`sampling.n_noise_draws(policy)`, batch, horizon, action).
+        sampling: Settings of the sampler.
+        target: Actions to which the chunk is drawn.
+        keys: Keys of the rows, for noise that members add (`gpc.composition.noise_matching`).
+
+    Returns:
+        Normalised chunks (batch, horizon, action).
 
     Raises:
-        InputError: sampler and composer do not fit.
+        InputError: If sampler and policy do not fit.
     """
     sampling.check(policy)
-    if averages(policy):
-        return _average(policy, observation, noise, sampling, known)
-    many = sampling.candidates
-    if many > 1:
-        policy = repeated(policy, many)
-        observation = {key: value.repeat(many, *[1] * (value.ndim - 1)) for key, value in observation.items()}
-        noise = noise.reshape(many, -1, *noise.shape[1:]).transpose(0, 1).flatten(1, 2)
-        known = known and known.repeated(many)
+    if isinstance(policy, SamplesChunks):
+
+        def sample(policy: Policy, observation: Observation, noise: Tensor, target: InpaintTarget | None) -> Tensor:
+            return sample_chunk(policy, observation, noise, sampling, target, keys)
+
+        return policy.sample_chunk(sample, observation, noise, target)
+    if sampling.best_of is None:
+        return _sample(sampling, policy, observation, noise, target, keys)
+    batch = sampling.best_of.tile(policy, observation, noise, target, keys)
+    return sampling.best_of.choose(_sample(sampling, *batch), *batch[:2])
+
+
+def _sample(
+    sampling: Sampling,
+    policy: Policy,
+    observation: Observation,
+    noise: Tensor,
+    target: InpaintTarget | None,
+    keys: NoiseKeys | None,
+) -> Tensor:
     denoiser = policy.condition(observation)
-    if isinstance(denoiser, ComposedDenoiser):
-        denoiser = denoiser.keyed(noise[0])
+    if keys is not None:
+        denoiser = with_noise_keys(denoiser, keys)
     if policy.actions.bound is not None:
         denoiser = Clamp(denoiser, policy.actions.bound)
-    if known is not None:
-        decided = policy.actions.encode(torch.from_numpy(known.actions))
-        denoiser = Inpainted(denoiser, decided, torch.from_numpy(known.weight))
-    centre = centre_of(policy, observation)
-    if centre is None:
-        x = sampling.sample(denoiser, policy.levels, noise)
-    else:  # samplers start from noise around 0
-        x = centre + sampling.sample(Translated(denoiser, -centre), policy.levels, noise)
-    if many == 1:
-        return x
-    chunks = x.reshape(many, -1, *x.shape[1:])
-    if sampling.critic is None:
-        taken = medoid(chunks)
-    else:
-        cost = evaluate_cost(load_cost(sampling.critic), sampling.critic, policy.actions.decode(x), observation)
-        taken = cost.reshape(many, -1).argmin(0)
-    return chunks[taken, torch.arange(chunks.shape[1])]
-
-
-def _average(
-    policy: ComposedPolicy,
-    observation: Mapping[str, Tensor],
-    noise: Tensor,
-    sampling: Sampling,
-    known: InpaintTarget | None,
-) -> Tensor:
-    """The members' own chunks, averaged: each is sampled alone, from noise of its own."""
-    chunks = []
-    for member, own in zip(policy.members, noise.chunk(len(policy.members)), strict=True):
-        alone = compose([member.policy])
-        spec = alone.observations
-        seen = {key: observation[key][:, -spec.n_obs_steps :] for key in spec.shapes}
-        chunks.append(sample_chunk(alone, seen, member.slice(own), sampling, known and known.of(member)))
-    return policy.combine_chunks(chunks)
-
-
-def repeated(policy: Policy, count: int) -> Policy:
-    """The policy for a batch, repeated so many times: where each row has weights of its own they are repeated, too."""
-    if (
-        isinstance(policy, ComposedPolicy)
-        and isinstance(policy.composer, HasWeights)
-        and policy.composer.weights.ndim == 2
-    ):
-        weights = policy.composer.weights.repeat(count, 1)
-        return replace(policy, composer=policy.composer.with_weights(weights))
-    return policy
-
-
-def medoid(chunks: Tensor) -> Tensor:
-    """Of chunks (candidates, batch, horizon, action) the number of the one nearest to all others, (batch,).
-
-    By the sum of its distances to them: the medoid, a consensus that is itself a sample (unlike the mean).
-    """
-    flat = chunks.flatten(2).transpose(0, 1)
-    return torch.cdist(flat, flat).sum(-1).argmin(-1)
+    if target is not None:
+        actions = policy.actions.encode(torch.from_numpy(target.actions))
+        denoiser = Inpainted(denoiser, actions, torch.from_numpy(target.mask))
+    mean = prior_mean_of(policy, observation)
+    if mean is None:
+        return sampling.sample(denoiser, policy.levels, noise)
+    return mean + sampling.sample(Translated(denoiser, -mean), policy.levels, noise)  # noise around 0
 
 
 def sample_actions(
@@ -131,13 +81,25 @@ def sample_actions(
     observation: Mapping[str, Array],
     seeds: Array,
     chunks: Array,
-    known: InpaintTarget | None = None,
+    target: InpaintTarget | None = None,
 ) -> Array:
-    """Whole chunks (batch, horizon, action) in the environment's units, the first step being `policy.actions.start` from now.
+    """Sample full chunks of actions; the noise depends on seed and chunk number alone.
 
-    observation[key] (batch, n_obs_steps or more, *shape); the noise is that of (seed, chunk number), both (batch,).
+    Args:
+        policy: A policy.
+        sampling: Settings of the sampler.
+        observation: key -> (batch, n_obs_steps or more, *shape).
+        seeds: Episode seeds (batch,).
+        chunks: Numbers of the chunks in their episodes (batch,).
+        target: Actions to which the chunk is drawn.
+
+    Returns:
+        Actions (batch, horizon, action) in the environment's units; the first step is `policy.actions.start` from now.
+
+    Raises:
+        InputError: If sampler and policy do not fit, or an observation is missing.
     """
-    spec, steps = policy.actions, policy.observations.n_obs_steps
-    seen = {key: value[:, -steps:] for key, value in observation.items()}
+    spec = policy.actions
+    tensors = observation_tensors(policy.observations.select(observation))
     noise = keyed_noise(seeds, chunks, sampling.n_noise_draws(policy), spec.shape)
-    return spec.decode(sample_chunk(policy, observation_tensors(seen), noise, sampling, known)).numpy()
+    return spec.decode(sample_chunk(policy, tensors, noise, sampling, target, NoiseKeys.of(seeds, chunks))).numpy()

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from gpc.errors import InputError, suggest
 from gpc.policy.env_spec import EnvSpec
-from gpc.policy.spec import ActionSpec, HasSimulator, Observation, ObservationSpec, Policy, centre_of
+from gpc.policy.spec import (
+    ActionSpec,
+    HasSimulator,
+    Observation,
+    ObservationSpec,
+    Policy,
+    is_linear,
+    is_stochastic,
+    prior_mean_of,
+)
 from gpc.score.denoiser import Clamp, Denoiser, Translated
 from gpc.score.noise import NoiseLevels
 
@@ -36,7 +45,7 @@ class PolicyView:
         observations: observation spec of the view.
         suffix: what the view adds to the policy's fingerprint.
         condition_fn: `condition` of the view.
-        prior_mean_fn: `centre` of the view; None for the policy's.
+        prior_mean_fn: `prior_mean` of the view; None for the policy's.
         display_name: name of the view; None for the policy's.
     """
 
@@ -68,13 +77,23 @@ class PolicyView:
         """Simulator of the policy, if its checkpoint names one."""
         return self.policy.simulator if isinstance(self.policy, HasSimulator) else None
 
+    @property
+    def stochastic(self) -> bool:
+        """True if the policy's denoiser follows a batch along the noisy steps of an SDE."""
+        return is_stochastic(self.policy)
+
+    @property
+    def linear(self) -> bool:
+        """True if a cost can steer the policy's denoised action."""
+        return is_linear(self.policy)
+
     def condition(self, observation: Observation) -> Denoiser:
         """Encode one batch of observations."""
         return self.condition_fn(observation)
 
-    def centre(self, observation: Observation) -> Tensor | None:
-        """Return the mean of the initial noise, see `gpc.policy.spec.Centred`."""
-        return self.prior_mean_fn(observation) if self.prior_mean_fn else centre_of(self.policy, observation)
+    def prior_mean(self, observation: Observation) -> Tensor | None:
+        """Return the mean of the initial noise."""
+        return self.prior_mean_fn(observation) if self.prior_mean_fn else prior_mean_of(self.policy, observation)
 
 
 def rename(policy: Policy, names: Mapping[str, str]) -> Policy:
@@ -108,7 +127,7 @@ def rename(policy: Policy, names: Mapping[str, str]) -> Policy:
         return policy.condition(original(observation))
 
     def prior_mean(observation: Observation) -> Tensor | None:
-        return centre_of(policy, original(observation))
+        return prior_mean_of(policy, original(observation))
 
     observations = replace(policy.observations, shapes=dict(zip(renamed, shapes.values(), strict=True)))
     return PolicyView(policy, policy.actions, observations, json.dumps(used), condition, prior_mean)

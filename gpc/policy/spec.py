@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ NAME = 200  # characters of a key or of an action's dimension
 
 Observation = Mapping[str, Tensor]
 """key -> (batch, n_obs_steps, *shape)."""
+Values = TypeVar("Values", Tensor, npt.NDArray[Any])
 
 
 def is_whole(value: object, most: int, least: int = 0) -> bool:
@@ -144,6 +145,20 @@ class ObservationSpec:
                     f"observation {key!r} has shape {actual}, the policy wants {(self.n_obs_steps, *shape)}"
                 )
 
+    def select(self, observation: Mapping[str, Values]) -> dict[str, Values]:
+        """Return the keys that the policy reads, each with its newest `n_obs_steps` steps.
+
+        Args:
+            observation: key -> (batch, n_obs_steps or more, *shape).
+
+        Raises:
+            InputError: If a key is missing.
+        """
+        missing = sorted(self.shapes.keys() - observation.keys())
+        if missing:
+            raise InputError(f"observation has no {missing[0]!r}; it has {', '.join(sorted(observation)) or 'nothing'}")
+        return {key: observation[key][:, -self.n_obs_steps :] for key in self.shapes}
+
 
 class Policy(Protocol):
     """A pretrained policy as a denoiser of action chunks."""
@@ -173,16 +188,46 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class Centred(Protocol):
-    """A policy whose actions may lie far from 0, around something that the observation says."""
+class HasPriorMean(Protocol):
+    """A policy whose normalised actions are not centred at 0, e.g. targets near the pose."""
 
-    def centre(self, observation: Observation) -> Tensor | None:
-        """Where, normalised: to be broadcast over chunks (batch, horizon, action); None is 0."""
+    def prior_mean(self, observation: Observation) -> Tensor | None:
+        """Return the mean of the initial noise, normalised; None for 0.
+
+        Args:
+            observation: key -> (batch, n_obs_steps, *shape).
+
+        Returns:
+            A tensor that broadcasts over chunks (batch, horizon, action).
+        """
 
 
-def centre_of(policy: Policy, observation: Observation) -> Tensor | None:
-    """Around what its chunks are to be sampled, see `Centred`."""
-    return policy.centre(observation) if isinstance(policy, Centred) else None
+def prior_mean_of(policy: Policy, observation: Observation) -> Tensor | None:
+    """Return the mean of a policy's initial noise; None for 0."""
+    return policy.prior_mean(observation) if isinstance(policy, HasPriorMean) else None
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A policy that is made of other policies, or a view of a policy."""
+
+    @property
+    def stochastic(self) -> bool:
+        """True if its denoiser follows a batch along the noisy steps of an SDE."""
+
+    @property
+    def linear(self) -> bool:
+        """True if a cost can steer its denoised action."""
+
+
+def is_stochastic(policy: Policy) -> bool:
+    """Return whether a policy must be sampled along an SDE."""
+    return isinstance(policy, Composite) and policy.stochastic
+
+
+def is_linear(policy: Policy) -> bool:
+    """Return whether a cost can steer a policy's denoised action."""
+    return not isinstance(policy, Composite) or policy.linear
 
 
 @runtime_checkable

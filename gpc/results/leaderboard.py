@@ -93,10 +93,16 @@ class EnvSettings(Struct):
     options: dict[str, Any] | None = None
 
 
+class MethodSettings(Struct):
+    """What reports need of a sampler's method that is an object."""
+
+    type: str
+
+
 class SamplerSettings(Struct):
     """Settings of a sampler that reports use."""
 
-    method: str
+    method: str | MethodSettings
     steps: int
 
 

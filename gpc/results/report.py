@@ -160,6 +160,7 @@ def _standing(standing: Standing) -> list[str]:
         bottom, top = parent.ci95
         gain = f"{100 * parent.difference:+.1f} ({100 * bottom:+.1f} to {100 * top:+.1f})"
         p_value, other = f"{parent.p_value:.2g}", f"{parent.other.name}, {parent.n} shared seeds"
+    method = sampler["method"] if isinstance(sampler["method"], str) else sampler["method"]["type"]
     return [
         f"{'● ' if standing.near_best else ''}{entry.name}",
         f"{k}/{n}",
@@ -169,7 +170,7 @@ def _standing(standing: Standing) -> list[str]:
         f"{standing.p_best:.2g}",
         other,
         f"{entry.score:.3f}",
-        f"{sampler['method']}, {sampler['steps']} steps",
+        f"{method}, {sampler['steps']} steps",
         ", ".join(path.name for path in entry.runs),
     ]
 

@@ -43,6 +43,11 @@ ENVIRONMENTS = {
 }
 """Today's type by the recorded target of an environment."""
 
+FLAT: Mapping[str, Any] = {
+    "corrections": 0, "rate": 0.1, "candidates": 1, "critic": None, "teleport": None, "spread": 0.5,
+}  # fmt: skip
+"""Settings of earlier samplers that are part of an object today, with their defaults."""
+
 REMOVED: Mapping[str, Mapping[str, Any]] = {
     "sampler": {"rho": 7.0, "warm": None, "reuse": {}},
     "env": {"observation_keys": None, "n_obs_steps": 1, "history": None},
@@ -83,9 +88,25 @@ def _part(key: str, node: Any) -> Any:
     path = node.get("_target_")
     if isinstance(path, str) and path in TYPES:
         node = _without_path(node, path)
+    if key == "sampler":
+        node = upgraded_sampler(node)
     gone = REMOVED.get(key, {})
     node = {name: value for name, value in node.items() if name not in gone or gone[name] not in (value, ...)}
     return _defaults(key, node) | node
+
+
+def upgraded_sampler(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sampler whose method and choice among several chunks are objects, not settings beside it."""
+    rest = {key: value for key, value in node.items() if key not in FLAT}
+    old = {**FLAT, **node}
+    if rest.get("method") == "langevin":
+        rest["method"] = {"type": "langevin", "corrections": old["corrections"], "rate": old["rate"]}
+    if old["teleport"] is not None:
+        inner = rest.get("method", "dpmpp_2m")
+        rest["method"] = {"type": "teleport", "sigma": old["teleport"], "spread": old["spread"], "method": inner}
+    if old["candidates"] != 1:
+        rest["best_of"] = {"n": old["candidates"], "cost": old["critic"]}
+    return rest
 
 
 def _without_path(node: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -1,27 +1,28 @@
 """Denoisers: the one primitive, `denoised(x, sigma) = E[x0 | x]`.
 
-The score and the probability-flow ODE follow from it: `score = (denoised - x) / sigma^2`,
-`dx/dsigma = (x - denoised) / sigma`. What wraps a denoiser is a denoiser.
+The score is `(denoised - x) / sigma^2`, the probability-flow ODE `dx/dsigma = (x - denoised) / sigma`.
+A wrapper of a denoiser is a denoiser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from gpc.errors import InputError, RunError
+from gpc.score.keyed_noise import NoiseKeys
 from gpc.score.noise import Karras, Schedule
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""A network with its observation already bound: (scaled x (batch, horizon, action), label (batch,)) -> same as x."""
+"""A network with its observation bound: (scaled x (batch, horizon, action), label (batch,)) -> same as x."""
 
 
 def no_grad(network: Network) -> Network:
-    """The network without gradients, in whatever thread it is called."""
+    """Run a network in inference mode, whichever thread calls it."""
 
     def call(x: Tensor, label: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -34,14 +35,38 @@ Prediction = Literal["noise", "sample", "v", "velocity", "reverse_velocity", "ed
 
 
 class Denoiser(Protocol):
-    """One batch of observations, already encoded."""
+    """E[x0 | x] for one batch of observations, which are encoded already."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x (batch, horizon, action) float64, sigma () or (batch,) -> E[x0 | x], like x."""
+        """Denoise a batch of chunks.
+
+        Args:
+            x: Noisy chunks (batch, horizon, action), float64, normalised.
+            sigma: Noise level, () or (batch,).
+
+        Returns:
+            E[x0 | x], like x.
+        """
+
+
+@runtime_checkable
+class TakesNoiseKeys(Protocol):
+    """A denoiser that draws noise of its own, or wraps one that may."""
+
+    def with_noise_keys(self, keys: NoiseKeys) -> Denoiser:
+        """Return the denoiser with its noise drawn from these keys, one for each row of x."""
+
+
+def with_noise_keys(denoiser: Denoiser, keys: NoiseKeys) -> Denoiser:
+    """Hand noise keys to a denoiser.
+
+    A denoiser that takes none is returned as it is.
+    """
+    return denoiser.with_noise_keys(keys) if isinstance(denoiser, TakesNoiseKeys) else denoiser
 
 
 def columns(sigma: Tensor, like: Tensor) -> Tensor:
-    """Sigma () or (batch,), shaped to broadcast over `like` (batch, ...)."""
+    """Reshape sigma () or (batch,) so that it broadcasts over `like` (batch, ...)."""
     return sigma.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -49,8 +74,8 @@ def columns(sigma: Tensor, like: Tensor) -> Tensor:
 class NetworkDenoiser:
     """A network of any prediction type, as a denoiser.
 
-    The network runs in `dtype`, the state stays in x's own dtype (float64 in the samplers: a cosine schedule of 100
-    steps reaches sigma = 2029, where float32 is off by 3e-3). `out` is what the network returns for `scale * x`:
+    The network runs in `dtype`. The state keeps the dtype of x, which is float64 in the samplers: a cosine schedule of
+    100 steps reaches sigma = 2029, where float32 is off by 3e-3. `out` is the output of the network for `scale * x`:
 
     | prediction | denoised |
     |---|---|
@@ -60,6 +85,9 @@ class NetworkDenoiser:
     | velocity (noise - x0) | alpha (x - sigma out) |
     | reverse_velocity (x0 - noise) | alpha (x + sigma out) |
     | edm | c_skip x + c_out out (Karras et al. 2022, eq. 7) |
+
+    Raises:
+        InputError: If the prediction type is unknown, or "edm" without a Karras schedule.
     """
 
     network: Network
@@ -74,7 +102,7 @@ class NetworkDenoiser:
             raise InputError("prediction 'edm' is Karras preconditioning; give it a Karras schedule")
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`."""
+        """Denoise a batch of chunks, see `Denoiser`."""
         label = self.schedule.label(sigma).expand(len(x))
         label = label.to(self.dtype) if label.is_floating_point() else label
         s = columns(sigma, x)
@@ -98,58 +126,84 @@ class NetworkDenoiser:
 
 
 @dataclass(frozen=True)
-class Clamp:
-    """Keep the denoised action within +-bound (DDPM's `clip_sample`; put it around the composed denoiser)."""
+class Wrapper:
+    """Base of denoisers around another denoiser, to which they hand noise keys."""
 
     denoiser: Denoiser
+
+    def with_noise_keys(self, keys: NoiseKeys) -> Self:
+        """Hand noise keys to the inner denoiser."""
+        return replace(self, denoiser=with_noise_keys(self.denoiser, keys))
+
+
+@dataclass(frozen=True)
+class Clamp(Wrapper):
+    """Keep the denoised action within +-bound.
+
+    This is DDPM's `clip_sample` if it is put around the composed denoiser.
+    """
+
     bound: float
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`."""
+        """Denoise a batch of chunks, see `Denoiser`."""
         return self.denoiser(x, sigma).clamp(-self.bound, self.bound)
 
 
 @dataclass(frozen=True)
-class Translated:
-    """The denoiser of actions that lie `by` further: D(x - by) + by."""
+class Translated(Wrapper):
+    """Denoise actions that are translated by `offset`: D(x - offset) + offset.
 
-    denoiser: Denoiser
-    by: Tensor  # like x, or to be broadcast over it
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`."""
-        by = self.by.to(x)
-        return self.denoiser(x - by, sigma) + by
-
-
-@dataclass(frozen=True)
-class Inpainted:
-    """Draw the denoised action to steps that are known already: a chunk that goes on from one being executed.
-
-    The known chunk acts as one more member of a convex composition, with a weight for each step: at weight 1 the step comes
-    out as it is known, whatever the sampler. That is inpainting of `denoised`, without the guidance by gradients of
-    real-time chunking (Black et al. 2025, arXiv 2506.07339).
+    Attributes:
+        offset: Like x, or broadcast over it; normalised.
     """
 
-    denoiser: Denoiser
-    known: Tensor  # (batch, horizon, action), normalised
-    weight: Tensor  # (horizon,) or (batch, horizon), 0 to 1
+    offset: Tensor
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`."""
-        out = self.denoiser(x, sigma)
-        return out + self.weight[..., None] * (self.known - out)
+        """Denoise a batch of chunks, see `Denoiser`."""
+        offset = self.offset.to(x)
+        return self.denoiser(x - offset, sigma) + offset
 
 
 @dataclass(frozen=True)
-class CheckFinite:
-    """Refuse to go on from a NaN or an infinity, naming the policy that produced it."""
+class Inpainted(Wrapper):
+    """Draw the denoised action to a target chunk, e.g. the one being executed.
 
-    denoiser: Denoiser
+    The target acts as one more member of a convex composition, with a weight for each step: at weight 1 the step equals
+    the target under every sampler. This is inpainting of `denoised`, without the guidance by gradients of real-time
+    chunking (Black et al. 2025, arXiv 2506.07339).
+
+    Attributes:
+        target: (batch, horizon, action), normalised.
+        mask: Weight of the target from 0 to 1, (horizon,) or (batch, horizon).
+    """
+
+    target: Tensor
+    mask: Tensor
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise a batch of chunks, see `Denoiser`."""
+        out = self.denoiser(x, sigma)
+        return out + self.mask[..., None] * (self.target - out)
+
+
+@dataclass(frozen=True)
+class CheckFinite(Wrapper):
+    """Check that the output of a policy has no NaN or infinity.
+
+    Attributes:
+        name: The policy's name, for the error.
+    """
+
     name: str
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`; raises RunError."""
+        """Denoise a batch of chunks, see `Denoiser`.
+
+        Raises:
+            RunError: If the output has a NaN or an infinity.
+        """
         out = self.denoiser(x, sigma)
         if not bool(torch.isfinite(out).all()):
             raise RunError(

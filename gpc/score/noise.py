@@ -1,8 +1,8 @@
 """Noise levels and schedules: where a model's native time meets the one coordinate.
 
 Every diffusion or flow model is a Gaussian path `x_t = alpha_t * x0 + s_t * noise`. Divided by `alpha_t` it reads
-`x = x0 + sigma * noise` with `sigma = s_t / alpha_t`. A schedule knows how a network wants that `x` scaled and
-which label (time step, t, log sigma) it was trained with; nothing outside this module speaks of time.
+`x = x0 + sigma * noise` with `sigma = s_t / alpha_t`. A schedule holds the scale of that `x` at the network's input and the
+label (time step, t, log sigma) of the training. No other module uses time.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from gpc.errors import InputError, one_line
 
 SAME_LEVEL = 1e-6  # relative distance under which two noise levels count as one
 STEPS = 10_000  # the most levels of a discrete-time model
-NEAR_LEVEL = (
-    0.05  # relative distance at which a network may be told another level than it sees (docs/design.md, section 1)
-)
+NEAR_LEVEL = 0.05  # relative distance between a network's label and its noise that is taken (docs/design.md, section 1)
 
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """The range of sigma in which a model was trained, and its levels if they are discrete.
+    """The range of sigma of a training, and its levels if they are discrete.
 
-    `trained` is ascending, or None for a continuous-time model. `sigma_max` may be infinite (a flow at t = 1).
+    Attributes:
+        sigma_min: Smallest level, at least 0.
+        sigma_max: Largest level; infinite for a flow at t = 1.
+        trained: Ascending levels, or None for a continuous-time model.
+
+    Raises:
+        InputError: If the range is empty, or the levels are not 1 to 10000 ascending positive numbers.
     """
 
     sigma_min: float
@@ -45,16 +49,19 @@ class NoiseLevels:
                 raise InputError(f"noise levels: trained levels are 1 to {STEPS} ascending numbers above 0")
 
     def covers(self, sigma: float) -> bool:
-        """Whether the model was trained at this sigma's range (a tolerance of one part in a million)."""
+        """Return whether sigma lies in the trained range (within one part in a million)."""
         return self.sigma_min * (1 - SAME_LEVEL) <= sigma <= self.sigma_max * (1 + SAME_LEVEL)
 
     def scaled(self, ratio: float) -> NoiseLevels:
-        """The same levels seen in a coordinate that is `ratio` times larger."""
+        """Return the levels in a coordinate that is `ratio` times larger."""
         trained = None if self.trained is None else tuple(s * ratio for s in self.trained)
         return NoiseLevels(self.sigma_min * ratio, self.sigma_max * ratio, trained)
 
     def snap(self, sigma: float) -> float:
-        """The nearest trained level (in log sigma); sigma itself where the model is continuous or not trained."""
+        """Return the nearest trained level (in log sigma).
+
+        Sigma itself is returned if the model is continuous, or not trained there.
+        """
         if self.trained is None or not self.covers(sigma):
             return sigma
         above = bisect(self.trained, sigma)
@@ -62,28 +69,38 @@ class NoiseLevels:
 
 
 class Schedule(Protocol):
-    """How a network sees `x` at a noise level; sigma is () or (batch,), float64."""
+    """Scale and label of a network's input at a noise level; sigma is () or (batch,)."""
 
     @property
     def levels(self) -> NoiseLevels:
-        """The trained range of sigma."""
+        """Trained range of sigma."""
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """The factor on `x` at the network's input (alpha, or Karras' c_in)."""
+        """Return the factor on `x` at the network's input (alpha, or Karras' c_in)."""
 
     def label(self, sigma: Tensor) -> Tensor:
-        """The network's native time at this sigma."""
+        """Return the network's native time at this sigma."""
 
 
 def check_steps(steps: Any) -> None:
-    """Raise InputError if a discrete-time model cannot have so many steps; before any table of them is made."""
+    """Check the number of steps of a discrete-time model, before a table is made.
+
+    Raises:
+        InputError: If it is no whole number from 2 to 10000.
+    """
     if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= STEPS:
         raise InputError(f"a variance-preserving schedule has 2 to {STEPS} steps, not {one_line(steps, 40)}")
 
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """Discrete variance-preserving schedule from betas (DDPM, Ho et al. 2020); the label is the step index."""
+    """Discrete variance-preserving schedule from betas (DDPM, Ho et al. 2020).
+
+    The label is the step index.
+
+    Raises:
+        InputError: If there are not 2 to 10000 betas between 0 and 1.
+    """
 
     betas: tuple[float, ...]
     sigmas: Tensor = field(init=False, repr=False, compare=False)
@@ -98,8 +115,10 @@ class VariancePreserving:
 
     @classmethod
     def squaredcos(cls, steps: int, max_beta: float = 0.999) -> VariancePreserving:
-        """The cosine schedule of Nichol & Dhariwal 2021 (`squaredcos_cap_v2`), the default of Diffusion Policy."""
+        """Make the cosine schedule of Nichol & Dhariwal 2021 (`squaredcos_cap_v2`).
 
+        It is the default of Diffusion Policy.
+        """
         check_steps(steps)
 
         def product(t: float) -> float:
@@ -115,20 +134,20 @@ class VariancePreserving:
         return NoiseLevels(sigmas[0], sigmas[-1], sigmas)
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """alpha = 1 / sqrt(1 + sigma^2)."""
+        """Return alpha = 1 / sqrt(1 + sigma^2)."""
         return (1 + sigma * sigma).rsqrt()
 
     def label(self, sigma: Tensor) -> Tensor:
-        """The index of the trained level nearest to sigma."""
+        """Return the index of the trained level nearest to sigma."""
         table = self.sigmas.to(sigma.device).log()
         return (sigma.log().unsqueeze(-1) - table).abs().argmin(-1)
 
 
 @dataclass(frozen=True)
 class LinearFlow:
-    """Rectified flow `x_t = (1 - t) x0 + t noise` (Liu et al. 2022; Lipman et al. 2022); the label is t.
+    """Rectified flow `x_t = (1 - t) x0 + t noise`; the label is t.
 
-    `reverse` is for models that count time from noise (t = 0) to data (t = 1).
+    Liu et al. 2022, Lipman et al. 2022. `reverse` is for models that count time from noise (t = 0) to data (t = 1).
     """
 
     t_min: float = 0.001
@@ -137,22 +156,25 @@ class LinearFlow:
 
     @property
     def levels(self) -> NoiseLevels:
-        """sigma = t / (1 - t)."""
+        """Trained range: sigma = t / (1 - t)."""
         sigma_max = math.inf if self.t_max >= 1 else self.t_max / (1 - self.t_max)
         return NoiseLevels(self.t_min / (1 - self.t_min), sigma_max)
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """alpha = 1 - t = 1 / (1 + sigma)."""
+        """Return alpha = 1 - t = 1 / (1 + sigma)."""
         return 1 / (1 + sigma)
 
     def label(self, sigma: Tensor) -> Tensor:
-        """T = sigma / (1 + sigma), or 1 - t where time runs the other way."""
+        """Return t = sigma / (1 + sigma), or 1 - t if `reverse`."""
         return 1 / (1 + sigma) if self.reverse else sigma / (1 + sigma)
 
 
 @dataclass(frozen=True)
 class Karras:
-    """The variance-exploding path with Karras preconditioning (EDM, Karras et al. 2022, table 1)."""
+    """Variance-exploding path with Karras preconditioning (EDM).
+
+    Karras et al. 2022, table 1.
+    """
 
     sigma_data: float = 0.5
     sigma_min: float = 0.002
@@ -160,20 +182,26 @@ class Karras:
 
     @property
     def levels(self) -> NoiseLevels:
-        """The trained range."""
+        """Trained range."""
         return NoiseLevels(self.sigma_min, self.sigma_max)
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """c_in = 1 / sqrt(sigma^2 + sigma_data^2)."""
+        """Return c_in = 1 / sqrt(sigma^2 + sigma_data^2)."""
         return (sigma * sigma + self.sigma_data**2).rsqrt()
 
     def label(self, sigma: Tensor) -> Tensor:
-        """c_noise = log(sigma) / 4."""
+        """Return c_noise = log(sigma) / 4."""
         return sigma.log() / 4
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """`steps` descending levels and a final zero, (steps + 1,) (Karras et al. 2022, eq. 5)."""
+    """Return descending levels and a final zero, (steps + 1,).
+
+    Karras et al. 2022, eq. 5.
+
+    Raises:
+        InputError: If `steps` is less than 1.
+    """
     if steps < 1:
         raise InputError(f"a sampler needs at least one step, not {steps}")
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -181,14 +209,16 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
-def flow_sigmas(steps: int, t_max: float = 1 - 1e-9) -> Tensor:
-    """The levels of t = 1, 1 - 1/steps, ..., 0: a flow model's uniform Euler grid, (steps + 1,)."""
-    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64).clamp(max=t_max)
-    return t / (1 - t)
-
-
 def trained_sigmas(levels: NoiseLevels, steps: int | None = None) -> Tensor:
-    """`steps` of the trained levels (all by default), evenly spaced in index, descending, and a final zero."""
+    """Return trained levels evenly spaced in index, descending, and a final zero.
+
+    Args:
+        levels: Levels of a discrete-time model.
+        steps: Number of levels; by default all.
+
+    Raises:
+        InputError: If the model is continuous, or has fewer levels.
+    """
     if levels.trained is None:
         raise InputError("this model is continuous in sigma and has no trained levels; use a Karras grid")
     count = len(levels.trained)
@@ -200,17 +230,23 @@ def trained_sigmas(levels: NoiseLevels, steps: int | None = None) -> Tensor:
 
 
 def snap_sigmas(sigmas: Tensor, levels: NoiseLevels) -> Tensor:
-    """Move a descending grid onto trained levels, dropping repeats; the identity for a continuous model."""
+    """Move a descending grid onto trained levels, without repeats.
+
+    The grid of a continuous model stays as it is.
+    """
     snapped = [levels.snap(s) for s in sigmas.tolist() if s > 0]
     distinct = [s for i, s in enumerate(snapped) if i == 0 or s < snapped[i - 1] * (1 - SAME_LEVEL)]
     return torch.tensor([*distinct, 0.0], dtype=torch.float64)
 
 
 def merge_levels(levels: Sequence[NoiseLevels]) -> NoiseLevels:
-    """The range in which all of several models were trained; discrete levels are those of the first model that has them.
+    """Return the range in which all models were trained.
 
-    Raises InputError where two discrete models share no grid: at a level of the first, inside the range of both, the other
-    has no trained level within `NEAR_LEVEL`.
+    Its discrete levels are those of the first discrete model.
+
+    Raises:
+        InputError: If the models share no range, or two discrete models share no grid: at a level of the first, inside the
+            range of both, the second has no trained level within `NEAR_LEVEL`.
     """
     low, high = max(item.sigma_min for item in levels), min(item.sigma_max for item in levels)
     if low >= high:

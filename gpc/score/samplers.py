@@ -1,7 +1,7 @@
 """Samplers: generators over an explicit, descending grid of sigmas that ends in zero.
 
-All but `renoise` solve `dx/dsigma = (x - denoised) / sigma` (or its stochastic relative). They yield x after every step, so a
-caller may look at any level. x is (batch, horizon, action), float64, and starts as `sigmas[0] * noise`.
+All but `renoise` solve `dx/dsigma = (x - denoised) / sigma`, or its stochastic relative. They yield x after every step. x is
+(batch, horizon, action), float64, and starts as `sigmas[0] * noise`.
 """
 
 from __future__ import annotations
@@ -18,33 +18,45 @@ Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
 
 
 def euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Euler in sigma, which is DDIM with eta = 0 (Song et al. 2021, eq. 12) and a flow model's Euler loop."""
+    """Take Euler steps in sigma.
+
+    This is DDIM with eta = 0 (Song et al. 2021, eq. 12), and the Euler loop of a flow model.
+    """
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = _down(denoiser, x, sigma, after)
+        x = _euler_step(denoiser, x, sigma, after)
         yield x
 
 
-def _down(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
+def _euler_step(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
     denoised = denoiser(x, sigma)
     return denoised + after / sigma * (x - denoised)
 
 
 def ancestral(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[int], Tensor]) -> Iterator[Tensor]:
-    """The DDPM posterior step (Ho et al. 2020, eq. 7), which is DDIM with eta = 1; `noise(i)` is step i's, like x."""
+    """Take DDPM's posterior steps, which is DDIM with eta = 1.
+
+    Ho et al. 2020, eq. 7.
+
+    Args:
+        denoiser: A denoiser.
+        x: Noisy chunks at `sigmas[0]`.
+        sigmas: Descending levels, (steps + 1,), with a zero at the end.
+        noise: Standard normal noise of a step by its number, like x.
+    """
     for i, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = denoiser(x, sigma)
         ratio = (after / sigma) ** 2
-        spread = after * (1 - ratio).sqrt()
+        std = after * (1 - ratio).sqrt()
         x = denoised + ratio * (x - denoised)
-        x = x + spread * noise(i) if after > 0 else x
+        x = x + std * noise(i) if after > 0 else x
         yield x
 
 
 def heun(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """Heun's second-order step, Euler into zero (Karras et al. 2022, algorithm 1); two evaluations a step.
+    """Take Heun's second-order steps, Euler into zero (Karras et al. 2022, alg. 1).
 
-    A reference for orders of convergence, not a setting: with 8 evaluations a chunk its success is 7.8 % if dpmpp_2m has 67.2 %
-    (docs/results/steps.md), and it equals dpmpp_2m only from 49 evaluations on.
+    A step takes two evaluations. It is a reference for orders of convergence and no setting: with 8 evaluations a chunk
+    its success is 7.8 % if that of dpmpp_2m is 67.2 % (docs/results/steps.md); it equals dpmpp_2m from 49 evaluations on.
     """
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
         slope = (x - denoiser(x, sigma)) / sigma
@@ -56,7 +68,10 @@ def heun(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
 
 
 def dpmpp_2m(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """DPM-Solver++ 2M: second order from the last two evaluations (Lu et al. 2022, algorithm 2), first order into zero."""
+    """Take steps of DPM-Solver++ 2M (Lu et al. 2022, algorithm 2).
+
+    Second order from the last two evaluations, first order into zero.
+    """
     previous, width = None, None
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
         denoised = denoiser(x, sigma)
@@ -70,10 +85,11 @@ def dpmpp_2m(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
 
 
 def renoise(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
-    """The denoised action, noised again by the noise that x started with: the loop of X-VLA (arXiv 2510.10274) in LeRobot.
+    """Denoise, then add the initial noise again at the next level.
 
-    No solver of the equation above: exact where denoised does not depend on x, it overshoots a spread-out distribution, and
-    the more the finer the grid. Use it for networks that were tuned to it, with their own few steps.
+    This is the loop of X-VLA (arXiv 2510.10274) in LeRobot. It does not solve the equation above: it is exact if denoised
+    does not depend on x, and it overshoots a wide distribution, more so on a finer grid. Use it for networks that were
+    tuned to it, with their few steps.
     """
     noise = x / sigmas[0]
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -84,25 +100,34 @@ def renoise(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
 def langevin(
     denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[int], Tensor], corrections: int, rate: float
 ) -> Iterator[Tensor]:
-    """Euler down a level, then `corrections` steps of unadjusted Langevin dynamics on it; `noise(i)` is the i-th's, like x.
+    """Take Euler steps, each with unadjusted Langevin dynamics at its new level.
 
-    Step size `rate sigma^2` (Song & Ermon 2019, algorithm 1). A sum of scores is not the score of the product of noisy
-    densities; the corrections let x reach what the sum is the score of at each level, so that the last one is the product
-    (Du et al. 2023, arXiv 2302.11552). The bias of a step at sigma is of order `rate sigma^2` over the data's variance.
+    A sum of scores is not the score of the product of noisy densities. The corrections move x to the density whose score
+    the sum is, at each level, so that the last one is the product (Du et al. 2023, arXiv 2302.11552). The bias of a
+    correction at sigma is of order `rate sigma^2` over the variance of the data.
+
+    Args:
+        denoiser: A denoiser.
+        x: Noisy chunks at `sigmas[0]`.
+        sigmas: Descending levels, (steps + 1,), with a zero at the end.
+        noise: Standard normal noise of a correction by its number, like x.
+        corrections: Langevin steps at each level.
+        rate: Step size over sigma^2 (Song & Ermon 2019, algorithm 1).
     """
     for i, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        x = _down(denoiser, x, sigma, after)
+        x = _euler_step(denoiser, x, sigma, after)
         for j in range(corrections if after > 0 else 0):
             x = x + rate * (denoiser(x, after) - x) + after * (2 * rate) ** 0.5 * noise(i * corrections + j)
         yield x
 
 
 def teleport(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor, spread: float) -> Tensor:
-    """From sigma down to `after` in one evaluation: exact where the data is a Gaussian of standard deviation `spread`.
+    """Go from sigma down to `after` in one evaluation, as if the data were Gaussian.
 
-    Where the noise is large every density looks like one, so the first steps need no solver (Wang & Vastola 2024, arXiv
-    2412.09726). With D = (spread^2 x + sigma^2 m) / (spread^2 + sigma^2) the evaluation tells the mean m, given the
-    observation; the distance from it shrinks as the noisy Gaussian does. `spread` zero is an Euler step.
+    At large noise every density looks Gaussian, so the first steps need no solver (Wang & Vastola 2024, arXiv 2412.09726).
+    The step is exact for a Gaussian of standard deviation `spread`: with D = (spread^2 x + sigma^2 m) / (spread^2 +
+    sigma^2) the evaluation gives the mean m, and the distance from m shrinks as that of the noisy Gaussian does. With
+    `spread` zero it is an Euler step.
     """
     denoised = denoiser(x, sigma)
     mean = denoised + (spread / sigma) ** 2 * (denoised - x)
@@ -111,11 +136,15 @@ def teleport(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor, spread
 
 
 DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
-METHODS = (*DETERMINISTIC, "ancestral", "langevin")
+"""The samplers that draw no noise after the start, by name."""
 
 
 def last(steps: Iterator[Tensor]) -> Tensor:
-    """The sample: what a sampler yields last."""
+    """Run a sampler to its end and return the sample.
+
+    Raises:
+        InputError: If the grid has fewer than two sigmas.
+    """
     x = None
     for x in steps:  # noqa: B007
         pass

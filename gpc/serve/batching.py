@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError
 from gpc.inference.actor import pad_batch
-from gpc.inference.chunk import InpaintTarget, sample_actions
+from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.rollout.env import TASK

@@ -24,12 +24,12 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from gpc.composition.align import masks
-from gpc.composition.composed import ComposedDenoiser, ComposedPolicy
+from gpc.composition.composed import ComposedDenoiser, Composition, compose
 from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import observation_tensors
-from gpc.score.keyed_noise import keyed_noise
+from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.score.noise import snap_sigmas
 from gpc.types import Array
 from gpc.weights.simplex import Weights, one_hot
@@ -140,7 +140,7 @@ class DenoisingError:
         return part
 
 
-def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstrations) -> DenoisingError:
+def measure(policy: Composition, sampling: Sampling, demonstrations: Demonstrations) -> DenoisingError:
     """Measure the denoising errors of a composition's members on demonstrations.
 
     At most `WINDOWS` chunks, evenly spread, are denoised at about `LEVELS` levels of the sampler's range. All members
@@ -157,20 +157,21 @@ def measure(policy: ComposedPolicy, sampling: Sampling, demonstrations: Demonstr
     observed, acted = demonstrations.windows(policy.observations.n_obs_steps, spec.start, spec.horizon)
     windows = np.unique(np.linspace(0, len(observed) - 1, WINDOWS).round().astype(int))
     sigmas = _levels(policy, sampling)
-    if not bool(masks(policy.members).bool().all(0).any()):
+    composed = compose(policy.policies)
+    if not bool(masks(composed.members).bool().all(0).any()):
         raise InputError(f"{policy.name} share no action dimension, so their errors cannot be compared")
     total = torch.zeros(len(sigmas), len(policy.policies), len(policy.policies), dtype=torch.float64)
     for part in np.array_split(windows, -(-len(windows) // BATCH)):
         observation = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
         clean = spec.encode(torch.from_numpy(demonstrations.actions[acted[part]]).double())
         noise = keyed_noise(part, np.zeros_like(part), len(sigmas), spec.shape)
-        denoiser = policy.condition(observation_tensors(observation))
+        denoiser = composed.condition(observation_tensors(observation)).with_noise_keys(NoiseKeys.of(part, part * 0))
         errors = [_errors(denoiser, clean, sigma, draw) for sigma, draw in zip(sigmas, noise, strict=True)]
         total += torch.stack([error @ error.T / error.shape[1] for error in errors]) * len(part) / len(windows)
     return DenoisingError(sigmas.numpy(), total.numpy(), len(windows), demonstrations.fingerprint)
 
 
-def _levels(policy: ComposedPolicy, sampling: Sampling) -> Tensor:
+def _levels(policy: Composition, sampling: Sampling) -> Tensor:
     """Return descending levels of the sampler's range, even in log sigma."""
     visited = sampling.sigmas(policy.levels)[:-1]
     even = np.geomspace(float(visited[0]), float(visited[-1]), LEVELS)

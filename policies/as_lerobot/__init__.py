@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
+from draccus.parsers.decoding import decode
+from draccus.parsers.encoding import encode
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -31,12 +35,24 @@ from torch import Tensor
 
 from gpc.commands.setup import BY_POLICY, adapted
 from gpc.composition.composed import ComposedPolicy, compose
+from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
-from gpc.inference.chunk import InpaintTarget, sample_chunk
+from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
+from gpc.results.upgrade import upgraded_sampler
 from gpc.rollout.env import TASK, write_text
+from gpc.schema import convert
+from gpc.score.keyed_noise import NoiseKeys
+
+encode.register(Sampling, msgspec.to_builtins)
+
+
+@partial(decode.register, Sampling)
+def _sampling(data: Mapping[str, Any], path: Sequence[str] = ()) -> Sampling:
+    """Return the sampler of a config.json."""
+    return convert(Sampling, upgraded_sampler(data), "sampling")
 
 
 @PreTrainedConfig.register_subclass("gpc")
@@ -104,6 +120,7 @@ class GpcPolicy(PreTrainedPolicy):
         """Forget the observations and the actions of the last episode."""
         self._seen: deque[dict[str, Tensor]] = deque(maxlen=self.policy.observations.n_obs_steps)
         self._plan: deque[Tensor] = deque()
+        self._chunks = 0
 
     @torch.inference_mode()
     def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None, **_: Any) -> Tensor:
@@ -154,7 +171,11 @@ class GpcPolicy(PreTrainedPolicy):
         observation = {key: torch.stack([frame[key] for frame in self._seen], 1) for key in self._seen[0]}
         shape = (sampling.n_noise_draws(self.policy), len(next(iter(observation.values()))), spec.horizon, spec.dim)
         noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
-        return spec.decode(sample_chunk(self.policy, observation, noise, sampling, known))[:, -spec.start :].float()
+        keys = NoiseKeys.of(np.arange(shape[1]), np.full(shape[1], self._chunks))
+        self._chunks += 1
+        return spec.decode(sample_chunk(self.policy, observation, noise, sampling, known, keys))[
+            :, -spec.start :
+        ].float()
 
     def _decided(self, left_over: Tensor, delay: int, horizon: int) -> InpaintTarget:
         spec = self.policy.actions
