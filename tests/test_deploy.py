@@ -4,25 +4,28 @@ import errno
 import json
 import os
 import signal
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import zarr
+from models import FixedPolicy, Gaussian
 from toy_robots import Arm, Line
 
 import gpc
-from gpc.bridge.blending import RecedingHorizon
+from gpc.bridge.blending import RealTimeChunking, RecedingHorizon
 from gpc.bridge.chunk_source import LocalSource
 from gpc.bridge.recording import Recorder
 from gpc.bridge.run import EpisodeSettings, deploy
 from gpc.bridge.safety import SafetyLimits
 from gpc.commands.cli import main
 from gpc.commands.config import load_config
-from gpc.commands.deploy import chunk_source_from, deploy_from, robot_from
+from gpc.commands.deploy import blender_from, chunk_source_from, deploy_from, robot_from
 from gpc.demonstrations import read
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.inference.settings import Sampling
+from gpc.policy.env_spec import EnvSpec
 from gpc.results.trajectories import read_trajectory
 
 pytest.importorskip("lerobot")
@@ -400,3 +403,27 @@ def test_a_rate_among_the_settings_of_a_robot_is_refused_with_the_setting_that_h
 def test_a_key_of_an_earlier_version_is_answered_with_the_new_form(old, new):
     with pytest.raises(InputError, match=f"{old.split('=')[0]} has changed; write {new}"):
         load_config("deploy", ["robot=simulated", "fps=10", old])
+
+
+@dataclass(frozen=True)
+class Trained(FixedPolicy):
+    """A policy whose checkpoint names its simulator."""
+
+    n_action_steps: int | None = None
+
+    @property
+    def simulator(self):
+        return EnvSpec("pusht", n_action_steps=self.n_action_steps)
+
+
+def test_without_a_number_of_action_steps_that_of_the_checkpoints_is_taken():
+    def source(*counts):
+        return LocalSource(gpc.compose([Trained(Gaussian(), n_action_steps=count) for count in counts]), Sampling())
+
+    settings = {"type": "real_time", "n_action_steps": None}
+    assert blender_from(settings, source(6, None, 4)) == RealTimeChunking(4)
+    assert blender_from(settings | {"n_action_steps": 5}, source(4)) == RealTimeChunking(5)
+    with pytest.raises(InputError, match="no checkpoint of fixed has a number; give one, as in 8"):
+        blender_from(settings, source(None))
+    with pytest.raises(InputError, match="no checkpoint of line has a number"):
+        blender_from(settings, Line())

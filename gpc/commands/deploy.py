@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
-from gpc.bridge.blending import RealTimeChunking, RecedingHorizon, TemporalEnsembling
+from gpc.bridge.blending import ChunkBlender, RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.bridge.chunk_source import ChunkSource, LocalSource, RemoteSource
 from gpc.bridge.controller import Watchdog
 from gpc.bridge.robot import Robot
@@ -18,10 +19,12 @@ from gpc.bridge.safety import SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.commands.config import plain
 from gpc.commands.setup import compose_from, sampling_of
+from gpc.composition.composed import ComposedPolicy
 from gpc.errors import InputError, RunError, Stopped
 from gpc.inert import Console, file_name
 from gpc.inference.threads import serving_threads, torch_threads
 from gpc.objects import build, choose
+from gpc.policy.spec import HasSimulator
 from gpc.registry import load_entry
 from gpc.serve.client import RemotePolicy
 
@@ -67,6 +70,25 @@ def robot_from(config: DictConfig) -> Robot:
     return cast(Robot, build(load_entry("gpc.robots", "robot", "lerobot"), settings, "robot"))
 
 
+def blender_from(settings: Mapping[str, Any], source: ChunkSource) -> ChunkBlender:
+    """Return the blender of plain settings; without `n_action_steps` it has that of the checkpoints.
+
+    Raises:
+        InputError: If a setting does not fit, or no checkpoint has a number of action steps.
+    """
+    if settings.get("n_action_steps", 1) is None:
+        policy = source.policy if isinstance(source, LocalSource) else None
+        members: Sequence[object] = policy.policies if isinstance(policy, ComposedPolicy) else [policy]
+        simulators = [member.simulator for member in members if isinstance(member, HasSimulator)]
+        counts = [spec.n_action_steps for spec in simulators if spec is not None and spec.n_action_steps is not None]
+        if not counts:
+            raise InputError(
+                f"stitch.n_action_steps=null: no checkpoint of {source.name} has a number; give one, as in 8"
+            )
+        settings = {**settings, "n_action_steps": min(counts)}
+    return cast(ChunkBlender, choose(BLENDERS, settings, "stitch"))
+
+
 def deploy_from(
     config: DictConfig,
     source: ChunkSource,
@@ -83,7 +105,7 @@ def deploy_from(
         robot,
         settings,
         run_dir,
-        blender=choose(BLENDERS, content["stitch"], "stitch"),
+        blender=blender_from(content["stitch"], source),
         watchdog=build(Watchdog, content["watchdog"], "watchdog"),
         safety=build(SafetyLimits, content["safety"], "safety"),
         observations=content["robot"]["observations"],
