@@ -62,7 +62,7 @@ def test_a_ratio_that_hardly_differs_per_dimension_is_served_with_exact_points_a
     policy = compose([FixedPolicy(Gaussian()), FixedPolicy(same_point, bent, name="bent")], [0.0, 1.0])
     assert [m.warning for m in policy.members] == [
         "",
-        "bent is told noise levels that are up to 2.0% off: its normaliser " + "differs per dimension",
+        "bent gets noise levels that are up to 2.0% off: its normaliser " + "differs per dimension",
     ]
     out = policy.condition(state(5))(torch.randn_like(point), torch.tensor(0.5, dtype=torch.float64))
     torch.testing.assert_close(out, point)

@@ -304,7 +304,7 @@ def test_a_search_composes_a_lerobot_checkpoint_with_one_of_gpc(checkpoint, tiny
         f"run_dir={run}",
     ]
     assert main(["search", f"policies=[{tiny[1]},lerobot:{folder}]", *small]) == 0
-    assert "note: bent is told noise levels that are up to 1.0% off" in capsys.readouterr().out
+    assert "note: bent gets noise levels that are up to 1.0% off" in capsys.readouterr().out
     summary = json.loads((run / "summary.json").read_text())
     assert [p["name"] for p in summary["parents"]] == ["tiny-flow", "bent"]
     print_ = json.loads((run / "manifest.json").read_text())["config"]["fingerprints"]["bent"]

@@ -1,10 +1,10 @@
-"""Alignment: what it takes for policies to speak of the same action.
+"""Alignment: several action spaces in one coordinate.
 
-A member sees some steps and dimensions of the common normalised chunk x: `y = r x + b`, where `action = scale x + offset`. The
-noise follows: it is `r sigma` there. As long as r is one number that is exact. Where r differs per dimension no sigma is right
-for all of them, and a network was trained with one. Up to `NEAR_LEVEL` around the geometric mean, the mean serves (the points
-stay exact, the level that the network is told is off by less than its own levels are apart). Above, the dimensions with less
-noise are raised to the level of the one with most; see `gpc.composition.noise_matching`. `note` says what is not exact
+A member has some steps and dimensions of the common normalised chunk x: `y = r x + b`, with `action = scale x + offset`. Its
+noise is then `r sigma`. If r is one number, that is exact. If r differs per dimension, no sigma is right for all dimensions of a
+network that was trained with one. Up to `NEAR_LEVEL` around the geometric mean the network gets the mean level: the points stay
+exact, and the level is off by less than its trained levels are apart. Above, the dimensions with less noise are brought to the
+level of the dimension with most (`gpc.composition.noise_matching`). `AlignedMember.warning` lists what is not exact
 (docs/alignment.md).
 """
 
@@ -30,61 +30,71 @@ MAX_SCALE_RATIO = 100.0  # ratios that differ more than this are a mistake in a 
 
 @dataclass(frozen=True)
 class AlignedMember:
-    """A policy seen from the common coordinate: `y = ratios * x[steps, dims] + shift`, in its own dimensions and steps."""
+    """A policy in the common coordinate: `y = ratios * x[steps, dims] + shift`.
+
+    Attributes:
+        policy: The policy, whose normalised action is y.
+        common: The common coordinate, whose normalised action is x.
+    """
 
     policy: Policy
     common: ActionSpec
 
     @cached_property
     def dims(self) -> tuple[int, ...]:
-        """The common dimension of each of the policy's own."""
+        """Common dimension of each of the policy's dimensions."""
         return _dims(self.policy.actions, self.common.names)
 
     @cached_property
     def stride(self) -> int:
-        """How many common steps one of the policy's own takes."""
+        """Common steps between two steps of the policy."""
         return round(self.policy.actions.dt / self.common.dt)
 
     @cached_property
     def first(self) -> int:
-        """The common step, counted from 0, at which the policy's chunk begins."""
+        """Common step, counted from 0, at which the policy's chunk begins."""
         return self.policy.actions.start * self.stride - self.common.start
 
     @cached_property
     def steps(self) -> slice:
-        """The common steps that are the policy's own."""
+        """Common steps that are steps of the policy."""
         return slice(self.first, self.first + self.stride * (self.policy.actions.horizon - 1) + 1, self.stride)
 
     @cached_property
     def ratios(self) -> tuple[float, ...]:
-        """That of the noise the policy sees to the common noise, for each of its dimensions."""
-        return tuple(self.common.scale[d] / own for d, own in zip(self.dims, self.policy.actions.scale, strict=True))
+        """Noise of y over that of x, for each of the policy's dimensions."""
+        return tuple(
+            self.common.scale[d] / scale for d, scale in zip(self.dims, self.policy.actions.scale, strict=True)
+        )
 
     @cached_property
     def shift(self) -> tuple[float, ...]:
-        """The policy's normalised action where the common one is 0."""
-        own = self.policy.actions
-        pairs = zip(self.dims, own.scale, own.offset, strict=True)
+        """y at x = 0."""
+        spec = self.policy.actions
+        pairs = zip(self.dims, spec.scale, spec.offset, strict=True)
         return tuple((self.common.offset[d] - offset) / scale for d, scale, offset in pairs)
 
     @cached_property
     def needs_noise_matching(self) -> bool:
-        """Whether noise is added to what the policy sees."""
+        """True if noise is added to the policy's input."""
         return self._off > NEAR_LEVEL
 
     @cached_property
     def ratio(self) -> float:
-        """That of the noise level which the network is told."""
+        """Level at the network's input over the common level."""
         return max(self.ratios) if self.needs_noise_matching else self._mean
 
     @cached_property
     def levels(self) -> NoiseLevels:
-        """The policy's levels in the common coordinate."""
+        """Levels of the policy in the common coordinate."""
         return self.policy.levels.scaled(1 / self.ratio)
 
     @cached_property
     def coverage(self) -> Tensor:
-        """Where the policy's chunk lies in the common one, also between its steps: bool (horizon, action)."""
+        """Entries of the common chunk that the policy's chunk spans.
+
+        Bool (horizon, action); steps between two steps of the policy count.
+        """
         at = self._positions
         cover = torch.zeros(self.common.horizon, self.common.dim, dtype=torch.bool)
         cover[:, list(self.dims)] = ((at >= 0) & (at <= self.policy.actions.horizon - 1))[:, None]
@@ -92,24 +102,27 @@ class AlignedMember:
 
     @property
     def warning(self) -> str:
-        """What is approximate about it, and what it leaves to others; empty where it is exact and has all."""
-        told = []
+        """Approximations and missing dimensions, for the user; empty if there are none."""
+        reasons = []
         if len(self.dims) < self.common.dim:
             everything = ", ".join(_names(self.common))
-            told.append(f"acts in {', '.join(_names(self.policy.actions))} of {everything}")
+            reasons.append(f"acts in {', '.join(_names(self.policy.actions))} of {everything}")
         if self.stride > 1:
-            told.append(f"plans every {self.stride} steps, between which its actions are interpolated")
+            reasons.append(f"plans every {self.stride} steps, between which its actions are interpolated")
         if self.needs_noise_matching:
             most = self.ratio / min(self.ratios)
-            told.append(f"is given up to {most:.3g} times the noise: its normaliser differs per dimension")
+            reasons.append(f"is given up to {most:.3g} times the noise: its normaliser differs per dimension")
         elif self._off > SAME_LEVEL:
-            told.append(
-                f"is told noise levels that are up to {self._off:.1%} off: its normaliser differs per dimension"
+            reasons.append(
+                f"gets noise levels that are up to {self._off:.1%} off: its normaliser differs per dimension"
             )
-        return f"{self.policy.name} {'; it '.join(told)}" if told else ""
+        return f"{self.policy.name} {'; it '.join(reasons)}" if reasons else ""
 
     def wrap(self, denoiser: Denoiser) -> Denoiser:
-        """The policy's denoiser for `denoise`: within its own bound where there is no common one, and raised."""
+        """Wrap the policy's denoiser for `denoise`.
+
+        The result is within the policy's bound if there is no common bound, and its noise is matched.
+        """
         bound = self.policy.actions.bound
         if bound is not None and self.common.bound is None:
             denoiser = Clamp(denoiser, bound)
@@ -118,37 +131,44 @@ class AlignedMember:
         return denoiser
 
     def denoise(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-        """What a `prepared` denoiser says of the common x (batch, horizon, action); `masks` says where it counts."""
+        """Denoise the common x (batch, horizon, action) with a wrapped denoiser.
+
+        `masks` holds the entries of the result that count.
+        """
         return self.to_common(denoiser(self.to_member(x), sigma * self.ratio))
 
     def slice(self, x: Tensor) -> Tensor:
-        """The policy's own steps and dimensions of x (..., horizon, action)."""
+        """Return the policy's steps and dimensions of x (..., horizon, action)."""
         part = x[..., self.steps, :]
         return part if self._all_dims else part[..., list(self.dims)]
 
     def to_member(self, x: Tensor) -> Tensor:
-        """X (..., horizon, action) as the policy has it, normalised its way."""
+        """Convert x (..., horizon, action) to y."""
         part = self.slice(x)
         return part if self._same_units else part * x.new_tensor(self.ratios) + x.new_tensor(self.shift)
 
-    def to_common(self, own: Tensor) -> Tensor:
-        """The policy's denoised action (batch, own steps, own action) in the common coordinate."""
-        return self.resample(
-            own if self._same_units else (own - own.new_tensor(self.shift)) / own.new_tensor(self.ratios)
-        )
+    def to_common(self, y: Tensor) -> Tensor:
+        """Convert y (batch, policy's horizon, policy's action) to x."""
+        return self.resample(y if self._same_units else (y - y.new_tensor(self.shift)) / y.new_tensor(self.ratios))
 
-    def resample(self, own: Tensor) -> Tensor:
-        """A chunk (batch, own steps, own action) on the common steps and dimensions.
+    def resample(self, chunk: Tensor) -> Tensor:
+        """Put a chunk of the policy on the common steps and dimensions.
 
-        Between its steps it is interpolated, before and after them held; what it has no dimension for is zero.
+        It is interpolated between its steps and held before and after them; other dimensions are zero.
+
+        Args:
+            chunk: (batch, policy's horizon, policy's action).
+
+        Returns:
+            (batch, horizon, action).
         """
-        if self._all_dims and own.shape[1] == self.common.horizon:
-            return own
-        at = self._positions.clamp(0, own.shape[1] - 1)
+        if self._all_dims and chunk.shape[1] == self.common.horizon:
+            return chunk
+        at = self._positions.clamp(0, chunk.shape[1] - 1)
         low = at.floor().long()
-        spread = torch.lerp(own[:, low], own[:, at.ceil().long()], (at - low).to(own)[:, None])
-        out = own.new_zeros(len(own), self.common.horizon, self.common.dim)
-        out[..., list(self.dims)] = spread
+        resampled = torch.lerp(chunk[:, low], chunk[:, at.ceil().long()], (at - low).to(chunk)[:, None])
+        out = chunk.new_zeros(len(chunk), self.common.horizon, self.common.dim)
+        out[..., list(self.dims)] = resampled
         return out
 
     @cached_property
@@ -161,7 +181,7 @@ class AlignedMember:
 
     @cached_property
     def _positions(self) -> Tensor:
-        """Every common step in the policy's own, (horizon,)."""
+        """Return every common step in steps of the policy, (horizon,)."""
         return (torch.arange(self.common.horizon, dtype=torch.float64) - self.first) / self.stride
 
     @cached_property
@@ -170,14 +190,15 @@ class AlignedMember:
 
     @cached_property
     def _off(self) -> float:
-        """The largest relative distance of a dimension's noise from their mean."""
+        """Return the largest relative distance of a dimension's noise from the mean."""
         return max(abs(r / self._mean - 1) for r in self.ratios)
 
 
 def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[AlignedMember, ...]:
-    """Every policy in one coordinate: that of `union_spec`, or of `subset_spec`.
+    """Put policies in one coordinate, see `union_spec` and `subset_spec`.
 
-    Raises InputError where times, representations or normalisers do not fit.
+    Raises:
+        InputError: If times, representations or normalisers do not fit.
     """
     members = tuple(AlignedMember(policy, common) for policy in policies)
     for member in members:
@@ -189,9 +210,8 @@ def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[AlignedMember
             raise InputError(
                 f"the chunks of {one.policy.name} and {other.policy.name} share no step; nothing would be composed"
             )
-    said = masks(members).bool()
-    for member, own in zip(members, said, strict=True):
-        if member.policy.actions.relative and (member.stride > 1 or not torch.equal(own, member.coverage)):
+    for member, mask in zip(members, masks(members).bool(), strict=True):
+        if member.policy.actions.relative and (member.stride > 1 or not torch.equal(mask, member.coverage)):
             raise InputError(
                 f"{member.policy.name} predicts moves, which are neither interpolated nor held; compose it with policies of its "
                 "dt, over its steps"
@@ -200,17 +220,24 @@ def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[AlignedMember
 
 
 def masks(members: Sequence[AlignedMember]) -> Tensor:
-    """1 where a member has a say, (K, horizon, action): where its chunk lies, and where its dimensions are in no chunk at all."""
+    """Return the entries that each member contributes to, (K, horizon, action).
+
+    The mask is 1 at the entries of the member's chunk. An entry that is in no chunk belongs to every member with that
+    dimension.
+    """
     cover = torch.stack([member.coverage for member in members])
     return torch.where(cover.any(0), cover, cover.any(1, keepdim=True)).float()
 
 
 def union_spec(policies: Sequence[Policy]) -> ActionSpec:
-    """The common coordinate: all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks.
+    """Return the common coordinate of policies.
 
-    A dimension's scale and offset are those of the first policy that has it, and so is the bound; where these policies have
-    different ones there is none, and each keeps to its own. A policy without names has all dimensions. Raises InputError where
-    it has another number of them, or where a dt is no multiple of the smallest.
+    It has all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks. Scale, offset and
+    bound of a dimension are those of the first policy that has it. If these bounds differ there is no common bound, and each
+    policy keeps its own. A policy without names has all dimensions.
+
+    Raises:
+        InputError: If a policy without names has another number of dimensions, or a dt is no multiple of the smallest.
     """
     specs = [policy.actions for policy in policies]
     names = tuple(dict.fromkeys(name for spec in specs for name in spec.names or ())) or None
@@ -229,8 +256,8 @@ def union_spec(policies: Sequence[Policy]) -> ActionSpec:
     start, horizon = _extent(specs, dt)
     owners: dict[int, tuple[ActionSpec, int]] = {}
     for spec in specs:
-        for own, d in enumerate(_dims(spec, names)):
-            owners.setdefault(d, (spec, own))
+        for i, d in enumerate(_dims(spec, names)):
+            owners.setdefault(d, (spec, i))
     scale, offset = zip(*((spec.scale[i], spec.offset[i]) for spec, i in (owners[d] for d in range(dim))), strict=True)
     bounds, moves = {spec.bound for spec, _ in owners.values()}, {spec.relative for spec, _ in owners.values()}
     bound = bounds.pop() if len(bounds) == 1 else None
@@ -238,27 +265,34 @@ def union_spec(policies: Sequence[Policy]) -> ActionSpec:
     return ActionSpec(horizon, scale, offset, names, start, dt, bound, relative)
 
 
-def subset_spec(policies: Sequence[Policy], whole: ActionSpec) -> ActionSpec:
-    """The coordinate in which some of a composition's policies act without the others: its dimensions, over their own steps.
+def subset_spec(policies: Sequence[Policy], full: ActionSpec) -> ActionSpec:
+    """Return the coordinate of some policies of a composition without the others.
 
-    One alone keeps its own normaliser, bound and dt, so that it is itself bit for bit; several have the whole's. Raises InputError
-    where they do not have all dimensions.
+    It has the dimensions of the full composition and the steps of these policies. One policy keeps its own normaliser, bound
+    and dt, so that its chunks stay the same bit for bit. Several policies have those of the full composition.
+
+    Args:
+        policies: Some policies of a composition.
+        full: Common coordinate of the composition.
+
+    Raises:
+        InputError: If the policies lack a dimension.
     """
-    dims = [_dims(policy.actions, whole.names) for policy in policies]
-    missing = sorted(set(range(whole.dim)).difference(*dims))
+    dims = [_dims(policy.actions, full.names) for policy in policies]
+    missing = sorted(set(range(full.dim)).difference(*dims))
     if missing:
-        alone, lacking = " + ".join(policy.name for policy in policies), (_names(whole)[d] for d in missing)
+        alone, lacking = " + ".join(policy.name for policy in policies), (_names(full)[d] for d in missing)
         raise InputError(f"{alone} cannot act alone: it has no {', '.join(lacking)}; give weight to a policy that has")
     if len(policies) > 1:
-        start, horizon = _extent([policy.actions for policy in policies], whole.dt)
-        return replace(whole, start=start, horizon=horizon)
-    own, order = policies[0].actions, [dims[0].index(d) for d in range(whole.dim)]
-    scale, offset = (tuple(values[i] for i in order) for values in (own.scale, own.offset))
-    return replace(own, scale=scale, offset=offset, names=own.names and whole.names)
+        start, horizon = _extent([policy.actions for policy in policies], full.dt)
+        return replace(full, start=start, horizon=horizon)
+    spec, order = policies[0].actions, [dims[0].index(d) for d in range(full.dim)]
+    scale, offset = (tuple(values[i] for i in order) for values in (spec.scale, spec.offset))
+    return replace(spec, scale=scale, offset=offset, names=spec.names and full.names)
 
 
 def _extent(specs: Sequence[ActionSpec], dt: float) -> tuple[int, int]:
-    """The union of chunks: where it starts and how long it is, in steps of dt."""
+    """Return start and length of the union of chunks, in steps of dt."""
     strides = [round(spec.dt / dt) for spec in specs]
     start = min(spec.start * stride for spec, stride in zip(specs, strides, strict=True))
     end = max((spec.start + spec.horizon - 1) * stride for spec, stride in zip(specs, strides, strict=True))
@@ -266,7 +300,7 @@ def _extent(specs: Sequence[ActionSpec], dt: float) -> tuple[int, int]:
 
 
 def _dims(spec: ActionSpec, names: tuple[str, ...] | None) -> tuple[int, ...]:
-    """The place of a policy's dimensions among the common names."""
+    """Return the places of a policy's dimensions among the common names."""
     return tuple(map(names.index, spec.names)) if names and spec.names else tuple(range(spec.dim))
 
 
@@ -277,11 +311,11 @@ def _names(spec: ActionSpec) -> tuple[str, ...]:
 def _check_normaliser(member: AlignedMember) -> None:
     if max(member.ratios) <= MAX_SCALE_RATIO * min(member.ratios):
         return
-    names, own = _names(member.policy.actions), member.policy.actions
+    names, spec = _names(member.policy.actions), member.policy.actions
     common = [member.common.scale[d] for d in member.dims], [member.common.offset[d] for d in member.dims]
     sides = (
         ", ".join(f"{name} = {s:g} x + {o:g}" for name, s, o in zip(names, scale, offset, strict=True))
-        for scale, offset in (common, (own.scale, own.offset))
+        for scale, offset in (common, (spec.scale, spec.offset))
     )
     raise InputError(
         f"{member.policy.name} normalises its actions with ratios to the other policies' that differ more than "
@@ -302,7 +336,11 @@ def _check_representation(a: Policy, b: Policy) -> None:
 
 
 def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
-    """The union of the policies' observation keys and the longest history; InputError where a key has two shapes."""
+    """Return all observation keys of policies, and the longest history.
+
+    Raises:
+        InputError: If two policies read a key in different shapes.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for policy in policies:
         for key, shape in policy.observations.shapes.items():

@@ -153,8 +153,8 @@ class AveragedChunks:
         chunks = []
         for member, draws in zip(self.members, noise.chunk(self.n_samples), strict=True):
             alone = compose([member.policy])
-            seen = alone.observations.select(observation)
-            chunks.append(sample(alone, seen, member.slice(draws), target and target.for_member(member)))
+            inputs = alone.observations.select(observation)
+            chunks.append(sample(alone, inputs, member.slice(draws), target and target.for_member(member)))
         return self.composed.combine_chunks(chunks)
 
     def _with(self, composed: ComposedPolicy) -> AveragedChunks:

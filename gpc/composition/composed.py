@@ -43,7 +43,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class ComposedDenoiser:
-    """The members' denoisers, each wrapped by its `AlignedMember`, under one composer."""
+    """The members' wrapped denoisers (`AlignedMember.wrap`) under one composer."""
 
     members: Sequence[AlignedMember]
     denoisers: Sequence[Denoiser]
@@ -86,7 +86,7 @@ class ComposedDenoiser:
         return self.composer(x, sigma, [next(results) if on else None for on in active], mask)
 
     def _mask(self, level: float) -> tuple[Tensor, list[bool]]:
-        """Return the mask (K, horizon, action) at a level, and which members are active; cached."""
+        """Return the mask (K, horizon, action) at a level, and the active members."""
         if level not in self.masks:
             covered = [m.levels.covers(level) for m in self.members]
             mask = masks(self.members) * torch.tensor(covered)[:, None, None]
@@ -101,7 +101,10 @@ class ComposedDenoiser:
 
 @runtime_checkable
 class Composition(Policy, Protocol):
-    """Several policies under weights, as one policy: `ComposedPolicy`, `AveragedChunks`."""
+    """Several policies under weights, as one policy.
+
+    `ComposedPolicy` and `AveragedChunks` are such policies.
+    """
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -117,7 +120,7 @@ class Composition(Policy, Protocol):
 
     @property
     def weights(self) -> Tensor:
-        """One weight for each policy, (K,) or (batch, K); empty if the composer has no weights."""
+        """Weights (K,) or (batch, K); empty if the composer has none."""
 
     @property
     def convex(self) -> bool:
@@ -232,9 +235,11 @@ class ComposedPolicy:
         """Return the policies with any weight under other weights, see `Composition`."""
         composer, weights = self._weighted(), weights.double()
         _check_count(weights, len(self.policies))
-        kept = (weights != 0).reshape(-1, len(self.policies)).any(0).nonzero().flatten().tolist()
-        policies = tuple(self.policies[k] for k in kept)
-        return ComposedPolicy(policies, composer.with_weights(weights[..., kept]), subset_spec(policies, self.actions))
+        staying = (weights != 0).reshape(-1, len(self.policies)).any(0).nonzero().flatten().tolist()
+        policies = tuple(self.policies[k] for k in staying)
+        return ComposedPolicy(
+            policies, composer.with_weights(weights[..., staying]), subset_spec(policies, self.actions)
+        )
 
     def tile(self, count: int) -> ComposedPolicy:
         """Return the composition for a batch that is repeated `count` times."""

@@ -26,14 +26,14 @@ class Composer(Protocol):
 
     @property
     def stochastic(self) -> bool:
-        """True if the composer follows a batch along the noisy steps of an SDE (`sampler=ancestral`)."""
+        """True if it follows a batch along the steps of an SDE (`sampler=ancestral`)."""
 
     @property
     def linear(self) -> bool:
-        """True if the result is a sum of the members' outputs, so that a cost can steer the sum."""
+        """True if the result is a sum of the outputs, which a cost can steer."""
 
     def start(self) -> Composer:
-        """Return the composer for a new batch of chunks; one without a state returns itself."""
+        """Return the composer for a new batch of chunks: itself if it has no state."""
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """Combine the members' outputs.
@@ -63,11 +63,11 @@ class HasWeights(Composer, Protocol):
 
     @property
     def weights(self) -> Tensor:
-        """(K,) or (batch, K), float64; empty for equal weights, as many as there are members."""
+        """(K,) or (batch, K), float64; empty for equal weights."""
 
     @property
     def convex(self) -> bool:
-        """True if the weights are at least 0 with the sum 1, so that a search of the simplex covers them."""
+        """True if the weights are at least 0 with the sum 1, as in a search."""
 
     def check_weights(self, weights: Tensor) -> None:
         """Check weights (K,) or (batch, K), float64, once, when they are made.
@@ -82,7 +82,7 @@ class HasWeights(Composer, Protocol):
 
 @dataclass(frozen=True, init=False, eq=False)
 class WithWeights(ABC):
-    """Base of composers with weights (K,) or (batch, K); without weights they are equal.
+    """Base of composers with weights (K,) or (batch, K), by default equal.
 
     Raises:
         InputError: If the weights are not what the composer takes.
@@ -193,7 +193,7 @@ class Guidance(LinearComposer):
 
 
 def _shares(weights: Tensor, mask: Tensor) -> Tensor:
-    """Normalise masked weights >= 0 over the members; ones stand in for weights that are all 0."""
+    """Normalise masked weights >= 0 over the members; all zeros become equal."""
     masked = weights * mask
     masked = torch.where(masked.sum(0) > 0, masked, mask)
     return masked / masked.sum(0)

@@ -42,7 +42,7 @@ class NoiseMatched(Wrapper):
         return replace(self, denoiser=with_noise_keys(self.denoiser, keys), keys=keys)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise a batch of chunks, see `Denoiser`; sigma is the level of the dimension with most noise."""
+        """Denoise a batch of chunks; sigma is the level of the noisiest dimension."""
         p, variance = columns(sigma, x), ASSUMED_STD**2
         q = p * x.new_tensor(self.noise_ratios)
         extra = (p**2 - q**2).clamp(min=0).sqrt() * self._noise(x, sigma)

@@ -26,7 +26,10 @@ CG_MAX_ITER, CG_RTOL = 20, 1e-6  # of conjugate gradients
 
 
 class Cost(Protocol):
-    """A function that is to be small; of a verifier, minus its log-probability of success."""
+    """A function that is to be small.
+
+    The cost of a verifier is minus its log-probability of success.
+    """
 
     def __call__(self, actions: Tensor, observation: Observation) -> Tensor:
         """Return the cost of each chunk.

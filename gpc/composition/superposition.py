@@ -28,7 +28,7 @@ RIDGE = 1e-6  # of the scores' mean square; `And` adds it because equal members 
 
 @dataclass(frozen=True, init=False, eq=False)
 class Superposed(ConvexWeights):
-    """Base of `Or` and `And`. The weights are the members' probabilities before sampling."""
+    """Base of `Or` and `And`; weights are probabilities before sampling."""
 
     stochastic: ClassVar[bool] = True
     linear: ClassVar[bool] = False
@@ -87,7 +87,7 @@ class Or(Superposed):
 
 @dataclass(frozen=True, init=False, eq=False)
 class And(Superposed):
-    """The mixture under which all log-densities are expected to be equal after the step.
+    """The mixture that makes all log-densities equal after the step, in expectation.
 
     Proposition 6 of the paper. With unequal weights the densities keep that proportion. The mixture's weights may be
     negative. A difference that the noise of a step makes is corrected in the next step.
@@ -151,7 +151,7 @@ class DensityTracker:
         return mixed
 
     def _update_log_density(self, x: Tensor, scores: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-densities (K, batch) at x (batch, n) and the next fall of sigma^2.
+        """Return the log-densities (K, batch) at x (batch, n) and the fall of sigma^2.
 
         The next fall is predicted from the last one: sigma falls by the same factor.
         """

@@ -26,7 +26,7 @@ def pad_batch(rows: Array) -> Array:
 
 @dataclass(frozen=True)
 class ChunkActor:
-    """Turn weights, observations and seeds into actions, one batched call for all lanes.
+    """Turn weights, observations and seeds into actions, one call for all lanes.
 
     Attributes:
         policy: A composition.

@@ -56,7 +56,10 @@ class BestOf:
         target: InpaintTarget | None,
         keys: NoiseKeys | None,
     ) -> tuple[Policy, Observation, Tensor, InpaintTarget | None, NoiseKeys | None]:
-        """Repeat a batch `n` times; noise (n * draws, batch, ...) becomes (draws, n * batch, ...)."""
+        """Repeat a batch `n` times.
+
+        Noise (n * draws, batch, ...) becomes (draws, n * batch, ...).
+        """
         repeated = {key: value.repeat(self.n, *[1] * (value.ndim - 1)) for key, value in observation.items()}
         draws = noise.reshape(self.n, -1, *noise.shape[1:]).transpose(0, 1).flatten(1, 2)
         policy = policy.tile(self.n) if isinstance(policy, ComposedPolicy) else policy

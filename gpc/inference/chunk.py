@@ -83,7 +83,9 @@ def sample_actions(
     chunks: Array,
     target: InpaintTarget | None = None,
 ) -> Array:
-    """Sample full chunks of actions; the noise depends on seed and chunk number alone.
+    """Sample full chunks of actions.
+
+    The noise depends on seed and chunk number alone.
 
     Args:
         policy: A policy.

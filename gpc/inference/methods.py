@@ -22,7 +22,7 @@ class Method(Protocol):
 
     @property
     def follows_sde(self) -> bool:
-        """True if the steps are those of the reverse SDE, whose densities OR and AND follow."""
+        """True if the steps are those of the reverse SDE, as OR and AND need."""
 
     def n_draws(self, steps: int) -> int:
         """Return how often noise is drawn after the start, in `steps` steps."""
@@ -122,7 +122,7 @@ class Teleport(Struct, frozen=True, tag="teleport", tag_field="type", forbid_unk
     """A first step down to `sigma` as if the data were Gaussian, then another method.
 
     It pays at 2 to 5 evaluations a chunk only; with 8 or more the method alone is better (docs/results/steps.md).
-    See `gpc.score.samplers.teleport`.
+    The formula is that of `gpc.score.samplers.teleport`.
 
     Attributes:
         sigma: Level after the first step, in normalised units.

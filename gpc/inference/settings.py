@@ -54,7 +54,7 @@ class Sampling:
         method.grid(self.steps, self.sigma_min, self.sigma_max)
 
     def n_noise_draws(self, policy: Policy) -> int:
-        """Return how often noise is drawn for a chunk: at the start and on the way, for each sample."""
+        """Return how often noise is drawn for a chunk, for all its samples."""
         samples = policy.n_samples if isinstance(policy, SamplesChunks) else 1
         samples *= self.best_of.n if self.best_of else 1
         return samples * (1 + method_of(self.method).n_draws(self.steps))
@@ -73,7 +73,7 @@ class Sampling:
             )
 
     def sigmas(self, levels: NoiseLevels) -> Tensor:
-        """Return the grid for a policy: descending, on its trained levels if it is discrete.
+        """Return the descending grid for a policy, on its trained levels if discrete.
 
         Returns:
             About `steps` levels and a final zero.

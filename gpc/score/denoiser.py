@@ -54,7 +54,7 @@ class TakesNoiseKeys(Protocol):
     """A denoiser that draws noise of its own, or wraps one that may."""
 
     def with_noise_keys(self, keys: NoiseKeys) -> Denoiser:
-        """Return the denoiser with its noise drawn from these keys, one for each row of x."""
+        """Return the denoiser with its noise drawn from a key for each row of x."""
 
 
 def with_noise_keys(denoiser: Denoiser, keys: NoiseKeys) -> Denoiser:
