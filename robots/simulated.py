@@ -18,7 +18,6 @@ from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnected
 
 from gpc.commands.setup import env_named
 from gpc.errors import InputError
-from gpc.policy.env_spec import EnvSpec
 from gpc.rollout.env import TASK, Environment, make_env
 from gpc.types import Array, Frame
 
@@ -84,7 +83,7 @@ class SimulatedRobot(Robot):
         self._low, self._high = bounds.low, bounds.high
         env.close()
         self._sendings_per_step = 1
-        self._spec = EnvSpec(spec.type, spec.n_action_steps, spec.max_steps, tuple(self._spaces), 1, spec.options)
+        self._spec = spec
         self._random = np.random.default_rng(config.seed)
         self.success, self.score, self.done, self.steps, self._sendings = False, 0.0, False, 0, 0
 
@@ -127,7 +126,7 @@ class SimulatedRobot(Robot):
         """Build the world and begin the episode of the configuration's seed."""
         if self._env is not None:
             raise DeviceAlreadyConnectedError(f"{self} is connected")
-        self._env = make_env(self._spec)
+        self._env = make_env(self._spec, tuple(self._spaces))
         self.reset(self.config.seed)
 
     def reset(self, seed: int) -> None:

@@ -14,7 +14,8 @@ from saboteur import Saboteur
 from toy_envs import Walk
 
 from gpc.errors import RunError
-from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats, rollout
+from gpc.policy.env_spec import EnvSpec
+from gpc.rollout.engine import Engine, Job, LaneSpec, RolloutStats, rollout
 from gpc.rollout.worker import Lane, LaneCommand
 
 WEIGHTS = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
@@ -22,7 +23,7 @@ JOBS = [Job(c, w, seed) for seed in range(8) for c, w in enumerate(WEIGHTS)]
 
 
 def env(**options):
-    return EnvSpec(Walk, 4, 20, ("position",), 2, options)
+    return LaneSpec(EnvSpec(Walk, 4, 20, options), ("position",), 2)
 
 
 def homing(observation, weights, seeds, chunks):
@@ -172,7 +173,7 @@ class Viewed(Walk):
 
 
 def test_only_what_a_policy_reads_of_a_key_is_looked_at():
-    spec = EnvSpec(Walk, 4, 20, n_obs_steps=3, history={"picture": 1})
+    spec = LaneSpec(EnvSpec(Walk, 4, 20), n_obs_steps=3, history={"picture": 1})
     lane = Lane(Viewed(), spec, deque(maxlen=3))
     lane.execute(LaneCommand(0, 3, None))
     for looks in (2, 3):

@@ -21,9 +21,10 @@ import gpc
 import gpc.rollout.gl
 from gpc.envs.from_robosuite import STEADY, Robosuite, axis_angle_actions, thin, world_points
 from gpc.errors import InputError, RunError
+from gpc.policy.env_spec import EnvSpec
 from gpc.results.run_folder import read_rows
 from gpc.results.trajectories import read_trajectory
-from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats, rollout
+from gpc.rollout.engine import Engine, Job, LaneSpec, RolloutStats, rollout
 from gpc.testing import check_env
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
@@ -259,7 +260,7 @@ def wander(observation, weights, seeds, chunks):
 
 def lift_table(blows, episodes=6):
     """The episode table of Lift while so many simulators are killed and stopped, and what was said of these."""
-    spec = EnvSpec("robosuite", 8, 24, ("object",))
+    spec = LaneSpec(EnvSpec("robosuite", 8, 24), ("object",))
     stats, engine = RolloutStats(), Engine(lanes=4, workers=2, timeout=20.0, retries=20)
     jobs = [Job(0, (1.0,), seed) for seed in range(episodes)]
     table = sorted(rollout(jobs, Saboteur(wander, blows), spec, engine, stats), key=lambda e: e.job)
@@ -287,7 +288,7 @@ def follow_the_light(observation, weights, seeds, chunks):
 def test_episodes_on_pictures_from_osmesa_do_not_depend_on_what_else_the_process_draws(monkeypatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)  # this process may have drawn by another
-    spec = EnvSpec("robosuite", 4, 12, ("agentview_image",), 2)
+    spec = LaneSpec(EnvSpec("robosuite", 4, 12), ("agentview_image",), 2)
     jobs = [Job(0, (1.0,), seed) for seed in range(3)]
     tables = []
     for lanes in (1, 3):

@@ -43,9 +43,10 @@ ROLLOUT = """
 import os, sys
 sys.path.insert(0, "")  # as Python does at a prompt; this process has what it needs already
 import gpc.rollout.gl, numpy
-from gpc.rollout.engine import EnvSpec, Job, rollout
+from gpc.policy.env_spec import EnvSpec
+from gpc.rollout.engine import Job, LaneSpec, rollout
 gpc.rollout.gl.probe("egl")
-spec = EnvSpec("pusht", 4, 8, ("state",))
+spec = LaneSpec(EnvSpec("pusht", 4, 8), ("state",))
 (episode,) = rollout([Job(0, (1.0,), 0)], lambda o, w, s, c: numpy.full((len(w), 4, 2), 256.0), spec)
 print(os.getpid(), episode.steps)
 """
@@ -66,9 +67,10 @@ def test_the_simulators_of_a_prompt_import_nothing_of_its_folder(downloaded):
 CLUSTER = """
 import numpy
 from gpc.rollout.executors import Ray
-from gpc.rollout.engine import Engine, EnvSpec, Job, RolloutStats
+from gpc.policy.env_spec import EnvSpec
+from gpc.rollout.engine import Engine, Job, LaneSpec, RolloutStats
 act = lambda observation, weights, seeds, chunks: numpy.full((len(weights), 4, 2), 256.0)
-spec = EnvSpec("pusht", 4, 8, ("state",))
+spec = LaneSpec(EnvSpec("pusht", 4, 8), ("state",))
 (episode,) = Ray(cpus=1, actors=1)([Job(0, (1.0,), 0)], act, spec, Engine(workers=1), RolloutStats())
 print(episode.steps)
 """

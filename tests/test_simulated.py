@@ -1,7 +1,5 @@
 """The simulated robot shows what its environment shows, and the faults that are asked for."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from lerobot.robots import Robot, RobotConfig
@@ -12,7 +10,7 @@ from gpc.commands.deploy import robot_from
 from gpc.commands.setup import env_named
 from gpc.errors import InputError
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
-from gpc.rollout.engine import Engine, Job, rollout
+from gpc.rollout.engine import Engine, Job, LaneSpec, rollout
 from gpc.rollout.env import make_env
 from gpc.testing.robot import check_robot
 
@@ -68,12 +66,13 @@ def test_an_episode_is_that_of_the_rollout_engine(env, key):
     """In another process, the same seed and actions."""
     made = robot(env=env, seed=11)
     spec = env_named(env, ["env.max_steps=24"])
-    spec = replace(spec, observation_keys=(key,))
     world = make_env(spec)
     space = world.action_space
     world.close()
     actions = np.random.default_rng(0).uniform(space.low, space.high, (3, 8, *space.shape))
-    (episode,) = rollout([Job(0, (1.0,), 11)], lambda *command: actions[command[3]], spec, Engine(lanes=1, workers=1))
+    (episode,) = rollout(
+        [Job(0, (1.0,), 11)], lambda *command: actions[command[3]], LaneSpec(spec, (key,)), Engine(lanes=1, workers=1)
+    )
     made.connect()
     seen = []
     for chunk in actions:

@@ -101,7 +101,7 @@ def disagreement(policy: Composition, sampling: Sampling, observation: Frame, se
 
 def play(lane: Lane, policy: Composition, sampling: Sampling, seed: int) -> Iterator[tuple[Frame, Array]]:
     """One episode of the composition: what it sees at each decision, (n_obs_steps, *shape) by key, and the picture then."""
-    now, count = -policy.actions.start, lane.spec.n_action_steps
+    now, count = -policy.actions.start, lane.spec.env.n_action_steps
     report = lane.execute(LaneCommand(0, seed, None))
     chunk = 0
     while not report.done:
@@ -147,7 +147,7 @@ def diagnose(experiment: Experiment, policy: Composition) -> tuple[dict[str, Any
     """Return the diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name."""
     config, sampling = experiment.config, experiment.actor.sampling
     errors = _errors(experiment, sampling)
-    lane = Lane.of(experiment.env)
+    lane = Lane.of(experiment.lane)
     try:
         decisions = list(play(lane, policy, sampling, config.seed))
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,13 +32,14 @@ from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
 from gpc.inference.actor import ChunkActor
 from gpc.objects import build_registered, describe
+from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import Policy
 from gpc.registry import ENVS, SEARCHES
 from gpc.results.report import print_summary, write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import summarize_evaluation, summarize_search
 from gpc.results.video import record_video
-from gpc.rollout.engine import Engine, EnvSpec, Episode, Job, RolloutStats
+from gpc.rollout.engine import Engine, Episode, Job, LaneSpec, RolloutStats
 from gpc.rollout.env import Environment, make_env
 from gpc.rollout.executors import Executor
 from gpc.weights.denoising_error import DenoisingError, measure
@@ -76,7 +76,7 @@ class Experiment:
             spec = simulator_of([*policies, *others], spec)
         observations = self.policy.observations
         keys, steps = tuple(observations.shapes), observations.n_obs_steps
-        self.env = replace(spec, observation_keys=keys, n_obs_steps=steps, history=self._history())
+        self.env, self.lane = spec, LaneSpec(spec, keys, steps, self._history())
         self.engine: Engine = engine_of(config)
         self.executor: Executor = executor_of(config)
         if spec.n_action_steps is None or spec.max_steps is None:
@@ -144,7 +144,7 @@ class Experiment:
             with Progress(*COLUMNS, console=self.console, transient=True) as progress:
                 bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
                 with Writer(folder, partial(progress.advance, bar)) as writer:
-                    for episode in self.executor(todo, self.actor, self.env, self.engine, self.stats):
+                    for episode in self.executor(todo, self.actor, self.lane, self.engine, self.stats):
                         writer.put(_row(phase, episode), episode.trajectory)
         finally:
             torch.set_num_threads(threads)
@@ -196,7 +196,7 @@ def finish(experiment: Experiment, folder: Path) -> None:
     """Write the video and the page of a run that has its summary, then print its table."""
     if experiment.config.video:
         try:
-            record_video(experiment.env, folder, experiment.config.video)
+            record_video(experiment.lane, folder, experiment.config.video)
         except Exception as error:  # a camera or an encoder that fails must not cost the page
             notice(missing("the video", error))
     write_report(folder)

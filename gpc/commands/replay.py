@@ -151,12 +151,12 @@ def replay(
     experiment = _experiment(source.command, recorded, row, sources, console, bool(clip), trust)
     torch.set_num_threads(1)  # as the engine's caller does: more would change the networks' rounding
     job = Job(row.candidate, row.weights, row.seed)
-    (again,) = rollout([job], experiment.actor, experiment.env, experiment.engine)
+    (again,) = rollout([job], experiment.actor, experiment.lane, experiment.engine)
     if clip:
         arrays = {"recorded": trajectory, "now": again.trajectory}
         played = {name: array["action"] for name, array in arrays.items() if array}
         try:
-            with closing(make_env(experiment.env)) as env:
+            with closing(make_env(experiment.env, experiment.lane.observation_keys)) as env:
                 write_video(clip, [(name, render(env, row.seed, actions)) for name, actions in played.items()])
         except Exception as error:  # a camera or an encoder that fails must not cost the verdict
             notice(missing("the video", error))

@@ -1,4 +1,4 @@
-"""EnvSpec: how to build an environment, and how policies see it; imports no torch."""
+"""EnvSpec: how to build an environment; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,33 +8,27 @@ from typing import Any
 
 from gpc.errors import InputError
 
-LIMITS = {"n_action_steps": 10**4, "max_steps": 10**6, "n_obs_steps": 1024}
+LIMITS = {"n_action_steps": 10**4, "max_steps": 10**6}
 
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """How to build an environment in a simulator process, and how policies see it.
+    """How to build an environment, and how many actions are executed at once.
 
     Attributes:
         type: registered name (entry points `gpc.envs`), or a class or function that can be pickled; it is called with
-            `observation_keys` (unless that is None: all keys), `max_steps` and `options`.
+            the `observation_keys` that the policies read, `max_steps` and `options`.
         n_action_steps: actions of a chunk that are executed before the policy observes again; None: as the policies'
             checkpoints have it (type "policy").
         max_steps: longest episode, in control steps; None: as the checkpoints have it.
-        observation_keys: keys that the policies read.
-        n_obs_steps: length of the observation history.
         options: further arguments of the environment.
-        history: number of the last observations that are read, by key; at most `n_obs_steps`.
         rename_map: the environment's name of an observation, by a name that policies may use instead.
     """
 
     type: str | Callable[..., Any]
     n_action_steps: int | None = 8
     max_steps: int | None = 300
-    observation_keys: tuple[str, ...] | None = None
-    n_obs_steps: int = 1
     options: Mapping[str, Any] | None = None
-    history: Mapping[str, int] | None = None
     rename_map: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:

@@ -12,21 +12,20 @@ import numpy as np
 from gpc.disk import writing
 from gpc.errors import RunError, one_line
 from gpc.inert import label
-from gpc.policy.env_spec import EnvSpec
 from gpc.results.run_folder import Row, read_rows
 from gpc.results.summary import by_candidate, read_summary
 from gpc.results.trajectories import read_trajectory
-from gpc.rollout.env import Environment, make_env
+from gpc.rollout.env import Environment, LaneSpec, make_env
 from gpc.types import Array
 
 
-def record_video(spec: EnvSpec, path: Path, count: int) -> None:
+def record_video(spec: LaneSpec, path: Path, count: int) -> None:
     """Write `episodes.mp4`: the first `count` report seeds of each candidate."""
     rows, summary = read_rows(path / "episodes.jsonl"), read_summary(path)
     place = {row: i for i, row in enumerate(rows)}
     groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
     panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
-    with closing(make_env(spec)) as env:
+    with closing(make_env(spec.env, spec.observation_keys)) as env:
         for i in range(min(count, len(groups[0]))):
             clips = [render(env, g[i].seed, read_trajectory(path, place[g[i]])["action"]) for g in groups]
             longest = max(map(len, clips))

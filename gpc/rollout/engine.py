@@ -21,14 +21,14 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 
 from gpc.errors import InputError, RunError
-from gpc.policy.env_spec import EnvSpec
+from gpc.rollout.env import LaneSpec
 from gpc.rollout.process import environment, python, search_path
 from gpc.rollout.worker import Failure, LaneCommand, LaneResult
 from gpc.types import Array, Frame
 
 SLICE = 1.0  # seconds of one wait, and the most that a sleep of the machine takes off a worker's timeout
 
-__all__ = ["Actor", "Engine", "EnvSpec", "Episode", "Job", "RolloutStats", "rollout"]
+__all__ = ["Actor", "Engine", "Episode", "Job", "LaneSpec", "RolloutStats", "rollout"]
 
 
 class Job(NamedTuple):
@@ -140,7 +140,7 @@ class _Running:
 class _Worker:
     """The engine's end of one simulator process, and the episodes in its lanes."""
 
-    def __init__(self, env: EnvSpec, lanes: int, timeout: float) -> None:
+    def __init__(self, spec: LaneSpec, lanes: int, timeout: float) -> None:
         ours, theirs = socket.socketpair()
         command = python("-m", "gpc.rollout.worker", str(theirs.fileno()))
         self.process = subprocess.Popen(
@@ -152,7 +152,7 @@ class _Worker:
         self.timeout, self.started = timeout, False
         self.seconds_left: float | None = None  # until the answer is late; None: no answer is due
         self.send(search_path())
-        self.send((env, lanes))
+        self.send((spec, lanes))
 
     def send(self, message: object) -> None:
         self.seconds_left = self.timeout
@@ -189,7 +189,7 @@ class _Run:
 
     jobs: deque[Job]
     actor: Actor
-    env: EnvSpec
+    spec: LaneSpec
     engine: Engine
     stats: RolloutStats
     attempts: Counter[Job] = field(default_factory=Counter)
@@ -201,7 +201,7 @@ class _Run:
         count = min(self.engine.workers, lanes)
         shares = [lanes // count + (i < lanes % count) for i in range(count)]
         for share in shares:
-            self.workers.append(_Worker(self.env, share, self.engine.timeout))
+            self.workers.append(_Worker(self.spec, share, self.engine.timeout))
 
     def episodes(self) -> Iterator[Episode]:
         """Serve the workers that are ready until every job is done."""
@@ -228,7 +228,7 @@ class _Run:
             episode = worker.episodes[result.lane]
             assert episode is not None
             if not np.isfinite(result.rewards).all():
-                raise RunError(f"{self.env.name} returned a reward of NaN or infinity (seed {episode.job.seed})")
+                raise RunError(f"{self.spec.env.name} returned a reward of NaN or infinity (seed {episode.job.seed})")
             episode.rewards += result.rewards
             episode.success |= result.success
             if result.done:
@@ -264,8 +264,8 @@ class _Run:
         begin = time.monotonic()
         actions = self.actor(observation, weights, seeds, chunks)
         self.stats.actor_seconds += time.monotonic() - begin
-        if actions.shape[:2] != (len(lanes), self.env.n_action_steps) or actions.ndim != 3:
-            shape = (len(lanes), self.env.n_action_steps, "action")
+        if actions.shape[:2] != (len(lanes), self.spec.env.n_action_steps) or actions.ndim != 3:
+            shape = (len(lanes), self.spec.env.n_action_steps, "action")
             raise RunError(f"the policy returned actions of shape {actions.shape}, not {shape}")
         for episode, chunk in zip(episodes, actions, strict=True):
             if not np.isfinite(chunk).all():
@@ -280,7 +280,7 @@ class _Run:
         """Replace a failed worker by a new one, and put its jobs back."""
         lost = [episode.job for episode in worker.episodes if episode is not None]
         worker.close()
-        failure = f"{self.env.name}: {cause}"
+        failure = f"{self.spec.env.name}: {cause}"
         if not worker.started:
             if not self.startup_retries:
                 raise RunError(f"the simulator {failure} (while starting; gpc doctor lists what is missing)")
@@ -292,11 +292,11 @@ class _Run:
             seeds = ", ".join(str(job.seed) for job in hopeless[:3])
             raise RunError(f"gave up after {self.engine.retries} retries of seed {seeds}: {failure}")
         self.jobs.extendleft(reversed(lost))
-        self.workers[self.workers.index(worker)] = _Worker(self.env, len(worker.episodes), self.engine.timeout)
+        self.workers[self.workers.index(worker)] = _Worker(self.spec, len(worker.episodes), self.engine.timeout)
 
 
 def rollout(
-    jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine | None = None, stats: RolloutStats | None = None
+    jobs: Sequence[Job], actor: Actor, spec: LaneSpec, engine: Engine | None = None, stats: RolloutStats | None = None
 ) -> Iterator[Episode]:
     """Run every job and yield each episode as it finishes, in any order.
 
@@ -306,7 +306,7 @@ def rollout(
     Args:
         jobs: episodes to run.
         actor: policy.
-        env: environment.
+        spec: environment, and what the policy reads of it.
         engine: settings; the defaults of `Engine` if None.
         stats: counts simulator failures, apart from failures of the policy, and times.
 
@@ -314,7 +314,7 @@ def rollout(
         RunError: If an episode's simulator failed more than `engine.retries` times, a simulator cannot start, or the
             actor returns actions that are not finite or of another shape.
     """
-    run = _Run(deque(jobs), actor, env, engine or Engine(), stats or RolloutStats())
+    run = _Run(deque(jobs), actor, spec, engine or Engine(), stats or RolloutStats())
     if not run.jobs:
         return
     try:

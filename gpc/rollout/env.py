@@ -8,7 +8,8 @@ does both.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -69,13 +70,30 @@ class Environment(gymnasium.Env[Frame, Array]):
         return self.observe(), reward, terminated, truncated, info
 
 
-def make_env(spec: EnvSpec) -> Environment:
+@dataclass(frozen=True)
+class LaneSpec:
+    """What a lane of the engine runs: an environment, and what the policies read of it.
+
+    Attributes:
+        env: the environment.
+        observation_keys: keys that the policies read; None for all.
+        n_obs_steps: length of the observation history.
+        history: number of the last observations that are read, by key; at most `n_obs_steps`, the default.
+    """
+
+    env: EnvSpec
+    observation_keys: tuple[str, ...] | None = None
+    n_obs_steps: int = 1
+    history: Mapping[str, int] | None = None
+
+
+def make_env(spec: EnvSpec, observation_keys: tuple[str, ...] | None = None) -> Environment:
     """Build the environment of a spec.
 
     Raises:
         InputError: If its type is unknown or needs a package that is missing, or an option does not fit.
     """
     factory = load_entry(ENVS, "env", spec.type) if isinstance(spec.type, str) else spec.type
-    keys = {} if spec.observation_keys is None else {"observation_keys": spec.observation_keys}
+    keys = {} if observation_keys is None else {"observation_keys": observation_keys}
     env: Environment = build(factory, spec.options or {}, "env.options", max_steps=spec.max_steps, **keys)
     return env

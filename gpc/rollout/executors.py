@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from gpc.errors import InputError, RunError, one_line
-from gpc.rollout.engine import Actor, Engine, EnvSpec, Episode, Job, RolloutStats, rollout
+from gpc.rollout.engine import Actor, Engine, Episode, Job, LaneSpec, RolloutStats, rollout
 from gpc.rollout.process import search_path
 
 
@@ -26,7 +26,7 @@ class Executor(Protocol):
     """Runs jobs and yields each episode as it finishes, in any order."""
 
     def __call__(
-        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, stats: RolloutStats
+        self, jobs: Sequence[Job], actor: Actor, spec: LaneSpec, engine: Engine, stats: RolloutStats
     ) -> Iterator[Episode]:
         """Yield the episode of every job once."""
 
@@ -36,10 +36,10 @@ class Local:
     """Runs jobs on this machine."""
 
     def __call__(
-        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, stats: RolloutStats
+        self, jobs: Sequence[Job], actor: Actor, spec: LaneSpec, engine: Engine, stats: RolloutStats
     ) -> Iterator[Episode]:
         """Run jobs in this process's engine."""
-        return rollout(jobs, actor, env, engine, stats)
+        return rollout(jobs, actor, spec, engine, stats)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Ray:
             raise InputError(f"executor: actors, cpus and shard must be 1 or more: {self}")
 
     def __call__(
-        self, jobs: Sequence[Job], actor: Actor, env: EnvSpec, engine: Engine, stats: RolloutStats
+        self, jobs: Sequence[Job], actor: Actor, spec: LaneSpec, engine: Engine, stats: RolloutStats
     ) -> Iterator[Episode]:
         """Run jobs in shards on the cluster's actors."""
         if not jobs:
@@ -78,7 +78,7 @@ class Ray:
         # each member has one thread: more threads of a network would change its rounding
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         hire = ray.remote(num_cpus=self.cpus, runtime_env=threads)(_Runner).remote
-        load = ray.put((actor, env, engine))
+        load = ray.put((actor, spec, engine))
         shards = deque(tuple(jobs[i : i + self.shard]) for i in range(0, len(jobs), self.shard))
         working: dict[Any, tuple[Any, tuple[Job, ...]]] = {}
         deaths: Counter[tuple[Job, ...]] = Counter()
@@ -157,13 +157,13 @@ class Ray:
 class _Runner:
     """The policies and the engine of an actor, loaded once."""
 
-    def __init__(self, load: tuple[Actor, EnvSpec, Engine]) -> None:
-        self.actor, self.env, self.engine = load
+    def __init__(self, load: tuple[Actor, LaneSpec, Engine]) -> None:
+        self.actor, self.spec, self.engine = load
 
     def run(self, jobs: Sequence[Job]) -> tuple[list[Episode], RolloutStats]:
         """Return the episodes of a shard, and the statistics of its engine."""
         stats = RolloutStats()
-        return list(rollout(jobs, self.actor, self.env, self.engine, stats)), stats
+        return list(rollout(jobs, self.actor, self.spec, self.engine, stats)), stats
 
 
 def _knock(address: str) -> None:

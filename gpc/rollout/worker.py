@@ -17,8 +17,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from gymnasium import spaces
 
-from gpc.policy.env_spec import EnvSpec
-from gpc.rollout.env import Environment, make_env
+from gpc.rollout.env import Environment, LaneSpec, make_env
 from gpc.types import Array, Frame
 
 
@@ -60,13 +59,13 @@ class Lane:
     """One environment and its last observations."""
 
     env: Environment
-    spec: EnvSpec
+    spec: LaneSpec
     frames: deque[Frame]
 
     @classmethod
-    def of(cls, spec: EnvSpec) -> Lane:
+    def of(cls, spec: LaneSpec) -> Lane:
         """Build a lane."""
-        return cls(make_env(spec), spec, deque(maxlen=spec.n_obs_steps))
+        return cls(make_env(spec.env, spec.observation_keys), spec, deque(maxlen=spec.n_obs_steps))
 
     def execute(self, command: LaneCommand) -> LaneResult:
         """Execute one command."""
