@@ -51,6 +51,7 @@ PAGES = ROOT / "docs/results"
 EVIDENCE, FIGURES = PAGES / "evidence", PAGES / "figures"
 BLOCK = re.compile(r"(<!-- generated: ([^>\n]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DIGEST = "Evidence"  # the text of a PNG file that holds the digest of its data
+WORDS = ("schema_version", "verdict", "denoising_error")  # of a summary: no part of its figure
 TASKS = ("pusht", "lift", "can", "square")
 OPERATORS = {
     "first": "diffusion alone",
@@ -185,7 +186,8 @@ def figures() -> dict[str, tuple[Any, Callable[[], Figure]]]:
     drawn += [run("pusht-flow-image-200", "search"), run("pusht-diffusion-flow-beso", "three-policies")]
     plots: dict[str, tuple[Any, Callable[[], Figure]]] = {}
     for search in drawn:
-        plots[search.path.name] = search.summary, partial(weight_plot, search.summary)
+        data = {key: value for key, value in search.summary.items() if key not in WORDS}
+        plots[search.path.name] = data, partial(weight_plot, search.summary)
     for name, of in (("regrets", "search"), ("regrets-three", "three-policies")):
         recordings, content = regrets(name, of)
         plots[name] = content, partial(search_study.draw, recordings, search_study.results_of(content))
