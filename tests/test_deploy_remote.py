@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from models import FixedPolicy, Gaussian
@@ -24,16 +23,25 @@ from gpc.commands.deploy import deploy_from
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.serve.client import RemotePolicy
+from gpc.serve.codec import pack
 from gpc.serve.metadata import policy_metadata
 
+# a server of the protocol that is there at once: it computes nothing, and imports no torch
 SERVE = """
-import signal, sys
-from models import FixedPolicy, Gaussian
-from serving import served
-policy = FixedPolicy(Gaussian(mean=0.0, std=0.002))
-with served(policy, host=sys.argv[1], port=int(sys.argv[2]), insecure=True) as address:
-    print(address, flush=True)
-    signal.pause()
+import sys
+import numpy as np
+from websockets.sync.server import serve
+from gpc.serve.codec import pack
+metadata, host, port = bytes.fromhex(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+def answer(connection):
+    connection.send(metadata)
+    for _ in connection:
+        connection.send(pack({"actions": np.random.default_rng(0).normal(0, 0.002, (16, 2))}))
+
+with serve(answer, host, port, compression=None) as server:
+    print("ready", flush=True)
+    server.serve_forever()
 """
 WATCHDOG = Watchdog(deadline=0.1, max_age=0.4, observation_deadline=0.15, stop_after=0.25)
 MAPPED = {"state": ["state.0", "state.1", "x.pos"]}
@@ -60,11 +68,10 @@ def free_port():
 
 
 def start(host, port, *before):
-    command = [*before, sys.executable, "-P", "-c", SERVE, host, str(port)]
-    here = Path(__file__).parent
-    where = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent / 'scripts'}"}  # as pytest has it
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=where)
-    assert process.stdout.readline().startswith("ws://")
+    metadata = pack(policy_metadata(FixedPolicy(Gaussian(mean=0.0, std=0.002))) | {"seed": 0})
+    command = [*before, sys.executable, "-P", "-c", SERVE, metadata.hex(), host, str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
     return process
 
 

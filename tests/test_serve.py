@@ -1,6 +1,8 @@
 """The policy server, met by openpi's own client and by ours."""
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -31,7 +33,7 @@ from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.serve import RemotePolicy
 from gpc.serve.batching import InferenceThread
 from gpc.serve.codec import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
-from gpc.serve.server import Access, PolicyServer
+from gpc.serve.server import Access, PolicyServer, serve_policy
 
 RNG = np.random.default_rng(0)
 STATE = np.zeros(3)
@@ -401,30 +403,26 @@ def test_frames_are_ours_to_the_bit(address):
         assert pack(unpack(metadata)) == metadata
 
 
-SERVE = """
-import torch
-from models import FixedPolicy, Gaussian
-from gpc.inference.settings import Sampling
-from gpc.serve.server import Access, serve_policy
-torch.set_num_threads(2)
-serve_policy(
-    FixedPolicy(Gaussian()), Sampling(steps=4), Access(port=0), reproducible=True,
-    ready=lambda address: print(address, torch.get_num_threads(), flush=True),
-)
-print(torch.get_num_threads(), flush=True)
-"""
-
-
 def test_a_policy_is_served_from_python_and_torchs_threads_are_put_back():
-    code = f"import sys; sys.path[:] = {sys.path}\n{SERVE}"
-    process = subprocess.Popen([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True)
+    torch.set_num_threads(2)
+    answers, threads = [], []
+
+    def visit(address):
+        try:
+            answers.append(RemotePolicy(address).infer({"state": STATE})["actions"])
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def ready(address):
+        threads.append(torch.get_num_threads())
+        threading.Thread(target=visit, args=(address,)).start()
+
     try:
-        address, threads = process.stdout.readline().split()
-        assert RemotePolicy(address).infer({"state": STATE})["actions"].shape == (16, 2)
-        process.terminate()
-        assert (threads, process.stdout.read(), process.wait(timeout=20)) == ("1", "2\n", 0)
+        serve_policy(FixedPolicy(Gaussian()), SAMPLING, Access(port=0), reproducible=True, ready=ready)
+        assert (threads, torch.get_num_threads()) == ([1], 2)
     finally:
-        process.kill()
+        torch.set_num_threads(1)
+    assert answers[0].shape == (16, 2)
 
 
 def test_the_types_of_who_may_connect_are_checked_and_a_token_may_be_digits():

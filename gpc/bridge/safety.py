@@ -166,14 +166,7 @@ class StreamLimits:
             history: the last three actions that were sent, (3, dim).
         """
         earlier, last = self.differences(history)
-        change, size = last - earlier, np.abs(last)
-        max_change, ramp = self.acceleration * self.dt**2, self.jerk * self.dt**3
-        n = np.floor((np.sqrt(1 + 8 * size / ramp) - 1) / 2)
-        lost = np.where(n > 0, ramp, 0) * n * (n + 1) / 2  # an unlimited jerk has no ramp
-        wanted = -np.sign(last) * (size + lost) / (n + 1)
-        change = np.clip(wanted, np.maximum(-max_change, change - ramp), np.minimum(max_change, change + ramp))
-        step = last + change
-        return np.where(self.relative, step, history[-1] + step)
+        return self._brake(earlier, last, history[-1])
 
     def at_rest(self, history: Array) -> bool:
         """Return whether the last three actions (3, dim) leave the robot at rest."""
@@ -183,12 +176,32 @@ class StreamLimits:
         """Return whether braking after the last three actions (3, dim) keeps the limits."""
         if self._highest_order == 1:
             return True  # the last action again, which keeps them
-        stream = list(history)
+        earlier, last = self.differences(history)
+        position, stream = history[-1], []
         for _ in range(LONGEST_BRAKE):
-            if self.at_rest(np.stack(stream[-3:])):
-                return self.violation(history, np.stack(stream[3:] or stream), [""] * len(self.low)) is None
-            stream.append(self.brake(np.stack(stream[-3:])))
+            if not (earlier.any() or last.any()):
+                return self.violation(history, np.stack(stream or [*history]), [""] * len(self.low)) is None
+            action = self._brake(earlier, last, position)
+            earlier, last = last, np.where(self.relative, action, action - position)
+            position = action
+            stream.append(action)
         return False
+
+    @cached_property
+    def _changes(self) -> tuple[Array, Array]:
+        """The largest difference between two steps, and the largest change of it in one period."""
+        return self.acceleration * self.dt**2, self.jerk * self.dt**3
+
+    def _brake(self, earlier: Array, last: Array, position: Array) -> Array:
+        """Return the action that `brake` takes after the steps `earlier` and `last` to a position."""
+        max_change, ramp = self._changes
+        change, size = last - earlier, np.abs(last)
+        n = np.floor((np.sqrt(1 + 8 * size / ramp) - 1) / 2)
+        lost = np.where(n > 0, ramp, 0) * n * (n + 1) / 2  # an unlimited jerk has no ramp
+        wanted = -np.sign(last) * (size + lost) / (n + 1)
+        least, most = np.maximum(-max_change, change - ramp), np.minimum(max_change, change + ramp)
+        step = last + np.minimum(np.maximum(wanted, least), most)
+        return np.where(self.relative, step, position + step)
 
     def _outside(self, positions: Array) -> Array:
         """Return which of the positions (n, dim) are not within the limits."""
