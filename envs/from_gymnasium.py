@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 
 from gpc.errors import InputError, RunError, one_line, suggest
 from gpc.rollout.env import Environment
@@ -32,8 +33,8 @@ class Gymnasium(Environment):
     Args:
         observation_keys: observations to keep; None for all.
         max_steps: steps after which an episode is truncated.
-        task: id ("FetchPush-v4"); "module:id" imports the module that registers it.
-        settings: arguments of the environment.
+        task: id ("FetchPush-v4"), or an environment; "module:id" imports the module that registers it.
+        settings: arguments of an environment that has an id.
 
     Raises:
         InputError: If the id or a key is unknown, or the action is no Box of a single dimension.
@@ -45,14 +46,18 @@ class Gymnasium(Environment):
         self,
         observation_keys: Sequence[str] | None = None,
         max_steps: int = 300,
-        task: str = "FetchReach-v4",
+        task: str | gymnasium.Env[Any, Any] = "FetchReach-v4",
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if max_steps < 1:
             raise InputError(f"{task}: max_steps={max_steps}, give 1 or more")
         self.render_mode = "rgb_array"
+        if isinstance(task, str):
+            self._env = _make(task, max_steps, settings or {})
+        else:
+            self._env = TimeLimit(task, max_steps)
+            task = type(task.unwrapped).__name__
         self.task = task
-        self._env = _make(task, max_steps, settings or {})
         action: Any = self._env.action_space
         if not isinstance(action, spaces.Box) or len(action.shape) != 1:
             self._env.close()

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from gpc.inference.best_of import BestOf
     from gpc.inference.methods import Langevin, Teleport
     from gpc.inference.settings import Sampling
+    from gpc.policy.env_spec import EnvSpec
     from gpc.policy.load import load_policy
+    from gpc.rollout.engine import Engine
+    from gpc.rollout.executors import Local, Ray
     from gpc.score.denoiser import NetworkDenoiser
+    from gpc.weights.searches import Grid, Racing
 
 __version__ = "0.1.0"
 _HOME = {
@@ -31,10 +35,16 @@ _HOME = {
     "Comparison": "gpc.commands.comparison",
     "ComposedPolicy": "gpc.composition.composed",
     "Convex": "gpc.composition.composers",
+    "Engine": "gpc.rollout.engine",
+    "EnvSpec": "gpc.policy.env_spec",
+    "Grid": "gpc.weights.searches",
     "Guidance": "gpc.composition.composers",
     "Langevin": "gpc.inference.methods",
+    "Local": "gpc.rollout.executors",
     "NetworkDenoiser": "gpc.score.denoiser",
     "Or": "gpc.composition.superposition",
+    "Racing": "gpc.weights.searches",
+    "Ray": "gpc.rollout.executors",
     "Result": "gpc.commands.api",
     "Sampling": "gpc.inference.settings",
     "Teleport": "gpc.inference.methods",
@@ -53,10 +63,16 @@ __all__ = [
     "Comparison",
     "ComposedPolicy",
     "Convex",
+    "Engine",
+    "EnvSpec",
+    "Grid",
     "Guidance",
     "Langevin",
+    "Local",
     "NetworkDenoiser",
     "Or",
+    "Racing",
+    "Ray",
     "Result",
     "Sampling",
     "Teleport",

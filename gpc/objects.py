@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from inspect import Parameter, signature
 from math import isnan
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
+import msgspec
 import numpy as np
 
 from gpc.errors import InputError, suggest
@@ -142,6 +144,8 @@ def described(value: Any, name_of: Callable[[Any], str | None] = lambda _: None,
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
     if isinstance(value, Mapping):
         return {str(key): described(item, name_of) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -150,11 +154,25 @@ def described(value: Any, name_of: Callable[[Any], str | None] = lambda _: None,
         return value.tolist()
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
         return name_of(value) or _full_name(value)
-    kind = type(value)
-    name = name_of(kind)
-    names = [key for key in settings_of(kind) if hasattr(value, key)] or [key for key in vars(value) if key[0] != "_"]
-    shown = {key: described(getattr(value, key), name_of) for key in names if key not in without}
-    return {**({"type": name} if name else {"class": _full_name(kind)}), **shown}
+    if isinstance(value, partial):
+        return {"function": described(value.func, name_of), "args": described([value.args, value.keywords], name_of)}
+    name = name_of(type(value))
+    return {**({"type": name} if name else {"class": _full_name(type(value))}), **settings_in(value, name_of, without)}
+
+
+def settings_in(
+    value: Any, name_of: Callable[[Any], str | None] = lambda _: None, without: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Return the settings of an object as plain data: the arguments of its class, or else its public attributes."""
+    declared = {key: setting.type for key, setting in settings_of(type(value)).items() if hasattr(value, key)}
+    content = {}
+    for key in declared or [key for key in vars(value) if not key.startswith("_")]:
+        item, kind = getattr(value, key), declared.get(key)
+        if type(item) in (kind, *get_args(kind)) and is_dataclass(item):  # a class that needs no name
+            content[key] = settings_in(item, name_of)
+        elif key not in without:
+            content[key] = described(item, name_of)
+    return content
 
 
 def _full_name(kind: Any) -> str:

@@ -28,7 +28,7 @@ from gpc.results.stats import discordant, mcnemar, paired_difference, wilson
 from gpc.rollout.gl import choose_gl
 
 CHECKPOINTS = ("lift",)
-TRAINED_LEVELS = ["sampler=ancestral", "sampler.grid=trained", "sampler.steps=100"]
+TRAINED_LEVELS = gpc.Sampling("ancestral", 100, grid="trained")
 
 
 def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[dict[str, float]]]:
@@ -52,7 +52,7 @@ def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[dict[str, float]
 def ours(checkpoint: Path, seeds: range) -> list[bool]:
     """Return the successes of `gpc.evaluate` in the checkpoint's own simulator."""
     policy = gpc.load_policy(f"robomimic:{checkpoint}")
-    result = gpc.evaluate(policy, "policy", episodes=len(seeds), overrides=[f"seed={seeds[0]}", *TRAINED_LEVELS])
+    result = gpc.evaluate(policy, "policy", episodes=len(seeds), seed=seeds[0], sampling=TRAINED_LEVELS)
     return [row.success for row in sorted(result.rows, key=lambda row: row.seed)]
 
 

@@ -26,9 +26,9 @@ from gpc.score.noise import NEAR_LEVEL
 
 RATIOS = (1.0, 1.1, 1.5, 2.0, 4.0)
 SAMPLERS = (
-    ("sampler=dpmpp_2m", "sampler.steps=8"),
-    ("sampler=dpmpp_2m", "sampler.steps=16"),
-    ("sampler=ancestral", "sampler.steps=16"),
+    gpc.Sampling("dpmpp_2m", 8),
+    gpc.Sampling("dpmpp_2m", 16),
+    gpc.Sampling("ancestral", 16),
 )
 EPISODES, SEED = 200, 400000
 
@@ -63,9 +63,9 @@ def bent(policy: Policy, ratio: float) -> Policy:
     return ComposedPolicy((policy,), Convex(torch.ones(1)), replace(policy.actions, scale=scale, bound=None))
 
 
-def measured(names: Sequence[str], ratio: float, sampler: Sequence[str]) -> gpc.Result:
+def measured(names: Sequence[str], ratio: float, sampling: gpc.Sampling) -> gpc.Result:
     policy = gpc.compose([bent(gpc.load_policy(name), ratio) for name in names])
-    return gpc.evaluate(policy, episodes=EPISODES, overrides=[*sampler, f"seed={SEED}", "engine.workers=1"])
+    return gpc.evaluate(policy, episodes=EPISODES, seed=SEED, sampling=sampling, engine=gpc.Engine(workers=1))
 
 
 def cell(result: gpc.Result) -> str:
@@ -101,11 +101,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out
-    columns = [f"{sampler[0].partition('=')[2]}, {sampler[1].partition('=')[2]} steps" for sampler in SAMPLERS]
+    columns = [f"{sampling.method}, {sampling.steps} steps" for sampling in SAMPLERS]
     lines = [PREFACE, f"| policies | ratio | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for names in (["pusht-diffusion"], ["pusht-flow"], ["pusht-diffusion", "pusht-flow"]):
         for ratio in RATIOS:
-            cells = [cell(measured(names, ratio, sampler)) for sampler in SAMPLERS]
+            cells = [cell(measured(names, ratio, sampling)) for sampling in SAMPLERS]
             lines.append(f"| {' + '.join(names)} | {ratio:g} | {' | '.join(cells)} |")
             write_atomically(out, "\n".join(lines) + "\n")
     write_atomically(out, "\n".join([*lines, *against_the_mean()]) + "\n")

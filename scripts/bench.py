@@ -34,6 +34,7 @@ from gpc.score.noise import VariancePreserving
 
 DDPM = {"type": "squaredcos", "steps": 100}
 SEED = 400_000
+DEFAULT = gpc.Sampling()
 
 
 def random_policy(number: int) -> BundledPolicy:
@@ -164,12 +165,12 @@ class WorkerMemory(threading.Thread):
 
 
 def ours(
-    policies: Sequence[Policy], weights: Sequence[float], episodes: int, *overrides: str
+    policies: Sequence[Policy], weights: Sequence[float], episodes: int, sampling: gpc.Sampling = DEFAULT
 ) -> tuple[float, gpc.Result]:
     """(seconds, result) of `gpc.evaluate`, run folder included."""
     begin = time.perf_counter()
     policy = gpc.compose(policies, weights)
-    result = gpc.evaluate(policy, "pusht", episodes=episodes, overrides=[f"seed={SEED}", *overrides])
+    result = gpc.evaluate(policy, "pusht", episodes=episodes, seed=SEED, sampling=sampling)
     return time.perf_counter() - begin, result
 
 
@@ -193,11 +194,11 @@ def against_the_paper(say: Callable[[str], None], naive_episodes: int, many: int
     say("|---|---|---|---|---|---|---|")
     stock = "one environment, batch 1, 100 DDPM steps"
     say(f"| {stock} | {naive_episodes} | {slow:.1f} | 1 | {proportion(success)} | {interval(scores)} | |")
-    for title, episodes, overrides in (
-        ("gpc, default sampler", many, []),
-        ("gpc, 100 ancestral steps", many // 3, ["sampler.method=ancestral", "sampler.steps=100"]),
+    for title, episodes, sampling in (
+        ("gpc, default sampler", many, DEFAULT),
+        ("gpc, 100 ancestral steps", many // 3, gpc.Sampling("ancestral", 100)),
     ):
-        seconds, result = ours(policies, weights, episodes, *overrides)
+        seconds, result = ours(policies, weights, episodes, sampling)
         mine = {row.seed: row.score for row in result.rows}
         difference = interval([mine[SEED + i] - score for i, score in enumerate(scores)])
         fast, success = 60 * episodes / seconds, [row.success for row in result.rows]
@@ -215,8 +216,8 @@ def two_random_networks(say: Callable[[str], None], naive_episodes: int, episode
     slow *= episodes / naive_episodes
     log: list[tuple[float, float]] = []
     timed = [Timed(policy, log) for policy in policies]
-    steps = ["sampler.method=ancestral", "sampler.steps=16"]
-    fast, result = ours(timed, [0.5, 0.5], episodes, *steps)
+    sampling = gpc.Sampling("ancestral", 16)
+    fast, result = ours(timed, [0.5, 0.5], episodes, sampling)
     network, waiting = union(log), result.stats.waiting_seconds
     say(f"\n{episodes} episodes of {result.rows[0].steps} steps, two U-Nets of {millions:.2f}M parameters, 16 steps:\n")
     say("| way | seconds | ratio |\n|---|---|---|")
@@ -241,9 +242,7 @@ def growth(say: Callable[[str], None], unit: int) -> None:
     for step in (0.5, 0.25, 0.1):  # a search, its report episodes included
         each, candidates = unit // 4, round(1 / step) + 1
         begin = time.perf_counter()
-        result = gpc.search(
-            policies[:2], method="grid", episodes=each, report_episodes=each, overrides=[f"search.step={step}"]
-        )
+        result = gpc.search(policies[:2], method=gpc.Grid(step=step, episodes=each), report_episodes=each)
         seconds, episodes = time.perf_counter() - begin, len(result.rows)
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 

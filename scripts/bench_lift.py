@@ -57,11 +57,11 @@ def compare(say: Callable[[str], None], name: str, checkpoint: Path, few: int, m
     for title, workers, sampler in (
         ("100 steps", 1, TRAINED_LEVELS),
         ("100 steps", 2, TRAINED_LEVELS),
-        ("8 steps", 2, []),
+        ("8 steps", 2, gpc.Sampling()),
     ):
-        overrides = [f"seed={SEED}", f"engine.workers={workers}", *sampler]
+        engine = gpc.Engine(workers=workers)
         before, begin = simulators_cpu(), time.perf_counter()
-        result = gpc.evaluate(policy, "policy", episodes=many, overrides=overrides)
+        result = gpc.evaluate(policy, "policy", episodes=many, seed=SEED, sampling=sampler, engine=engine)
         wall, simulated = time.perf_counter() - begin, simulators_cpu() - before
         steps = sum(row.steps for row in result.rows) / many
         say(

@@ -28,13 +28,14 @@ from gpc.errors import GpcError, InputError
 from gpc.results.evidence import Evidence
 from gpc.results.leaderboard import Run
 from gpc.results.run_folder import read_json
-from gpc.weights.bayesian import SAMPLERS, Bayesian
+from gpc.weights.bayesian import Bayesian, GaussianProcess, TreeParzen
 from gpc.weights.searches import FromDemonstrations, Grid, Outcome, Prior, Racing, Random, Search
 from gpc.weights.simplex import Weights, simplex
 
 SHARES = (0.1, 0.2, 0.4)
 EPISODES = 10  # of each proposal
 APART = 1_000_000  # between the seeds of two repetitions, whose proposals differ
+BAYESIAN: dict[str, type[Bayesian]] = {"gp": GaussianProcess, "tpe": TreeParzen}
 Results = dict[tuple[str, str, float], np.ndarray]
 
 
@@ -116,21 +117,23 @@ def searches(recording: Recording) -> dict[str, Callable[[int, int], Search]]:
     policies, step, prior = len(recording.points[0]), recording.step, recording.prior
 
     def grid(budget: int, seed: int) -> Search:
-        return Grid(policies=policies, step=step, seed=seed, episodes=budget // len(recording.points))
+        return Grid(step=step, seed=seed, episodes=budget // len(recording.points)).start(policies)
 
     def racing(budget: int, seed: int, prior: Prior | None = None) -> Search:
-        return Racing(policies=policies, step=step, seed=seed, budget=budget, prior=prior)
+        return Racing(step=step, seed=seed, budget=budget).start(policies, prior)
 
     def random(budget: int, seed: int) -> Search:
-        return Random(policies=policies, step=step, seed=seed, budget=budget, episodes=EPISODES)
+        return Random(step=step, seed=seed, budget=budget, episodes=EPISODES).start(policies)
 
-    def bayesian(sampler: str, budget: int, seed: int) -> Search:
-        return Bayesian(policies=policies, step=step, seed=seed, budget=budget, episodes=EPISODES, sampler=sampler)
+    def bayesian(kind: type[Bayesian], budget: int, seed: int) -> Search:
+        return kind(step=step, seed=seed, budget=budget, episodes=EPISODES).start(policies)
 
-    plans = {"grid": grid, "racing": racing, "random": random} | {s: partial(bayesian, s) for s in SAMPLERS}
+    plans = {"grid": grid, "racing": racing, "random": random} | {
+        name: partial(bayesian, kind) for name, kind in BAYESIAN.items()
+    }
     if prior:
         plans["racing + demos"] = partial(racing, prior=prior)
-        plans["demos"] = lambda budget, seed: FromDemonstrations(policies=policies, step=step, prior=prior)
+        plans["demos"] = lambda budget, seed: FromDemonstrations(step=step).start(policies, prior)
     return plans
 
 

@@ -16,26 +16,24 @@ from pathlib import Path
 import torch
 from models import FixedPolicy, Gaussian
 
-from gpc.commands.api import configured
 from gpc.commands.experiment import Experiment, run_search
+from gpc.commands.rollout_setup import prepare
+from gpc.composition.composed import compose
 from gpc.errors import GpcError
 from gpc.inert import Console
+from gpc.inference.settings import Sampling
+from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import ActionSpec, ObservationSpec
 from gpc.rollout import worker
+from gpc.rollout.engine import Engine
+from gpc.rollout.executors import Local
+from gpc.weights.searches import Grid
 
 ACTIONS, STATE = ActionSpec(16, (256.0, 256.0), (256.0, 256.0), ("x", "y")), ObservationSpec({"state": (5,)}, 2)
 POLICIES = [
     FixedPolicy(Gaussian(mean, 0.4), ACTIONS, observations=STATE, name=name) for name, mean in (("a", -0.3), ("b", 0.4))
 ]
-PLAN = [
-    "search=grid",
-    "search.episodes=4",
-    "search.step=0.5",
-    "report.episodes=4",
-    "env.max_steps=16",
-    "sampler.steps=2",
-]
-PLAN += ["video=0", "engine.lanes=4"]
+METHOD, REPORT = Grid(step=0.5, episodes=4), range(200_000, 200_004)
 
 
 class Simulator:
@@ -71,7 +69,8 @@ def searching(connection):
     """Fork a search for every (folder, free bytes) that comes; answer its pid, then (exit code, error, bytes written)."""
     torch.set_num_threads(1)
     subprocess.Popen = Simulator
-    experiment = Experiment(configured("search", POLICIES, PLAN), POLICIES, Console(quiet=True))
+    setup = prepare(compose(POLICIES), EnvSpec("pusht", max_steps=16), Sampling(steps=2))
+    experiment = Experiment(setup, Engine(lanes=4), Local(), Console(quiet=True))
     while True:
         folder, free = connection.recv()
         out, own = os.pipe()
@@ -90,7 +89,7 @@ def search(experiment, folder, free):
     """The error's exit code and text, or the bytes that the run wrote."""
     os.write = disk = Disk(free)
     try:
-        run_search(experiment, Path(folder))
+        run_search(experiment, METHOD, REPORT, Path(folder))
         return f"0 {disk.written}"
     except GpcError as error:
         return f"{error.exit_code} {error}"

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 import gpc
 from gpc.commands.cli import main
@@ -39,21 +38,22 @@ class Scripted:
     stats: RolloutStats = field(default_factory=RolloutStats)
 
     @property
-    def names(self):
-        return [self.name]
+    def setup(self):
+        return self
 
     @property
-    def config(self):
-        return OmegaConf.create({"episodes": self.most, "block": 16, "seed": 1000})
+    def names(self):
+        return [self.name]
 
     def check(self, weights):
         assert len(weights) == 1
 
-    def warn_of_searched(self, runs, seeds):
+    def warn_reused_seeds(self, runs, seeds):
         assert len(seeds) == self.most
 
-    def settings(self, keys):
-        return {"policies": self.names, "fingerprints": {self.name: "none"}, "composer": "convex", "block": 16}
+    @property
+    def settings(self):
+        return {"policies": self.names, "fingerprints": {self.name: "none"}, "composer": "convex"}
 
     def open(self, path, settings):
         return RunFolder(path, settings, 4)
@@ -72,7 +72,7 @@ class Scripted:
 def scripted(path, a, b, most=400, **settings):
     """Run two arms with these rates; returns (summary, episodes that ran)."""
     first, second = Scripted("a", most, **settings), Scripted("b", most, **settings)
-    summary = run_comparison([Side(first, (a,)), Side(second, (b,))], path)
+    summary = run_comparison([Side(first, (a,)), Side(second, (b,))], range(1000, 1000 + most), 16, path)
     return summary, first.rolled + second.rolled
 
 
@@ -134,7 +134,7 @@ def test_a_comparison_without_an_answer_goes_on_with_more_episodes(tmp_path):
 def test_two_equal_sides_are_refused(tmp_path):
     experiment = Scripted("a", 10)
     with pytest.raises(InputError, match="both sides are a"):
-        run_comparison([Side(experiment, (0.5,)), Side(experiment, (0.5,))], tmp_path)
+        run_comparison([Side(experiment, (0.5,)), Side(experiment, (0.5,))], range(10), 16, tmp_path)
 
 
 def arguments(tiny, folder, *more):
@@ -188,7 +188,9 @@ def test_weightings_share_seeds_and_noise_with_the_policies_alone(undisturbed, t
     scores = [(row.seed, row.score) for row in table(tmp_path) if row.candidate == 1]
     assert scores == [(row.seed, row.score) for row in table(undisturbed) if row.candidate == 1][:3]
     assert (tmp_path / "episodes.mp4").stat().st_size > 1000
-    found = gpc.compare(gpc.compose(parents, [0.4, 0.6]), parents[1], episodes=3, overrides=SHORT[:2])
+    found = gpc.compare(
+        gpc.compose(parents, [0.4, 0.6]), parents[1], gpc.EnvSpec("pusht", max_steps=48), block=3, episodes=3
+    )
     assert [(row.seed, row.score) for row in found.rows] == [(row.seed, row.score) for row in table(tmp_path)]
     assert (found.better, found.success) == (None, (0, 0))
     assert found.difference_ci95[0] < found.difference == 0 < found.difference_ci95[1]

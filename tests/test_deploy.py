@@ -44,9 +44,7 @@ def test_with_no_latency_the_actions_are_those_of_gpc_evaluate(tmp_path, seed):
     """The bundled policies in their mixture, 40 steps, bit for bit: actions, observations and rewards."""
     policies, weights = ["pusht-diffusion", "pusht-flow"], [0.4, 0.6]
     policy = gpc.compose([gpc.load_policy(name) for name in policies], weights)
-    gpc.evaluate(
-        policy, "pusht", episodes=1, overrides=[f"seed={seed}", "env.max_steps=40"], run_dir=str(tmp_path / "run")
-    )
+    gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=40), episodes=1, seed=seed, run_dir=tmp_path / "run")
     recorded = read_trajectory(tmp_path / "run", 0)
     keys = [f"policies=[{','.join(policies)}]", f"weights={weights}", f"seed={seed}", f"robot.settings.seed={seed}"]
     outcome, robot, episode = flown(tmp_path, *keys, "reproducible=true")

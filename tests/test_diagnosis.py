@@ -9,7 +9,7 @@ from hostile import NAMES, harmful
 from models import FixedPolicy, Gaussian
 
 from gpc.commands.cli import main
-from gpc.commands.diagnosis import Overheard, alignment, disagreement, seconds, show
+from gpc.commands.diagnosis import RecordingComposer, alignment, disagreement, seconds, show
 from gpc.composition.composed import compose
 from gpc.envs.pusht import PushT
 from gpc.inert import Console
@@ -41,12 +41,12 @@ def test_listening_changes_nothing():
     policy = compose([FixedPolicy(Gaussian(-1.0, 0.4)), FixedPolicy(Gaussian(2.0, 0.7))], [0.3, 0.7])
     x, sigma = torch.randn(2, 16, 2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
     members, mask = [m.denoiser(x, sigma) for m in policy.policies], torch.ones(2, 16, 2)
-    ear = Overheard(policy.composer)
-    assert torch.equal(ear(x, sigma, members, mask), policy.composer(x, sigma, members, mask))
-    assert ear.active_members(mask, 0.7) == policy.composer.active_members(mask, 0.7)
-    assert [level for level, _ in ear.heard] == [0.7]
-    ear(x, sigma, [members[0], None], mask)  # not everyone was asked: there is nothing to compare
-    assert len(ear.heard) == 1
+    recorder = RecordingComposer(policy.composer)
+    assert torch.equal(recorder(x, sigma, members, mask), policy.composer(x, sigma, members, mask))
+    assert recorder.active_members(mask, 0.7) == policy.composer.active_members(mask, 0.7)
+    assert [level for level, _ in recorder.calls] == [0.7]
+    recorder(x, sigma, [members[0], None], mask)  # not everyone was asked: there is nothing to compare
+    assert len(recorder.calls) == 1
 
 
 def test_alignment_says_what_each_member_brings():

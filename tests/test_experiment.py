@@ -23,8 +23,8 @@ from imageio_ffmpeg import count_frames_and_secs
 import gpc
 from gpc.commands.cli import main
 from gpc.commands.config import load_config
-from gpc.commands.experiment import Experiment, finish
-from gpc.commands.setup import compose_from, folder_of
+from gpc.commands.experiment import experiment_of, write_outputs
+from gpc.commands.setup import compose_from, run_dir_of
 from gpc.demonstrations import read, write_replay_buffer
 from gpc.errors import InputError, RunError
 from gpc.inert import Console
@@ -248,8 +248,8 @@ def test_a_finished_run_is_not_run_again(undisturbed, tiny):
 
 def test_the_python_interface_gives_the_command_lines_episodes(undisturbed, tiny):
     a, b = map(gpc.load_policy, tiny)
-    policy = gpc.compose([a, b], weights=[0.25, 0.75])
-    result = gpc.evaluate(policy, "pusht", episodes=4, overrides=["env.max_steps=48"])
+    policy = gpc.compose([a, b], [0.25, 0.75])
+    result = gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=48), episodes=4)
     search = [r for r in table(undisturbed) if r.phase == "search" and r.weights == (0.25, 0.75)]
     assert [(r.seed, r.score) for r in result.rows] == [(r.seed, r.score) for r in search]
     assert result.score == pytest.approx(np.mean([r.score for r in search]))
@@ -266,7 +266,9 @@ def test_signed_weights_are_evaluated_as_guidance(tiny, parents, tmp_path):
     config = json.loads((tmp_path / "manifest.json").read_text())["config"]
     assert config["weights"] == [1.5, -0.5]
     assert "[1.5, -0.5]" in (tmp_path / "report.html").read_text()
-    again = gpc.evaluate(gpc.compose(parents, gpc.Guidance([1.5, -0.5])), episodes=3, overrides=common[:1])
+    again = gpc.evaluate(
+        gpc.compose(parents, gpc.Guidance([1.5, -0.5])), gpc.EnvSpec("pusht", max_steps=48), episodes=3
+    )
     assert again.rows == tuple(rows)
 
 
@@ -348,7 +350,7 @@ def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_policys_name_chooses_no_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = folder_of(load_config("search", ["policies=[a,b]"]), "search", name, [name, "b"])
+    folder = run_dir_of(load_config("search", ["policies=[a,b]"]), "search", name, [name, "b"])
     folder.mkdir(parents=True)
     assert [path.relative_to(tmp_path) for path in tmp_path.glob("*/*")] == [folder]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -364,16 +366,16 @@ def test_a_policys_name_chooses_no_path(name, tmp_path, monkeypatch):
     ],
 )
 def test_harmless_names_keep_the_folder_that_they_had(kind, env, names, folder):
-    assert folder_of(load_config(kind, ["policies=[a,b]"]), kind, env, names) == Path("runs", folder)
-    assert folder_of(load_config(kind, ["policies=[a,b]", "run_dir=../mine:1"]), kind, env, names) == Path("../mine:1")
+    assert run_dir_of(load_config(kind, ["policies=[a,b]"]), kind, env, names) == Path("runs", folder)
+    assert run_dir_of(load_config(kind, ["policies=[a,b]", "run_dir=../mine:1"]), kind, env, names) == Path("../mine:1")
 
 
 def test_a_table_that_cannot_be_printed_does_not_cost_the_page(undisturbed, tiny, tmp_path, monkeypatch):
     folder = shutil.copytree(undisturbed, tmp_path / "run")
     (folder / "report.html").unlink()
     config = load_config("search", [f"policies=[{','.join(tiny)}]", *SEARCH, "video=0"])
-    experiment = Experiment(config, [gpc.load_policy(source) for source in tiny], Console())
+    experiment = experiment_of(config, Console())
     monkeypatch.setattr(Console, "print", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        finish(experiment, folder)
+        write_outputs(experiment, folder, 0)
     assert "data:image/png;base64" in (folder / "report.html").read_text()

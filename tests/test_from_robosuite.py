@@ -235,8 +235,8 @@ def test_evaluate_builds_the_simulator_of_a_checkpoint_and_robomimic_agrees_with
     given = settings() | {"control_freq": 10, "has_renderer": False, "use_camera_obs": False, "camera_heights": 84}
     metadata = {"env_name": "Lift", "type": 1, "env_kwargs": given, "env_version": "1.5.1"}
     policy = gpc.load_policy(f"robomimic:{save(tmp_path / 'tiny.pth', metadata=metadata)}")
-    few = ["env.max_steps=20", "engine.workers=1", "sampler.steps=2"]
-    result = gpc.evaluate(policy, "policy", episodes=2, overrides=few, run_dir=str(tmp_path / "run"))
+    env, engine, sampling = EnvSpec("policy", None, 20), Engine(workers=1), gpc.Sampling(steps=2)
+    result = gpc.evaluate(policy, env, episodes=2, sampling=sampling, engine=engine, run_dir=tmp_path / "run")
     theirs, _ = file_utils.env_from_checkpoint(ckpt_path=str(tmp_path / "tiny.pth"))
     for i, row in enumerate(read_rows(tmp_path / "run" / "episodes.jsonl")):
         assert row in result.rows

@@ -8,6 +8,7 @@ from gpc.errors import InputError
 from gpc.results.figures import png
 from gpc.results.leaderboard import Run
 from gpc.results.run_folder import Row
+from gpc.weights.bayesian import TreeParzen
 from gpc.weights.simplex import simplex
 
 
@@ -26,7 +27,7 @@ def grid(path, seeds=60, dropped=0, prior=True):
 
 
 def test_a_study_of_two_grids_is_written_and_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(search_study, "SAMPLERS", {"tpe": "TPESampler"})  # the Gaussian process takes a minute
+    monkeypatch.setattr(search_study, "BAYESIAN", {"tpe": TreeParzen})  # the Gaussian process takes a minute
     recordings = [search_study.record(grid(tmp_path / name, prior=name == "known")) for name in ("known", "unknown")]
     path = tmp_path / "regrets.json"
     search_study.study(recordings, 50, 5, path)

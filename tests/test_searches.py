@@ -76,7 +76,7 @@ def test_rounding_finds_the_nearest_point_of_the_simplex():
 
 
 def test_the_grid_asks_everything_once_and_finds_the_best():
-    grid = Grid(policies=2, step=0.5, seed=SEED, episodes=4)
+    grid = Grid(step=0.5, seed=SEED, episodes=4).start(2)
     asked = grid.ask()
     assert sorted(asked) == [(c, s) for c in range(3) for s in grid.seeds]
     grid.tell({(c, s): Outcome(s - SEED < (1, 3, 3)[c], (0.2, 0.5, 0.6)[c]) for c, s in asked})
@@ -85,17 +85,15 @@ def test_the_grid_asks_everything_once_and_finds_the_best():
 
 
 def test_after_an_interruption_only_the_rest_is_asked():
-    grid = Grid(policies=2, step=0.5, seed=SEED, episodes=4)
+    grid = Grid(step=0.5, seed=SEED, episodes=4).start(2)
     grid.tell({(1, SEED + 2): Outcome(True, 1.0)})
     assert (1, SEED + 2) not in grid.ask()
     assert len(grid.ask()) == 11
 
 
 SEARCHES = {
-    "racing": lambda budget, prior=None: Racing(policies=2, step=0.1, seed=SEED, budget=budget, prior=prior),
-    "random": lambda budget, prior=None: Random(
-        policies=2, step=0.05, seed=SEED, budget=budget, episodes=5, prior=prior
-    ),
+    "racing": lambda budget, prior=None: Racing(step=0.1, seed=SEED, budget=budget).start(2, prior),
+    "random": lambda budget, prior=None: Random(step=0.05, seed=SEED, budget=budget, episodes=5).start(2, prior),
 }
 
 
@@ -153,7 +151,7 @@ def test_proposals_begin_with_the_parents_and_the_prior():
 
 
 def test_proposals_end_where_all_is_known():
-    search = Random(policies=2, step=0.5, seed=SEED, budget=400, episodes=5)
+    search = Random(step=0.5, seed=SEED, budget=400, episodes=5).start(2)
     play(search, coin)
     assert sorted(search.candidates) == sorted(simplex(2, 0.5))
 
@@ -171,12 +169,12 @@ def test_a_search_that_is_told_its_rows_again_asks_the_same(name):
 
 
 def test_demos_runs_nothing_and_answers_with_the_prior():
-    search = FromDemonstrations(policies=2, step=0.01, prior=Parabola(0.377))
+    search = FromDemonstrations(step=0.01).start(2, Parabola(0.377))
     assert search.ask() == []
     assert search.candidates[search.best()] == (0.38, 0.62)
-    assert FromDemonstrations(policies=2, step=0.01, prior=Parabola(1.0)).candidates == [(1.0, 0.0), (0.0, 1.0)]
+    assert FromDemonstrations(step=0.01).start(2, Parabola(1.0)).candidates == [(1.0, 0.0), (0.0, 1.0)]
     with pytest.raises(InputError, match=r"as in demonstrations=FILE"):
-        FromDemonstrations(policies=2, step=0.01)
+        FromDemonstrations(step=0.01).start(2)
 
 
 def worlds(count, seeds, rng):
@@ -203,14 +201,14 @@ def regrets(search, budget):
 @pytest.mark.parametrize(("budget", "z"), [(110, -1), (220, 2), (440, 2)])
 def test_racing_regrets_less_than_the_grid_at_the_same_budget(budget, z):
     """10, 20 and 40 % of 11 x 100 episodes; at 10 % they are level."""
-    grid = regrets(lambda: Grid(policies=2, step=0.1, seed=0, episodes=budget // 11), budget)
-    gain = grid - regrets(lambda: Racing(policies=2, step=0.1, seed=0, budget=budget), budget)
+    grid = regrets(lambda: Grid(step=0.1, seed=0, episodes=budget // 11).start(2), budget)
+    gain = grid - regrets(lambda: Racing(step=0.1, seed=0, budget=budget).start(2), budget)
     assert gain.mean() > z * gain.std() / np.sqrt(len(gain))
 
 
 def test_racing_with_two_fifths_of_the_episodes_regrets_no_more_than_the_whole_grid():
-    whole = regrets(lambda: Grid(policies=2, step=0.1, seed=0, episodes=100), 440)
-    gain = whole - regrets(lambda: Racing(policies=2, step=0.1, seed=0, budget=440), 440)
+    whole = regrets(lambda: Grid(step=0.1, seed=0, episodes=100).start(2), 440)
+    gain = whole - regrets(lambda: Racing(step=0.1, seed=0, budget=440).start(2), 440)
     assert gain.mean() > -gain.std() / np.sqrt(len(gain))
 
 
@@ -240,3 +238,11 @@ def test_smoothing_guesses_what_was_not_tried_and_knows_a_tie():
     assert low < middle < high
     assert gp_success_rate(simplex(2, 0.5), episodes, episodes) == pytest.approx(1.0)
     assert not gp_success_rate(simplex(2, 0.5), 0 * episodes, 0 * episodes).any()
+
+
+def test_settings_start_any_number_of_searches():
+    settings = Grid(step=0.5, seed=SEED, episodes=1)
+    first, second = settings.start(2), settings.start(3)
+    first.tell({pair: Outcome(True, 1.0) for pair in first.ask()})
+    assert (settings.candidates, len(first.candidates), len(second.candidates)) == ([], 3, 6)
+    assert second.results == {}

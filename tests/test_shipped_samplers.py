@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 
 import gpc
-from gpc.commands.config import options
+from gpc.commands.config import load_config, options
+from gpc.commands.setup import sampling_of
 
 EPISODES = 16
 
@@ -13,8 +14,9 @@ EPISODES = 16
 @cache
 def score(sampler):
     policy = gpc.load_policy("pusht-flow")
-    keys = [f"sampler={sampler}", "seed=500000", "env.max_steps=100"]
-    return gpc.evaluate(policy, "pusht", episodes=EPISODES, overrides=keys).score
+    sampling = sampling_of(load_config("evaluate", ["policies=[pusht-flow]", f"sampler={sampler}"]))
+    env = gpc.EnvSpec("pusht", max_steps=100)
+    return gpc.evaluate(policy, env, episodes=EPISODES, seed=500_000, sampling=sampling).score
 
 
 @pytest.mark.parametrize("sampler", options("sampler"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gpc.commands.simulators import simulator_of
+from gpc.commands.simulators import common_simulator
 from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
 
@@ -25,13 +25,13 @@ def trained(name, task="Lift", n_action_steps=8, max_steps=400, **options):
 
 def test_one_policy_has_its_own_and_what_is_asked_goes_first():
     a = trained("a")
-    assert simulator_of([a], ASKED) == a.simulator
-    found = simulator_of([a], EnvSpec("policy", 4, 50))
+    assert common_simulator([a], ASKED) == a.simulator
+    found = common_simulator([a], EnvSpec("policy", 4, 50))
     assert (found.n_action_steps, found.max_steps, found.options) == (4, 50, a.simulator.options)
 
 
 def test_several_share_what_they_agree_on():
-    found = simulator_of([trained("a"), trained("b", n_action_steps=4, max_steps=500, image_size=(84, 84))], ASKED)
+    found = common_simulator([trained("a"), trained("b", n_action_steps=4, max_steps=500, image_size=(84, 84))], ASKED)
     assert (found.n_action_steps, found.max_steps, found.options["image_size"]) == (4, 500, (84, 84))
 
 
@@ -43,11 +43,11 @@ def test_several_share_what_they_agree_on():
             trained("b", control_freq=10),
             r"a was trained for Lift with options.settings.control_freq=20, b for Lift with .*control_freq=10",
         ),
-        (Trained("b", None), "b does not say which simulator"),
-        (object.__new__(type("Plain", (), {"name": "b"})), "b does not say which simulator"),
+        (Trained("b", None), "the checkpoint of b names no simulator"),
+        (object.__new__(type("Plain", (), {"name": "b"})), "the checkpoint of b names no simulator"),
     ],
     ids=["task", "setting", "unknown simulator", "not told"],
 )
 def test_different_ones_are_refused_naming_both(other, message):
     with pytest.raises(InputError, match=message):
-        simulator_of([trained("a"), other], ASKED)
+        common_simulator([trained("a"), other], ASKED)

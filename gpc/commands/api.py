@@ -1,27 +1,33 @@
-"""The commands from Python: `gpc.evaluate` and `gpc.search` on policies that are loaded already."""
+"""The commands as functions of objects: `gpc.evaluate` and `gpc.search`."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from gpc.commands.config import load_config
-from gpc.commands.experiment import COMMANDS, Experiment
-from gpc.composition.average import AveragedChunks
-from gpc.composition.composed import ComposedPolicy
-from gpc.composition.composers import Convex, Guidance
-from gpc.composition.superposition import And, Or
-from gpc.errors import InputError
+from gpc.commands.config import Count, Seed
+from gpc.commands.experiment import Experiment, run_evaluation, run_search
+from gpc.commands.rollout_setup import composition_in, prepare, weights_in
+from gpc.commands.setup import spec_of
+from gpc.composition.composed import compose
+from gpc.composition.composers import Composer
 from gpc.inert import Console
+from gpc.inference.settings import Sampling
+from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import Policy
 from gpc.results.run_folder import Row, read_rows
-from gpc.rollout.engine import RolloutStats
+from gpc.rollout.engine import Engine, RolloutStats
+from gpc.rollout.executors import Executor, Local
+from gpc.schema import check
+from gpc.weights.searches import Racing, Search
 from gpc.weights.simplex import Weights
+
+Env = str | EnvSpec | Callable[..., Any]
+"""An environment: a name, a spec, or the user's class or function; see `gpc.commands.setup.spec_of`."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Result:
     @property
     def winner(self) -> Mapping[str, Any]:
         """The figures of the evaluated policy, or of a search's winner on report seeds."""
-        found: Mapping[str, Any] = self.summary.get("winner", self.summary)
-        return found
+        figures: Mapping[str, Any] = self.summary.get("winner", self.summary)
+        return figures
 
     @property
     def weights(self) -> Weights:
@@ -68,78 +74,96 @@ class Result:
 
 def evaluate(
     policy: Policy,
-    env: str = "pusht",
+    env: Env = "pusht",
     *,
     episodes: int = 50,
-    overrides: Sequence[str] = (),
-    run_dir: str | None = None,
+    seed: int = 100_000,
+    sampling: Sampling = Sampling(),
+    engine: Engine = Engine(),
+    executor: Executor = Local(),
+    run_dir: str | Path | None = None,
 ) -> Result:
-    """Roll out one policy, or a composition (`compose`, `AveragedChunks`).
+    """Roll out a policy or a composition.
 
-    `overrides` are further keys as on the command line ("sampler.steps=16"); without `run_dir` nothing is kept.
-    Raises InputError before anything runs where something does not fit.
+    Args:
+        policy: policy, or what `gpc.compose` returns.
+        env: name, spec, or a function or class that makes a `gymnasium.Env`; simulator processes import its module.
+        episodes: number of episodes, on seeds `seed`, `seed + 1`, ...
+        seed: first seed, of the environment and of the policy's noise.
+        sampling: settings of the sampler.
+        engine: number of lanes and simulator processes; it changes no result.
+        executor: this machine, or a Ray cluster; it changes no result.
+        run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
+
+    Raises:
+        InputError: If policy, environment and settings do not fit, before anything runs.
     """
-    policies, weights, composer = taken_apart(policy)
-    shown = [f"env={env}", f"episodes={episodes}", *composer, f"weights={list(weights)}", "video=0", *overrides]
-    return _quietly("evaluate", policies, shown, run_dir)
-
-
-def taken_apart(policy: Policy) -> tuple[Sequence[Policy], Weights, list[str]]:
-    """The members, weights and composer (as keys) of a composition; a policy that is none is its own only member."""
-    if isinstance(policy, AveragedChunks):
-        return policy.policies, tuple(policy.weights.tolist()), ["composer=average"]
-    if not isinstance(policy, ComposedPolicy):
-        return (policy,), (1.0,), ["composer=convex"]
-    match policy.composer:
-        case Convex(weights=weights):
-            keys = ["composer=convex"]
-        case Guidance(weights=weights):
-            keys = ["composer=guidance"]
-        case Or(weights=weights, temperature=temperature):
-            keys = ["composer=or", f"composer.temperature={temperature}"]
-        case And(weights=weights):
-            keys = ["composer=and"]
-        case other:
-            raise InputError(f"{type(other).__name__} is none of gpc's composers, which are what can be rolled out")
-    if weights.ndim != 1:
-        raise InputError("a composition to roll out has one weight for each policy, not one for each row of a batch")
-    return policy.policies, tuple(weights.tolist()), keys
+    seeds = seed_range(episodes, seed)
+    spec = spec_of(env)
+    composition = composition_in(policy, spec.rename_map)
+    weights = weights_in(composition)
+    experiment = Experiment(prepare(composition, spec, sampling), engine, executor, Console(quiet=True))
+    with run_folder(run_dir) as folder:
+        summary = run_evaluation(experiment, weights, seeds, folder)
+        return Result(summary, rows_in(folder), experiment.stats)
 
 
 def search(
     policies: Sequence[Policy],
-    env: str = "pusht",
+    env: Env = "pusht",
     *,
-    method: str = "racing",
-    budget: int | None = None,
-    episodes: int | None = None,
-    demonstrations: str | None = None,
+    composer: Composer | None = None,
+    method: Search = Racing(),
+    demonstrations: str | Path | None = None,
     report_episodes: int = 50,
-    overrides: Sequence[str] = (),
-    run_dir: str | None = None,
+    report_seed: int = 200_000,
+    sampling: Sampling = Sampling(),
+    engine: Engine = Engine(),
+    executor: Executor = Local(),
+    run_dir: str | Path | None = None,
 ) -> Result:
-    """Find the weights on search seeds, then compare winner and parents on report seeds; see `evaluate`.
+    """Find the weights of policies on search seeds, then compare winner and parents on report seeds.
 
-    `budget` counts the episodes of the whole search, `episodes` those of each candidate; `gpc search -h` says which methods have
-    which. `demonstrations` is a file of held-out ones, for method "demos" or as the start of the others.
+    Args:
+        policies: two policies or more.
+        env: environment, as for `evaluate`.
+        composer: composer with any weights, which the search replaces; by default convex.
+        method: search, as `Racing(budget=440)`, `Grid(episodes=20)` or an object of your own
+            (`gpc.weights.searches.Search`).
+        demonstrations: file of held-out demonstrations (docs/demonstrations.md), which start the search.
+        report_episodes: number of report seeds.
+        report_seed: first report seed; report seeds never overlap the search seeds.
+        sampling: settings of the sampler.
+        engine: number of lanes and simulator processes; it changes no result.
+        executor: this machine, or a Ray cluster; it changes no result.
+        run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
+
+    Raises:
+        InputError: If policies, environment and settings do not fit, before anything runs.
     """
-    asked = {"budget": budget, "episodes": episodes}
-    shown = [f"env={env}", f"search={method}", f"report.episodes={report_episodes}", "video=0"]
-    shown += [f"search.{key}={value}" for key, value in asked.items() if value is not None]
-    shown += [f'demonstrations="{demonstrations}"'] if demonstrations else []
-    return _quietly("search", policies, [*shown, *overrides], run_dir)
+    report = seed_range(report_episodes, report_seed, "report_")
+    spec = spec_of(env)
+    composition = composition_in(compose(policies, composer), spec.rename_map)
+    experiment = Experiment(prepare(composition, spec, sampling), engine, executor, Console(quiet=True))
+    with run_folder(run_dir) as folder:
+        summary = run_search(experiment, method, report, folder, demonstrations)
+        return Result(summary, rows_in(folder), experiment.stats)
 
 
-def _quietly(kind: str, policies: Sequence[Policy], overrides: Sequence[str], run_dir: str | None) -> Result:
+def seed_range(episodes: int, seed: int, prefix: str = "") -> range:
+    """Return the seeds of episodes, checked; `prefix` is that of the arguments' names."""
+    check(Count, episodes, f"{prefix}episodes")
+    check(Seed, seed, f"{prefix}seed")
+    return range(seed, seed + episodes)
+
+
+@contextmanager
+def run_folder(run_dir: str | Path | None) -> Iterator[Path]:
+    """Yield the run folder, by default one that is deleted at the end."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(run_dir or f"{scratch}/run")
-        config = configured(kind, policies, overrides)
-        experiment = Experiment(config, policies, Console(quiet=True))
-        summary = COMMANDS[kind](experiment, folder)
-        return Result(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))), experiment.stats)
+        yield Path(run_dir or f"{scratch}/run")
 
 
-def configured(kind: str, policies: Sequence[Policy], overrides: Sequence[str]) -> DictConfig:
-    """The configuration of policies that are loaded already."""
-    names = ",".join(f'"{policy.name}"' for policy in policies)
-    return load_config(kind, [f"policies=[{names}]", *overrides])
+def rows_in(folder: Path) -> tuple[Row, ...]:
+    """Return the sorted rows of a run folder."""
+    return tuple(sorted(read_rows(folder / "episodes.jsonl")))

@@ -110,15 +110,28 @@ def _terminable() -> Iterator[None]:
 
 
 def _evaluate(console: Console, args: list[str]) -> None:
-    _experiment(console, "evaluate", args)
+    if (config := _config(console, "evaluate", args)) is not None:
+        from gpc.commands.experiment import evaluate_from
+
+        _print_report(evaluate_from(config, console), console)
 
 
 def _search(console: Console, args: list[str]) -> None:
-    _experiment(console, "search", args)
+    if (config := _config(console, "search", args)) is not None:
+        from gpc.commands.experiment import search_from
+
+        _print_report(search_from(config, console), console)
 
 
 def _compare(console: Console, args: list[str]) -> None:
-    _experiment(console, "compare", args)
+    if (config := _config(console, "compare", args)) is not None:
+        from gpc.commands.comparison import compare_from
+
+        _print_report(compare_from(config, console), console)
+
+
+def _print_report(folder: Path, console: Console) -> None:
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 
 def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
@@ -131,23 +144,11 @@ def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     return load_config(name, args)
 
 
-def _experiment(console: Console, name: str, args: list[str]) -> None:
-    config = _config(console, name, args)
-    if config is not None:
-        from gpc.commands import comparison, experiment
-
-        run = comparison.run if name == "compare" else experiment.run
-        folder = run(config, name, console)
-        console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-
-
 def _diagnose(console: Console, args: list[str]) -> None:
-    config = _config(console, "diagnose", args)
-    if config is not None:
-        from gpc.commands import diagnosis
+    if (config := _config(console, "diagnose", args)) is not None:
+        from gpc.commands.diagnosis import diagnose_from
 
-        folder = diagnosis.run(config, "diagnose", console)
-        console.print(f"pictures: {folder}", soft_wrap=True)
+        console.print(f"pictures: {diagnose_from(config, console)}", soft_wrap=True)
 
 
 def _policies(console: Console, args: list[str]) -> None:

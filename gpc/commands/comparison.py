@@ -1,29 +1,32 @@
 """`compare`: two policies, or two weightings, on the same seeds with the same noise, until the answer is known.
 
-After every block of seeds the anytime-valid test of `gpc.results.sequential` looks at the pairs so far. It depends on the rows of
-whole blocks in the order of their seeds, not on who finished first: a run that was killed stops at the same episode.
+After each block of seeds the anytime-valid test of `gpc.results.sequential` is applied to the pairs so far. It depends on the
+rows of complete blocks in the order of their seeds, not on the order in which episodes finish: a run that was killed stops at
+the same episode.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from gpc.commands.api import configured, taken_apart
-from gpc.commands.experiment import Experiment, finish
-from gpc.commands.setup import folder_of, loaded, numbers
+from gpc.commands.api import Env, rows_in, run_folder, seed_range
+from gpc.commands.config import Config, Count
+from gpc.commands.experiment import Experiment, experiment_of, write_outputs
+from gpc.commands.rollout_setup import composition_in, prepare, weights_in
+from gpc.commands.setup import load_policies, parse_weights, run_dir_of, spec_of
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
-from gpc.results.run_folder import Row, RunFolder, read_rows
+from gpc.results.run_folder import Row, RunFolder
 from gpc.results.stats import Interval
 from gpc.results.summary import mixture, summarize_comparison
-from gpc.rollout.engine import Job
+from gpc.rollout.engine import Engine, Job
+from gpc.rollout.executors import Executor, Local
+from gpc.schema import check
 from gpc.weights.simplex import Weights
 
 WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
@@ -31,16 +34,19 @@ WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` returns: the summary (docs/summary-schema.md), every row, and handy names; fractions in [0, 1]."""
+    """Result of `compare`: the summary (docs/summary-schema.md), every row, and shortcuts.
+
+    Rates are fractions in [0, 1].
+    """
 
     summary: Mapping[str, Any]
     rows: tuple[Row, ...]
 
     @property
     def better(self) -> str | None:
-        """The name of the side that is shown to succeed more often; None where the episodes did not tell."""
-        found: str | None = self.summary["better"]
-        return found
+        """Name of the side that is shown to succeed more often; None if neither is."""
+        name: str | None = self.summary["better"]
+        return name
 
     @property
     def success(self) -> tuple[float, float]:
@@ -62,18 +68,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that are compared: policies that act together, under these weights."""
+    """One side of a comparison: policies that act together, under these weights."""
 
     experiment: Experiment
     weights: Weights
 
     def __post_init__(self) -> None:
-        self.experiment.check(self.weights)
+        self.experiment.setup.check(self.weights)
 
     @property
     def name(self) -> str:
         """The policy that has all the weight, or all names and the weights."""
-        names = self.experiment.names
+        names = self.experiment.setup.names
         acting = [name for name, weight in zip(names, self.weights, strict=True) if weight]
         return acting[0] if len(acting) == 1 else f"{' + '.join(names)} {mixture(self.weights)}"
 
@@ -81,64 +87,86 @@ class Side:
 def compare(
     a: Policy,
     b: Policy,
-    env: str = "pusht",
+    env: Env = "pusht",
     *,
     episodes: int = 500,
-    overrides: Sequence[str] = (),
-    run_dir: str | None = None,
+    block: int = 32,
+    seed: int = 300_000,
+    sampling: Sampling = Sampling(),
+    engine: Engine = Engine(),
+    executor: Executor = Local(),
+    run_dir: str | Path | None = None,
 ) -> Comparison:
-    """Roll out two policies, or compositions, on the same seeds until one is shown to succeed more often.
+    """Roll out two policies on the same seeds until one is shown to succeed more often.
 
-    `episodes` of each are the most; see `evaluate` for the rest.
+    Args:
+        a: policy, or what `gpc.compose` returns.
+        b: the other side, likewise.
+        env: environment, as for `evaluate`.
+        episodes: largest number of episodes of each side.
+        block: episodes of each side between two tests.
+        seed: first seed; neither that of a search nor of a report.
+        sampling: settings of the sampler.
+        engine: number of lanes and simulator processes; it changes no result.
+        executor: this machine, or a Ray cluster; it changes no result.
+        run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
+
+    Raises:
+        InputError: If policies, environment and settings do not fit, before anything runs.
     """
-    shown = [f"env={env}", f"episodes={episodes}", "video=0", *overrides]
-    parts = [taken_apart(policy) for policy in (a, b)]
-    console, everyone = Console(quiet=True), [policy for members, _, _ in parts for policy in members]
+    seeds, spec = seed_range(episodes, seed), spec_of(env)
+    check(Count, block, "block")
+    compositions = [composition_in(policy, spec.rename_map) for policy in (a, b)]
+    members = [member for composition in compositions for member in composition.policies]
     sides = []
-    for members, weights, composer in parts:
-        config = configured("compare", members, [*composer, *shown])
-        sides.append(Side(Experiment(config, members, console, everyone), weights))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(run_dir or f"{scratch}/run")
-        summary = run_comparison(sides, folder)
-        return Comparison(summary, tuple(sorted(read_rows(folder / "episodes.jsonl"))))
+    for composition in compositions:
+        opponents = [member for member in members if all(member is not own for own in composition.policies)]
+        setup = prepare(composition, spec, sampling, opponents)
+        sides.append(Side(Experiment(setup, engine, executor, Console(quiet=True)), weights_in(composition)))
+    with run_folder(run_dir) as folder:
+        summary = run_comparison(sides, seeds, block, folder)
+        return Comparison(summary, rows_in(folder))
 
 
-def run(config: DictConfig, kind: str, console: Console) -> Path:
-    """`gpc compare`: load, run, print, report. Returns the run folder."""
-    sides = sides_of(config, loaded(config), console)
-    experiment = sides[0].experiment
-    folder = folder_of(config, kind, experiment.env.name, [side.name for side in sides])
-    run_comparison(sides, folder)
-    finish(experiment, folder)
+def compare_from(config: Config, console: Console) -> Path:
+    """Run `gpc compare`: load, roll out, print, write the page; return the run folder."""
+    sides = sides_of(config, load_policies(config), console)
+    experiment, seed = sides[0].experiment, config["seed"]
+    folder = run_dir_of(config, "compare", experiment.setup.env.name, [side.name for side in sides])
+    run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
+    write_outputs(experiment, folder, config["video"])
     return folder
 
 
-def sides_of(config: DictConfig, policies: Sequence[Policy], console: Console) -> list[Side]:
-    """Two policies, or two weightings of all policies; InputError where the configuration has neither."""
-    if config.weights is None:
+def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> list[Side]:
+    """Return the sides of a configuration: two policies, or two weightings of all policies.
+
+    Raises:
+        InputError: If the configuration has neither.
+    """
+    weightings = config["weights"]
+    if weightings is None:
         if len(policies) != 2:
             raise InputError(f"compare takes two policies, not {len(policies)}, or {WEIGHTINGS}")
-        return [Side(Experiment(config, [policy], console, policies), (1.0,)) for policy in policies]
-    if len(config.weights) != 2 or not all(OmegaConf.is_list(weights) for weights in config.weights):
-        raise InputError(f"weights={config.weights}: compare takes {WEIGHTINGS}")
-    experiment = Experiment(config, policies, console)
-    return [Side(experiment, numbers(weights)) for weights in config.weights]
+        return [Side(experiment_of(config, console, [policy], policies), (1.0,)) for policy in policies]
+    if len(weightings) != 2 or not all(isinstance(w, Sequence) and not isinstance(w, str) for w in weightings):
+        raise InputError(f"weights={weightings}: compare takes {WEIGHTINGS}")
+    experiment = experiment_of(config, console, policies)
+    return [Side(experiment, parse_weights(weights)) for weights in weightings]
 
 
-def run_comparison(sides: Sequence[Side], path: Path) -> Mapping[str, Any]:
-    """Blocks of paired episodes until the test knows the better side, or there are `episodes` of each."""
-    config = sides[0].experiment.config
+def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) -> dict[str, Any]:
+    """Roll out blocks of paired episodes until the test decides, or all seeds are used; return the summary."""
     names = [side.name for side in sides]
     experiments = list(dict.fromkeys(side.experiment for side in sides))
     for experiment in experiments:
-        experiment.warn_of_searched(path.parent, range(config.seed, config.seed + config.episodes))
-    title = "compare"
-    with experiments[0].open(path, _settings(sides)) as folder:
-        for count in (*range(config.block, config.episodes, config.block), config.episodes):
-            rows = _roll(sides, folder, range(config.seed, config.seed + count), title)
+        experiment.warn_reused_seeds(path.parent, seeds)
+    title, summary = "compare", dict[str, Any]()
+    with experiments[0].open(path, _settings(sides) | {"block": block, "seed": seeds.start}) as folder:
+        for count in (*range(block, len(seeds), block), len(seeds)):
+            rows = _roll(sides, folder, seeds[:count], title)
             errors = sum(len(experiment.stats.simulator_failures) for experiment in experiments)
-            summary = summarize_comparison(names, rows, config.episodes, errors)
+            summary = summarize_comparison(names, rows, len(seeds), errors)
             title = _running(summary)
             if summary["better"]:
                 break
@@ -147,31 +175,32 @@ def run_comparison(sides: Sequence[Side], path: Path) -> Mapping[str, Any]:
 
 
 def _roll(sides: Sequence[Side], folder: RunFolder, seeds: range, title: str) -> list[list[Row]]:
-    """Both sides' rows on these seeds; sides of one experiment share its batches."""
+    """Return the rows of both sides on these seeds; sides of one experiment share its batches."""
     for experiment in dict.fromkeys(side.experiment for side in sides):
-        own = [(k, side.weights) for k, side in enumerate(sides) if side.experiment is experiment]
-        experiment.roll(folder, "compare", [Job(k, weights, seed) for k, weights in own for seed in seeds], title)
+        acting = [(k, side.weights) for k, side in enumerate(sides) if side.experiment is experiment]
+        experiment.roll(folder, "compare", [Job(k, weights, seed) for k, weights in acting for seed in seeds], title)
     return [[folder.rows["compare", k, seed] for seed in seeds] for k in range(len(sides))]
 
 
 def _settings(sides: Sequence[Side]) -> dict[str, Any]:
-    """What determines results; not how many episodes there may be, so that a comparison can go on.
+    """Return what determines results; without the number of episodes, so that a comparison can resume with more.
 
-    Raises InputError where both sides are the same.
+    Raises:
+        InputError: If both sides are the same.
     """
-    first, second = (side.experiment.settings(("composer", "block", "seed")) for side in sides)
-    shown = [
-        {"policies": own["policies"], "composer": own.pop("composer"), "weights": list(side.weights)}
-        for own, side in zip((first, second), sides, strict=True)
+    first, second = (side.experiment.setup.settings for side in sides)
+    entries = [
+        {"policies": settings["policies"], "composer": settings.pop("composer"), "weights": list(side.weights)}
+        for settings, side in zip((first, second), sides, strict=True)
     ]
-    if shown[0] == shown[1]:
+    if entries[0] == entries[1]:
         raise InputError(f"both sides are {sides[0].name}; compare two policies, or two lists of weights, that differ")
     names = list(dict.fromkeys([*first["policies"], *second["policies"]]))
-    return first | {"policies": names, "fingerprints": first["fingerprints"] | second["fingerprints"], "sides": shown}
+    return first | {"policies": names, "fingerprints": first["fingerprints"] | second["fingerprints"], "sides": entries}
 
 
 def _running(summary: Mapping[str, Any]) -> str:
-    """The figures so far, for the progress bar."""
+    """Return the figures so far, for the progress bar."""
     first, second = (f"{side['pc_success']:.1f}" for side in summary["sides"])
     low, high = summary["pc_success_gain_ci95"]
     gain = f"{summary['pc_success_gain']:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -24,8 +24,11 @@ from gpc.schema import check
 
 REGISTERED = {"env": ENVS, "search": SEARCHES, "composer": COMPOSERS}
 """Config groups whose options packages register, and the group of entry points."""
-PASSED = {"env": ("observation_keys",), "search": ("policies", "prior"), "composer": ("policies", "weights")}
+PASSED = {"env": ("observation_keys",), "search": (), "composer": ("policies", "weights")}
 """Arguments of registered classes that no configuration holds."""
+
+Config = DictConfig | Mapping[str, Any]
+"""A configuration from Hydra, or plain data with the same keys."""
 
 Count = Annotated[int, Meta(ge=1, le=10**6)]
 Seed = Annotated[int, Meta(ge=0, le=2**31)]
@@ -91,9 +94,10 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: Config) -> dict[str, Any]:
     """Return a configuration, or a part of one, as plain dicts, lists and values."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else dict(config)
+    return cast(dict[str, Any], content)
 
 
 def options(group: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""What two policies have to say to each other, before any search: `gpc diagnose`.
+"""`gpc diagnose`: compare policies before a search.
 
-The composition plays one episode. At every decision, and at every noise level of the sampler, the members' denoised actions are
-compared: where they are the same, no weight matters; where they differ, a weight decides. Held-out demonstrations tell more:
-whose error is smaller, and whether errors cancel (`gpc.weights.denoising_error`).
+The composition plays one episode. At each decision, and at each noise level of the sampler, the members' denoised actions are
+compared: where they are equal, no weight matters; where they differ, a weight decides. Held-out demonstrations add whose error
+is smaller, and whether errors cancel (`gpc.weights.denoising_error`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.table import Table
 from torch import Tensor
 
-from gpc.commands.experiment import Experiment
-from gpc.commands.setup import folder_of, loaded, numbers
+from gpc.commands.config import Config, plain
+from gpc.commands.experiment import denoising_error
+from gpc.commands.rollout_setup import RolloutSetup
+from gpc.commands.setup import (
+    composition_of,
+    env_of,
+    load_policies,
+    parse_weights,
+    print_warnings,
+    run_dir_of,
+    sampling_of,
+    setup_of,
+)
 from gpc.composition.composed import Composition, compose
 from gpc.composition.composers import Composer
-from gpc.demonstrations import read
 from gpc.disk import write_atomically, writing
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
@@ -38,7 +47,6 @@ from gpc.rollout.env import Pointing
 from gpc.rollout.worker import Lane, LaneCommand
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.types import Array, Frame
-from gpc.weights.denoising_error import DenoisingError, measure
 from gpc.weights.simplex import one_hot, simplex
 
 if TYPE_CHECKING:
@@ -48,72 +56,84 @@ REPEATS = 5  # chunks that are timed; their median counts
 
 
 @dataclass(frozen=True)
-class Overheard:
-    """A composer that writes down what the members say: (sigma, their denoised actions) at every call."""
+class RecordingComposer:
+    """A composer that records (sigma, the members' denoised actions) at each call."""
 
     composer: Composer
-    heard: list[tuple[float, list[Tensor]]] = field(default_factory=list)
+    calls: list[tuple[float, list[Tensor]]] = field(default_factory=list)
 
     @property
     def stochastic(self) -> bool:
-        """See `Composer`."""
+        """Whether the composer follows densities along noisy steps."""
         return self.composer.stochastic
 
     @property
     def linear(self) -> bool:
-        """See `Composer`."""
+        """Whether the result is linear in the members' denoised actions."""
         return self.composer.linear
 
-    def start(self) -> Overheard:
-        """See `Composer`; the calls go to the same list."""
+    def start(self) -> RecordingComposer:
+        """Return the composer for a new batch; calls are added to the same list."""
         return replace(self, composer=self.composer.start())
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        """See `Composer`."""
+        """Combine the members' denoised actions, and record them if all members were called."""
         shared = mask.bool().all(0)
-        said = [member[:, shared] for member in denoised if member is not None]
-        if len(said) == len(denoised):
-            self.heard.append((float(sigma.max()), said))
+        members = [member[:, shared] for member in denoised if member is not None]
+        if len(members) == len(denoised):
+            self.calls.append((float(sigma.max()), members))
         return self.composer(x, sigma, denoised, mask)
 
     def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
-        """See `Composer`."""
+        """Return which members have influence at a noise level."""
         return self.composer.active_members(mask, sigma)
 
 
 def disagreement(policy: Composition, sampling: Sampling, observation: Frame, seed: int) -> tuple[Array, Array]:
-    """How far apart the members are while the composition samples: sigmas (levels,) and distances (levels, pairs, batch).
+    """Measure how far apart the members are while the composition samples.
 
-    observation[key] (batch, n_obs_steps, *shape). Root mean square over the steps that all members have, in units of the first
-    policy's normalised action.
+    Args:
+        policy: the composition.
+        sampling: settings of the sampler.
+        observation: arrays (batch, n_obs_steps, *shape) by key.
+        seed: of the noise.
+
+    Returns:
+        Sigmas (levels,) and distances (levels, pairs, batch): root mean squares over the steps that all members have, in
+        units of the first policy's normalised action.
     """
     batch = len(next(iter(observation.values())))
     seeds, chunks = np.full(batch, seed), np.arange(batch)
-    listening = Overheard(policy.composer)
-    composed = compose(policy.policies, listening)
+    recorder = RecordingComposer(policy.composer)
+    composed = compose(policy.policies, recorder)
     noise = keyed_noise(seeds, chunks, sampling.n_noise_draws(composed), policy.actions.shape)
-    keys = NoiseKeys.of(seeds, chunks)
-    sample_chunk(composed, observation_tensors(observation), noise, sampling, keys=keys)
+    sample_chunk(composed, observation_tensors(observation), noise, sampling, keys=NoiseKeys.of(seeds, chunks))
     pairs = list(combinations(range(len(policy.policies)), 2))
-    apart = [[(said[i] - said[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, said in listening.heard]
-    return np.array([sigma for sigma, _ in listening.heard]), np.array(apart)
+    distances = [
+        [(members[i] - members[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, members in recorder.calls
+    ]
+    return np.array([sigma for sigma, _ in recorder.calls]), np.array(distances)
 
 
-def play(lane: Lane, policy: Composition, sampling: Sampling, seed: int) -> Iterator[tuple[Frame, Array]]:
-    """One episode of the composition: what it sees at each decision, (n_obs_steps, *shape) by key, and the picture then."""
-    now, count = -policy.actions.start, lane.spec.env.n_action_steps
-    report = lane.execute(LaneCommand(0, seed, None))
+def play(setup: RolloutSetup, lane: Lane, policy: Composition, seed: int) -> Iterator[tuple[Frame, Array]]:
+    """Play one episode of the composition.
+
+    Yields:
+        At each decision the observation, (n_obs_steps, *shape) by key, and the picture.
+    """
+    now, count = -policy.actions.start, setup.actor.n_action_steps
+    result = lane.execute(LaneCommand(0, seed, None))
     chunk = 0
-    while not report.done:
-        yield report.observation, cast(Array, lane.env.render())
-        seen = {key: value[None] for key, value in report.observation.items()}
-        actions = sample_actions(policy, sampling, seen, np.array([seed]), np.array([chunk]))[0, now : now + count]
-        report = lane.execute(LaneCommand(0, None, actions))
+    while not result.done:
+        yield result.observation, cast(Array, lane.env.render())
+        batch = {key: value[None] for key, value in result.observation.items()}
+        plan = sample_actions(policy, setup.actor.sampling, batch, np.array([seed]), np.array([chunk]))
+        result = lane.execute(LaneCommand(0, None, plan[0, now : now + count]))
         chunk += 1
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """The median time of a call, after one to warm up."""
+    """Return the median time of a call, after one call to warm up."""
     act()
     times = []
     for _ in range(REPEATS):
@@ -124,119 +144,136 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def alignment(policy: Composition) -> list[dict[str, Any]]:
-    """What each member brings and how it is seen from the first one's coordinate."""
-    found = []
-    for member in policy.members:
-        own, levels = member.policy, member.policy.levels
-        found.append(
+    """Return what each member reads and plans, and how it is aligned to the first one."""
+    entries = []
+    for aligned in policy.members:
+        member, levels = aligned.policy, aligned.policy.levels
+        entries.append(
             {
-                "name": own.name,
-                "reads": {key: list(shape) for key, shape in own.observations.shapes.items()},
-                "n_obs_steps": own.observations.n_obs_steps,
-                "steps": [own.actions.start, own.actions.start + own.actions.horizon - 1],
+                "name": member.name,
+                "reads": {key: list(shape) for key, shape in member.observations.shapes.items()},
+                "n_obs_steps": member.observations.n_obs_steps,
+                "steps": [member.actions.start, member.actions.start + member.actions.horizon - 1],
                 "sigma": [levels.sigma_min, levels.sigma_max],
                 "trained_levels": None if levels.trained is None else len(levels.trained),
-                "noise_ratio": member.ratio,
-                "note": member.warning,
+                "noise_ratio": aligned.ratio,
+                "note": aligned.warning,
             }
         )
-    return found
+    return entries
 
 
-def diagnose(experiment: Experiment, policy: Composition) -> tuple[dict[str, Any], dict[str, Callable[[], Figure]]]:
-    """Return the diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name."""
-    config, sampling = experiment.config, experiment.actor.sampling
-    errors = _errors(experiment, sampling)
-    lane = Lane.of(experiment.lane)
+def diagnose(
+    setup: RolloutSetup,
+    policy: Composition,
+    seed: int,
+    chunks: int,
+    console: Console,
+    demonstrations: str | Path | None = None,
+) -> tuple[dict[str, Any], dict[str, Callable[[], Figure]]]:
+    """Compare policies.
+
+    Args:
+        setup: policies and environment.
+        policy: the composition under its weights.
+        seed: of the episode.
+        chunks: chunks of each policy in the picture.
+        console: for a note on what takes long.
+        demonstrations: file of held-out demonstrations.
+
+    Returns:
+        The diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name.
+    """
+    sampling = setup.actor.sampling
+    errors = None if demonstrations is None else denoising_error(setup, demonstrations, console)
+    lane = Lane.of(setup.lane)
     try:
-        decisions = list(play(lane, policy, sampling, config.seed))
+        with console.status("playing an episode"):
+            decisions = list(play(setup, lane, policy, seed))
     finally:
         lane.env.close()
-    observation = {key: np.stack([seen[key] for seen, _ in decisions]) for key in decisions[0][0]}
-    sigmas, apart = disagreement(policy, sampling, observation, config.seed)
-    pairs = [f"{a} and {b}" for a, b in combinations(experiment.names, 2)]
-    alone = [policy.with_weights(torch.tensor(one_hot(i, len(policy.policies)))) for i in range(len(policy.policies))]
-    everyone = dict(zip([*experiment.names, "composition"], [*alone, policy], strict=True))
+    observation = {key: np.stack([frame[key] for frame, _ in decisions]) for key in decisions[0][0]}
+    sigmas, distances = disagreement(policy, sampling, observation, seed)
+    pairs = [f"{a} and {b}" for a, b in combinations(setup.names, 2)]
+    alone = [policy.with_weights(torch.tensor(one_hot(i, len(setup.names)))) for i in range(len(setup.names))]
+    compared = dict(zip([*setup.names, "composition"], [*alone, policy], strict=True))
     middle = len(decisions) // 2
-    seen = {key: value[middle : middle + 1] for key, value in observation.items()}
-    chunks = {name: _chunks(one, sampling, seen, config.seed, config.chunks) for name, one in everyone.items()}
-    found: dict[str, Any] = {
+    frame = {key: value[middle : middle + 1] for key, value in observation.items()}
+    actions = {name: _chunks(one, sampling, frame, seed, chunks) for name, one in compared.items()}
+    diagnosis: dict[str, Any] = {
         "members": alignment(policy),
-        "seed": config.seed,
+        "seed": seed,
         "sigmas": sigmas.tolist(),
-        "disagreement_by_sigma": dict(zip(pairs, apart.mean(2).T.tolist(), strict=True)),
-        "disagreement_by_decision": dict(zip(pairs, apart.mean(0).tolist(), strict=True)),
+        "disagreement_by_sigma": dict(zip(pairs, distances.mean(2).T.tolist(), strict=True)),
+        "disagreement_by_decision": dict(zip(pairs, distances.mean(0).tolist(), strict=True)),
         "seconds_per_chunk": {
-            name: seconds(partial(_chunks, one, sampling, seen, config.seed, 1)) for name, one in everyone.items()
+            name: seconds(partial(_chunks, one, sampling, frame, seed, 1)) for name, one in compared.items()
         },
     }
     pixels = lane.env.pixels if isinstance(lane.env, Pointing) else None
     pictures: dict[str, Callable[[], Figure]] = {
-        "disagreement.png": partial(disagreement_plot, found),
-        "chunks.png": partial(chunk_plot, chunks, decisions[middle][1], pixels),
+        "disagreement.png": partial(disagreement_plot, diagnosis),
+        "chunks.png": partial(chunk_plot, actions, decisions[middle][1], pixels),
     }
     if errors:
-        found["denoising_error"] = errors.explain(experiment.names, simplex(len(experiment.names)), {})
-        pictures["errors.png"] = partial(error_plot, found["denoising_error"])
-    return found, pictures
+        diagnosis["denoising_error"] = errors.explain(setup.names, simplex(len(setup.names)), {})
+        pictures["errors.png"] = partial(error_plot, diagnosis["denoising_error"])
+    return diagnosis, pictures
 
 
-def _errors(experiment: Experiment, sampling: Sampling) -> DenoisingError | None:
-    path, policy = experiment.config.demonstrations, experiment.policy
-    return path and measure(policy, sampling, read(path, list(policy.observations.shapes)))
+def _chunks(policy: Composition, sampling: Sampling, observation: Frame, seed: int, count: int) -> Array:
+    """Return chunks (count, steps, action) for one observation, from now on; each policy gets the same noise."""
+    batch = {key: np.repeat(value, count, 0) for key, value in observation.items()}
+    actions = sample_actions(policy, sampling, batch, np.full(count, seed), np.arange(count))
+    return actions[:, -policy.actions.start :]
 
 
-def _chunks(policy: Composition, sampling: Sampling, seen: Frame, seed: int, count: int) -> Array:
-    """So many chunks (count, steps, action) for one observation, from now on; every policy meets the same noise."""
-    many = {key: np.repeat(value, count, 0) for key, value in seen.items()}
-    return sample_actions(policy, sampling, many, np.full(count, seed), np.arange(count))[:, -policy.actions.start :]
-
-
-def show(found: Mapping[str, Any], console: Console) -> None:
-    """The diagnosis in words."""
-    table = Table("policy", "reads", "steps", "sigma", "ms per chunk", "how it is seen")
-    for member in found["members"]:
+def show(diagnosis: Mapping[str, Any], console: Console) -> None:
+    """Print a diagnosis."""
+    table = Table("policy", "reads", "steps", "sigma", "ms per chunk", "alignment")
+    for member in diagnosis["members"]:
         low, high = member["sigma"]
         table.add_row(
             member["name"],
             f"{', '.join(member['reads'])} ({member['n_obs_steps']} times)",
             "{} to {}".format(*member["steps"]),
             f"{low:.3g} to {high:.3g}, {member['trained_levels'] or 'any'} levels",
-            f"{1000 * found['seconds_per_chunk'][member['name']]:.0f}",
-            member["note"] or f"exactly, noise x {member['noise_ratio']:.3g}",
+            f"{1000 * diagnosis['seconds_per_chunk'][member['name']]:.0f}",
+            member["note"] or f"exact, noise x {member['noise_ratio']:.3g}",
         )
     console.print(table)
-    console.print(f"The composition takes {1000 * found['seconds_per_chunk']['composition']:.0f} ms per chunk.")
-    for pair, apart in found["disagreement_by_sigma"].items():
-        widest = int(np.argmax(apart))
+    console.print(f"The composition takes {1000 * diagnosis['seconds_per_chunk']['composition']:.0f} ms per chunk.")
+    for pair, distances in diagnosis["disagreement_by_sigma"].items():
+        largest = int(np.argmax(distances))
         console.print(
-            f"{pair} are furthest apart at sigma {found['sigmas'][widest]:.2g} ({apart[widest]:.3f} of a normalised action) "
-            f"and end {apart[-1]:.3f} apart.",
+            f"{pair} are furthest apart at sigma {diagnosis['sigmas'][largest]:.2g} ({distances[largest]:.3f} of a normalised "
+            f"action) and end {distances[-1]:.3f} apart.",
             soft_wrap=True,
         )
-    verdict = found.get("denoising_error", {}).get("verdict")
-    console.print(verdict or "Held-out demonstrations would tell the likely gain: demonstrations=FILE.", soft_wrap=True)
+    verdict = diagnosis.get("denoising_error", {}).get("verdict")
+    console.print(verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE.", soft_wrap=True)
 
 
-def run(config: DictConfig, kind: str, console: Console) -> Path:
-    """`gpc diagnose`: load, look, print. Returns the folder with diagnosis.json and the pictures."""
-    experiment = Experiment(config, loaded(config), console)
-    if len(experiment.names) < 2:
-        raise InputError(f"diagnose compares policies; name a second one beside {experiment.names[0]}")
-    experiment.check_parents()
-    policy = experiment.policy
-    if config.weights is not None:
-        policy = experiment.compose(policy.policies, numbers(config.weights))
-    folder = folder_of(config, kind, experiment.env.name, experiment.names)
-    with console.status("playing an episode"):
-        found, pictures = diagnose(experiment, policy)
+def diagnose_from(config: Config, console: Console) -> Path:
+    """Run `gpc diagnose`: load, compare, print; return the folder of diagnosis.json and the pictures."""
+    _ = sampling_of(config), env_of(config)  # errors before networks are loaded
+    setup = setup_of(config, load_policies(config))
+    print_warnings(setup.policy, console)
+    if len(setup.names) < 2:
+        raise InputError(f"diagnose compares policies; name a second one beside {setup.names[0]}")
+    setup.check_parents()
+    policy = setup.policy
+    if config["weights"] is not None:
+        policy = composition_of(plain(config)["composer"], policy.policies, parse_weights(config["weights"]))
+    folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)
+    diagnosis, pictures = diagnose(setup, policy, config["seed"], config["chunks"], console, config["demonstrations"])
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "diagnosis.json", json.dumps(found, indent=1) + "\n")
+    write_atomically(folder / "diagnosis.json", json.dumps(diagnosis, indent=1) + "\n")
     for name, draw in pictures.items():
         try:
             write_atomically(folder / name, png(draw()))
         except Exception as error:  # the diagnosis and the other pictures must not be lost
             notice(missing(name, error))
-    show(found, console)
+    show(diagnosis, console)
     return folder

@@ -1,46 +1,43 @@
-"""`evaluate` and `search`: policies in, rows and a summary out, in a run folder that may be interrupted at any time."""
+"""Rollouts in a run folder that may be interrupted at any time: an evaluation, and a search of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from gymnasium import spaces
-from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.commands.config import plain
+from gpc.commands.config import Config, plain
+from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
-    adapted,
-    composed,
+    EXECUTORS,
+    PER_POLICY_KEYS,
     engine_of,
     env_of,
     executor_of,
-    folder_of,
-    loaded,
+    load_policies,
+    print_warnings,
+    run_dir_of,
     sampling_of,
-    say_notes,
+    search_of,
+    setup_of,
     weights_of,
-)  # fmt: skip
-from gpc.commands.simulators import simulator_of
-from gpc.composition.composed import Composition
+)
 from gpc.demonstrations import read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
-from gpc.inference.actor import ChunkActor
-from gpc.objects import build_registered, describe
-from gpc.policy.env_spec import EnvSpec
+from gpc.inference.threads import torch_threads
+from gpc.objects import describe, described, settings_in
 from gpc.policy.spec import Policy
-from gpc.registry import ENVS, SEARCHES
+from gpc.registry import SEARCHES
 from gpc.results.report import print_summary, write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import summarize_evaluation, summarize_search
 from gpc.results.video import record_video
-from gpc.rollout.engine import Engine, Episode, Job, LaneSpec, RolloutStats
-from gpc.rollout.env import Environment, make_env
+from gpc.rollout.engine import Engine, Episode, Job, RolloutStats
 from gpc.rollout.executors import Executor
 from gpc.weights.denoising_error import DenoisingError, measure
 from gpc.weights.searches import Outcome, Search
@@ -55,74 +52,48 @@ COLUMNS = (
 )
 
 
+@dataclass(eq=False)
 class Experiment:
-    """One configuration applied to loaded policies: checks everything before anything runs."""
+    """Policies in an environment, and how their episodes run.
 
-    def __init__(
-        self, config: DictConfig, policies: Sequence[Policy], console: Console, rivals: Sequence[Policy] = ()
-    ) -> None:
-        """`rivals` are policies of other experiments that meet the same environment."""
-        self.config, self.console = config, console
-        self.compose: Callable[..., Composition] = partial(composed, config.composer)
-        others = [rival for rival in rivals if all(rival is not policy for policy in policies)]
-        everything = plain(config)
-        self.policy = self.compose(adapted(everything, policies, others))
-        names = [policy.name for policy in (*policies, *others)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
-        spec = env_of(config)
-        if spec.type == "policy":
-            spec = simulator_of([*policies, *others], spec)
-        observations = self.policy.observations
-        keys, steps = tuple(observations.shapes), observations.n_obs_steps
-        self.env, self.lane = spec, LaneSpec(spec, keys, steps, self._history())
-        self.engine: Engine = engine_of(config)
-        self.executor: Executor = executor_of(config)
-        if spec.n_action_steps is None or spec.max_steps is None:
-            raise InputError(
-                f"env: n_action_steps={spec.n_action_steps}, max_steps={spec.max_steps}; only env=policy takes them from "
-                "a checkpoint, give numbers"
-            )
-        self.actor = ChunkActor(self.policy, sampling_of(config), spec.n_action_steps)
-        self._check_environment(spec)
-        self.resolved = {key: value for key, value in everything.items() if key != "run_dir"}  # a folder may be moved
-        self.resolved["env"] = described_env(spec)
-        say_notes(self.policy, console)
-        self.stats = RolloutStats()
+    Attributes:
+        setup: policies, environment and sampler, which determine the results.
+        engine: number of lanes and simulator processes.
+        executor: this machine, or a cluster.
+        console: for notes and the progress bar.
+        members: how the policies were loaded and adapted, for `gpc replay`; by default their names alone.
+        stats: failures of simulators, and where time went.
+    """
 
-    @property
-    def names(self) -> list[str]:
-        """The policies' names."""
-        return [policy.name for policy in self.policy.policies]
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """The policies' fingerprints by name."""
-        return {policy.name: policy.fingerprint for policy in self.policy.policies}
-
-    def check(self, weights: Weights) -> None:
-        """Raises InputError where weights do not fit, or where the policies that have weight cannot act without the others."""
-        self.actor.check(weights)
-
-    def check_parents(self) -> None:
-        """Raises InputError where a policy cannot act alone."""
-        for i in range(len(self.names)):
-            self.actor.check(one_hot(i, len(self.names)))
-
-    def settings(self, keys: Sequence[str]) -> dict[str, Any]:
-        """What determines results: these keys of the configuration and the policies' fingerprints."""
-        everything = plain(self.config) | {"env": self.resolved["env"]}
-        chosen = {key: everything[key] for key in ("env", "sampler", *keys)}
-        return {"policies": self.names, "fingerprints": self.fingerprints, **chosen}
+    setup: RolloutSetup
+    engine: Engine
+    executor: Executor
+    console: Console
+    members: Mapping[str, Any] = field(default_factory=dict)
+    stats: RolloutStats = field(default_factory=RolloutStats)
 
     def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
-        """The run folder of these `settings`."""
-        return RunFolder(path, settings, self.env.max_steps, self.resolved)
+        """Open the run folder of these settings."""
+        max_steps = self.setup.env.max_steps
+        assert max_steps is not None
+        return RunFolder(path, settings, max_steps, self._resolved(settings))
 
-    def warn_of_searched(self, runs: Path, seeds: range) -> None:
-        """Say which of these seeds have chosen the policies' weights already, in the searches of a folder of runs."""
-        for path, searched in searched_seeds(runs, self.fingerprints).items():
+    def _resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration from which `gpc replay` builds an episode again."""
+        executors: Mapping[Any, str] = {kind: name for name, kind in EXECUTORS.items()}
+        return {
+            **self.setup.settings,
+            **{key: value for key, value in settings.items() if key != "fingerprints"},
+            "rename_map": dict(self.setup.env.rename_map or {}),
+            **{key: {} for key in PER_POLICY_KEYS},
+            **self.members,
+            "engine": settings_in(self.engine),
+            "executor": described(self.executor, executors.get),
+        }
+
+    def warn_reused_seeds(self, runs: Path, seeds: range) -> None:
+        """Print which of these seeds chose weights of these policies, in the searches of a folder of runs."""
+        for path, searched in searched_seeds(runs, self.setup.fingerprints).items():
             if searched.intersection(seeds):
                 self.console.print(
                     f"note: {path} chose weights of these policies on seeds {min(searched)} to {max(searched)}, where the "
@@ -131,141 +102,147 @@ class Experiment:
                 )
 
     def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
-        """Run the jobs that the folder lacks; returns the rows of all jobs.
+        """Run the jobs that the folder lacks.
 
         The progress bar counts the rows that are on disk.
+
+        Returns:
+            The rows of all jobs.
         """
-        todo = [job for job in jobs if not _done(folder, phase, job)]
-        if todo:
+        pending = [job for job in jobs if not _done(folder, phase, job)]
+        if pending:
             folder.check_versions()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # members get a thread each; a network's own threads would change its rounding
-        try:
-            with Progress(*COLUMNS, console=self.console, transient=True) as progress:
-                bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(todo))
-                with Writer(folder, partial(progress.advance, bar)) as writer:
-                    for episode in self.executor(todo, self.actor, self.lane, self.engine, self.stats):
-                        writer.put(_row(phase, episode), episode.trajectory)
-        finally:
-            torch.set_num_threads(threads)
+        setup = self.setup
+        # members get a thread each; a network's own threads would change its rounding
+        with torch_threads(1), Progress(*COLUMNS, console=self.console, transient=True) as progress:
+            bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(pending))
+            with Writer(folder, partial(progress.advance, bar)) as writer:
+                for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
+                    writer.put(_row(phase, episode), episode.trajectory)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
 
-    def _history(self) -> dict[str, int]:
-        """How many of the last observations any policy reads of a key."""
-        history: dict[str, int] = {}
-        for spec in (policy.observations for policy in self.policy.policies):
-            history |= {key: max(spec.n_obs_steps, history.get(key, 0)) for key in spec.shapes}
-        return history
 
-    def _check_environment(self, spec: EnvSpec) -> None:
-        """Build the environment once, with all it has, so that what does not fit is said before anything runs."""
-        try:
-            env = make_env(spec)
-        except ImportError as error:
-            raise InputError(f"{spec.name} needs a package that is missing ({error}); run gpc doctor") from None
-        offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
-        if self.config.video:
-            _check_picture(env, self.config.video)
-        env.close()
-        if env.action_space.shape != (self.policy.actions.dim,):
-            actions = self.policy.actions
-            names = f" ({', '.join(actions.names)})" if actions.names else ""
-            raise InputError(
-                f"{self.policy.name} acts in {actions.dim} dimensions{names}, {spec.name} in {env.action_space.shape}; "
-                "'action_names={POLICY: [x,y]}' says which dimensions of two policies are the same"
-            )
-        own = {theirs: key for key, theirs in self.config.rename_map.items()}
-        for policy in self.policy.policies:
-            for key, shape in policy.observations.shapes.items():
-                if offered.get(key) != shape:
-                    raise InputError(
-                        f"{policy.name} reads {key!r} {shape}, {_not_offered(spec.name, key, own.get(key, key), shape, offered)}"
-                    )
-
-
-def run(config: DictConfig, kind: str, console: Console) -> Path:
-    """A command of the command line: load, run, print, report. Returns the run folder."""
-    experiment = Experiment(config, loaded(config), console)
-    folder = folder_of(config, kind, experiment.env.name, experiment.names)
-    COMMANDS[kind](experiment, folder)
-    finish(experiment, folder)
+def evaluate_from(config: Config, console: Console) -> Path:
+    """Run `gpc evaluate`: load, roll out, print, write the page; return the run folder."""
+    experiment = experiment_of(config, console)
+    names, seed = experiment.setup.names, config["seed"]
+    folder = run_dir_of(config, "evaluate", experiment.setup.env.name, names)
+    run_evaluation(experiment, weights_of(config, len(names)), range(seed, seed + config["episodes"]), folder)
+    write_outputs(experiment, folder, config["video"])
     return folder
 
 
-def finish(experiment: Experiment, folder: Path) -> None:
+def search_from(config: Config, console: Console) -> Path:
+    """Run `gpc search`: load, search, report, print, write the page; return the run folder."""
+    method = search_of(config)
+    experiment = experiment_of(config, console)
+    folder = run_dir_of(config, "search", experiment.setup.env.name, experiment.setup.names)
+    report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
+    run_search(experiment, method, report, folder, config["demonstrations"])
+    write_outputs(experiment, folder, config["video"])
+    return folder
+
+
+def experiment_of(
+    config: Config, console: Console, policies: Sequence[Policy] = (), opponents: Sequence[Policy] = ()
+) -> Experiment:
+    """Return the experiment of a configuration.
+
+    Args:
+        config: configuration of evaluate, search or compare.
+        console: for notes.
+        policies: policies that act together; by default all of the configuration, which are loaded.
+        opponents: policies of the other side of a comparison.
+    """
+    _ = sampling_of(config), env_of(config)  # errors before networks are loaded
+    engine, executor = engine_of(config), executor_of(config)
+    setup = setup_of(config, policies or load_policies(config), opponents)
+    print_warnings(setup.policy, console)
+    members = {key: plain(config)[key] for key in ("policies", *PER_POLICY_KEYS)}
+    return Experiment(setup, engine, executor, console, members)
+
+
+def write_outputs(experiment: Experiment, folder: Path, video: int) -> None:
     """Write the video and the page of a run that has its summary, then print its table."""
-    if experiment.config.video:
+    if video:
         try:
-            record_video(experiment.lane, folder, experiment.config.video)
+            record_video(experiment.setup.lane, folder, video)
         except Exception as error:  # a camera or an encoder that fails must not cost the page
             notice(missing("the video", error))
     write_report(folder)
     print_summary(folder, experiment.console)
 
 
-def run_evaluation(experiment: Experiment, path: Path) -> Mapping[str, Any]:
-    """Episodes under one weight vector."""
-    config = experiment.config
-    weights = weights_of(config, len(experiment.names))
-    experiment.check(weights)
-    seeds = range(config.seed, config.seed + config.episodes)
-    experiment.warn_of_searched(path.parent, seeds)
-    jobs = [Job(0, weights, seed) for seed in seeds]
-    with experiment.open(path, experiment.settings(("composer", "weights", "episodes", "seed"))) as folder:
-        rows = experiment.roll(folder, "evaluate", jobs)
-        summary = summarize_evaluation(experiment.names, rows, len(experiment.stats.simulator_failures))
+def run_evaluation(experiment: Experiment, weights: Weights, seeds: range, path: Path) -> dict[str, Any]:
+    """Roll out one weight vector; return the summary."""
+    setup = experiment.setup
+    setup.check(weights)
+    experiment.warn_reused_seeds(path.parent, seeds)
+    settings = setup.settings | {"weights": list(weights), "episodes": len(seeds), "seed": seeds.start}
+    with experiment.open(path, settings) as folder:
+        rows = experiment.roll(folder, "evaluate", [Job(0, weights, seed) for seed in seeds])
+        summary: dict[str, Any] = summarize_evaluation(setup.names, rows, len(experiment.stats.simulator_failures))
         folder.write_json("summary.json", summary)
     return summary
 
 
-def run_search(experiment: Experiment, path: Path) -> Mapping[str, Any]:
-    """Weights from the search seeds, then winner and parents on the report seeds."""
-    config, count = experiment.config, len(experiment.names)
+def run_search(
+    experiment: Experiment, method: Search, report: range, path: Path, demonstrations: str | Path | None = None
+) -> dict[str, Any]:
+    """Find weights on search seeds, then compare winner and parents on report seeds; return the summary.
+
+    Args:
+        experiment: policies and environment.
+        method: the search, not started.
+        report: report seeds.
+        path: run folder.
+        demonstrations: file of held-out demonstrations, which start the search.
+
+    Raises:
+        InputError: If the search does not fit the policies, or its seeds overlap the report seeds.
+    """
+    setup = experiment.setup
+    names, count = setup.names, len(setup.names)
     if count < 2:
         raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
-    if not experiment.policy.convex:
+    if not setup.policy.convex:
         raise InputError("a search mixes with convex weights; choose composer=convex")
-    experiment.check_parents()
-    prior = _denoising_error(experiment)
-    plan: Search = build_registered(SEARCHES, plain(config.search), "search", policies=count, prior=prior)
-    fresh = range(config.report.seed, config.report.seed + config.report.episodes)
-    if plan.seeds.start < fresh.stop and fresh.start < plan.seeds.stop:
+    setup.check_parents()
+    prior = None if demonstrations is None else denoising_error(setup, demonstrations, experiment.console)
+    search = method.start(count, prior)
+    if search.seeds.start < report.stop and report.start < search.seeds.stop:
         raise InputError(
-            f"search seeds {plan.seeds} and report seeds {fresh} overlap; move report.seed, or use fewer episodes"
+            f"search seeds {search.seeds} and report seeds {report} overlap; move report.seed, or use fewer episodes"
         )
-    known = {"demonstrations": prior.fingerprint} if prior else {}
-    with experiment.open(path, experiment.settings(("composer", "search", "report")) | known) as folder:
-        while asked := plan.ask():
-            jobs = [Job(c, plan.candidates[c], seed) for c, seed in asked]
+    settings = setup.settings | {
+        "search": describe(SEARCHES, method),
+        "report": {"episodes": len(report), "seed": report.start},
+        **({"demonstrations": prior.fingerprint} if prior else {}),
+    }
+    with experiment.open(path, settings) as folder:
+        while pairs := search.ask():
+            jobs = [Job(c, search.candidates[c], seed) for c, seed in pairs]
             rows = experiment.roll(folder, "search", jobs)
-            plan.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
-        winner = plan.best()
-        parents = {name: plan.candidates.index(one_hot(i, count)) for i, name in enumerate(experiment.names)}
-        jobs = [Job(c, plan.candidates[c], seed) for c in dict.fromkeys([winner, *parents.values()]) for seed in fresh]
-        experiment.roll(folder, "report", jobs)
-        found = (folder.phase("search"), folder.phase("report"))
-        summary = summarize_search(experiment.names, *found, winner, parents, len(experiment.stats.simulator_failures))
+            search.tell({(r.candidate, r.seed): Outcome(r.success, r.score) for r in rows})
+        winner = search.best()
+        parents = {name: search.candidates.index(one_hot(i, count)) for i, name in enumerate(names)}
+        chosen = dict.fromkeys([winner, *parents.values()])
+        experiment.roll(folder, "report", [Job(c, search.candidates[c], seed) for c in chosen for seed in report])
+        rows_of = (folder.phase("search"), folder.phase("report"))
+        failures = len(experiment.stats.simulator_failures)
+        summary: dict[str, Any] = summarize_search(names, *rows_of, winner, parents, failures)
         if prior:
             measured = {tuple(c["weights"]): c["pc_success"] for c in summary["candidates"]}
-            summary["denoising_error"] = prior.explain(experiment.names, plan.candidates, measured)
+            summary["denoising_error"] = prior.explain(names, search.candidates, measured)
         folder.write_json("summary.json", summary)
     return summary
 
 
-def _denoising_error(experiment: Experiment) -> DenoisingError | None:
-    """What `demonstrations` says of the policies; None where there are none."""
-    path = experiment.config.demonstrations
-    if path is None:
-        return None
-    demonstrations = read(path, list(experiment.policy.observations.shapes))
-    with experiment.console.status("denoising the demonstrations"):
-        return measure(experiment.policy, experiment.actor.sampling, demonstrations)
-
-
-def described_env(spec: EnvSpec) -> dict[str, Any]:
-    """Return an environment as plain data, as a configuration has it."""
-    data: dict[str, Any] = describe(ENVS, {key: getattr(spec, key) for key in ("type", "n_action_steps", "max_steps")})
-    return data | {"options": describe(ENVS, spec.options or {})}
+def denoising_error(setup: RolloutSetup, demonstrations: str | Path, console: Console) -> DenoisingError:
+    """Measure the policies' denoising errors on held-out demonstrations."""
+    content = read(demonstrations, list(setup.policy.observations.shapes))
+    with console.status("denoising the demonstrations"):
+        return measure(setup.policy, setup.actor.sampling, content)
 
 
 def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
@@ -281,26 +258,3 @@ def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
 def _row(phase: Phase, episode: Episode) -> Row:
     job = episode.job
     return Row(phase, job.candidate, job.seed, job.weights, episode.success, episode.score, episode.steps)
-
-
-COMMANDS = {"evaluate": run_evaluation, "search": run_search}
-
-
-def _not_offered(
-    target: str, key: str, own: str, shape: tuple[int, ...], offered: Mapping[str, tuple[int, ...] | None]
-) -> str:
-    """The end of an error line: what the environment has instead, and the map to write."""
-    if key in offered:
-        return f"{target} offers it as {offered[key]}"
-    fits = [name for name, found in offered.items() if found == shape]
-    hint = f"; if {fits[0]!r} is it, add 'rename_map={{{own}: {fits[0]}}}'" if fits else ""
-    return f"{target} offers " + ", ".join(f"{name} {found}" for name, found in offered.items()) + hint
-
-
-def _check_picture(env: Environment, count: int) -> None:
-    """Draw one now: a machine that cannot shall say so before the episodes."""
-    try:
-        env.reset(seed=0)
-        env.render()
-    except InputError as error:
-        raise InputError(f"video={count}: {error}; or choose video=0") from None

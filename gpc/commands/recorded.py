@@ -24,7 +24,6 @@ Count = Annotated[int, Meta(ge=0, le=10**6)]
 Size = Annotated[int, Meta(ge=1, le=4096)]
 Number = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Names = Annotated[list[str], Meta(min_length=1, max_length=1000)]
-SINGLE_PROCESS = {"engine": {"lanes": 1, "workers": 1}, "executor": {"type": "local"}}
 TYPED = {"env": ENVS, "composer": COMPOSERS}
 """Parts of a configuration that name a registered type, and the group of entry points."""
 
@@ -120,10 +119,10 @@ def read_recorded(manifest: Mapping[str, Any], where: str) -> Manifest:
 
 
 def rebuilt(recorded: Resolved, composer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of an episode, for one simulator in one process."""
-    found: dict[str, Any] = to_builtins(recorded)
-    config = {key: found[key] or {} for key in ("env", "sampler", "rename_map", "action_names", "origin", "steer")}
-    return {**config, "composer": dict(composer), **SINGLE_PROCESS}
+    """Return the configuration of an episode."""
+    content: dict[str, Any] = to_builtins(recorded)
+    config = {key: content[key] or {} for key in ("env", "sampler", "rename_map", "action_names", "origin", "steer")}
+    return {**config, "composer": dict(composer)}
 
 
 def requests(recorded: Resolved, composer: Mapping[str, Any], sources: Sequence[str]) -> Iterator[Request]:

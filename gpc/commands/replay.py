@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from omegaconf import OmegaConf
 
-from gpc.commands.experiment import Experiment
 from gpc.commands.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
-from gpc.commands.setup import BY_POLICY
+from gpc.commands.rollout_setup import RolloutSetup
+from gpc.commands.setup import PER_POLICY_KEYS, print_warnings, setup_of
 from gpc.errors import InputError, missing, one_line
 from gpc.inert import Console, notice
+from gpc.inference.threads import torch_threads
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import Policy
 from gpc.results.evidence import Evidence
 from gpc.results.run_folder import Row, read_rows, read_versioned, versions
 from gpc.results.trajectories import FOLDER, read_trajectory
 from gpc.results.video import render, write_video
-from gpc.rollout.engine import Episode, Job, rollout
+from gpc.rollout.engine import Engine, Episode, Job, rollout
 from gpc.rollout.env import make_env
 from gpc.types import Array
 
@@ -148,19 +147,20 @@ def replay(
     recorded = read_recorded(source.manifest, source.where)
     if of_study and recorded.resolved and not sources:
         _check_bundled(recorded.resolved.policies)
-    experiment = _experiment(source.command, recorded, row, sources, console, bool(clip), trust)
-    torch.set_num_threads(1)  # as the engine's caller does: more would change the networks' rounding
+    setup = _setup(source.command, recorded, row, sources, bool(clip), trust)
+    print_warnings(setup.policy, console)
     job = Job(row.candidate, row.weights, row.seed)
-    (again,) = rollout([job], experiment.actor, experiment.lane, experiment.engine)
+    with torch_threads(1):  # as in every rollout: more would change the networks' rounding
+        (again,) = rollout([job], setup.actor, setup.lane, Engine(lanes=1, workers=1))
     if clip:
         arrays = {"recorded": trajectory, "now": again.trajectory}
         played = {name: array["action"] for name, array in arrays.items() if array}
         try:
-            with closing(make_env(experiment.env, experiment.lane.observation_keys)) as env:
+            with closing(make_env(setup.env)) as env:
                 write_video(clip, [(name, render(env, row.seed, actions)) for name, actions in played.items()])
         except Exception as error:  # a camera or an encoder that fails must not cost the verdict
             notice(missing("the video", error))
-    return Replay(row, trajectory, again, experiment.actor.n_action_steps, _changed(recorded.versions))
+    return Replay(row, trajectory, again, setup.actor.n_action_steps, _changed(recorded.versions))
 
 
 def _read_folder(path: Path, run: str | None, episode: int) -> _Source:
@@ -190,10 +190,10 @@ def _chosen(rows: Sequence[Row], episode: int, where: str) -> Row:
     return rows[episode]
 
 
-def _experiment(
-    command: str, recorded: Manifest, row: Row, sources: Sequence[str], console: Console, draws: bool, trust: bool
-) -> Experiment:
-    """Build the experiment of a row again.
+def _setup(
+    command: str, recorded: Manifest, row: Row, sources: Sequence[str], draws: bool, trust: bool
+) -> RolloutSetup:
+    """Return policies and environment of a row.
 
     Raises:
         InputError: If a policy is not the recorded one, or the record names something that is not allowed.
@@ -215,14 +215,13 @@ def _experiment(
     except InputError as error:
         raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
     present = dict(zip(names, (policy.name for policy in policies), strict=True))
-    settings = rebuilt(resolved, composer)
-    for key in BY_POLICY:  # without those of the other side
+    settings = rebuilt(resolved, composer) | {"video": int(draws)}
+    for key in PER_POLICY_KEYS:  # without those of the other side
         settings[key] = {present[name]: value for name, value in settings[key].items() if name in present}
-    full = OmegaConf.create({**settings, "policies": where, "video": int(draws)})
-    experiment = Experiment(full, policies, console)
-    experiment.check(row.weights)
-    _check_fingerprints(names, experiment.policy.policies, config.fingerprints)
-    return experiment
+    setup = setup_of(settings, policies)
+    setup.check(row.weights)
+    _check_fingerprints(names, setup.policy.policies, config.fingerprints)
+    return setup
 
 
 def _check_bundled(sources: Sequence[str]) -> None:

@@ -2,53 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from gpc.commands.config import load_config, plain
+from gpc.commands.config import Config, load_config, plain
+from gpc.commands.rollout_setup import RolloutSetup, prepare
 from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
 from gpc.inference.settings import Sampling
-from gpc.objects import build, choose, settings_of, split_type
+from gpc.objects import build, build_registered, choose, settings_of, split_type
 from gpc.policy.adapt import check_names, rename, to_absolute, with_action_names
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
-from gpc.registry import COMPOSERS, load_entry
+from gpc.registry import COMPOSERS, SEARCHES, load_entry
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
+from gpc.weights.searches import Search
 from gpc.weights.simplex import Weights
 
 EXECUTORS = {"local": Local, "ray": Ray}
-BY_POLICY = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
-"""The keys that say something of policies by their names, and how one looks."""
+PER_POLICY_KEYS = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
+"""Keys that hold settings by policy, and an example of each."""
 
 
-def sampling_of(config: DictConfig) -> Sampling:
+def sampling_of(config: Config) -> Sampling:
     """Return the sampler of a configuration."""
-    return build(Sampling, plain(config.sampler), "sampler")
+    return build(Sampling, plain(config["sampler"]), "sampler")
 
 
-def engine_of(config: DictConfig) -> Engine:
+def engine_of(config: Config) -> Engine:
     """Return the rollout engine of a configuration."""
-    return build(Engine, plain(config.engine), "engine")
+    return build(Engine, plain(config["engine"]), "engine")
 
 
-def executor_of(config: DictConfig) -> Executor:
+def executor_of(config: Config) -> Executor:
     """Return the executor of a configuration."""
-    executor: Executor = choose(EXECUTORS, plain(config.executor), "executor")
+    executor: Executor = choose(EXECUTORS, plain(config["executor"]), "executor")
     return executor
 
 
-def env_of(config: DictConfig) -> EnvSpec:
+def search_of(config: Config) -> Search:
+    """Return the search of a configuration, not started."""
+    search: Search = build_registered(SEARCHES, plain(config["search"]), "search")
+    return search
+
+
+def env_of(config: Config) -> EnvSpec:
     """Return the environment of a configuration; of type "policy" it stands for the simulator of the checkpoints."""
-    return build(EnvSpec, plain(config.env), "env", rename_map=plain(config.rename_map))
+    return build(EnvSpec, plain(config["env"]), "env", rename_map=plain(config["rename_map"]))
 
 
 def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
@@ -56,41 +63,79 @@ def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
     return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
 
 
-def composed(node: DictConfig, policies: Sequence[Policy], weights: Sequence[float] | None = None) -> Composition:
-    """Return policies under the composer of a configuration; equal weights if none are given."""
+def spec_of(env: str | EnvSpec | Callable[..., Any]) -> EnvSpec:
+    """Return the spec of an environment.
+
+    Args:
+        env: name as for `env=`, a spec, or a function or class that makes a `gymnasium.Env`; simulator processes import it
+            from its module.
+    """
+    if isinstance(env, str):
+        return env_named(env)
+    return env if isinstance(env, EnvSpec) else EnvSpec(env)
+
+
+def composition_of(node: Mapping[str, Any], policies: Sequence[Policy], weights: Sequence[float] = ()) -> Composition:
+    """Return policies under the composer that a part of a configuration describes; by default equal weights."""
     name, settings = split_type(plain(node), "composer")
     kind = load_entry(COMPOSERS, "composer", name)
-    known = settings_of(kind)
-    extra = {"weights": () if weights is None else weights} if "weights" in known else {}
-    if "policies" in known:  # a policy, not a composer of denoised actions
+    arguments = settings_of(kind)
+    extra = {"weights": weights} if "weights" in arguments else {}
+    if "policies" in arguments:  # a policy, not a composer of denoised actions
         policy: Composition = build(kind, settings, "composer", policies=policies, **extra)
         return policy
     return as_composition(compose(policies, build(kind, settings, "composer", **extra)))
 
 
-def loaded(config: DictConfig) -> list[Policy]:
-    """The policies that a configuration names; InputError where it names none."""
-    if isinstance(config.policies, str):
-        raise InputError(f"policies={config.policies} must be a list, as in 'policies=[{config.policies}]'")
-    policies = [load_policy(source) for source in config.policies]
+def setup_of(config: Config, policies: Sequence[Policy], opponents: Sequence[Policy] = ()) -> RolloutSetup:
+    """Return loaded policies in the environment of a configuration, checked.
+
+    Args:
+        config: configuration of evaluate, search, compare or diagnose.
+        policies: policies that act together.
+        opponents: policies of the other side of a comparison.
+    """
+    members = adapt_policies(plain(config), policies, opponents)
+    composition = composition_of(config["composer"], members)
+    return prepare(composition, env_of(config), sampling_of(config), opponents, plain(config).get("video", 0))
+
+
+def load_policies(config: Config) -> list[Policy]:
+    """Load the policies of a configuration.
+
+    Raises:
+        InputError: If it names none.
+    """
+    sources = config["policies"]
+    if isinstance(sources, str):
+        raise InputError(f"policies={sources} must be a list, as in 'policies=[{sources}]'")
+    policies = [load_policy(source) for source in sources]
     if not policies:
         raise InputError("policies=[] is empty; name at least one")
     return policies
 
 
-def adapted(settings: Mapping[str, Any], policies: Sequence[Policy], others: Sequence[Policy] = ()) -> list[Policy]:
-    """The policies as `rename_map` has their observations, and as each key of `BY_POLICY` has each of them.
+def adapt_policies(
+    settings: Mapping[str, Any], policies: Sequence[Policy], others: Sequence[Policy] = ()
+) -> list[Policy]:
+    """Return the policies under `rename_map` and the keys of `PER_POLICY_KEYS`.
 
-    Raises InputError where a name is none of all policies'.
+    Args:
+        settings: configuration.
+        policies: policies to adapt.
+        others: further policies whose names the keys may hold.
+
+    Raises:
+        InputError: If a key holds the name of no policy.
     """
     by_policy: dict[str, dict[str, Any]] = {policy.name: {} for policy in policies}
-    for key, example in BY_POLICY.items():
-        given = settings.get(key) or {}
-        if not isinstance(given, dict):
-            raise InputError(f"{key}={given} must go by policy, as in '{key}={{{policies[0].name}: {example}}}'")
-        check_names(key, given, [*policies, *others])
-        for name in given.keys() & by_policy.keys():
-            by_policy[name][key] = given[name]
+    for key, example in PER_POLICY_KEYS.items():
+        entries = settings.get(key) or {}
+        if not isinstance(entries, dict):
+            raise InputError(f"{key}={entries} must go by policy, as in '{key}={{{policies[0].name}: {example}}}'")
+        check_names(key, entries, [*policies, *others])
+        for name in entries.keys() & by_policy.keys():
+            by_policy[name][key] = entries[name]
     return [_adapted(rename(policy, settings["rename_map"]), by_policy[policy.name]) for policy in policies]
 
 
@@ -100,51 +145,55 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
     if "action_names" in settings:
         policy = with_action_names(policy, settings["action_names"])
     if "steer" in settings:
-        given, known = settings["steer"], ("cost", "scale", "spread")
-        if not isinstance(given, Mapping) or "cost" not in given or not set(given) <= set(known):
-            example = f"'steer={{{policy.name}: {BY_POLICY['steer']}}}'"
-            raise InputError(f"steer of {policy.name} takes {', '.join(known)}, not {given}; give it as in {example}")
-        policy = steer(policy, **given)
+        cost, names = settings["steer"], ("cost", "scale", "spread")
+        if not isinstance(cost, Mapping) or "cost" not in cost or not set(cost) <= set(names):
+            example = f"'steer={{{policy.name}: {PER_POLICY_KEYS['steer']}}}'"
+            raise InputError(f"steer of {policy.name} takes {', '.join(names)}, not {cost}; give it as in {example}")
+        policy = steer(policy, **cost)
     return policy
 
 
-def say_notes(policy: Composition, console: Console) -> None:
-    """What is approximate about a composition."""
-    for note in filter(None, (member.warning for member in policy.members)):
-        console.print(f"note: {note}", soft_wrap=True)
+def print_warnings(policy: Composition, console: Console) -> None:
+    """Print what is approximate about a composition."""
+    for warning in filter(None, (member.warning for member in policy.members)):
+        console.print(f"note: {warning}", soft_wrap=True)
 
 
-def compose_from(config: DictConfig, console: Console) -> Composition:
-    """The composition that a configuration names, under its weights, to be asked for chunks from outside.
+def compose_from(config: Config, console: Console) -> Composition:
+    """Return the composition of a configuration under its weights, for chunks that are asked for from outside.
 
-    A policy of weight 0 is removed. Notes on what is approximate are printed.
+    A policy of weight 0 is removed. Warnings about what is approximate are printed.
 
     Raises:
-        InputError: the policies that have weight lack a dimension.
+        InputError: If the policies that have weight lack a dimension.
     """
-    policies = adapted(plain(config), loaded(config))
+    policies = adapt_policies(plain(config), load_policies(config))
     weights = weights_of(config, len(policies))
-    whole = composed(config.composer, policies, weights)
-    policy = whole.with_weights(torch.tensor(weights, dtype=torch.float64))
-    say_notes(policy, console)
+    composition = composition_of(config["composer"], policies, weights)
+    policy = composition.with_weights(torch.tensor(weights, dtype=torch.float64))
+    print_warnings(policy, console)
     return policy
 
 
-def weights_of(config: DictConfig, count: int) -> Weights:
-    """The weights that a configuration gives `count` policies; one alone needs none."""
-    given = [1.0] if config.weights is None and count == 1 else config.weights
-    if given is None:
+def weights_of(config: Config, count: int) -> Weights:
+    """Return the weights of a configuration for `count` policies; one policy alone needs none."""
+    weights = [1.0] if config["weights"] is None and count == 1 else config["weights"]
+    if weights is None:
         raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
-    return numbers(given)
+    return parse_weights(weights)
 
 
-def folder_of(config: DictConfig, kind: str, env: str, names: Sequence[str]) -> Path:
-    """Return the run folder that a configuration names, or one in runs/ whose name is made of environment and policies."""
-    return Path(config.run_dir or Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}")))
+def run_dir_of(config: Config, kind: str, env: str, names: Sequence[str]) -> Path:
+    """Return the run folder of a configuration, by default runs/KIND-ENV-POLICIES."""
+    return Path(config["run_dir"] or Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}")))
 
 
-def numbers(weights: Sequence[Any]) -> Weights:
-    """Weights as the configuration has them; InputError where one is no number."""
+def parse_weights(weights: Sequence[Any]) -> Weights:
+    """Return weights of a configuration as floats.
+
+    Raises:
+        InputError: If one is no number.
+    """
     if not all(isinstance(w, int | float) for w in weights):
         raise InputError(f"weights=[{', '.join(map(str, weights))}] must be numbers, as in 'weights=[0.4,0.6]'")
     return tuple(float(w) for w in weights)

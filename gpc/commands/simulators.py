@@ -11,33 +11,42 @@ from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import HasSimulator, Policy
 
 
-def simulator_of(policies: Sequence[Policy], asked: EnvSpec) -> EnvSpec:
-    """The one simulator that all the policies were trained for; what is not 0 in `asked` replaces the checkpoints' numbers.
+def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> EnvSpec:
+    """Return the simulator that all policies were trained for.
 
-    Of several, the shortest `n_action_steps` and the longest `max_steps`; an option that one alone names is taken from it.
-    Raises InputError where a policy does not say, or two were trained for different ones.
+    Of several checkpoints, the shortest `n_action_steps` and the longest `max_steps` count, and an option that only one
+    names is taken from it.
+
+    Args:
+        policies: policies whose checkpoints name a simulator.
+        requested: numbers that replace those of the checkpoints, unless they are None.
+
+    Raises:
+        InputError: If a checkpoint names no simulator, or two name different ones.
     """
     specs: list[EnvSpec] = []
     options: dict[str, Any] = {}
     for policy in policies:
         spec = policy.simulator if isinstance(policy, HasSimulator) else None
         if spec is None:
-            raise InputError(f"{policy.name} does not say which simulator it was trained for; name one, as in env=lift")
-        own = spec.options or {}
-        if specs and (spec.type != specs[0].type or any(options.get(key, own[key]) != own[key] for key in own)):
-            one, other = _told_apart(specs[0], spec)
+            raise InputError(f"the checkpoint of {policy.name} names no simulator; name one, as in env=lift")
+        entries = spec.options or {}
+        if specs and (
+            spec.type != specs[0].type or any(options.get(key, value) != value for key, value in entries.items())
+        ):
+            one, other = _first_difference(specs[0], spec)
             raise InputError(
                 f"{policies[0].name} was trained for {one}, {policy.name} for {other}; name one, as in env=lift"
             )
         specs.append(spec)
-        options |= own
-    n_action_steps = asked.n_action_steps or min(filter(None, (spec.n_action_steps for spec in specs)))
-    max_steps = asked.max_steps or max(filter(None, (spec.max_steps for spec in specs)))
+        options |= entries
+    n_action_steps = requested.n_action_steps or min(filter(None, (spec.n_action_steps for spec in specs)))
+    max_steps = requested.max_steps or max(filter(None, (spec.max_steps for spec in specs)))
     return replace(specs[0], n_action_steps=n_action_steps, max_steps=max_steps, options=options)
 
 
-def _told_apart(one: EnvSpec, other: EnvSpec) -> tuple[str, str]:
-    """Both by name and, where that is the same, the first option that differs."""
+def _first_difference(one: EnvSpec, other: EnvSpec) -> tuple[str, str]:
+    """Return both names and, if they are equal, the first option that differs."""
     if one.name != other.name:
         return one.name, other.name
     first, second = _leaves(one.options, "options"), _leaves(other.options, "options")

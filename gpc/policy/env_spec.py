@@ -16,8 +16,9 @@ class EnvSpec:
     """How to build an environment, and how many actions are executed at once.
 
     Attributes:
-        type: registered name (entry points `gpc.envs`), or a class or function that can be pickled; it is called with
-            the `observation_keys` that the policies read, `max_steps` and `options`.
+        type: registered name (entry points `gpc.envs`), or a class or function that can be pickled and makes a
+            `gymnasium.Env`; it is called with `options` and, if it takes them, with `max_steps` and the
+            `observation_keys` that the policies read.
         n_action_steps: actions of a chunk that are executed before the policy observes again; None: as the policies'
             checkpoints have it (type "policy").
         max_steps: longest episode, in control steps; None: as the checkpoints have it.
@@ -41,4 +42,4 @@ class EnvSpec:
     def name(self) -> str:
         """The name in reports: the task, of a class that has several."""
         task = (self.options or {}).get("task", self.type)
-        return task if isinstance(task, str) else task.__name__
+        return task if isinstance(task, str) else getattr(task, "__name__", type(task).__name__)

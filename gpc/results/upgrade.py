@@ -128,7 +128,7 @@ def _defaults(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
         settings = settings_of(load_entry(group, key, name))
     else:
         return {}
-    skipped = ("policies", "weights", "prior")
+    skipped = ("policies", "weights")
     return {
         name: described(setting.default)
         for name, setting in settings.items()

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium
 import numpy as np
 
-from gpc.objects import build
+from gpc.objects import build, settings_of
 from gpc.policy.env_spec import EnvSpec
 from gpc.registry import ENVS, load_entry
 from gpc.types import Array, Frame
@@ -88,12 +88,18 @@ class LaneSpec:
 
 
 def make_env(spec: EnvSpec, observation_keys: tuple[str, ...] | None = None) -> Environment:
-    """Build the environment of a spec.
+    """Build the environment of a spec; any `gymnasium.Env` that is no `Environment` is adapted.
 
     Raises:
         InputError: If its type is unknown or needs a package that is missing, or an option does not fit.
     """
     factory = load_entry(ENVS, "env", spec.type) if isinstance(spec.type, str) else spec.type
     keys = {} if observation_keys is None else {"observation_keys": observation_keys}
-    env: Environment = build(factory, spec.options or {}, "env.options", max_steps=spec.max_steps, **keys)
-    return env
+    common = {"max_steps": spec.max_steps, **keys}
+    settings = settings_of(factory)
+    accepted = {key: value for key, value in common.items() if key in settings}
+    env = build(factory, spec.options or {}, "env.options", **accepted)
+    if isinstance(env, Environment):
+        return env
+    adapted: Environment = load_entry(ENVS, "env", "gymnasium")(task=env, **common)
+    return adapted

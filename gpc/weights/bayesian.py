@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gpc.errors import InputError, suggest
+from gpc.errors import InputError
 from gpc.weights.searches import ProposalSearch
 from gpc.weights.simplex import Weights, to_grid
 
-SAMPLERS = {"tpe": "TPESampler", "gp": "GPSampler"}
 SCORE_WEIGHT = 1e-3  # of score beside success, to break ties
 
 
@@ -41,24 +40,19 @@ def inverse_stick_breaking(weights: Sequence[float]) -> list[float]:
 
 @dataclass(kw_only=True)
 class Bayesian(ProposalSearch):
-    """Optuna's samplers on the simplex.
+    """Base class of the searches whose candidates a sampler of Optuna proposes.
 
-    `sampler` is "tpe" (Bergstra et al. 2011) or "gp", a Gaussian process. The objective is the success rate on a
-    candidate's first seeds; the score breaks ties.
-
-    Raises:
-        InputError: If Optuna is missing or `sampler` is unknown.
+    The objective is the success rate on a candidate's first seeds; the score breaks ties. `start` raises InputError if
+    Optuna is missing.
     """
 
-    sampler: str
+    sampler: ClassVar[str]  # a class of optuna.samplers
     _reported: int = field(init=False, default=0)  # candidates whose outcomes Optuna has
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sampler not in SAMPLERS:
-            raise InputError(f"unknown sampler {self.sampler!r}{suggest(self.sampler, list(SAMPLERS))}")
+    def _begin(self) -> None:
+        super()._begin()
         self._optuna = _optuna()
-        sampler = getattr(self._optuna.samplers, SAMPLERS[self.sampler])(seed=self.seed)
+        sampler = getattr(self._optuna.samplers, self.sampler)(seed=self.seed)
         self._study = self._optuna.create_study(direction="maximize", sampler=sampler)
         axes = range(self.policies - 1)
         self._axes = {f"u{k}": self._optuna.distributions.FloatDistribution(0, 1) for k in axes}
@@ -86,14 +80,14 @@ class Bayesian(ProposalSearch):
 class GaussianProcess(Bayesian):
     """Optuna's Gaussian process."""
 
-    sampler: str = field(init=False, default="gp")
+    sampler = "GPSampler"
 
 
 @dataclass(kw_only=True)
 class TreeParzen(Bayesian):
-    """Optuna's tree-structured Parzen estimator."""
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011)."""
 
-    sampler: str = field(init=False, default="tpe")
+    sampler = "TPESampler"
 
 
 def _optuna() -> Any:

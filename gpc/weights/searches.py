@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +58,9 @@ class Search(Protocol):
     """
 
     candidates: list[Weights]
+
+    def start(self, policies: int, prior: Prior | None = None) -> Search:
+        """Return the search for this many policies, before its first round."""
 
     @property
     def seeds(self) -> range:
@@ -105,15 +108,34 @@ def gp_success_rate(weights: Sequence[Weights], successes: Array, episodes: Arra
 
 
 @dataclass(kw_only=True)
-class BaseSearch:
-    """Base class of the searches: candidates, and outcomes by (candidate, seed)."""
+class BaseSearch(ABC):
+    """Base class of the searches: settings; once started, candidates and outcomes by (candidate, seed)."""
 
-    policies: int
     step: float = 0.1
     seed: Seed = 100_000
-    prior: Prior | None = None
-    candidates: list[Weights] = field(init=False)
+    policies: int = field(init=False, default=0)
+    prior: Prior | None = field(init=False, default=None)
+    candidates: list[Weights] = field(init=False, default_factory=list)
     results: dict[Pair, Outcome] = field(init=False, default_factory=dict)
+
+    def start(self, policies: int, prior: Prior | None = None) -> Self:
+        """Return a search with these settings, before its first round.
+
+        Args:
+            policies: number of policies.
+            prior: prediction from demonstrations.
+
+        Raises:
+            InputError: If the settings do not fit.
+        """
+        search = replace(self)
+        search.policies, search.prior = policies, prior
+        search._begin()
+        return search
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Make the first candidates."""
 
     @property
     def parents(self) -> list[Weights]:
@@ -176,7 +198,7 @@ class Grid(BaseSearch):
 
     episodes: Count = 20
 
-    def __post_init__(self) -> None:
+    def _begin(self) -> None:
         self.candidates = simplex(self.policies, self.step)
 
     @property
@@ -203,7 +225,7 @@ class Racing(BaseSearch):
 
     budget: Count = 440
 
-    def __post_init__(self) -> None:
+    def _begin(self) -> None:
         self.candidates = simplex(self.policies, self.step)
         if self.budget < len(self._starters()):
             raise InputError(
@@ -238,7 +260,7 @@ class Racing(BaseSearch):
 
 
 @dataclass(kw_only=True)
-class ProposalSearch(BaseSearch, ABC):
+class ProposalSearch(BaseSearch):
     """Base class of searches that propose candidates.
 
     Half of the budget proposes, the other half races the better half of the candidates. Each candidate is rolled out on
@@ -251,7 +273,7 @@ class ProposalSearch(BaseSearch, ABC):
     episodes: Count = 10
     finished: bool = field(init=False, default=False)
 
-    def __post_init__(self) -> None:
+    def _begin(self) -> None:
         first = [] if self.prior is None else [to_grid(self.prior.best(), self.step)]
         self.candidates = list(dict.fromkeys([*self.parents, *first]))
         least = len(self.candidates) * self.episodes
@@ -303,8 +325,8 @@ class ProposalSearch(BaseSearch, ABC):
 class Random(ProposalSearch):
     """Weights drawn uniformly from the simplex: the baseline of other proposals."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def _begin(self) -> None:
+        super()._begin()
         self._generator = np.random.default_rng(self.seed)
 
     def propose(self) -> Weights:
@@ -322,7 +344,7 @@ class FromDemonstrations(BaseSearch):
     step: float = 0.01
     seed: Seed = field(init=False, default=0)
 
-    def __post_init__(self) -> None:
+    def _begin(self) -> None:
         if self.prior is None:
             raise InputError("search=demos reads held-out demonstrations; name them, as in demonstrations=FILE")
         self.candidates = list(dict.fromkeys([to_grid(self.prior.best(), self.step), *self.parents]))

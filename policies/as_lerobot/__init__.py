@@ -33,7 +33,7 @@ from lerobot.processor import (
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from torch import Tensor
 
-from gpc.commands.setup import BY_POLICY, adapted
+from gpc.commands.setup import PER_POLICY_KEYS, adapt_policies
 from gpc.composition.composed import ComposedPolicy, compose
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
@@ -209,7 +209,7 @@ def _composition(
         inside = folder / path if folder and colon else None
         source = f"{loader}:{inside}" if inside and inside.exists() else source
         members.append(load_policy(source))
-    return compose(adapted(settings, members), list(weights))
+    return compose(adapt_policies(settings, members), list(weights))
 
 
 def make_gpc_pre_post_processors(
@@ -247,9 +247,9 @@ def save(
     `by_policy`: `origin`, `action_names`, `steer`; see `GpcConfig`. Loads the members first: raises InputError where one is
     missing or they do not fit.
     """
-    unknown = sorted(set(by_policy) - set(BY_POLICY))
+    unknown = sorted(set(by_policy) - set(PER_POLICY_KEYS))
     if unknown:
-        raise InputError(f"unknown setting {unknown[0]!r}{suggest(unknown[0], list(BY_POLICY))}")
+        raise InputError(f"unknown setting {unknown[0]!r}{suggest(unknown[0], list(PER_POLICY_KEYS))}")
     settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
     policy = _composition(policies, weights, settings, None)
     sampling = sampling or Sampling()

@@ -1,0 +1,224 @@
+"""A composition in an environment, checked before anything runs."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from gymnasium import spaces
+
+from gpc.commands.simulators import common_simulator
+from gpc.composition.average import AveragedChunks
+from gpc.composition.composed import ComposedPolicy, Composition, as_composition, compose
+from gpc.errors import InputError
+from gpc.inference.actor import ChunkActor
+from gpc.inference.settings import Sampling
+from gpc.objects import describe, described, settings_in
+from gpc.policy.adapt import rename
+from gpc.policy.env_spec import EnvSpec
+from gpc.policy.spec import Policy
+from gpc.registry import COMPOSERS, ENVS, name_of
+from gpc.rollout.env import Environment, LaneSpec, make_env
+from gpc.weights.simplex import Weights, one_hot
+
+
+@dataclass(frozen=True)
+class RolloutSetup:
+    """Policies under a composer, in an environment that offers what they read.
+
+    Attributes:
+        policy: the composition.
+        env: the environment.
+        lane: the environment with the observations that the policies read.
+        actor: what acts in each lane of the engine.
+    """
+
+    policy: Composition
+    env: EnvSpec
+    lane: LaneSpec
+    actor: ChunkActor
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the policies."""
+        return [policy.name for policy in self.policy.policies]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the policies by name."""
+        return {policy.name: policy.fingerprint for policy in self.policy.policies}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What determines an episode, beside weights and seed, as plain data."""
+        return {
+            "policies": self.names,
+            "fingerprints": self.fingerprints,
+            "env": describe_env(self.env),
+            "sampler": settings_in(self.actor.sampling),
+            "composer": _describe_composer(self.policy),
+        }
+
+    def check(self, weights: Weights) -> None:
+        """Check weights.
+
+        Raises:
+            InputError: If the composer does not take them, or the policies that have weight cannot act without the others.
+        """
+        self.actor.check(weights)
+
+    def check_parents(self) -> None:
+        """Raise InputError if a policy cannot act alone."""
+        for i in range(len(self.names)):
+            self.actor.check(one_hot(i, len(self.names)))
+
+
+def prepare(
+    policy: Composition, env: EnvSpec, sampling: Sampling, opponents: Sequence[Policy] = (), video: int = 0
+) -> RolloutSetup:
+    """Check a composition in an environment, which is built once.
+
+    Args:
+        policy: the composition.
+        env: the environment; of type "policy" it stands for the simulator of the policies' checkpoints.
+        sampling: settings of the sampler.
+        opponents: policies of the other side of a comparison, for the choice of the simulator.
+        video: number of episodes to draw, for error lines; 0 draws none.
+
+    Raises:
+        InputError: If policies, environment and settings do not fit.
+    """
+    policies = [*policy.policies, *(other for other in opponents if all(other is not p for p in policy.policies))]
+    names = [policy.name for policy in policies]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
+    if env.type == "policy":
+        env = common_simulator(policies, env)
+    if env.n_action_steps is None or env.max_steps is None:
+        raise InputError(
+            f"env.n_action_steps={env.n_action_steps}, env.max_steps={env.max_steps}: only env=policy takes them from a "
+            "checkpoint; give numbers"
+        )
+    observations = policy.observations
+    lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies))
+    actor = ChunkActor(policy, sampling, env.n_action_steps)
+    _check_environment(policy, env, video)
+    return RolloutSetup(policy, env, lane, actor)
+
+
+def composition_in(policy: Policy, names: Mapping[str, str] | None = None) -> Composition:
+    """Return a policy as a composition, with the environment's names of observations.
+
+    Args:
+        policy: policy or composition; a policy that has no weights becomes the only member.
+        names: the environment's name of an observation, by a policy's name.
+    """
+    composition = as_composition(policy)
+    if not any(key in (names or {}) for key in composition.observations.shapes):
+        return composition
+    members = [rename(member, names or {}) for member in composition.policies]
+    if isinstance(composition, AveragedChunks):
+        return AveragedChunks(members, composition.weights)
+    if isinstance(composition, ComposedPolicy):
+        return replace(composition, policies=tuple(members))
+    return compose([rename(composition, names or {})])
+
+
+def weights_in(policy: Composition) -> Weights:
+    """Return the weights of a composition.
+
+    Raises:
+        InputError: If it has one row of weights for each row of a batch.
+    """
+    if policy.weights.ndim != 1:
+        raise InputError("a composition to roll out has one weight for each policy, not one for each row of a batch")
+    return tuple(policy.weights.tolist())
+
+
+def describe_env(spec: EnvSpec) -> dict[str, Any]:
+    """Return an environment as plain data, as a configuration has it."""
+    registered = spec.type if isinstance(spec.type, str) else name_of(ENVS, spec.type)
+    return {
+        **({"type": registered} if registered else {"class": described(spec.type)}),
+        "n_action_steps": spec.n_action_steps,
+        "max_steps": spec.max_steps,
+        "options": described(spec.options or {}),
+    }
+
+
+def _describe_composer(policy: Composition) -> Any:
+    """Return the composer as plain data, as a configuration has it; of a composition that is a policy its own class."""
+    kind = policy.composer if isinstance(policy, ComposedPolicy) else policy
+    return describe(COMPOSERS, kind, without=("policies", "weights"))
+
+
+def _history(policies: Sequence[Policy]) -> dict[str, int]:
+    """Return how many of the last observations the policies read, by key."""
+    history: dict[str, int] = {}
+    for spec in (policy.observations for policy in policies):
+        history |= {key: max(spec.n_obs_steps, history.get(key, 0)) for key in spec.shapes}
+    return history
+
+
+def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> None:
+    """Build the environment once and compare its spaces with the policies."""
+    _check_pickled(spec)
+    try:
+        env = make_env(spec)
+    except ImportError as error:
+        raise InputError(f"{spec.name} needs a package that is missing ({error}); run gpc doctor") from None
+    offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
+    if video:
+        _check_picture(env, video)
+    env.close()
+    if env.action_space.shape != (policy.actions.dim,):
+        actions = policy.actions
+        names = f" ({', '.join(actions.names)})" if actions.names else ""
+        raise InputError(
+            f"{policy.name} acts in {actions.dim} dimensions{names}, {spec.name} in {env.action_space.shape}; "
+            "'action_names={POLICY: [x,y]}' says which dimensions of two policies are the same"
+        )
+    original = {theirs: key for key, theirs in (spec.rename_map or {}).items()}
+    for member in policy.policies:
+        for key, shape in member.observations.shapes.items():
+            if offered.get(key) != shape:
+                missing = _not_offered(spec.name, key, original.get(key, key), shape, offered)
+                raise InputError(f"{member.name} reads {key!r} {shape}, {missing}")
+
+
+def _check_pickled(spec: EnvSpec) -> None:
+    """Raise InputError if a simulator process, which does not import the user's script, could not build the environment."""
+    for value in (spec.type, *(spec.options or {}).values()):
+        if getattr(value, "__module__", None) == "__main__":
+            raise InputError(
+                f"{spec.name} is defined in the script that runs; move it to a module, which simulator processes import"
+            )
+    try:
+        pickle.dumps(spec)
+    except Exception as error:
+        raise InputError(
+            f"{spec.name} cannot be sent to a simulator process ({error}); give a class or function of a module"
+        ) from None
+
+
+def _not_offered(
+    env: str, key: str, original: str, shape: tuple[int, ...], offered: Mapping[str, tuple[int, ...] | None]
+) -> str:
+    """Return the end of an error line: what the environment has instead, and the map to write."""
+    if key in offered:
+        return f"{env} offers it as {offered[key]}"
+    fits = [name for name, size in offered.items() if size == shape]
+    hint = f"; if {fits[0]!r} is it, add 'rename_map={{{original}: {fits[0]}}}'" if fits else ""
+    return f"{env} offers " + ", ".join(f"{name} {size}" for name, size in offered.items()) + hint
+
+
+def _check_picture(env: Environment, count: int) -> None:
+    """Draw one picture, so that a machine that cannot draw fails before the episodes."""
+    try:
+        env.reset(seed=0)
+        env.render()
+    except InputError as error:
+        raise InputError(f"video={count}: {error}; or choose video=0") from None
