@@ -148,7 +148,9 @@ def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> li
     if weightings is None:
         if len(policies) != 2:
             raise InputError(f"compare takes two policies, not {len(policies)}, or {WEIGHTINGS}")
-        return [Side(experiment_of(config, console, [policy], policies), (1.0,)) for policy in policies]
+        first, second = policies
+        pairs = ((first, second), (second, first))
+        return [Side(experiment_of(config, console, [policy], [opponent]), (1.0,)) for policy, opponent in pairs]
     if len(weightings) != 2 or not all(isinstance(w, Sequence) and not isinstance(w, str) for w in weightings):
         raise InputError(f"weights={weightings}: compare takes {WEIGHTINGS}")
     experiment = experiment_of(config, console, policies)

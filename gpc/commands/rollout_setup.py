@@ -90,7 +90,7 @@ def prepare(
     Raises:
         InputError: If policies, environment and settings do not fit.
     """
-    policies = [*policy.policies, *(other for other in opponents if all(other is not p for p in policy.policies))]
+    policies = [*policy.policies, *opponents]
     names = [policy.name for policy in policies]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
