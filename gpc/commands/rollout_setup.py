@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
 from gymnasium import spaces
@@ -197,7 +197,7 @@ def _check_pickled(spec: EnvSpec) -> None:
                 f"{spec.name} is defined in the script that runs; move it to a module, which simulator processes import"
             )
     try:
-        pickle.dumps(spec)
+        ForkingPickler.dumps(spec)
     except Exception as error:
         raise InputError(
             f"{spec.name} cannot be sent to a simulator process ({error}); give a class or function of a module"

@@ -185,7 +185,8 @@ def weights_of(config: Config, count: int) -> Weights:
 
 def run_dir_of(config: Config, kind: str, env: str, names: Sequence[str]) -> Path:
     """Return the run folder of a configuration, by default runs/KIND-ENV-POLICIES."""
-    return Path(config["run_dir"] or Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}")))
+    run_dir: str | None = config["run_dir"]  # of the user
+    return Path(run_dir) if run_dir else Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}"))
 
 
 def parse_weights(weights: Sequence[Any]) -> Weights:
