@@ -99,7 +99,7 @@ def best_parent(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def winners_table(runs: Sequence[Run]) -> list[str]:
-    """Return winner against best parent, one line a search, and the sums."""
+    """Return winner against best parent, one line a search, the sums and the verdicts."""
     lines = [
         "| pair | winner | success % | best parent | success % | gain, points | p (McNemar) | score gain | p (paired t) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -112,19 +112,21 @@ def winners_table(runs: Sequence[Run]) -> list[str]:
             f"{percent(best)} | {s['pc_success_gain']:+.1f} | {s['p_value']:.2g} | "
             f"{s['avg_max_reward_gain']:+.3f} [{low:+.3f}, {high:+.3f}] | {s['p_value_score']:.2g} |"
         )
+    verdicts = [f"- {pair_of(s)}: {s['verdict']}" for s in summaries]
+    return [*lines, "", *(_sums(summaries) if len(summaries) > 1 else []), *verdicts]
+
+
+def _sums(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how many winners gain, and how much more success they had on their search seeds."""
     gains = [s for s in summaries if s["p_value"] < 0.05 and s["pc_success_gain"] > 0]
     strict = [s for s in gains if s["p_value"] < 0.05 / len(summaries)]
     optimism = [_on_search_seeds(s) - s["winner"]["pc_success"] for s in summaries]
     low, high = mean_interval(optimism)
-    interval = f" [{low:+.1f}, {high:+.1f}]" if len(optimism) > 1 else ""
     return [
-        *lines,
-        "",
         f"{len(gains)} of {len(summaries)} winners beat their best parent on success with p < 0.05; {len(strict)} with",
         f"p < 0.05 / {len(summaries)}, which allows for {len(summaries)} tests. On its search seeds the winner had",
-        f"{np.mean(optimism):+.1f} points{interval} more than on fresh ones.",
+        f"{np.mean(optimism):+.1f} points [{low:+.1f}, {high:+.1f}] more than on fresh ones.",
         "",
-        *(f"- {pair_of(s)}: {s['verdict']}" for s in summaries),
     ]
 
 
