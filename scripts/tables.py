@@ -99,7 +99,7 @@ def best_parent(summary: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def winners_table(runs: Sequence[Run]) -> list[str]:
-    """Return winner against best parent, one line a search, the sums and the verdicts."""
+    """Return winner against best parent for each search, sums and verdicts."""
     lines = [
         "| pair | winner | success % | best parent | success % | gain, points | p (McNemar) | score gain | p (paired t) |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -117,7 +117,7 @@ def winners_table(runs: Sequence[Run]) -> list[str]:
 
 
 def _sums(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return how many winners gain, and how much more success they had on their search seeds."""
+    """Return how many winners gain, and their excess of success on search seeds."""
     gains = [s for s in summaries if s["p_value"] < 0.05 and s["pc_success_gain"] > 0]
     strict = [s for s in gains if s["p_value"] < 0.05 / len(summaries)]
     optimism = [_on_search_seeds(s) - s["winner"]["pc_success"] for s in summaries]
