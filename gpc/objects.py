@@ -33,7 +33,7 @@ class Setting(NamedTuple):
 
 
 def settings_of(kind: Callable[..., Any]) -> dict[str, Setting]:
-    """Return the arguments of a class or function by name; those that begin with an underscore are left out."""
+    """Return the arguments of a class or function by name, without private ones."""
     declared: Any = getattr(kind, "__init__", kind) if isinstance(kind, type) and not is_dataclass(kind) else kind
     try:
         types = get_type_hints(declared, include_extras=True)
@@ -89,13 +89,13 @@ def choose(kinds: Mapping[str, Callable[..., T]], data: Mapping[str, Any], where
 
 
 def build_registered(group: str, data: Mapping[str, Any], where: str, **extra: Any) -> Any:
-    """Build the object whose registered type and settings plain data holds; see `build`."""
+    """Build the object whose registered type and settings are in plain data."""
     name, settings = split_type(data, where)
     return build(load_entry(group, where, name), settings, where, **extra)
 
 
 def describe(group: str, thing: Any, without: Iterable[str] = ()) -> Any:
-    """Return plain data from which `build_registered` builds an equal object, if its class is registered."""
+    """Return plain data of an object, the inverse of `build_registered`."""
     return described(thing, lambda kind: name_of(group, kind), without)
 
 
@@ -131,7 +131,7 @@ def _numbers(value: Any) -> Iterable[float]:
 
 
 def described(value: Any, name_of: Callable[[Any], str | None] = lambda _: None, without: Iterable[str] = ()) -> Any:
-    """Return plain data that describes a value: equal descriptions mean equal settings.
+    """Describe a value as plain data; equal data mean equal settings.
 
     Args:
         value: plain data, an array, a function, or an object whose class declares its settings.

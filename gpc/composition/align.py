@@ -1,11 +1,11 @@
 """Alignment: several action spaces in one coordinate.
 
-A member has some steps and dimensions of the common normalised chunk x: `y = r x + b`, with `action = scale x + offset`. Its
-noise is then `r sigma`. If r is one number, that is exact. If r differs per dimension, no sigma is right for all dimensions of a
-network that was trained with one. Up to `NEAR_LEVEL` around the geometric mean the network gets the mean level: the points stay
-exact, and the level is off by less than its trained levels are apart. Above, the dimensions with less noise are brought to the
-level of the dimension with most (`gpc.composition.noise_matching`). `AlignedMember.warning` lists what is not exact
-(docs/alignment.md).
+A member has some steps and dimensions of the common normalised chunk x: `y = r x + b`, with `action = scale x +
+offset`. Its noise is then `r sigma`. If r is one number, that is exact. If r differs per dimension, no sigma is right
+for all dimensions of a network that was trained with one. Up to `NEAR_LEVEL` around the geometric mean the network gets
+the mean level: the points stay exact, and the level is off by less than its trained levels are apart. Above, the
+dimensions with less noise are brought to the level of the dimension with most (`gpc.composition.noise_matching`).
+`AlignedMember.warning` lists what is not exact (docs/alignment.md).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class AlignedMember:
 
     @cached_property
     def shift(self) -> tuple[float, ...]:
-        """y at x = 0."""
+        """The y at x = 0."""
         spec = self.policy.actions
         pairs = zip(self.dims, spec.scale, spec.offset, strict=True)
         return tuple((self.common.offset[d] - offset) / scale for d, scale, offset in pairs)
@@ -232,9 +232,9 @@ def masks(members: Sequence[AlignedMember]) -> Tensor:
 def union_spec(policies: Sequence[Policy]) -> ActionSpec:
     """Return the common coordinate of policies.
 
-    It has all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks. Scale, offset and
-    bound of a dimension are those of the first policy that has it. If these bounds differ there is no common bound, and each
-    policy keeps its own. A policy without names has all dimensions.
+    It has all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks. Scale, offset
+    and bound of a dimension are those of the first policy that has it. If these bounds differ there is no common bound,
+    and each policy keeps its own. A policy without names has all dimensions.
 
     Raises:
         InputError: If a policy without names has another number of dimensions, or a dt is no multiple of the smallest.
@@ -268,8 +268,8 @@ def union_spec(policies: Sequence[Policy]) -> ActionSpec:
 def subset_spec(policies: Sequence[Policy], full: ActionSpec) -> ActionSpec:
     """Return the coordinate of some policies of a composition without the others.
 
-    It has the dimensions of the full composition and the steps of these policies. One policy keeps its own normaliser, bound
-    and dt, so that its chunks stay the same bit for bit. Several policies have those of the full composition.
+    It has the dimensions of the full composition and the steps of these policies. One policy keeps its own normaliser,
+    bound and dt, so that its chunks stay the same bit for bit. Several policies have those of the full composition.
 
     Args:
         policies: Some policies of a composition.

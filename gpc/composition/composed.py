@@ -136,8 +136,8 @@ class Composition(Policy, Protocol):
     def with_weights(self, weights: Tensor) -> Self:
         """Return the policies with any weight, under other weights (K,) or (batch, K).
 
-        The weights are not checked again, see `check_weights`. A policy without weight is removed; number and order of the
-        action dimensions stay. One-hot weights are the single policy on its own levels.
+        The weights are not checked again, see `check_weights`. A policy without weight is removed; number and order of
+        the action dimensions stay. One-hot weights are the single policy on its own levels.
 
         Raises:
             InputError: If the policies that stay lack a dimension.
@@ -300,8 +300,8 @@ def compose(policies: Sequence[Policy], how: Composer | Sequence[float] | Tensor
 
     Args:
         policies: The members.
-        how: A composer, e.g. `Guidance([1.5, -0.5])`, or the weights of a convex combination, (K,) or (batch, K); by default
-            equal weights.
+        how: A composer, e.g. `Guidance([1.5, -0.5])`, or the weights of a convex combination, (K,) or (batch, K); by
+            default equal weights.
 
     Raises:
         InputError: If the weights or the policies do not fit.

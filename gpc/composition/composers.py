@@ -1,8 +1,8 @@
 """Composers: how the members' denoised actions become one.
 
-A convex combination of scores at one (x, sigma) is the same convex combination of `denoised` (General Policy Composition, Cao
-et al., arXiv 2510.01068); guidance is the same sum with signed weights. A composer of your own is any object with the
-attributes of `Composer`; `gpc.compose` takes it as it takes these.
+A convex combination of scores at one (x, sigma) is the same convex combination of `denoised` (General Policy
+Composition, Cao et al., arXiv 2510.01068); guidance is the same sum with signed weights. A composer of your own is any
+object with the attributes of `Composer`; `gpc.compose` takes it as it takes these.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ class LinearComposer(WithWeights):
 class Convex(ConvexWeights, LinearComposer):
     """`sum_i w_i denoised_i` with w >= 0 and sum 1 (arXiv 2510.01068).
 
-    At entries that a member does not contribute to, the weights of the others are renormalised. If none of these has weight,
-    they share equally.
+    At entries that a member does not contribute to, the weights of the others are renormalised. If none of these has
+    weight, they share equally.
     """
 
     def _effective_weights(self, weights: Tensor, mask: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ ASSUMED_STD = 0.005  # of normalised actions; less than most have (docs/design.m
 class NoiseMatched(Wrapper):
     """Use a network with one noise level on an x whose dimensions have less noise.
 
-    Dimension d of x has noise of level q = `noise_ratios[d] * sigma`. Noise is added until every dimension has p = sigma, and
-    its effect on the output is removed. For data N(m, s^2) the network moves x by p^2 / (s^2 + p^2) of the way to m where
-    q^2 / (s^2 + q^2) is due, and follows the added noise by s^2 / (s^2 + p^2). Both are corrected with s = `ASSUMED_STD`.
-    That is exact for this s, and for every density in two limits: at noise far above s (the full way is due) and far below s
-    (the way is the noise squared times the score).
+    Dimension d of x has noise of level q = `noise_ratios[d] * sigma`. Noise is added until every dimension has p =
+    sigma, and its effect on the output is removed. For data N(m, s^2) the network moves x by p^2 / (s^2 + p^2) of the
+    way to m where q^2 / (s^2 + q^2) is due, and follows the added noise by s^2 / (s^2 + p^2). Both are corrected with s
+    = `ASSUMED_STD`. That is exact for this s, and for every density in two limits: at noise far above s (the full way
+    is due) and far below s (the way is the noise squared times the score).
 
     Attributes:
         noise_ratios: Noise of each dimension over that of the largest, at most 1.

@@ -1,8 +1,8 @@
 """Steering: a cost as a gradient while a chunk is sampled, and as the judge of several finished chunks.
 
-A cost J is a function of actions in the environment's units and of the policy's observation. It has a name if it is an entry
-point of the group `gpc.costs`, or after `register_cost`. Both uses are those of inference-time policy steering (Wang et al.
-2024, arXiv 2411.16627): `Steered` is its guided diffusion, `sampler.best_of` its ranking of samples.
+A cost J is a function of actions in the environment's units and of the policy's observation. It has a name if it is an
+entry point of the group `gpc.costs`, or after `register_cost`. Both uses are those of inference-time policy steering
+(Wang et al. 2024, arXiv 2411.16627): `Steered` is its guided diffusion, `sampler.best_of` its ranking of samples.
 """
 
 from __future__ import annotations
@@ -107,13 +107,14 @@ def evaluate_cost(cost: Cost, name: str, actions: Tensor, observation: Observati
 class Steered(Wrapper):
     """Denoise under a cost: samples of p exp(-scale J).
 
-    The result is `argmin_a scale J(a) + |a - denoised|^2 / (2 v)` with `v = sigma^2 spread^2 / (sigma^2 + spread^2)`, the
-    variance that the noise leaves open of an action of standard deviation `spread`. It is found by one Newton step from the
-    denoised action with conjugate gradients.
+    The result is `argmin_a scale J(a) + |a - denoised|^2 / (2 v)` with `v = sigma^2 spread^2 / (sigma^2 + spread^2)`,
+    the variance that the noise leaves open of an action of standard deviation `spread`. It is found by one Newton step
+    from the denoised action with conjugate gradients.
 
-    For a linear J it is `denoised - scale v grad J`, classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233). With the
-    curvature of J a steep convex cost does not overshoot. Along directions in which J curves down, its gradient alone counts.
-    For a Gaussian of this spread and a quadratic cost the result is exact. Scale 0 is the denoiser itself.
+    For a linear J it is `denoised - scale v grad J`, classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233).
+    With the curvature of J a steep convex cost does not overshoot. Along directions in which J curves down, its
+    gradient alone counts. For a Gaussian of this spread and a quadratic cost the result is exact. Scale 0 is the
+    denoiser itself.
 
     Attributes:
         cost: J.
@@ -177,8 +178,8 @@ def conjugate_gradient(matrix: Callable[[Tensor], Tensor], right: Tensor) -> Ten
     """Solve `matrix x = right` for a symmetric matrix, row by row.
 
     A row stops if its residual is small, or if the matrix is less than the identity along its direction; in the first
-    iteration such a row takes `right` itself (Steihaug 1983, SIAM J. Numer. Anal. 20, p. 626, stops below 0). The rows do
-    not influence each other.
+    iteration such a row takes `right` itself (Steihaug 1983, SIAM J. Numer. Anal. 20, p. 626, stops below 0). The rows
+    do not influence each other.
 
     Args:
         matrix: The product with a tensor like `right`.
@@ -222,8 +223,8 @@ def steer(
         name: Name of the result in reports; by default the policy's.
 
     Raises:
-        InputError: If the cost is unknown, a number is out of its range, or the policy is a composition that is no sum of
-            scores.
+        InputError: If the cost is unknown, a number is out of its range, or the policy is a composition that is no sum
+            of scores.
     """
     numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in (scale, spread))
     if not numbers or not 0 <= scale < float("inf") or not 0 < spread < float("inf"):

@@ -1,8 +1,8 @@
 """Logical operators: samples that one policy OR another finds likely, or that one AND another find equally likely.
 
-The superposition of diffusion models (Skreta et al. 2024, arXiv 2412.17762): each member's log-density is followed along the
-reverse SDE by Ito's lemma, and the members' scores are mixed by these log-densities. In the one coordinate (x = x0 + sigma
-noise, Delta the fall of sigma^2 in a step) their eq. 12 reads
+The superposition of diffusion models (Skreta et al. 2024, arXiv 2412.17762): each member's log-density is followed
+along the reverse SDE by Ito's lemma, and the members' scores are mixed by these log-densities. In the one coordinate (x
+= x0 + sigma noise, Delta the fall of sigma^2 in a step) their eq. 12 reads
 
     log q_k  +=  <x' - x, score_k> - Delta / 2 |score_k|^2.
 

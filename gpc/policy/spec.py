@@ -146,7 +146,7 @@ class ObservationSpec:
                 )
 
     def select(self, observation: Mapping[str, Values]) -> dict[str, Values]:
-        """Return the keys that the policy reads, each with its newest `n_obs_steps` steps.
+        """Return the keys that the policy reads, with their last `n_obs_steps` steps.
 
         Args:
             observation: key -> (batch, n_obs_steps or more, *shape).
@@ -184,12 +184,12 @@ class Policy(Protocol):
         """Hash of weights and normalisers, for run manifests."""
 
     def condition(self, observation: Observation) -> Denoiser:
-        """Encode one batch of observations; the denoiser may then be called many times."""
+        """Encode a batch of observations; the denoiser may be called many times."""
 
 
 @runtime_checkable
 class HasPriorMean(Protocol):
-    """A policy whose normalised actions are not centred at 0, e.g. targets near the pose."""
+    """A policy whose normalised actions have a mean, e.g. targets near the pose."""
 
     def prior_mean(self, observation: Observation) -> Tensor | None:
         """Return the mean of the initial noise, normalised; None for 0.

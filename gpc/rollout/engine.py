@@ -264,8 +264,8 @@ class _Run:
         begin = time.monotonic()
         actions = self.actor(observation, weights, seeds, chunks)
         self.stats.actor_seconds += time.monotonic() - begin
-        if actions.shape[:2] != (len(lanes), self.spec.env.n_action_steps) or actions.ndim != 3:
-            shape = (len(lanes), self.spec.env.n_action_steps, "action")
+        if actions.shape[:2] != (len(lanes), self.spec.n_action_steps) or actions.ndim != 3:
+            shape = (len(lanes), self.spec.n_action_steps, "action")
             raise RunError(f"the policy returned actions of shape {actions.shape}, not {shape}")
         for episode, chunk in zip(episodes, actions, strict=True):
             if not np.isfinite(chunk).all():

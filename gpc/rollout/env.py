@@ -72,7 +72,7 @@ class Environment(gymnasium.Env[Frame, Array]):
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What a lane of the engine runs: an environment, and what the policies read of it.
+    """An environment in the engine, and what the policies read of it.
 
     Attributes:
         env: the environment.
@@ -85,6 +85,12 @@ class LaneSpec:
     observation_keys: tuple[str, ...] | None = None
     n_obs_steps: int = 1
     history: Mapping[str, int] | None = None
+
+    @property
+    def n_action_steps(self) -> int:
+        """Actions of a chunk that are executed before the policy observes again."""
+        assert self.env.n_action_steps is not None, "of type policy, whose numbers are its checkpoints'"
+        return self.env.n_action_steps
 
 
 def make_env(spec: EnvSpec, observation_keys: tuple[str, ...] | None = None) -> Environment:

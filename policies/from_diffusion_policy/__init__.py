@@ -1,8 +1,8 @@
-"""Checkpoints of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137) and DP3 (Ze et al. 2024, arXiv 2403.03954) as policies:
-`diffusion_policy:PATH.ckpt`.
+"""Checkpoints of Diffusion Policy and DP3 as policies: `diffusion_policy:PATH.ckpt`.
 
-Such a file is a dill pickle with the configuration of the training. Nothing of it is executed: OmegaConf's classes
-become inert stand-ins, from which the settings are read as data; `networks` rebuilds the networks.
+Papers: Chi et al. 2023, arXiv 2303.04137; Ze et al. 2024, arXiv 2403.03954. Such a file is a dill pickle with the
+configuration of the training. Nothing of it is executed: OmegaConf's classes become inert stand-ins, from which the
+settings are read as data; `networks` rebuilds the networks.
 """
 
 from __future__ import annotations
