@@ -163,7 +163,10 @@ def described(value: Any, name_of: Callable[[Any], str | None] = lambda _: None,
 def settings_in(
     value: Any, name_of: Callable[[Any], str | None] = lambda _: None, without: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Return the settings of an object as plain data: the arguments of its class, or else its public attributes."""
+    """Return the settings of an object as plain data.
+
+    They are the arguments of its class, or else its public attributes.
+    """
     declared = {key: setting.type for key, setting in settings_of(type(value)).items() if hasattr(value, key)}
     content = {}
     for key in declared or [key for key in vars(value) if not key.startswith("_")]:

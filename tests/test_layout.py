@@ -46,7 +46,6 @@ def test_every_folder_has_a_place_in_the_flow_and_there_are_at_most_twelve():
 
 def test_no_folder_imports_against_the_flow():
     backward = {pair: files for pair, files in importers().items() if ORDER[pair[0]] < ORDER[pair[1]]}
-    backward.pop(("results", "commands"), None)  # leaves with results/upgrade's use of the configuration
     assert backward == {}
 
 
