@@ -14,12 +14,13 @@ from test_denoise import ideal
 
 import gpc
 from gpc.composition import composed as composition
-from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, compose
+from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, as_composition, compose
 from gpc.composition.composers import Convex, Guidance
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
+from gpc.policy.adapt import rename
 from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
 from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.keyed_noise import keyed_noise
@@ -479,6 +480,75 @@ def test_a_composition_without_weights_is_a_policy_to_sample_and_to_compose(pare
     assert torch.equal(sample_chunk(compose([policy], [1.0]), observation, x, NARROW), alone)
     with pytest.raises(InputError, match="ByLevel takes no weights"):
         policy.with_weights(torch.tensor([0.5, 0.5]))
+
+
+def act(policy, weights, rows=4):
+    seeds = np.arange(rows)
+    observation = {"state": np.zeros((rows, 2, 3), np.float32)}
+    return ChunkActor(policy, NARROW, 8)(observation, np.tile(np.array([weights], float), (rows, 1)), seeds, seeds)
+
+
+def test_a_composition_without_weights_rolls_out_as_one_policy():
+    policy = compose([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))], ByLevel(([1, 0], [0, 1])))
+    one = as_composition(policy)
+    assert (one.policies, one.weights.tolist()) == ((policy,), [1.0])
+    assert as_composition(one) is one
+    observation, seeds = {"state": np.zeros((4, 2, 3), np.float32)}, np.arange(4)
+    chunk = sample_actions(policy, NARROW, observation, seeds, seeds)
+    assert np.allclose(act(one, [1.0]), chunk[:, :8], atol=1e-12)
+
+
+class Loudest:
+    """A composer from outside gpc with weights: the member with the largest weight alone."""
+
+    stochastic, linear, convex = False, False, True
+
+    def __init__(self, weights=()):
+        self.weights = torch.as_tensor(weights, dtype=torch.float64)
+
+    def start(self):
+        return self
+
+    def check_weights(self, weights):
+        if weights.max() > 1:
+            raise InputError("Loudest takes weights up to 1")
+
+    def with_weights(self, weights):
+        return Loudest(weights)
+
+    def __call__(self, x, sigma, denoised, mask):
+        return torch.stack(denoised)[self.weights.argmax(-1), torch.arange(len(x))]
+
+    def active_members(self, mask, sigma):
+        return [True] * len(mask)
+
+
+def test_a_composer_with_weights_from_outside_is_searched_as_any_other():
+    policy = compose([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))], Loudest())
+    assert (policy.weights.tolist(), policy.convex, as_composition(policy)) == ([0.5, 0.5], True, policy)
+    parents = [compose([member]) for member in policy.policies]
+    for weights, parent in (([0.8, 0.2], parents[0]), ([0.1, 0.9], parents[1])):
+        assert np.allclose(act(policy, weights), act(parent, [1.0]), atol=1e-12)
+    with pytest.raises(InputError, match="up to 1"):
+        ChunkActor(policy, NARROW, 8).check([2.0, 0.0])
+
+
+def test_weights_are_checked_when_a_candidate_is_made_and_not_for_a_chunk(monkeypatch):
+    actor = ChunkActor(compose([FixedPolicy(Gaussian()), FixedPolicy(Gaussian(2.0))]), NARROW, 8)
+    with pytest.raises(InputError, match=r"sum to 1\.1"):
+        actor.check([0.5, 0.6])
+    actor.check([0.5, 0.5])
+    monkeypatch.setattr(Convex, "check_weights", lambda self, weights: pytest.fail("checked again"))
+    assert np.isfinite(act(actor.policy, [0.5, 0.5])).all()
+
+
+@pytest.mark.parametrize("wrap", [lambda p: compose([FixedPolicy(Gaussian()), p]), lambda p: rename(p, {"state": "s"})])
+def test_a_wrapped_composition_keeps_what_its_composer_needs(wrap):
+    policy = wrap(either([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))]))
+    with pytest.raises(InputError, match="take sampler=ancestral"):
+        NARROW.check(policy)
+    with pytest.raises(InputError, match="steer the policies, then compose them"):
+        gpc.steer(policy, "smoothness")
 
 
 def saying(value, name, **spec):

@@ -11,7 +11,7 @@ from gpc.errors import InputError
 from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import ActionSpec
+from gpc.policy.spec import ActionSpec, ObservationSpec
 from gpc.score.keyed_noise import keyed_noise
 from gpc.score.noise import NoiseLevels, VariancePreserving
 
@@ -168,3 +168,18 @@ def test_a_slower_policy_alone_is_interpolated_to_the_compositions_steps_and_nam
     np.testing.assert_allclose(found[0], [[-2, 2], [-3, 3], [-4, 4], [-5, 5], [-6, 6]])
     with pytest.raises(InputError, match="slow predicts steps -2 to 4 from now; choose 1 to 5"):
         ChunkActor(compose([FixedPolicy(Gaussian()), slow]), Sampling(), 6).check([0.0, 1.0])
+
+
+def test_one_place_cuts_the_history_of_observations():
+    spec = ObservationSpec({"state": (3,), "image": (4, 4, 3)}, 2)
+    observation = {
+        "state": np.arange(24).reshape(2, 4, 3),
+        "image": np.zeros((2, 2, 4, 4, 3)),
+        "other": np.zeros((2, 1)),
+    }
+    chosen = spec.select(observation)
+    assert list(chosen) == ["state", "image"]
+    assert np.array_equal(chosen["state"], observation["state"][:, 2:])
+    assert chosen["image"].shape == (2, 2, 4, 4, 3)
+    with pytest.raises(InputError, match="observation has no 'image'; it has state"):
+        spec.select({"state": observation["state"]})

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import ACTIONS, FixedPolicy, Gaussian, guide, state
 
 from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import compose
+from gpc.composition.steering import steer
 from gpc.errors import InputError
+from gpc.inference.actor import ChunkActor
 from gpc.inference.best_of import BestOf, medoid
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.methods import Langevin, Teleport
@@ -103,6 +106,34 @@ def test_an_average_is_that_of_the_chunks_that_the_members_sample():
 def test_an_average_of_one_is_that_policy_exactly():
     one = AveragedChunks(PAIR).with_weights(torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert torch.equal(sample(one, Sampling(), 8), sample(compose(PAIR[1:]), Sampling(), 8))
+
+
+def test_an_average_has_rows_of_weights_and_parents_as_any_composition_has():
+    actor = ChunkActor(AveragedChunks(PAIR), Sampling(steps=4), 2)
+    seeds, observation = np.arange(3), {"state": np.zeros((3, 2, 3), np.float32)}
+    weights = np.array([[1.0, 0.0], [0.3, 0.7], [0.0, 1.0]])
+    mixed = actor(observation, weights, seeds, seeds)
+    for row, parent in ((0, PAIR[0]), (2, PAIR[1])):
+        alone = ChunkActor(compose([parent]), Sampling(steps=4), 2)(observation, weights[:, :1] * 0 + 1, seeds, seeds)
+        assert np.array_equal(mixed[row], alone[row])
+    with pytest.raises(InputError, match=r"sum to 1\.1"):
+        actor.check([0.5, 0.6])
+
+
+def test_an_average_of_the_best_of_several_is_that_of_each_members_best():
+    policy, sampling = AveragedChunks(PAIR, [0.3, 0.7]), Sampling(steps=4, best_of=BestOf(3))
+    assert sampling.n_noise_draws(policy) == 6
+    noise = torch.randn(6, 5, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    best = [sample_chunk(p, state(5), noise[3 * k : 3 * k + 3], sampling) for k, p in enumerate(PAIR)]
+    average = sample_chunk(policy, state(5), noise, sampling)
+    torch.testing.assert_close(average, 0.3 * best[0] + 0.7 * best[1], atol=1e-12, rtol=0)
+
+
+def test_an_average_is_no_denoiser():
+    with pytest.raises(InputError, match="no denoiser"):
+        sample(compose([AveragedChunks(PAIR)]), Sampling(), 2)
+    with pytest.raises(InputError, match="steer the policies, then compose them"):
+        steer(AveragedChunks(PAIR), "smoothness")
 
 
 def test_the_most_typical_chunk_is_a_sample_of_the_larger_group():
