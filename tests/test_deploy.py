@@ -39,14 +39,23 @@ def flown(tmp_path, *keys, source=None, robot=None):
     return outcome, robot, read(tmp_path / "deployed/episode.zarr")
 
 
-@pytest.mark.parametrize("seed", [100000, 100001])
-def test_with_no_latency_the_actions_are_those_of_gpc_evaluate(tmp_path, seed):
-    """The bundled policies in their mixture, 40 steps, bit for bit: actions, observations and rewards."""
-    policies, weights = ["pusht-diffusion", "pusht-flow"], [0.4, 0.6]
-    policy = gpc.compose([gpc.load_policy(name) for name in policies], weights)
-    gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=40), episodes=1, seed=seed, run_dir=tmp_path / "run")
-    recorded = read_trajectory(tmp_path / "run", 0)
-    keys = [f"policies=[{','.join(policies)}]", f"weights={weights}", f"seed={seed}", f"robot.settings.seed={seed}"]
+POLICIES, WEIGHTS, SEEDS = ["pusht-diffusion", "pusht-flow"], [0.4, 0.6], (100000, 100001)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run of the bundled policies in their mixture, an episode of 40 steps for each seed."""
+    policy, run = gpc.compose([gpc.load_policy(name) for name in POLICIES], WEIGHTS), tmp_path_factory.mktemp("run")
+    gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=40), episodes=len(SEEDS), seed=SEEDS[0], run_dir=run)
+    return run
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_with_no_latency_the_actions_are_those_of_gpc_evaluate(tmp_path, evaluated, seed):
+    """Bit for bit: actions, observations and rewards."""
+    rows = [json.loads(line) for line in (evaluated / "episodes.jsonl").read_text().splitlines()]
+    recorded = read_trajectory(evaluated, [row["seed"] for row in rows].index(seed))
+    keys = [f"policies=[{','.join(POLICIES)}]", f"weights={WEIGHTS}", f"seed={seed}", f"robot.settings.seed={seed}"]
     outcome, robot, episode = flown(tmp_path, *keys, "reproducible=true")
     assert (outcome.reason, outcome.code) == ("the time is over", 0)
     np.testing.assert_array_equal(episode.actions.astype(np.float32), recorded["action"])

@@ -65,11 +65,11 @@ def test_it_shows_what_the_environment_shows(env, key, camera):
 def test_an_episode_is_that_of_the_rollout_engine(env, key):
     """In another process, the same seed and actions."""
     made = robot(env=env, seed=11)
-    spec = env_named(env, ["env.max_steps=24"])
+    spec = env_named(env, ["env.max_steps=16"])
     world = make_env(spec)
     space = world.action_space
     world.close()
-    actions = np.random.default_rng(0).uniform(space.low, space.high, (3, 8, *space.shape))
+    actions = np.random.default_rng(0).uniform(space.low, space.high, (2, 8, *space.shape))
     (episode,) = rollout(
         [Job(0, (1.0,), 11)], lambda *command: actions[command[3]], LaneSpec(spec, (key,)), Engine(lanes=1, workers=1)
     )
@@ -80,7 +80,7 @@ def test_an_episode_is_that_of_the_rollout_engine(env, key):
         for action in chunk:
             made.send_action(dict(zip(made.action_features, action.tolist(), strict=True)))
     np.testing.assert_array_equal(seen, episode.trajectory[key])
-    assert (made.steps, made.success, made.score) == (24, episode.success, episode.score)
+    assert (made.steps, made.success, made.score) == (16, episode.success, episode.score)
     made.disconnect()
 
 
