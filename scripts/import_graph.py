@@ -88,7 +88,7 @@ def draw(edges: Edges) -> Figure:
             arrowstyle="-|>", mutation_scale=8 + count, lw=0.6 + 0.35 * count, color=colour, shrinkA=0, shrinkB=0,
             zorder=1 if pair in faint else 2,
         )  # fmt: skip
-        arrow.set_gid("-".join((*pair, str(count))))
+        arrow.set_gid("-".join(pair))
         axes.add_patch(arrow)
     legend = "Arrow: imports, as wide as its number of files. Light: a longer way of arrows connects the two as well."
     axes.text(-5.0, -0.95, legend, size=9, color="#333", va="center")

@@ -1,5 +1,6 @@
 """The house: imports go one way, and every option of every group is valid."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,12 @@ def test_an_import_for_type_checking_counts(tmp_path):
     path = tmp_path / "a.py"
     path.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from gpc.commands import cli\n")
     assert "gpc.commands.cli" in imports(path)
+
+
+def test_the_picture_has_an_arrow_for_each_import():
+    arrows = {"-".join(pair) for pair in importers()}
+    drawn = re.findall(r'id="([a-z]+-[a-z]+)"', (ROOT / "docs/imports.svg").read_text())
+    assert set(drawn) == arrows, "run: python scripts/import_graph.py --out docs/imports.svg"
 
 
 def test_a_longer_way_makes_an_arrow_light():
