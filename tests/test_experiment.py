@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from gpc.policy.spec import observation_tensors
 from gpc.results.run_folder import read_rows
 from gpc.results.video import write_video
 from gpc.score.keyed_noise import keyed_noise
+from gpc.weights.searches import Grid
 
 SEARCH = ["search=grid", "env.max_steps=48", "search.episodes=4", "search.step=0.25", "report.episodes=6", "video=1"]
 
@@ -379,3 +381,17 @@ def test_a_table_that_cannot_be_printed_does_not_cost_the_page(undisturbed, tiny
     with pytest.raises(ZeroDivisionError):
         write_outputs(experiment, folder, 0)
     assert "data:image/png;base64" in (folder / "report.html").read_text()
+
+
+@dataclass(kw_only=True)
+class Wild(Grid):
+    """A search from outside that proposes weights which are not convex."""
+
+    def _begin(self):
+        super()._begin()
+        self.candidates[1] = (0.5, 0.6)
+
+
+def test_weights_that_a_search_proposes_are_checked(parents):
+    with pytest.raises(InputError, match=r"\[0\.5, 0\.6\] sum to 1\.1"):
+        gpc.search(parents, method=Wild(step=0.5, episodes=1), report_episodes=1)

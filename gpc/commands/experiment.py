@@ -113,6 +113,10 @@ class Experiment:
         if pending:
             folder.check_versions()
         setup = self.setup
+        for weights in dict.fromkeys(
+            job.weights for job in pending
+        ):  # also those of a search from outside; no chunk checks them
+            setup.check(weights)
         # members get a thread each; a network's own threads would change its rounding
         with torch_threads(1), Progress(*COLUMNS, console=self.console, transient=True) as progress:
             bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(pending))
