@@ -99,6 +99,11 @@ def test_the_client_of_a_server_needs_no_torch():
     assert answer.returncode == 0, answer.stderr
 
 
+def test_serve_and_bridge_need_no_configuration():
+    answer = import_without(("hydra", "omegaconf"), ["gpc.bridge.run", "gpc.serve.server"])
+    assert answer.returncode == 0, answer.stderr
+
+
 def test_a_blocked_package_fails_an_import():
     assert "torch is blocked" in import_without(("torch",), ["gpc.score.noise"]).stderr
 

@@ -189,11 +189,11 @@ class StreamLimits:
 
     @cached_property
     def _changes(self) -> tuple[Array, Array]:
-        """The largest difference between two steps, and the largest change of it in one period."""
+        """The largest change of a step in one period, and the largest change of that."""
         return self.acceleration * self.dt**2, self.jerk * self.dt**3
 
     def _brake(self, earlier: Array, last: Array, position: Array) -> Array:
-        """Return the action that `brake` takes after the steps `earlier` and `last` to a position."""
+        """Return the action of `brake` after two steps, the last one to a position."""
         max_change, ramp = self._changes
         change, size = last - earlier, np.abs(last)
         n = np.floor((np.sqrt(1 + 8 * size / ramp) - 1) / 2)

@@ -71,7 +71,7 @@ def robot_from(config: DictConfig) -> Robot:
 
 
 def blender_from(settings: Mapping[str, Any], source: ChunkSource) -> ChunkBlender:
-    """Return the blender of plain settings; without `n_action_steps` it has that of the checkpoints.
+    """Return the blender of plain settings; null action steps are the checkpoints'.
 
     Raises:
         InputError: If a setting does not fit, or no checkpoint has a number of action steps.
