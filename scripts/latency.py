@@ -210,7 +210,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         "# What latency costs, by the way chunks are stitched",
         "",
-        "`scripts/latency.py`: `gpc deploy`'s controller in lockstep on the simulated robot, the bundled diffusion and flow policies",
+        "`scripts/latency.py`: `gpc deploy`'s control loop in lockstep on the simulated robot, bundled diffusion and flow policies",
         f"half and half, {Sampling().method} with {Sampling().steps} steps, seeds and noise the same in every",
         f"cell (seeds from {SEED} on). A chunk is handed in at the first period after its latency. Success with Wilson's 95 %",
         "interval; the largest jump between two actions executed one after the other, mean and worst over episodes.",
