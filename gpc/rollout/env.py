@@ -94,7 +94,7 @@ class LaneSpec:
 
 
 def make_env(spec: EnvSpec, observation_keys: tuple[str, ...] | None = None) -> Environment:
-    """Build the environment of a spec; any `gymnasium.Env` that is no `Environment` is adapted.
+    """Build the environment of a spec; a `gymnasium.Env` is adapted.
 
     Raises:
         InputError: If its type is unknown or needs a package that is missing, or an option does not fit.

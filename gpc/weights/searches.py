@@ -109,7 +109,10 @@ def gp_success_rate(weights: Sequence[Weights], successes: Array, episodes: Arra
 
 @dataclass(kw_only=True)
 class BaseSearch(ABC):
-    """Base class of the searches: settings; once started, candidates and outcomes by (candidate, seed)."""
+    """Base class of the searches: settings, candidates and outcomes.
+
+    Candidates, and outcomes by (candidate, seed), exist after `start`.
+    """
 
     step: float = 0.1
     seed: Seed = 100_000
