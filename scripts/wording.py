@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("gpc", "policies", "envs", "robots", "configs", "docs", "README.md", "CONTRIBUTING.md")
 HISTORY = ("CHANGELOG.md", "wording.py")  # name what was renamed
+UPGRADES = "upgrade.py"  # maps old names in run folders
 
 WORDS = {
     r"nobody|whoever|everybody|somebody|anybody|strangers?": "name the thing: a client, a thread, a policy",
