@@ -78,6 +78,8 @@ def upgraded_config(config: Any) -> Any:
     sides = parts.get("sides")
     if isinstance(sides, list):
         parts["sides"] = [upgraded_config(side) for side in sides]
+    if "weights" in parts and parts["weights"] is None:  # of a policy alone
+        parts["weights"] = [1.0]
     return parts
 
 

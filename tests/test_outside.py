@@ -1,0 +1,207 @@
+"""A package that is not gpc's: a search, a composer, a cost and an environment, from Python and from the command line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import gpc
+from gpc.commands.cli import main
+from gpc.commands.replay import replay
+from gpc.errors import InputError
+from gpc.inert import Console
+from gpc.results.run_folder import read_rows
+
+MODULE = '''
+from dataclasses import dataclass
+import gymnasium
+import numpy as np
+import torch
+from gpc.composition.composers import Convex
+from gpc.weights.simplex import one_hot
+
+
+@dataclass
+class Halves:
+    """A search: the parents and their even mixture, on a few seeds."""
+
+    episodes: int = 1
+    seed: int = 100_000
+
+    def start(self, policies, prior=None):
+        other = Halves(self.episodes, self.seed)
+        other.candidates = [one_hot(i, policies) for i in range(policies)] + [(1 / policies,) * policies]
+        other.results = {}
+        return other
+
+    @property
+    def seeds(self):
+        return range(self.seed, self.seed + self.episodes)
+
+    def ask(self):
+        pairs = [(c, s) for c in range(len(self.candidates)) for s in self.seeds]
+        return [pair for pair in pairs if pair not in self.results]
+
+    def tell(self, results):
+        self.results.update(results)
+
+    def best(self):
+        scores = [sum(self.results[c, s].score for s in self.seeds) for c in range(len(self.candidates))]
+        return scores.index(max(scores))
+
+
+class Sharpened(Convex):
+    """A composer: convex weights to a power, normalised."""
+
+    def __init__(self, weights=(), power: float = 1.0):
+        super().__init__(weights)
+        object.__setattr__(self, "power", power)
+
+    def __call__(self, x, sigma, denoised, mask):
+        sharp = self.weights**self.power
+        return Convex(sharp / sharp.sum(-1, keepdim=True))(x, sigma, denoised, mask)
+
+
+def upwards(actions, observation):
+    return actions[..., 1].square().sum(1) / 512**2
+
+
+class Point(gymnasium.Env):
+    """An environment that knows nothing of gpc: a point that moves towards the action."""
+
+    observation_space = gymnasium.spaces.Dict({"state": gymnasium.spaces.Box(-1e3, 1e3, (5,), np.float64)})
+    action_space = gymnasium.spaces.Box(0, 512, (2,), np.float64)
+
+    def __init__(self, size: float = 512.0):
+        self.size = size
+
+    def _frame(self):
+        return {"state": np.concatenate([self.at, [self.size / 2, self.size / 2, 0.0]])}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = self.np_random.uniform(0, self.size, 2)
+        return self._frame(), {}
+
+    def step(self, action):
+        self.at = 0.8 * self.at + 0.2 * np.asarray(action, float)
+        distance = float(np.linalg.norm(self.at - self.size / 2))
+        return self._frame(), 1 / (1 + distance), False, False, {"is_success": distance < 5}
+'''
+ENTRY_POINTS = """
+[gpc.searches]
+halves = outside_gpc:Halves
+
+[gpc.composers]
+sharpened = outside_gpc:Sharpened
+
+[gpc.costs]
+upwards = outside_gpc:upwards
+
+[gpc.envs]
+point = outside_gpc:Point
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder as pip leaves it: a module, and the metadata with its entry points."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "outside_gpc.py").write_text(MODULE)
+    info = site / "outside_gpc-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-gpc\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    return site
+
+
+@pytest.fixture
+def outside(installed, monkeypatch):
+    monkeypatch.syspath_prepend(installed)
+    import outside_gpc
+
+    return outside_gpc
+
+
+def gpc_command(site, *args):
+    env = os.environ | {"PYTHONPATH": str(site)}
+    command = [sys.executable, "-P", "-m", "gpc.commands.cli", *args]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+SHORT = ["env.max_steps=8", "sampler.steps=2", "video=0"]
+
+
+def test_objects_from_outside_are_used_as_gpcs_own(outside, parents, tmp_path):
+    env = gpc.EnvSpec("pusht", max_steps=8)
+    found = gpc.search(
+        parents, env, composer=outside.Sharpened([0.5, 0.5], power=2.0), method=outside.Halves(episodes=2),
+        report_episodes=1, sampling=gpc.Sampling(steps=2, best_of=gpc.BestOf(2, outside.upwards)), run_dir=tmp_path,
+    )  # fmt: skip
+    assert {row.weights for row in found.rows} == {(1, 0), (0, 1), (0.5, 0.5)}
+    config = json.loads((tmp_path / "manifest.json").read_text())["config"]
+    assert config["search"] == {"class": "outside_gpc.Halves", "episodes": 2, "seed": 100_000}
+    assert config["composer"] == {"class": "outside_gpc.Sharpened", "power": 2.0}
+    assert config["sampler"]["best_of"] == {"n": 2, "cost": "outside_gpc.upwards"}
+    with pytest.raises(InputError, match=r"outside_gpc.Sharpened is no registered type; the run was begun in Python"):
+        replay(tmp_path, 0, [], Console(quiet=True), trust=True)
+
+
+def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outside, parents, tmp_path):
+    short = {"episodes": 2, "sampling": gpc.Sampling(steps=2), "run_dir": tmp_path}
+    first = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
+    before = (tmp_path / "episodes.jsonl").read_bytes()
+    again = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
+    assert again.rows == first.rows
+    assert (tmp_path / "episodes.jsonl").read_bytes() == before
+    assert all(row.steps == 8 for row in first.rows)
+    with pytest.raises(InputError, match=r"was started with env.options.size=256.0, now it is 512.0"):
+        gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 512.0}), **short)
+    assert gpc.evaluate(parents[0], outside.Point, episodes=1, sampling=gpc.Sampling(steps=2)).rows[0].steps == 300
+
+
+def test_what_a_simulator_process_cannot_import_is_one_line(parents):
+    def local():
+        raise AssertionError
+
+    with pytest.raises(InputError, match="local cannot be sent to a simulator process"):
+        gpc.evaluate(parents[0], local, episodes=1)
+    local.__module__ = "__main__"
+    with pytest.raises(InputError, match="local is defined in the script that runs; move it to a module"):
+        gpc.evaluate(parents[0], local, episodes=1)
+
+
+def test_registered_types_work_from_the_command_line(installed, tiny, tmp_path):
+    both = [f"policies=[{','.join(tiny)}]", *SHORT, f"run_dir={tmp_path / 'run'}"]
+    keys = ["search=halves", "search.episodes=2", "composer=sharpened", "composer.power=3", "report.episodes=1"]
+    done = gpc_command(installed, "search", *both, *keys, "sampler.best_of={n: 2, cost: upwards}")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "run/manifest.json").read_text())["config"]
+    assert config["search"] == {"type": "halves", "episodes": 2, "seed": 100_000}
+    assert config["composer"] == {"type": "sharpened", "power": 3.0}
+    rows = read_rows(tmp_path / "run/episodes.jsonl")
+    assert {row.weights for row in rows} == {(1, 0), (0, 1), (0.5, 0.5)}
+    replayed = ["replay", str(tmp_path / "run"), "--episode", "4", "--policies", *tiny]
+    refused = gpc_command(installed, *replayed)
+    assert (refused.returncode, "composer.type='sharpened'" in " ".join(refused.stderr.split())) == (2, True)
+    same = gpc_command(installed, *replayed, "--trust")
+    assert same.returncode == 0, same.stderr + same.stdout
+
+
+def test_a_registered_environment_works_from_the_command_line(installed, tiny, tmp_path):
+    ask = [f"policies=[{tiny[0]}]", *SHORT, "env=point", "env.options.size=256", "episodes=2", f"run_dir={tmp_path}"]
+    done = gpc_command(installed, "evaluate", *ask)
+    assert done.returncode == 0, done.stderr
+    env = json.loads((tmp_path / "manifest.json").read_text())["config"]["env"]
+    assert env == {"type": "point", "n_action_steps": 8, "max_steps": 8, "options": {"size": 256.0}}
+    wrong = gpc_command(installed, "evaluate", *ask[:-3], "env.options.size=wide", "episodes=1")
+    assert (wrong.returncode, "env.options.size=wide: Expected `float`" in " ".join(wrong.stderr.split())) == (2, True)
+    shown = gpc_command(installed, "search", "-h").stdout
+    assert "# search=halves: keys search.*\nepisodes: 1\nseed: 100000" in shown
+
+
+def test_a_name_that_no_package_registers_is_answered_with_those_that_are(capsys):
+    assert main(["search", "policies=[a,b]", "search=halfs"]) == 2
+    assert "unknown search 'halfs'; choose one of demos, gp, grid" in " ".join(capsys.readouterr().err.split())
