@@ -382,7 +382,8 @@ def test_objects_are_enough_without_a_configuration(tmp_path, parents):
     assert (result.reason, result.code) == ("the time is over", 0)
     episodes = [read(tmp_path / name / "episode.zarr") for name in ("deployed", "python")]
     np.testing.assert_array_equal(*[episode.actions for episode in episodes])
-    assert json.loads((tmp_path / "python/manifest.json").read_text())["config"]["fps"] == 10
+    recorded = json.loads((tmp_path / "python/manifest.json").read_text())["config"]
+    assert (recorded["fps"], recorded["stitch"]["n_action_steps"], recorded["safety"]["actions"]) == (10, 4, "absolute")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from gpc.bridge.stop import StopSignal
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError, RunError, one_line
 from gpc.inert import Console
+from gpc.objects import described
 from gpc.schema import Seconds, check_fields
 
 Hertz = Annotated[float, Meta(gt=0, le=1000)]
@@ -179,7 +180,8 @@ def deploy(
     loop = control_loop(source, robot, settings, blender, watchdog, safety, observations, actions)
     _check_dataset(settings.dataset)
     start = loop.clock.now() if settings.virtual_latency is None else 0.0
-    content = manifest or {"source": source.name, "robot": robot.name, **asdict(settings)}
+    parts = {"stitch": blender, "watchdog": watchdog, "safety": safety}
+    content = manifest or {"source": source.name, "robot": robot.name, **asdict(settings), **described(parts)}
     recorder = Recorder(Path(run_dir), content, console, settings.view, start)
     _announce(console, source, loop)
     loop.sink, stop_signal = recorder, stop_signal or StopSignal()

@@ -177,7 +177,8 @@ class StreamLimits:
         if self._highest_order == 1:
             return True  # the last action again, which keeps them
         earlier, last = self.differences(history)
-        position, stream = history[-1], []
+        position = history[-1]
+        stream: list[Array] = []
         for _ in range(LONGEST_BRAKE):
             if not (earlier.any() or last.any()):
                 return self.violation(history, np.stack(stream or [*history]), [""] * len(self.low)) is None
