@@ -14,6 +14,7 @@ from test_denoise import ideal
 
 import gpc
 from gpc.composition import composed as composition
+from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedDenoiser, ComposedPolicy, as_composition, compose
 from gpc.composition.composers import Convex, Guidance
 from gpc.errors import InputError, RunError
@@ -542,7 +543,14 @@ def test_weights_are_checked_when_a_candidate_is_made_and_not_for_a_chunk(monkey
     assert np.isfinite(act(actor.policy, [0.5, 0.5])).all()
 
 
-@pytest.mark.parametrize("wrap", [lambda p: compose([FixedPolicy(Gaussian()), p]), lambda p: rename(p, {"state": "s"})])
+WRAPPERS = [
+    lambda policy: compose([FixedPolicy(Gaussian()), policy]),
+    lambda policy: rename(policy, {"state": "s"}),
+    lambda policy: AveragedChunks([policy]),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_a_wrapped_composition_keeps_what_its_composer_needs(wrap):
     policy = wrap(either([FixedPolicy(Gaussian(-1.0)), FixedPolicy(Gaussian(2.0))]))
     with pytest.raises(InputError, match="take sampler=ancestral"):

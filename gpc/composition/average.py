@@ -69,7 +69,6 @@ class AveragedChunks:
     """
 
     composed: ComposedPolicy  # combines the chunks
-    stochastic: ClassVar[bool] = False
     linear: ClassVar[bool] = False
 
     def __init__(self, policies: Sequence[Policy], weights: Sequence[float] | Tensor | None = None) -> None:
@@ -124,6 +123,11 @@ class AveragedChunks:
     def convex(self) -> bool:
         """True."""
         return True
+
+    @property
+    def stochastic(self) -> bool:
+        """True if a policy must be sampled along an SDE."""
+        return self.composed.stochastic
 
     @property
     def n_samples(self) -> int:
