@@ -30,8 +30,8 @@ def test_the_bundled_policies_keep_the_contract(name):
 def seen(env, policy):
     """What the policy sees at the beginning of four episodes."""
     spec = policy.observations
-    simulator = replace(env_named(env), observation_keys=tuple(spec.shapes))
-    frames = [make_env(simulator).reset(seed=seed)[0] for seed in range(4)]
+    simulator = env_named(env)
+    frames = [make_env(simulator, tuple(spec.shapes)).reset(seed=seed)[0] for seed in range(4)]
     stacked = {key: np.stack([[frame[key]] * spec.n_obs_steps for frame in frames]) for key in spec.shapes}
     return observation_tensors(stacked)
 
