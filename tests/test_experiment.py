@@ -117,7 +117,7 @@ def test_sigterm_ends_a_search_as_ctrl_c_does(tiny, tmp_path):
                 sent = True
     os.close(ours)
     assert child.wait() == 143
-    assert b"terminated; the same command goes on from here" in shown
+    assert b"terminated; the same command resumes from here" in shown
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") >= 0
     assert 3 <= len(table(tmp_path)) < 38
     assert main(arguments(tiny, tmp_path, "video=0")) == 0

@@ -32,7 +32,7 @@ Env = str | EnvSpec | Callable[..., Any]
 
 @dataclass(frozen=True)
 class Result:
-    """What `evaluate` and `search` return: the summary (docs/summary-schema.md), every row, and handy names."""
+    """Result of `evaluate` and `search`: summary, rows, shortcuts."""
 
     summary: Mapping[str, Any]
     rows: tuple[Row, ...]
@@ -122,7 +122,7 @@ def search(
     executor: Executor = Local(),
     run_dir: str | Path | None = None,
 ) -> Result:
-    """Find the weights of policies on search seeds, then compare winner and parents on report seeds.
+    """Find the weights of policies, then compare winner and parents on report seeds.
 
     Args:
         policies: two policies or more.
@@ -151,7 +151,7 @@ def search(
 
 
 def seed_range(episodes: int, seed: int, prefix: str = "") -> range:
-    """Return the seeds of episodes, checked; `prefix` is that of the arguments' names."""
+    """Return checked seeds; `prefix` begins the names of the arguments."""
     check(Count, episodes, f"{prefix}episodes")
     check(Seed, seed, f"{prefix}seed")
     return range(seed, seed + episodes)

@@ -35,7 +35,7 @@ HELP = """\
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
   gpc deploy    KEY=VALUE ...   the control loop on a robot: dry run, shadow or live
-  gpc doctor                    what is installed, what is missing, and the command that mends it
+  gpc doctor                    what is installed, what is missing, and the command that fixes it
 
 [bold]Examples[/]
   gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
@@ -51,7 +51,7 @@ HELP = """\
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
 beso:FOLDER and, without its goal, beso_unconditional:FOLDER, and remote:ws://HOST:PORT, what gpc serve serves there.
 Signed weights, as for guidance, need composer=guidance.
-The same command after an interruption goes on where it stopped.
+The same command resumes an interrupted run.
 `gpc search -h`, and so with evaluate, compare, serve and deploy, lists every key with its default.
 """
 
@@ -87,14 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as error:
         how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
-        errors.print(Text("gpc:", "yellow"), f"{how}; the same command goes on from here")
+        errors.print(Text("gpc:", "yellow"), f"{how}; the same command resumes from here")
         return code
     return 0
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM, so that rows reach the disk and the cursor returns."""
+    """Raise `Terminated` at SIGTERM, so that rows and the cursor are restored."""
 
     def terminate(*_: object) -> NoReturn:
         raise Terminated
@@ -135,7 +135,7 @@ def _print_report(folder: Path, console: Console) -> None:
 
 
 def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
-    """The configuration of a command; None where only its keys were asked for, which are printed."""
+    """Return the configuration of a command; print its keys and return None for -h."""
     from gpc.commands.config import describe, load_config
 
     if {"-h", "--help"} & set(args):
@@ -198,13 +198,15 @@ def _replay(console: Console, args: list[str]) -> None:
     parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
     parser.add_argument("--trust", action="store_true", help="the folder is your own: load what it names")
     parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
-    given = parser.parse_args(args)
+    options = parser.parse_args(args)
     from gpc.commands.replay import replay
 
-    result = replay(given.folder, given.episode, given.policies, console, given.video, given.trust, given.run)
+    result = replay(
+        options.folder, options.episode, options.policies, console, options.video, options.trust, options.run
+    )
     console.print(*result.lines(), sep="\n", soft_wrap=True)
     if not result.same:
-        raise RunError(f"episode {given.episode} of {given.run or given.folder} did not give the same results")
+        raise RunError(f"episode {options.episode} of {options.run or options.folder} did not give the same results")
 
 
 def _serve(console: Console, args: list[str]) -> None:
@@ -229,7 +231,7 @@ def _bridge(console: Console, name: str, args: list[str]) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as everywhere."""
-        raise InputError(f"{self.prog}: {message}; {self.prog} -h says more")
+        raise InputError(f"{self.prog}: {message}; {self.prog} -h lists the options")
 
 
 def _doctor(console: Console, args: list[str]) -> None:

@@ -34,7 +34,7 @@ WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare`: the summary (docs/summary-schema.md), every row, and shortcuts.
+    """Result of `compare`: summary (docs/summary-schema.md), rows, shortcuts.
 
     Rates are fractions in [0, 1].
     """
@@ -97,7 +97,7 @@ def compare(
     executor: Executor = Local(),
     run_dir: str | Path | None = None,
 ) -> Comparison:
-    """Roll out two policies on the same seeds until one is shown to succeed more often.
+    """Roll out two policies on the same seeds until the better one is known.
 
     Args:
         a: policy, or what `gpc.compose` returns.
@@ -120,7 +120,7 @@ def compare(
     members = [member for composition in compositions for member in composition.policies]
     sides = []
     for composition in compositions:
-        opponents = [member for member in members if all(member is not own for own in composition.policies)]
+        opponents = [member for member in members if all(member is not p for p in composition.policies)]
         setup = prepare(composition, spec, sampling, opponents)
         sides.append(Side(Experiment(setup, engine, executor, Console(quiet=True)), weights_in(composition)))
     with run_folder(run_dir) as folder:
@@ -129,7 +129,7 @@ def compare(
 
 
 def compare_from(config: Config, console: Console) -> Path:
-    """Run `gpc compare`: load, roll out, print, write the page; return the run folder."""
+    """Run `gpc compare` and return the run folder."""
     sides = sides_of(config, load_policies(config), console)
     experiment, seed = sides[0].experiment, config["seed"]
     folder = run_dir_of(config, "compare", experiment.setup.env.name, [side.name for side in sides])
@@ -139,7 +139,7 @@ def compare_from(config: Config, console: Console) -> Path:
 
 
 def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> list[Side]:
-    """Return the sides of a configuration: two policies, or two weightings of all policies.
+    """Return two policies, or two weightings of all policies, as sides.
 
     Raises:
         InputError: If the configuration has neither.
@@ -158,7 +158,7 @@ def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> li
 
 
 def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) -> dict[str, Any]:
-    """Roll out blocks of paired episodes until the test decides, or all seeds are used; return the summary."""
+    """Roll out blocks of pairs until the test decides; return the summary."""
     names = [side.name for side in sides]
     experiments = list(dict.fromkeys(side.experiment for side in sides))
     for experiment in experiments:
@@ -177,7 +177,7 @@ def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) 
 
 
 def _roll(sides: Sequence[Side], folder: RunFolder, seeds: range, title: str) -> list[list[Row]]:
-    """Return the rows of both sides on these seeds; sides of one experiment share its batches."""
+    """Return the rows of both sides; sides of one experiment share its batches."""
     for experiment in dict.fromkeys(side.experiment for side in sides):
         acting = [(k, side.weights) for k, side in enumerate(sides) if side.experiment is experiment]
         experiment.roll(folder, "compare", [Job(k, weights, seed) for k, weights in acting for seed in seeds], title)
@@ -185,7 +185,9 @@ def _roll(sides: Sequence[Side], folder: RunFolder, seeds: range, title: str) ->
 
 
 def _settings(sides: Sequence[Side]) -> dict[str, Any]:
-    """Return what determines results; without the number of episodes, so that a comparison can resume with more.
+    """Return what determines results, without the number of episodes.
+
+    A comparison can resume with more episodes.
 
     Raises:
         InputError: If both sides are the same.

@@ -111,7 +111,7 @@ def _shipped(group: str) -> list[str]:
 
 
 def _register(overrides: Sequence[str]) -> None:
-    """Make an option of each registered type that these overrides choose and that has no file in gpc.configs."""
+    """Make options of the chosen registered types without a file in gpc.configs."""
     for override in overrides:
         group, equals, name = override.partition("=")
         if equals and group in REGISTERED and name not in _shipped(group) and name in names(REGISTERED[group]):
@@ -119,7 +119,7 @@ def _register(overrides: Sequence[str]) -> None:
 
 
 def option(group: str, name: str) -> dict[str, Any]:
-    """Return the option of a config group that a registered type stands for: its settings with their defaults."""
+    """Return the config option of a registered type: its settings with defaults."""
     kind = load_entry(REGISTERED[group], group, name)
     settings = {
         key: "???" if setting.default is REQUIRED else described(setting.default)
@@ -132,7 +132,7 @@ def option(group: str, name: str) -> dict[str, Any]:
 
 
 def _check_changed(override: str) -> None:
-    """Raise InputError with the new form if an override is of an earlier version."""
+    """Refuse a key of an earlier version, with its new form."""
     for pattern, new in CHANGED.items():
         match = re.match(rf"[+~]*(?:{pattern})", override)
         if match:
@@ -159,7 +159,7 @@ def _example(missing: set[str]) -> str:
 
 
 def _one_line(error: BaseException, name: str) -> str:
-    """Return Hydra's message on one line, with the nearest known key or option for an unknown one."""
+    """Return Hydra's message on one line, with the nearest known key or option."""
     text = " ".join(str(error).split())
     option = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
     if option:
@@ -192,11 +192,11 @@ def describe(name: str) -> str:
     root = files("gpc.configs")
     text = [root.joinpath(f"{name}.yaml").read_text()]
     for group in re.findall(r"^  - (\w+): \w+$", text[0], re.MULTILINE):
-        shown = [(choice, root.joinpath(group, f"{choice}.yaml").read_text()) for choice in sorted(_shipped(group))]
+        choices = [(choice, root.joinpath(group, f"{choice}.yaml").read_text()) for choice in sorted(_shipped(group))]
         registered = REGISTERED.get(group, "")
         foreign = [choice for choice in names(registered) if not is_ours(registered, choice)]
-        shown += [(choice, OmegaConf.to_yaml(option(group, choice))) for choice in foreign]
-        text += [f"# {group}={choice}: keys {group}.*\n{content}" for choice, content in shown]
+        choices += [(choice, OmegaConf.to_yaml(option(group, choice))) for choice in foreign]
+        text += [f"# {group}={choice}: keys {group}.*\n{content}" for choice, content in choices]
     text[1:1] = [
         root.joinpath(f"{part}.yaml").read_text() for part in re.findall(r"^  - ([a-z]+)$", text[0], re.MULTILINE)
     ]

@@ -77,7 +77,7 @@ class RecordingComposer:
         return replace(self, composer=self.composer.start())
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
-        """Combine the members' denoised actions, and record them if all members were called."""
+        """Combine the denoised actions; record them if all members were called."""
         shared = mask.bool().all(0)
         members = [member[:, shared] for member in denoised if member is not None]
         if len(members) == len(denoised):
@@ -144,7 +144,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def alignment(policy: Composition) -> list[dict[str, Any]]:
-    """Return what each member reads and plans, and how it is aligned to the first one."""
+    """Return what each member reads and plans, and how it is aligned."""
     entries = []
     for aligned in policy.members:
         member, levels = aligned.policy, aligned.policy.levels
@@ -222,7 +222,7 @@ def diagnose(
 
 
 def _chunks(policy: Composition, sampling: Sampling, observation: Frame, seed: int, count: int) -> Array:
-    """Return chunks (count, steps, action) for one observation, from now on; each policy gets the same noise."""
+    """Return chunks (count, steps, action) for one observation, with equal noise."""
     batch = {key: np.repeat(value, count, 0) for key, value in observation.items()}
     actions = sample_actions(policy, sampling, batch, np.full(count, seed), np.arange(count))
     return actions[:, -policy.actions.start :]
@@ -255,7 +255,7 @@ def show(diagnosis: Mapping[str, Any], console: Console) -> None:
 
 
 def diagnose_from(config: Config, console: Console) -> Path:
-    """Run `gpc diagnose`: load, compare, print; return the folder of diagnosis.json and the pictures."""
+    """Run `gpc diagnose` and return the folder of diagnosis.json and pictures."""
     _ = sampling_of(config), env_of(config)  # errors before networks are loaded
     setup = setup_of(config, load_policies(config))
     print_warnings(setup.policy, console)

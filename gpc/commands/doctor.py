@@ -1,4 +1,4 @@
-"""`gpc doctor`: what is installed, what is missing, and the command that mends it."""
+"""`gpc doctor`: what is installed, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gpc.rollout import gl
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the diagnosis; `mend` is the command that mends it, empty where all is well."""
+    """One line of the diagnosis; `fix` is a command, empty if nothing is missing."""
 
     what: str
-    found: str
+    state: str
     needed_for: str
-    mend: str = ""
+    fix: str = ""
 
 
 PACKAGES = (
@@ -44,32 +44,32 @@ PACKAGES = (
 
 
 def findings() -> list[Finding]:
-    """Everything that was looked at, in order."""
-    found = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
-    found += [_package(*row) for row in PACKAGES]
-    found += [_gl(backend) for backend in gl.PACKAGES]
+    """Return all findings, in order."""
+    rows = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
+    rows += [_package(*row) for row in PACKAGES]
+    rows += [_gl(backend) for backend in gl.PACKAGES]
     free = shutil.disk_usage(os.getcwd()).free / 2**30
-    return [*found, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
+    return [*rows, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
 
 
 def diagnose() -> Table:
-    """The findings as a table for the terminal."""
-    table = Table("", "what", "found", "needed for", "mend with")
+    """Return the findings as a table for the terminal."""
+    table = Table("", "what", "found", "needed for", "fix with")
     for item in findings():
-        mark = Text("x", "red") if item.mend else Text("ok", "green")
-        table.add_row(mark, item.what, item.found, item.needed_for, item.mend)
+        mark = Text("x", "red") if item.fix else Text("ok", "green")
+        table.add_row(mark, item.what, item.state, item.needed_for, item.fix)
     return table
 
 
-def _package(name: str, needed_for: str, mend: str) -> Finding:
+def _package(name: str, needed_for: str, fix: str) -> Finding:
     try:
         return Finding(name, version(name), needed_for)
     except PackageNotFoundError:
-        return Finding(name, "missing", needed_for, mend)
+        return Finding(name, "missing", needed_for, fix)
 
 
 def _gl(backend: str) -> Finding:
-    """Whether off-screen rendering works with this backend, tried in a process of its own."""
+    """Try off-screen rendering with this backend in a process of its own."""
     what, needed_for = f"MUJOCO_GL={backend}", "camera images from MuJoCo"
     error = gl.probe(backend)
     if not error:

@@ -92,7 +92,7 @@ class Experiment:
         }
 
     def warn_reused_seeds(self, runs: Path, seeds: range) -> None:
-        """Print which of these seeds chose weights of these policies, in the searches of a folder of runs."""
+        """Print which of these seeds chose weights of these policies in earlier runs."""
         for path, searched in searched_seeds(runs, self.setup.fingerprints).items():
             if searched.intersection(seeds):
                 self.console.print(
@@ -127,7 +127,7 @@ class Experiment:
 
 
 def evaluate_from(config: Config, console: Console) -> Path:
-    """Run `gpc evaluate`: load, roll out, print, write the page; return the run folder."""
+    """Run `gpc evaluate` and return the run folder."""
     experiment = experiment_of(config, console)
     names, seed = experiment.setup.names, config["seed"]
     folder = run_dir_of(config, "evaluate", experiment.setup.env.name, names)
@@ -137,7 +137,7 @@ def evaluate_from(config: Config, console: Console) -> Path:
 
 
 def search_from(config: Config, console: Console) -> Path:
-    """Run `gpc search`: load, search, report, print, write the page; return the run folder."""
+    """Run `gpc search` and return the run folder."""
     method = search_of(config)
     experiment = experiment_of(config, console)
     folder = run_dir_of(config, "search", experiment.setup.env.name, experiment.setup.names)
@@ -167,7 +167,7 @@ def experiment_of(
 
 
 def write_outputs(experiment: Experiment, folder: Path, video: int) -> None:
-    """Write the video and the page of a run that has its summary, then print its table."""
+    """Write the video and the page of a finished run, then print its table."""
     if video:
         try:
             record_video(experiment.setup.lane, folder, video)
@@ -193,7 +193,7 @@ def run_evaluation(experiment: Experiment, weights: Weights, seeds: range, path:
 def run_search(
     experiment: Experiment, method: Search, report: range, path: Path, demonstrations: str | Path | None = None
 ) -> dict[str, Any]:
-    """Find weights on search seeds, then compare winner and parents on report seeds; return the summary.
+    """Find weights, then compare winner and parents; return the summary.
 
     Args:
         experiment: policies and environment.

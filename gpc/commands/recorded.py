@@ -1,8 +1,8 @@
-"""What a run folder says of a configuration, as data: typed, bounded, and without effect until its reader allows it.
+"""The configuration in a run folder, as data: typed, bounded, and without effect until the user allows it.
 
 A run folder may come from anywhere. `rebuilt` takes from its manifest what an episode depends on and nothing else: how it was
-scheduled (engine, executor, run_dir, video) is this machine's affair. What would open a connection, import a module, choose a
-path or ask the hub is a `Request`, which the command line grants or not.
+scheduled (engine, executor, run_dir, video) is chosen by this machine. What would open a connection, import a module, choose a
+path or load from the hub is a `Request`, which the command line grants or not.
 """
 
 from __future__ import annotations
@@ -92,14 +92,14 @@ class Manifest(Struct):
 
 
 class Request(NamedTuple):
-    """Something that is only done if the reader allows it: the key that asks for it, and what it names."""
+    """A key of a manifest, and the value that needs the permission of the user."""
 
     key: str
     value: str
 
 
 def read_recorded(manifest: Mapping[str, Any], where: str) -> Manifest:
-    """Return what a replay needs of a manifest, every field checked; `where` names it in errors."""
+    """Return what a replay needs of a manifest, checked; `where` names it in errors."""
     recorded = convert(Manifest, upgraded(manifest), where)
     resolved = recorded.resolved
     if resolved is None:
@@ -151,7 +151,7 @@ def requests(recorded: Resolved, composer: Mapping[str, Any], sources: Sequence[
 
 
 def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Every text in plain data, with its place; names of keys count as text of no effect."""
+    """Yield every text in plain data with its place; names of keys are left out."""
     if isinstance(value, str):
         yield where, value
     elif isinstance(value, Mapping):

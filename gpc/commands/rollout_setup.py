@@ -70,7 +70,7 @@ class RolloutSetup:
         self.actor.check(weights)
 
     def check_parents(self) -> None:
-        """Raise InputError if a policy cannot act alone."""
+        """Check that each policy can act alone."""
         for i in range(len(self.names)):
             self.actor.check(one_hot(i, len(self.names)))
 
@@ -150,7 +150,7 @@ def describe_env(spec: EnvSpec) -> dict[str, Any]:
 
 
 def _describe_composer(policy: Composition) -> Any:
-    """Return the composer as plain data, as a configuration has it; of a composition that is a policy its own class."""
+    """Return the composer as plain data; an average of chunks is its own composer."""
     kind = policy.composer if isinstance(policy, ComposedPolicy) else policy
     return describe(COMPOSERS, kind, without=("policies", "weights"))
 
@@ -179,7 +179,7 @@ def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> None:
         names = f" ({', '.join(actions.names)})" if actions.names else ""
         raise InputError(
             f"{policy.name} acts in {actions.dim} dimensions{names}, {spec.name} in {env.action_space.shape}; "
-            "'action_names={POLICY: [x,y]}' says which dimensions of two policies are the same"
+            "'action_names={POLICY: [x,y]}' names which dimensions of two policies are the same"
         )
     original = {theirs: key for key, theirs in (spec.rename_map or {}).items()}
     for member in policy.policies:
@@ -190,7 +190,7 @@ def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> None:
 
 
 def _check_pickled(spec: EnvSpec) -> None:
-    """Raise InputError if a simulator process, which does not import the user's script, could not build the environment."""
+    """Check that a simulator process, which imports modules alone, can build it."""
     for value in (spec.type, *(spec.options or {}).values()):
         if getattr(value, "__module__", None) == "__main__":
             raise InputError(
@@ -207,7 +207,7 @@ def _check_pickled(spec: EnvSpec) -> None:
 def _not_offered(
     env: str, key: str, original: str, shape: tuple[int, ...], offered: Mapping[str, tuple[int, ...] | None]
 ) -> str:
-    """Return the end of an error line: what the environment has instead, and the map to write."""
+    """Return what the environment offers instead, and the map to write."""
     if key in offered:
         return f"{env} offers it as {offered[key]}"
     fits = [name for name, size in offered.items() if size == shape]

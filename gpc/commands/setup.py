@@ -54,12 +54,12 @@ def search_of(config: Config) -> Search:
 
 
 def env_of(config: Config) -> EnvSpec:
-    """Return the environment of a configuration; of type "policy" it stands for the simulator of the checkpoints."""
+    """Return the environment of a configuration."""
     return build(EnvSpec, plain(config["env"]), "env", rename_map=plain(config["rename_map"]))
 
 
 def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
-    """Return an environment by name ("pusht", "lift"), with keys and values as on the command line."""
+    """Return an environment by name, with overrides as on the command line."""
     return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
 
 
@@ -76,7 +76,7 @@ def spec_of(env: str | EnvSpec | Callable[..., Any]) -> EnvSpec:
 
 
 def composition_of(node: Mapping[str, Any], policies: Sequence[Policy], weights: Sequence[float] = ()) -> Composition:
-    """Return policies under the composer that a part of a configuration describes; by default equal weights."""
+    """Return policies under a configured composer; by default equal weights."""
     name, settings = split_type(plain(node), "composer")
     kind = load_entry(COMPOSERS, "composer", name)
     arguments = settings_of(kind)
@@ -160,7 +160,7 @@ def print_warnings(policy: Composition, console: Console) -> None:
 
 
 def compose_from(config: Config, console: Console) -> Composition:
-    """Return the composition of a configuration under its weights, for chunks that are asked for from outside.
+    """Return the composition of a configuration under its weights.
 
     A policy of weight 0 is removed. Warnings about what is approximate are printed.
 
@@ -176,7 +176,7 @@ def compose_from(config: Config, console: Console) -> Composition:
 
 
 def weights_of(config: Config, count: int) -> Weights:
-    """Return the weights of a configuration for `count` policies; one policy alone needs none."""
+    """Return the weights for `count` policies; one policy alone needs none."""
     weights = [1.0] if config["weights"] is None and count == 1 else config["weights"]
     if weights is None:
         raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")

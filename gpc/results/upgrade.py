@@ -57,7 +57,7 @@ REMOVED: Mapping[str, Mapping[str, Any]] = {
 
 
 def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest in today's words, with the default of each setting that it does not hold.
+    """Return a manifest in today's words, completed with defaults.
 
     A run of an earlier version had the settings that came later at their defaults. A setting that was removed since is
     dropped if its value was today's behaviour; any other stays, as a difference to every configuration of today.
@@ -71,7 +71,7 @@ def upgraded(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def upgraded_config(config: Any) -> Any:
-    """Return a recorded configuration in today's words, see `upgraded`; what is no map as it is."""
+    """Return a recorded configuration in today's words, see `upgraded`."""
     if not isinstance(config, Mapping):
         return config
     parts = {key: _part(key, value) for key, value in config.items()}
@@ -98,7 +98,7 @@ def _part(key: str, node: Any) -> Any:
 
 
 def upgraded_sampler(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sampler whose method and choice among several chunks are objects, not settings beside it."""
+    """Return a sampler with its method and its choice among chunks as objects."""
     rest = {key: value for key, value in node.items() if key not in FLAT}
     old = {**FLAT, **node}
     if rest.get("method") == "langevin":
@@ -122,7 +122,7 @@ def _without_path(node: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _defaults(key: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of a part's class; none if it is not gpc's own, which is not loaded."""
+    """Return the defaults of a part's class; a class of others is not loaded."""
     group, name = {"composer": COMPOSERS, "search": SEARCHES}.get(key), node.get("type")
     if key == "sampler":
         settings = settings_of(Sampling)

@@ -58,7 +58,9 @@ def _sampling(data: Mapping[str, Any], path: Sequence[str] = ()) -> Sampling:
 @PreTrainedConfig.register_subclass("gpc")
 @dataclass
 class GpcConfig(PreTrainedConfig):
-    """Members as for `load_policy` (a path that lies in the saved folder may be relative to it), weights and sampler.
+    """Settings of a composition: members, weights and sampler.
+
+    Members are named as for `load_policy`; a path in the saved folder may be relative to it.
 
     `rename_map` gives LeRobot's name for each observation that a member calls otherwise; `origin`, `action_names` and `steer`
     go by policy (docs/alignment.md, docs/operators.md).
@@ -93,7 +95,7 @@ class GpcConfig(PreTrainedConfig):
 
 
 class GpcPolicy(PreTrainedPolicy):
-    """A composed gpc policy behind LeRobot's interface; actions come in the environment's units."""
+    """A composition behind LeRobot's interface; actions have the environment's units."""
 
     config_class = GpcConfig
     name = "gpc"
@@ -107,7 +109,10 @@ class GpcPolicy(PreTrainedPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: GpcConfig | None = None, **_: Any
     ) -> GpcPolicy:
-        """The policy of a saved folder; a `config` that names policies replaces its own, as LeRobot's command line does."""
+        """Load the policy of a saved folder.
+
+        A `config` that names policies replaces that of the folder, as LeRobot's command line needs it.
+        """
         folder = Path(pretrained_name_or_path)
         if config is None or not config.policies:
             config = PreTrainedConfig.from_pretrained(folder)
@@ -124,7 +129,7 @@ class GpcPolicy(PreTrainedPolicy):
 
     @torch.inference_mode()
     def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """The next action (batch, action); a chunk is sampled every `n_action_steps` calls."""
+        """Return the next action (batch, action); sample every `n_action_steps` calls."""
         self._look(batch)
         if not self._plan:
             self._plan.extend(self._chunk(noise).unbind(1)[: self.config.n_action_steps])
@@ -139,7 +144,9 @@ class GpcPolicy(PreTrainedPolicy):
         prev_chunk_left_over: Tensor | None = None,
         execution_horizon: int | None = None,
     ) -> Tensor:
-        """The chunk from now on (batch, steps, action), drawn to the left-over of the last one where that is given.
+        """Return the chunk from now on (batch, steps, action).
+
+        It is drawn to the left-over of the last chunk, if that is passed.
 
         The first `inference_delay` steps of the left-over are kept; until `execution_horizon` its weight falls to zero.
         """
@@ -191,8 +198,10 @@ class GpcPolicy(PreTrainedPolicy):
 
 
 def _from_lerobot(value: Tensor | list[str], image: bool) -> Tensor:
-    """Images (batch, channels, height, width) in [0, 1] -> (batch, height, width, channels) uint8; instructions as gpc's
-    environments give them; numbers as they are.
+    """Return an observation of LeRobot as gpc's environments have it.
+
+    Images (batch, channels, height, width) in [0, 1] become (batch, height, width, channels) uint8, instructions bytes;
+    numbers stay.
     """
     if isinstance(value, list):
         return torch.from_numpy(np.stack([write_text(text) for text in value]))
@@ -215,7 +224,7 @@ def _composition(
 def make_gpc_pre_post_processors(
     config: GpcConfig, dataset_stats: Any = None
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
-    """LeRobot's hook: processors that batch and rename, and leave the numbers to the members."""
+    """Return LeRobot's processors, which batch and rename; members scale numbers."""
     pre = [
         RenameObservationsProcessorStep(rename_map={}),
         AddBatchDimensionProcessorStep(),
