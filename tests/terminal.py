@@ -15,13 +15,10 @@ import termios
 import time
 from pathlib import Path
 
-import lerobot.robots  # noqa: F401  imported once, not in each fork
-
 import gpc.commands.deploy
-import gpc.envs.pusht
-import gpc.policies.bundled
-import gpc.robots.from_lerobot  # noqa: F401
+import gpc.policies.bundled  # noqa: F401
 from gpc.commands.cli import main
+from gpc.robots.from_lerobot import make_robot
 
 LIMIT = 90.0  # seconds for one episode
 
@@ -72,6 +69,7 @@ class Episode:
 if __name__ == "__main__":
     folder, requests, *keys = sys.argv[1:]
     os.environ["TERM"] = "dumb"  # no colours
+    make_robot("gpc_simulated")  # imports once what each fork needs
     episodes = [Episode(f"{folder}/{i}", *request, keys) for i, request in enumerate(json.loads(requests))]
     waiting = list(episodes)
     while waiting:
