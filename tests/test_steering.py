@@ -269,7 +269,7 @@ def test_a_cost_is_found_by_name():
 def test_steering_and_critic_from_the_command_line(tiny, tmp_path, capsys):
     ask = ["evaluate", f"policies=[{tiny[0]}]", "episodes=1", "env.max_steps=16", "video=0"]
     run = [*ask, f"run_dir={tmp_path / 'run'}", "steer={tiny-noise: {cost: smoothness, scale: 0.01}}"]
-    assert main([*run, "sampler.best_of={n: 2, cost: smoothness}"]) == 0
+    assert main([*run, "sampler.best_of.n=2", "sampler.best_of.cost=smoothness"]) == 0
     config = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
     assert config["fingerprints"]["tiny-noise"].endswith("steered by 0.01 smoothness, spread 0.5")
     assert config["sampler"]["best_of"] == {"n": 2, "cost": "smoothness"}

@@ -41,8 +41,8 @@ KINDS: Mapping[str, Any] = {
 }
 """Types and bounds of settings that belong to no class, in each command that has them."""
 
-# keys inside these are the policies' and the simulator's own
-OPEN = r"rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
+# keys inside these are the policies' and the simulator's own, or those of an object that is null by default
+OPEN = r"sampler\.best_of|rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
 
 CHANGED = {
     r"env\.target=": "env.type=NAME, a registered environment",
@@ -53,8 +53,8 @@ CHANGED = {
     r"safety\.hold=": "safety.actions=absolute for last, relative for zero",
     r"stitch\.every=(.*)": r"stitch.request_every=\1",
     r"stitch\.kept=(.*)": r"stitch.max_chunks=\1",
-    r"sampler\.candidates=(.*)": r"'sampler.best_of={n: \1}'",
-    r"sampler\.critic=(.*)": r"'sampler.best_of={n: 8, cost: \1}'",
+    r"sampler\.candidates=(.*)": r"sampler.best_of.n=\1",
+    r"sampler\.critic=(.*)": r"sampler.best_of.n=8 sampler.best_of.cost=\1",
     r"sampler\.(corrections|rate)=(.*)": r"sampler=langevin sampler.method.\1=\2",
     r"sampler\.(teleport|spread)=.*": "'sampler.method={type: teleport, sigma: 2}'",
     r"composer=(scheduled|per_dimension)|composer\.(edges|groups)=": "composer=convex, with one weight for each policy",
