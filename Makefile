@@ -12,7 +12,7 @@ test: .venv/dev lint  ## everything that CI runs
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python scripts/wording.py gpc/composition gpc/inference gpc/rollout gpc/score gpc/testing gpc/weights scripts docs/alignment.md docs/operators.md docs/results docs/reports.md docs/statistics.md docs/summary-schema.md
+	$(BIN)/python scripts/wording.py
 	$(BIN)/mypy
 
 .venv/uv:

@@ -1,4 +1,6 @@
-"""A composition as a policy of LeRobot (0.4.4): its `lerobot-eval`, `lerobot-record` and robots run it unchanged, with
+"""A composition as a policy of LeRobot (0.4.4), for its `lerobot-eval`, `lerobot-record` and robots.
+
+The options of these commands are
 
     --policy.type=gpc --policy.discover_packages_path=gpc.policies.as_lerobot --policy.pretrained_path=FOLDER
 
@@ -85,13 +87,13 @@ class GpcConfig(PreTrainedConfig):
     action_delta_indices = reward_delta_indices = observation_delta_indices
 
     def get_optimizer_preset(self) -> Any:
-        """Raises InputError: nothing is trained."""
+        """Raise InputError: nothing is trained."""
         raise InputError("a gpc composition is not trained; train its members")
 
     get_scheduler_preset = get_optimizer_preset
 
     def validate_features(self) -> None:
-        """The members check what they are given."""
+        """Leave the check of features to the members."""
 
 
 class GpcPolicy(PreTrainedPolicy):
@@ -157,11 +159,11 @@ class GpcPolicy(PreTrainedPolicy):
         return self._chunk(noise, self._decided(prev_chunk_left_over, inference_delay or 0, horizon))
 
     def get_optim_params(self) -> dict[str, Any]:
-        """Raises InputError: nothing is trained."""
+        """Raise InputError: nothing is trained."""
         raise InputError("a gpc composition is not trained; train its members")
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Any] | None]:
-        """Raises InputError: nothing is trained."""
+        """Raise InputError: nothing is trained."""
         raise InputError("a gpc composition is not trained; train its members")
 
     def _look(self, batch: Mapping[str, Tensor]) -> None:
