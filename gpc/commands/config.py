@@ -45,6 +45,7 @@ KINDS: Mapping[str, Any] = {
 OPEN = r"sampler\.best_of|rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
 
 CHANGED = {
+    r"engine\.retries=.*": "gpc.Engine(retries=...) in Python; the command line keeps its default",
     r"env\.target=": "env.type=NAME, a registered environment",
     r"search\.demonstrations=(.*)": r"demonstrations=\1",
     r"clock\.kind=real$": "virtual_latency=null, the default",
