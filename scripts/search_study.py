@@ -35,7 +35,7 @@ from gpc.weights.simplex import Weights, simplex
 SHARES = (0.1, 0.2, 0.4)
 EPISODES = 10  # of each proposal
 APART = 1_000_000  # between the seeds of two repetitions, whose proposals differ
-BAYESIAN: dict[str, type[Bayesian]] = {"gp": GaussianProcess, "tpe": TreeParzen}
+BAYESIAN: dict[str, type[Bayesian]] = {"tpe": TreeParzen, "gp": GaussianProcess}
 Results = dict[tuple[str, str, float], np.ndarray]
 
 

@@ -114,7 +114,7 @@ class Trainer:
     def loss(
         self, module: torch.nn.Module, observed: Tensor, acted: Tensor, generator: torch.Generator, augment: bool
     ) -> Tensor:
-        """Weighted denoising loss of one batch of windows."""
+        """Return the denoising loss of one batch of windows, weighted by sigma."""
         policy = self.policy
         observation = {key: value[observed] for key, value in self.observations.items()}
         for key, value in observation.items():
