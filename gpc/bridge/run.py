@@ -196,11 +196,11 @@ def deploy(
             reason = str(error) if stop_signal.reason in str(error) else f"{stop_signal.reason}; {error}"
         finally:
             recorder.close()
-        kinds = dict(recorder.kinds)
-        summary = recorder.finish({"why": reason, "mode": settings.mode, "events": kinds, **figures})
+        facts = {"why": reason, "mode": settings.mode, "events": dict(recorder.kinds)}
+        summary = recorder.finish(facts | figures)
     problem = _add_to_dataset(Path(run_dir), summary, settings)
     if problem:
-        reason = f"{reason}; not added to dataset={settings.dataset}: {problem}"
+        reason += f"; not added to dataset={settings.dataset}: {problem}"
     return DeployResult(reason, code or int(bool(problem or "not_recorded" in summary)), summary)
 
 

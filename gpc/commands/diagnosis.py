@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
@@ -187,15 +188,13 @@ def diagnose(
     sampling = setup.actor.sampling
     errors = None if demonstrations is None else denoising_error(setup, demonstrations, console)
     lane = Lane.of(setup.lane)
-    try:
-        with console.status("playing an episode"):
-            decisions = list(play(setup, lane, policy, seed))
-    finally:
-        lane.env.close()
+    with closing(lane.env), console.status("playing an episode"):
+        decisions = list(play(setup, lane, policy, seed))
     observation = {key: np.stack([frame[key] for frame, _ in decisions]) for key in decisions[0][0]}
     sigmas, distances = disagreement(policy, sampling, observation, seed)
     pairs = [f"{a} and {b}" for a, b in combinations(setup.names, 2)]
-    alone = [policy.with_weights(torch.tensor(one_hot(i, len(setup.names)))) for i in range(len(setup.names))]
+    count = len(setup.names)
+    alone = [policy.with_weights(torch.tensor(one_hot(i, count))) for i in range(count)]
     compared = dict(zip([*setup.names, "composition"], [*alone, policy], strict=True))
     middle = len(decisions) // 2
     frame = {key: value[middle : middle + 1] for key, value in observation.items()}
@@ -216,7 +215,7 @@ def diagnose(
         "chunks.png": partial(chunk_plot, actions, decisions[middle][1], pixels),
     }
     if errors:
-        diagnosis["denoising_error"] = errors.explain(setup.names, simplex(len(setup.names)), {})
+        diagnosis["denoising_error"] = errors.explain(setup.names, simplex(count), {})
         pictures["errors.png"] = partial(error_plot, diagnosis["denoising_error"])
     return diagnosis, pictures
 

@@ -11,8 +11,9 @@ import os
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, Protocol
@@ -75,10 +76,7 @@ class Ray:
         if not jobs:
             return
         ray = self._connect()
-        # each member has one thread: more threads of a network would change its rounding
-        threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-        hire = ray.remote(num_cpus=self.cpus, runtime_env=threads)(_Runner).remote
-        load = ray.put((actor, spec, engine))
+        hire = self._runners(ray, (actor, spec, engine))
         shards = deque(tuple(jobs[i : i + self.shard]) for i in range(0, len(jobs), self.shard))
         working: dict[Any, tuple[Any, tuple[Job, ...]]] = {}
         deaths: Counter[tuple[Job, ...]] = Counter()
@@ -89,30 +87,23 @@ class Ray:
 
         def staff() -> None:
             for _ in range(min(self._room(ray) - len(working), len(shards))):
-                assign(hire(load))
+                assign(hire())
 
         try:
             staff()
             while working:
                 (answer,), _ = ray.wait(list(working), num_returns=1)
                 runner, shard = working.pop(answer)
-                try:
-                    episodes, shard_stats = ray.get(answer)
-                except ray.exceptions.RayActorError as error:
-                    if error.actor_init_failed:
-                        cause = str(error).strip().splitlines()[-1]  # of the traceback on the node
-                        raise RunError(f"an actor of the Ray cluster cannot load the policies: {cause}") from None
+                result = _result(ray, answer)
+                if isinstance(result, str):
                     deaths[shard] += 1
                     if deaths[shard] > engine.retries:
-                        raise RunError(
-                            f"gave up on a shard after {engine.retries} retries: {one_line(error)}"
-                        ) from None
-                    stats.simulator_failures.append(f"an actor of the Ray cluster died: {one_line(error)}")
+                        raise RunError(f"gave up on a shard after {engine.retries} retries: {result}")
+                    stats.simulator_failures.append(f"an actor of the Ray cluster died: {result}")
                     shards.appendleft(shard)
                     staff()
                     continue
-                except ray.exceptions.RayTaskError as error:
-                    raise RunError(one_line(error.cause)) from None
+                episodes, shard_stats = result
                 stats.add(shard_stats)
                 if shards:
                     assign(runner)
@@ -122,6 +113,12 @@ class Ray:
         finally:
             for runner, _ in working.values():
                 ray.kill(runner)
+
+    def _runners(self, ray: ModuleType, load: tuple[Actor, LaneSpec, Engine]) -> Callable[[], Any]:
+        """Return the function that starts an actor of the cluster."""
+        # each member has one thread: more threads of a network would change its rounding
+        threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+        return partial(ray.remote(num_cpus=self.cpus, runtime_env=threads)(_Runner).remote, ray.put(load))
 
     def _connect(self) -> ModuleType:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -164,6 +161,20 @@ class _Runner:
         """Return the episodes of a shard, and the statistics of its engine."""
         stats = RolloutStats()
         return list(rollout(jobs, self.actor, self.spec, self.engine, stats)), stats
+
+
+def _result(ray: ModuleType, answer: Any) -> tuple[list[Episode], RolloutStats] | str:
+    """Return what an actor computed, or why it died."""
+    try:
+        result: tuple[list[Episode], RolloutStats] = ray.get(answer)
+        return result
+    except ray.exceptions.RayActorError as error:
+        if error.actor_init_failed:
+            cause = str(error).strip().splitlines()[-1]  # of the traceback on the node
+            raise RunError(f"an actor of the Ray cluster cannot load the policies: {cause}") from None
+        return one_line(error)
+    except ray.exceptions.RayTaskError as error:
+        raise RunError(one_line(error.cause)) from None
 
 
 def _knock(address: str) -> None:
