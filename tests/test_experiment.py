@@ -395,3 +395,30 @@ class Wild(Grid):
 def test_weights_that_a_search_proposes_are_checked(parents):
     with pytest.raises(InputError, match=r"\[0\.5, 0\.6\] sum to 1\.1"):
         gpc.search(parents, method=Wild(step=0.5, episodes=1), report_episodes=1)
+
+
+def test_the_command_line_and_python_search_an_average_alike(parents, tiny, tmp_path):
+    best = gpc.search(
+        gpc.AveragedChunks(parents), gpc.EnvSpec("pusht", max_steps=8), method=Grid(step=0.5, episodes=1),
+        report_episodes=1, sampling=Sampling(steps=2), run_dir=tmp_path / "python",
+    )  # fmt: skip
+    command = [
+        "env=pusht",
+        f"policies=[{','.join(tiny)}]",
+        "composer=average",
+        "search=grid",
+        "search.step=0.5",
+        "video=0",
+    ]
+    command += [
+        "search.episodes=1",
+        "report.episodes=1",
+        "env.max_steps=8",
+        "sampler.steps=2",
+        f"run_dir={tmp_path / 'line'}",
+    ]
+    assert main(["search", *command]) == 0
+    assert best.rows == tuple(sorted(read_rows(tmp_path / "line" / "episodes.jsonl")))
+    configs = [json.loads((tmp_path / name / "manifest.json").read_text())["config"] for name in ("python", "line")]
+    assert configs[0] == configs[1]
+    assert configs[0]["composer"] == {"type": "average"}

@@ -118,8 +118,11 @@ def installed(tmp_path_factory):
 
 
 @pytest.fixture
-def outside(installed, monkeypatch):
-    monkeypatch.syspath_prepend(installed)
+def outside(tmp_path_factory, monkeypatch):
+    """The module alone, which no package registers."""
+    folder = tmp_path_factory.mktemp("module")
+    (folder / "outside_gpc.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)
     import outside_gpc
 
     return outside_gpc
@@ -137,7 +140,7 @@ SHORT = ["env.max_steps=8", "sampler.steps=2", "video=0"]
 def test_objects_from_outside_are_used_as_gpcs_own(outside, parents, tmp_path):
     env = gpc.EnvSpec("pusht", max_steps=8)
     found = gpc.search(
-        parents, env, composer=outside.Sharpened([0.5, 0.5], power=2.0), method=outside.Halves(episodes=2),
+        gpc.compose(parents, outside.Sharpened([0.5, 0.5], power=2.0)), env, method=outside.Halves(episodes=2),
         report_episodes=1, sampling=gpc.Sampling(steps=2, best_of=gpc.BestOf(2, outside.upwards)), run_dir=tmp_path,
     )  # fmt: skip
     assert {row.weights for row in found.rows} == {(1, 0), (0, 1), (0.5, 0.5)}

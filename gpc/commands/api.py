@@ -13,8 +13,7 @@ from gpc.commands.config import Count, Seed
 from gpc.commands.experiment import Experiment, run_evaluation, run_search
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import spec_of
-from gpc.composition.composed import compose
-from gpc.composition.composers import Composer
+from gpc.composition.composed import Composition, compose
 from gpc.inert import Console
 from gpc.inference.settings import Sampling
 from gpc.policy.env_spec import EnvSpec
@@ -109,10 +108,9 @@ def evaluate(
 
 
 def search(
-    policies: Sequence[Policy],
+    policies: Sequence[Policy] | Composition,
     env: Env = "pusht",
     *,
-    composer: Composer | None = None,
     method: Search = Racing(),
     demonstrations: str | Path | None = None,
     report_episodes: int = 50,
@@ -125,9 +123,8 @@ def search(
     """Find the weights of policies, then compare winner and parents on report seeds.
 
     Args:
-        policies: two policies or more.
+        policies: two policies or more, or a composition of them, the weights of which the search replaces.
         env: environment, as for `evaluate`.
-        composer: composer with any weights, which the search replaces; by default convex.
         method: search, as `Racing(budget=440)`, `Grid(episodes=20)` or an object of your own
             (`gpc.weights.searches.Search`).
         demonstrations: file of held-out demonstrations (docs/demonstrations.md), which start the search.
@@ -143,7 +140,8 @@ def search(
     """
     report = seed_range(report_episodes, report_seed, "report_")
     spec = spec_of(env)
-    composition = composition_in(compose(policies, composer), spec.rename_map)
+    composition = policies if isinstance(policies, Composition) else compose(policies)
+    composition = composition_in(composition, spec.rename_map)
     experiment = Experiment(prepare(composition, spec, sampling), engine, executor, Console(quiet=True))
     with run_folder(run_dir) as folder:
         summary = run_search(experiment, method, report, folder, demonstrations)
