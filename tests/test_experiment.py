@@ -392,6 +392,38 @@ class Wild(Grid):
         self.candidates[1] = (0.5, 0.6)
 
 
+@dataclass(kw_only=True)
+class Orphaned(Grid):
+    """A search that lacks the second policy alone."""
+
+    def _begin(self):
+        super()._begin()
+        self.candidates.pop()
+
+
+def test_a_search_without_a_policy_alone_is_one_line(parents):
+    with pytest.raises(InputError, match=r"Orphaned lacks the candidate \(0\.0, 1\.0\), tiny-flow alone"):
+        gpc.search(parents, method=Orphaned(step=0.5), report_episodes=1)
+
+
+def test_a_search_from_python_has_the_bounds_of_the_command_line(parents):
+    with pytest.raises(InputError, match=r"search\.episodes=0: Expected `int` >= 1"):
+        gpc.search(parents, method=Grid(episodes=0), report_episodes=1)
+
+
+def test_a_nested_composition_under_other_weights_does_not_resume(parents, tmp_path):
+    env, sampling = gpc.EnvSpec("pusht", max_steps=8), gpc.Sampling(steps=2)
+
+    def run(weights):
+        inner = gpc.steer(gpc.compose(parents, weights), "smoothness", 0.01, name="inner")
+        gpc.evaluate(inner, env, episodes=1, sampling=sampling, run_dir=tmp_path)
+
+    run([0.5, 0.5])
+    run([0.5, 0.5])
+    with pytest.raises(InputError, match=r"fingerprints\.inner"):
+        run([0.3, 0.7])
+
+
 def test_weights_that_a_search_proposes_are_checked(parents):
     with pytest.raises(InputError, match=r"\[0\.5, 0\.6\] sum to 1\.1"):
         gpc.search(parents, method=Wild(step=0.5, episodes=1), report_episodes=1)

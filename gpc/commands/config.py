@@ -38,6 +38,11 @@ KINDS: Mapping[str, Any] = {
     "video": Annotated[int, Meta(ge=0, le=10**6)],
     "demonstrations": str | None,
     "server": str | None,
+    "policies": list[str] | str,
+    "weights": list[Any] | None,
+    "rename_map": dict[str, str],
+    **{key: dict[str, Any] for key in ("report", "watchdog", "safety", "robot.observations")},
+    "robot.actions": list[str] | None,
 }
 """Types and bounds of settings that belong to no class, in each command that has them."""
 
@@ -58,7 +63,7 @@ CHANGED = {
     r"sampler\.critic=(.*)": r"sampler.best_of.n=8 sampler.best_of.cost=\1",
     r"sampler\.(corrections|rate)=(.*)": r"sampler=langevin sampler.method.\1=\2",
     r"sampler\.(teleport|spread)=.*": "'sampler.method={type: teleport, sigma: 2}'",
-    r"composer=(scheduled|per_dimension)|composer\.(edges|groups)=": "composer=convex, with one weight for each policy",
+    r"composer=(scheduled|per_dimension)$|composer\.(edges|groups)=": "composer=convex, with one weight for each policy",
 }
 """Keys of earlier versions, as patterns, and the form that replaces each."""
 
@@ -86,7 +91,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         if missing:
             raise InputError(f"{sorted(missing)[0]} is not set; give it on the command line, as in {_example(missing)}")
         OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is null
         raise InputError(_one_line(error, name)) from None
     for key, value in _leaves(plain(config)):
         if isinstance(value, float) and isnan(value):  # every comparison with a bound would be false
@@ -144,7 +149,7 @@ def _check_kinds(config: DictConfig) -> None:
     for key, kind in KINDS.items():
         value = OmegaConf.select(config, key, default=MISSING)
         if value is not MISSING:
-            check(kind, value, key)
+            check(kind, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key)
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

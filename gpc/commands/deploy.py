@@ -19,7 +19,7 @@ from gpc.bridge.safety import SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.commands.config import plain
 from gpc.commands.setup import compose_from, sampling_of
-from gpc.composition.composed import ComposedPolicy
+from gpc.composition.composed import Composition
 from gpc.errors import InputError, RunError, Stopped
 from gpc.inert import Console, file_name
 from gpc.inference.threads import serving_threads, torch_threads
@@ -78,7 +78,7 @@ def blender_from(settings: Mapping[str, Any], source: ChunkSource) -> ChunkBlend
     """
     if settings.get("n_action_steps", 1) is None:
         policy = source.policy if isinstance(source, LocalSource) else None
-        members: Sequence[object] = policy.policies if isinstance(policy, ComposedPolicy) else [policy]
+        members: Sequence[object] = policy.policies if isinstance(policy, Composition) else [policy]
         simulators = [member.simulator for member in members if isinstance(member, HasSimulator)]
         counts = [spec.n_action_steps for spec in simulators if spec is not None and spec.n_action_steps is not None]
         if not counts:

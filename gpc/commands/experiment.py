@@ -214,6 +214,9 @@ def run_search(
     setup.check_parents()
     prior = None if demonstrations is None else denoising_error(setup, demonstrations, experiment.console)
     search = method.start(count, prior)
+    for i, name in enumerate(names):
+        if one_hot(i, count) not in search.candidates:
+            raise InputError(f"{type(method).__name__} lacks the candidate {one_hot(i, count)}, {name} alone")
     if search.seeds.start < report.stop and report.start < search.seeds.stop:
         raise InputError(
             f"search seeds {search.seeds} and report seeds {report} overlap; move report.seed, or use fewer episodes"

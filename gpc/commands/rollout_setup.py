@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
@@ -16,7 +17,7 @@ from gpc.errors import InputError
 from gpc.inference.actor import ChunkActor
 from gpc.inference.settings import Sampling
 from gpc.objects import describe, described, settings_in
-from gpc.policy.adapt import rename
+from gpc.policy.adapt import PolicyView, rename
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import Policy
 from gpc.registry import COMPOSERS, ENVS, name_of
@@ -48,7 +49,7 @@ class RolloutSetup:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of the policies by name."""
-        return {policy.name: policy.fingerprint for policy in self.policy.policies}
+        return {policy.name: _fingerprint(policy) for policy in self.policy.policies}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class RolloutSetup:
             "fingerprints": self.fingerprints,
             "env": describe_env(self.env),
             "sampler": settings_in(self.actor.sampling),
-            "composer": _describe_composer(self.policy),
+            "composer": _describe_composer(self.policy, "weights"),
         }
 
     def check(self, weights: Weights) -> None:
@@ -149,10 +150,27 @@ def describe_env(spec: EnvSpec) -> dict[str, Any]:
     }
 
 
-def _describe_composer(policy: Composition) -> Any:
+def _describe_composer(policy: Composition, *without: str) -> Any:
     """Return the composer as plain data; an average of chunks is its own composer."""
     kind = policy.composer if isinstance(policy, ComposedPolicy) else policy
-    return describe(COMPOSERS, kind, without=("policies", "weights"))
+    return describe(COMPOSERS, kind, without=("policies", *without))
+
+
+def _fingerprint(policy: Policy) -> str:
+    """Return the fingerprint of a member, with the composers and weights of compositions in it."""
+    composers = _composers_in(policy)
+    return f"{policy.fingerprint} {json.dumps(composers)}" if composers else policy.fingerprint
+
+
+def _composers_in(policy: Policy) -> list[Any]:
+    if isinstance(policy, PolicyView):
+        return _composers_in(policy.policy)
+    if not isinstance(policy, Composition):
+        return []
+    return [
+        _describe_composer(policy),
+        *(composers for member in policy.policies for composers in _composers_in(member)),
+    ]
 
 
 def _history(policies: Sequence[Policy]) -> dict[str, int]:

@@ -195,6 +195,6 @@ def parse_weights(weights: Sequence[Any]) -> Weights:
     Raises:
         InputError: If one is no number.
     """
-    if not all(isinstance(w, int | float) for w in weights):
+    if not all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights):
         raise InputError(f"weights=[{', '.join(map(str, weights))}] must be numbers, as in 'weights=[0.4,0.6]'")
     return tuple(float(w) for w in weights)

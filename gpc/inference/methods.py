@@ -138,8 +138,8 @@ class Teleport(Struct, frozen=True, tag="teleport", tag_field="type", forbid_unk
     method: str | Langevin = "dpmpp_2m"
 
     def __post_init__(self) -> None:
-        if not self.spread >= 0:
-            raise InputError(f"sampler.method.spread={self.spread:g}: choose a number of at least 0")
+        if not 0 <= self.spread < float("inf"):
+            raise InputError(f"sampler.method.spread={self.spread:g}: choose a finite number of at least 0")
         method_of(self.method)
 
     @property

@@ -47,7 +47,7 @@ class Sampling:
             raise InputError(f"sampler.grid={self.grid!r}: choose one of {', '.join(GRIDS)}")
         if not 1 <= self.steps <= 10_000:
             raise InputError(f"sampler.steps={self.steps}: choose a number from 1 to 10000")
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < float("inf"):
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
         if isinstance(method, Teleport) and self.grid == "trained":
             raise InputError("a teleport goes to a level of its own, not to a trained one; give it sampler.grid=karras")

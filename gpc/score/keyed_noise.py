@@ -48,7 +48,8 @@ class NoiseKeys:
     @classmethod
     def of(cls, seeds: Array, chunks: Array) -> NoiseKeys:
         """Make the keys of seeds (batch,) and chunk numbers (batch,)."""
-        return cls(np.stack([seeds, chunks, np.zeros_like(seeds)], axis=1).astype(np.uint64))
+        columns = (column.astype(np.uint64) for column in (seeds, chunks, np.zeros_like(seeds)))
+        return cls(np.stack(list(columns), axis=1))
 
     def tile(self, count: int) -> NoiseKeys:
         """Repeat the batch `count` times, with a sample number for each repeat."""

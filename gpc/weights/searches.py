@@ -20,6 +20,8 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from gpc.errors import InputError
+from gpc.objects import settings_of
+from gpc.schema import check
 from gpc.weights.simplex import Weights, one_hot, simplex, to_grid
 
 Array = npt.NDArray[np.float64]
@@ -131,6 +133,8 @@ class BaseSearch(ABC):
         Raises:
             InputError: If the settings do not fit.
         """
+        for name, setting in settings_of(type(self)).items():
+            check(setting.type, getattr(self, name), f"search.{name}")
         search = replace(self)
         search.policies, search.prior = policies, prior
         search._begin()
