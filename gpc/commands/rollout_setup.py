@@ -157,7 +157,7 @@ def _describe_composer(policy: Composition, *without: str) -> Any:
 
 
 def _fingerprint(policy: Policy) -> str:
-    """Return the fingerprint of a member, with the composers and weights of compositions in it."""
+    """Return the fingerprint of a member, with the composers of compositions in it."""
     composers = _composers_in(policy)
     return f"{policy.fingerprint} {json.dumps(composers)}" if composers else policy.fingerprint
 
