@@ -159,6 +159,8 @@ def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outsid
     again = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
     assert again.rows == first.rows
     assert (tmp_path / "episodes.jsonl").read_bytes() == before
+    assert main(["report", str(tmp_path)]) == 0
+    assert "outside_gpc.Point" in (tmp_path / "report.html").read_text()
     assert all(row.steps == 8 for row in first.rows)
     with pytest.raises(InputError, match=r"was started with env.options.size=256.0, now it is 512.0"):
         gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 512.0}), **short)

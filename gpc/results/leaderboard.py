@@ -38,7 +38,7 @@ OUTCOMES = (
 )
 
 Member = tuple[str, str, tuple[float, ...]]
-"""A policy's name and fingerprint, and its weight in each part of the composer (`composers.HasWeights`)."""
+"""A policy's name and fingerprint, and its weight; several weights if an earlier version's composer had rows of them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
     def env(self) -> EnvSpec:
         """The environment; `n_action_steps`, which belongs to the policies, is None."""
         env = self.resolved["env"]
-        return EnvSpec(env["type"], None, env["max_steps"], options=env.get("options") or {})
+        return EnvSpec(env.get("type") or str(env["class"]), None, env["max_steps"], options=env.get("options") or {})
 
     @property
     def setting(self) -> str:
@@ -84,13 +84,18 @@ def acting(manifest: Mapping[str, Any], row: Row) -> list[str]:
     return names
 
 
-class EnvSettings(Struct):
-    """Settings of an environment that reports use."""
+class EnvSettings(Struct, rename={"class_": "class"}):
+    """Settings of an environment that reports use; a class of Python has no type."""
 
-    type: str
     n_action_steps: int | None
     max_steps: int
+    type: str | None = None
+    class_: Any = None
     options: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type is None and self.class_ is None:
+            raise ValueError("no type")
 
 
 class MethodSettings(Struct):
