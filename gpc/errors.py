@@ -36,14 +36,14 @@ def one_line(error: object, limit: int = 300) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
-def described(error: BaseException, limit: int = 300) -> str:
+def type_and_text(error: BaseException, limit: int = 300) -> str:
     """Return the type and the text of an error on one line."""
     return f"{type(error).__name__}: {one_line(error, limit)}"
 
 
 def missing(what: str, error: Exception) -> str:
     """Return one line about a part that failed while the rest succeeds."""
-    return f"{what} is missing: {described(error)}"
+    return f"{what} is missing: {type_and_text(error)}"
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def reading(where: object) -> Iterator[None]:
     except GpcError:
         raise
     except Exception as error:
-        raise InputError(f"{where} cannot be read: {described(error, 400)}") from None
+        raise InputError(f"{where} cannot be read: {type_and_text(error, 400)}") from None
 
 
 def suggest(word: str, known: list[str]) -> str:

@@ -21,6 +21,8 @@ from gpc.errors import InputError, one_line
 T = TypeVar("T")
 Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 """A positive, finite time."""
+Count = Annotated[int, Meta(ge=1, le=10**6)]
+Seed = Annotated[int, Meta(ge=0, le=2**31)]
 FILE_LIMIT = 64 * 2**20  # bytes of a JSON file
 DEPTH = 64  # of nested maps and lists
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
-from msgspec import Meta
 
 from gpc.errors import InputError
-from gpc.schema import check_fields
+from gpc.schema import Count, check_fields
 from gpc.types import Array
-
-Count = Annotated[int, Meta(ge=1, le=10**6)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpc.bridge.controller import ChunkReply, ChunkRequest
 from gpc.composition.inpainting import InpaintTarget
-from gpc.errors import InputError, described
+from gpc.errors import InputError, type_and_text
 from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
@@ -174,7 +174,7 @@ def reply_to(source: ChunkSource, request: ChunkRequest) -> ChunkReply:
     try:
         return ChunkReply(request.number, np.asarray(source.sample(request)))
     except Exception as error:
-        return ChunkReply(request.number, None, described(error))
+        return ChunkReply(request.number, None, type_and_text(error))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from gpc.bridge.clock import RealClock, TimeSource, VirtualClock
 from gpc.bridge.controller import HOLD, OK, STOPPED, ChunkController, ChunkReply, ChunkRequest, Event
 from gpc.bridge.robot import FeatureMap, Reading, Robot
 from gpc.bridge.stop import StopSignal
-from gpc.errors import GpcError, InputError, RunError, described, one_line
+from gpc.errors import GpcError, InputError, RunError, one_line, type_and_text
 from gpc.types import Array, Frame
 
 LIVE, SHADOW, DRY_RUN = MODES = ("live", "shadow", "dry-run")
@@ -239,4 +239,4 @@ def run_lockstep(
 
 
 def _text(error: Exception) -> str:
-    return one_line(error) if isinstance(error, GpcError) else described(error)
+    return one_line(error) if isinstance(error, GpcError) else type_and_text(error)

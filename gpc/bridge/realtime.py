@@ -24,7 +24,7 @@ from gpc.bridge.controller import HOLD, STOPPED, ChunkRequest, Event
 from gpc.bridge.loop import ControlLoop
 from gpc.bridge.robot import connected, disconnect, driver_failure
 from gpc.bridge.stop import StopSignal
-from gpc.errors import GpcError, RunError, described
+from gpc.errors import GpcError, RunError, type_and_text
 from gpc.schema import Seconds, check_fields
 from gpc.types import Frame
 
@@ -142,7 +142,7 @@ def run_realtime(loop: ControlLoop, source: SourceThread, times: LoopTimes, stop
             thread.start_control()
             _watch(thread)
         except BaseException as error:  # without its watch the robot must not go on
-            stop_signal.request(f"the watch of the robot failed: {described(error)}")
+            stop_signal.request(f"the watch of the robot failed: {type_and_text(error)}")
             thread.start_control()
             thread.join(times.disconnect_within)
             raise

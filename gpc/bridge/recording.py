@@ -34,7 +34,7 @@ from gpc.bridge.controller import MODES, Event
 from gpc.bridge.loop import PeriodRecord
 from gpc.demonstrations import ACTION
 from gpc.disk import reason, write_atomically
-from gpc.errors import InputError, described, one_line
+from gpc.errors import InputError, one_line, type_and_text
 from gpc.inert import Console
 from gpc.results.run_folder import versions
 from gpc.types import Array
@@ -229,7 +229,7 @@ class Writer(Thread):
         try:
             self._write(item)
         except BaseException as error:  # of any kind: the robot must not stop for it
-            if self._fail(described(error)):
+            if self._fail(type_and_text(error)):
                 self._lost(at, f"{self.failure}; the robot runs on without it")
 
     def _fail(self, text: str) -> bool:

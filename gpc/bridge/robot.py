@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from gpc.errors import GpcError, InputError, RunError, described
+from gpc.errors import GpcError, InputError, RunError, type_and_text
 from gpc.rollout.env import TASK, write_text
 from gpc.types import Array, Frame
 
@@ -110,7 +110,7 @@ def connected(robot: Robot) -> Iterator[None]:
 
 def driver_failure(error: BaseException) -> RunError:
     """Return the error for what a robot's driver raised."""
-    return RunError(f"the robot failed: {described(error)}")
+    return RunError(f"the robot failed: {type_and_text(error)}")
 
 
 def disconnect(robot: Robot, opened: bool) -> str:
@@ -133,7 +133,7 @@ def disconnect(robot: Robot, opened: bool) -> str:
     except BaseException as error:  # SystemExit of a driver, too
         if not opened:
             return "it may still be powered"
-        return f"the robot was not disconnected: {described(error)}"
+        return f"the robot was not disconnected: {type_and_text(error)}"
     return ""
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpc.commands.config import Count, Seed
 from gpc.commands.experiment import Experiment, run_evaluation, run_search
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import spec_of
@@ -21,7 +20,7 @@ from gpc.policy.spec import Policy
 from gpc.results.run_folder import Row, read_rows
 from gpc.rollout.engine import Engine, RolloutStats
 from gpc.rollout.executors import Executor, Local
-from gpc.schema import check
+from gpc.schema import Count, Seed, check
 from gpc.weights.searches import Racing, Search
 from gpc.weights.simplex import Weights
 

@@ -136,10 +136,10 @@ def _print_report(folder: Path, console: Console) -> None:
 
 def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     """Return the configuration of a command; print its keys and return None for -h."""
-    from gpc.commands.config import describe, load_config
+    from gpc.commands.config import help_text, load_config
 
     if {"-h", "--help"} & set(args):
-        console.print(*describe(name).splitlines(), sep="\n", soft_wrap=True)
+        console.print(*help_text(name).splitlines(), sep="\n", soft_wrap=True)
         return None
     return load_config(name, args)
 
@@ -235,11 +235,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _doctor(console: Console, args: list[str]) -> None:
-    from gpc.commands.doctor import diagnose
+    from gpc.commands.doctor import findings_table
 
     if args:
         raise InputError("gpc doctor takes no arguments")
-    console.print(diagnose())
+    console.print(findings_table())
 
 
 COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {

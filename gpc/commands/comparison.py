@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpc.commands.api import Env, rows_in, run_folder, seed_range
-from gpc.commands.config import Config, Count
+from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import load_policies, parse_weights, run_dir_of, spec_of
@@ -26,7 +26,7 @@ from gpc.results.stats import Interval
 from gpc.results.summary import mixture, summarize_comparison
 from gpc.rollout.engine import Engine, Job
 from gpc.rollout.executors import Executor, Local
-from gpc.schema import check
+from gpc.schema import Count, check
 from gpc.weights.simplex import Weights
 
 WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpc.errors import InputError, suggest
 from gpc.objects import REQUIRED, described, settings_of
 from gpc.registry import COMPOSERS, ENVS, SEARCHES, is_ours, load_entry, names
-from gpc.schema import check
+from gpc.schema import Count, Seed, check
 
 REGISTERED = {"env": ENVS, "search": SEARCHES, "composer": COMPOSERS}
 """Config groups whose options packages register, and the group of entry points."""
@@ -30,8 +30,6 @@ PASSED = {"env": ("observation_keys",), "search": (), "composer": ("policies", "
 Config = DictConfig | Mapping[str, Any]
 """A configuration from Hydra, or plain data with the same keys."""
 
-Count = Annotated[int, Meta(ge=1, le=10**6)]
-Seed = Annotated[int, Meta(ge=0, le=2**31)]
 KINDS: Mapping[str, Any] = {
     **{key: Count for key in ("episodes", "block", "chunks", "max_batch", "report.episodes")},
     **{key: Seed for key in ("seed", "report.seed")},
@@ -193,7 +191,7 @@ def _known_keys(name: str) -> list[str]:
     return [path.strip(".") for path in paths(config, "")]
 
 
-def describe(name: str) -> str:
+def help_text(name: str) -> str:
     """Return every key of a command with its default and comment, for `-h`."""
     root = files("gpc.configs")
     text = [root.joinpath(f"{name}.yaml").read_text()]

@@ -52,7 +52,7 @@ def findings() -> list[Finding]:
     return [*rows, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
 
 
-def diagnose() -> Table:
+def findings_table() -> Table:
     """Return the findings as a table for the terminal."""
     table = Table("", "what", "found", "needed for", "fix with")
     for item in findings():

@@ -213,14 +213,7 @@ def run_search(
         raise InputError("a search mixes with convex weights; choose composer=convex")
     setup.check_parents()
     prior = None if demonstrations is None else denoising_error(setup, demonstrations, experiment.console)
-    search = method.start(count, prior)
-    for i, name in enumerate(names):
-        if one_hot(i, count) not in search.candidates:
-            raise InputError(f"{type(method).__name__} lacks the candidate {one_hot(i, count)}, {name} alone")
-    if search.seeds.start < report.stop and report.start < search.seeds.stop:
-        raise InputError(
-            f"search seeds {search.seeds} and report seeds {report} overlap; move report.seed, or use fewer episodes"
-        )
+    search = _start(method, names, prior, report)
     settings = setup.settings | {
         "search": describe(SEARCHES, method),
         "report": {"episodes": len(report), "seed": report.start},
@@ -243,6 +236,20 @@ def run_search(
             summary["denoising_error"] = prior.explain(names, search.candidates, measured)
         folder.write_json("summary.json", summary)
     return summary
+
+
+def _start(method: Search, names: Sequence[str], prior: DenoisingError | None, report: range) -> Search:
+    """Return a search of these policies before its first round, checked."""
+    search = method.start(len(names), prior)
+    for i, name in enumerate(names):
+        weights = one_hot(i, len(names))
+        if weights not in search.candidates:
+            raise InputError(f"{type(method).__name__} lacks the candidate {weights}, {name} alone")
+    if search.seeds.start < report.stop and report.start < search.seeds.stop:
+        raise InputError(
+            f"search seeds {search.seeds} and report seeds {report} overlap; move report.seed, or use fewer episodes"
+        )
+    return search
 
 
 def denoising_error(setup: RolloutSetup, demonstrations: str | Path, console: Console) -> DenoisingError:

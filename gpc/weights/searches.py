@@ -13,20 +13,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Protocol, Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta
 
 from gpc.errors import InputError
 from gpc.objects import settings_of
-from gpc.schema import check
+from gpc.schema import Count, Seed, check
 from gpc.weights.simplex import Weights, one_hot, simplex, to_grid
 
 Array = npt.NDArray[np.float64]
-Count = Annotated[int, Meta(ge=1, le=10**6)]
-Seed = Annotated[int, Meta(ge=0, le=2**31)]
 Pair = tuple[int, int]
 """(candidate, seed)."""
 
