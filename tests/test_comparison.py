@@ -16,6 +16,7 @@ from gpc.commands.cli import main
 from gpc.commands.comparison import Side, run_comparison
 from gpc.commands.config import load_config
 from gpc.errors import InputError
+from gpc.policy.adapt import rename
 from gpc.results.run_folder import Row, RunFolder, read_json, read_rows
 from gpc.results.sequential import anytime_p
 from gpc.results.stats import pairs_needed
@@ -194,6 +195,16 @@ def test_weightings_share_seeds_and_noise_with_the_policies_alone(undisturbed, t
     assert [(row.seed, row.score) for row in found.rows] == [(row.seed, row.score) for row in table(tmp_path)]
     assert (found.better, found.success) == (None, (0, 0))
     assert found.difference_ci95[0] < found.difference == 0 < found.difference_ci95[1]
+
+
+def test_a_policy_with_other_names_is_on_both_sides(parents):
+    keys = sorted({key for parent in parents for key in parent.observations.shapes})
+    members = [rename(parent, {key: f"my.{key}" for key in keys}) for parent in parents]
+    env = gpc.EnvSpec("pusht", max_steps=8, rename_map={f"my.{key}": key for key in keys})
+    short = {"block": 1, "episodes": 1, "sampling": gpc.Sampling(steps=2)}
+    renamed = gpc.compare(gpc.compose(members, [0.4, 0.6]), members[1], env, **short)
+    plain = gpc.compare(gpc.compose(parents, [0.4, 0.6]), parents[1], gpc.EnvSpec("pusht", max_steps=8), **short)
+    assert [row.score for row in renamed.rows] == [row.score for row in plain.rows]
 
 
 def test_policies_that_do_not_compose_are_compared(tiny, spoiled, tmp_path):

@@ -17,6 +17,7 @@ from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import load_policies, parse_weights, run_dir_of, spec_of
+from gpc.composition.composed import as_composition
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.inference.settings import Sampling
@@ -116,12 +117,12 @@ def compare(
     """
     seeds, spec = seed_range(episodes, seed), spec_of(env)
     check(Count, block, "block")
-    compositions = [composition_in(policy, spec.rename_map) for policy in (a, b)]
+    compositions = [as_composition(policy) for policy in (a, b)]
     members = [member for composition in compositions for member in composition.policies]
     sides = []
     for composition in compositions:
         opponents = [member for member in members if all(member is not p for p in composition.policies)]
-        setup = prepare(composition, spec, sampling, opponents)
+        setup = prepare(composition_in(composition, spec.rename_map), spec, sampling, opponents)
         sides.append(Side(Experiment(setup, engine, executor, Console(quiet=True)), weights_in(composition)))
     with run_folder(run_dir) as folder:
         summary = run_comparison(sides, seeds, block, folder)
