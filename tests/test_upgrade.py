@@ -10,7 +10,7 @@ from gpc.commands.cli import main
 from gpc.commands.replay import replay
 from gpc.inert import Console
 from gpc.results.run_folder import read_rows
-from gpc.results.upgrade import TYPES, upgraded
+from gpc.results.upgrade import TYPES, upgraded, upgraded_config
 
 EARLIER = Path(__file__).parent / "data/earlier"
 """Manifest, rows and summary of each kind, as a version wrote them that recorded import paths; without trajectories."""
@@ -94,3 +94,8 @@ def test_a_setting_that_is_gone_is_dropped_if_it_was_todays_behaviour(key, value
     ask = [key.format(*tiny) if key == BOTH else key for key in COMMANDS["evaluate"]]
     assert (main([*ask, f"run_dir={folder}"]) == 0) == expected
     assert expected or f"sampler.{key}={value}" in capsys.readouterr().err
+
+
+def test_a_setting_of_todays_classes_stays_although_it_has_an_old_name():
+    config = {"search": {"class": "outside.Search", "demonstrations": "mine"}}
+    assert upgraded_config(config) == config

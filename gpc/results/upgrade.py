@@ -87,12 +87,11 @@ def _part(key: str, node: Any) -> Any:
     """Return one part of a configuration, "sampler" for example, in today's words."""
     if not isinstance(node, Mapping):
         return node
-    path = node.get("_target_")
+    path, gone = node.get("_target_"), REMOVED.get(key, {}) if "_target_" in node else {}
     if isinstance(path, str) and path in TYPES:
         node = _without_path(node, path)
     if key == "sampler":
         node = upgraded_sampler(node)
-    gone = REMOVED.get(key, {})
     node = {name: value for name, value in node.items() if name not in gone or gone[name] not in (value, ...)}
     return _defaults(key, node) | node
 
