@@ -131,7 +131,9 @@ def test_an_average_of_the_best_of_several_is_that_of_each_members_best():
 
 def test_an_average_is_no_denoiser():
     with pytest.raises(InputError, match="no denoiser"):
-        sample(compose([AveragedChunks(PAIR)]), Sampling(), 2)
+        compose([AveragedChunks(PAIR), PAIR[0]])
+    with pytest.raises(InputError, match="no denoiser"):
+        AveragedChunks(PAIR).condition(state(2))
     with pytest.raises(InputError, match="steer the policies, then compose them"):
         steer(AveragedChunks(PAIR), "smoothness")
 

@@ -5,57 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, NoReturn, Protocol, runtime_checkable
+from typing import ClassVar, NoReturn
 
 from torch import Tensor
 
 from gpc.composition.align import AlignedMember
+from gpc.composition.chunks import ChunkSampler
 from gpc.composition.composed import ComposedPolicy, compose
 from gpc.composition.composers import Composer
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
 from gpc.score.noise import NoiseLevels
-
-
-class ChunkSampler(Protocol):
-    """Samples a chunk of a policy from noise, under settings that are bound already."""
-
-    def __call__(self, policy: Policy, observation: Observation, noise: Tensor, target: InpaintTarget | None) -> Tensor:
-        """Return normalised chunks (batch, horizon, action).
-
-        Args:
-            policy: A policy.
-            observation: key -> (batch, n_obs_steps, *shape).
-            noise: (draws, batch, horizon, action).
-            target: Actions to which the chunk is drawn.
-        """
-
-
-@runtime_checkable
-class SamplesChunks(Protocol):
-    """A policy that samples its chunks itself, out of the chunks of other policies."""
-
-    @property
-    def convex(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def n_samples(self) -> int:
-        """Number of chunks that are sampled for one chunk, each from noise of its own."""
-
-    def sample_chunk(
-        self, sample: ChunkSampler, observation: Observation, noise: Tensor, target: InpaintTarget | None
-    ) -> Tensor:
-        """Return normalised chunks (batch, horizon, action).
-
-        Args:
-            sample: Samples a chunk of another policy.
-            observation: key -> (batch, n_obs_steps, *shape).
-            noise: (n_samples * draws, batch, horizon, action).
-            target: Actions to which the chunk is drawn.
-        """
 
 
 @dataclass(frozen=True, init=False)

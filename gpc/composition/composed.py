@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gpc.composition.align import AlignedMember, align, join_observations, masks, subset_spec, union_spec
+from gpc.composition.chunks import SamplesChunks
 from gpc.composition.composers import Composer, Convex, HasWeights
 from gpc.errors import InputError
 from gpc.policy.spec import (
@@ -166,6 +167,11 @@ class ComposedPolicy:
         count = len(self.policies)
         if not count:
             raise InputError("a composition needs at least one policy")
+        for policy in self.policies:
+            if isinstance(policy, SamplesChunks):
+                raise InputError(
+                    f"{policy.name}: an average of chunks has no denoiser to compose; compose its policies"
+                )
         if isinstance(self.composer, HasWeights):
             if not self.composer.weights.numel():
                 equal = self.composer.with_weights(torch.full((count,), 1 / count, dtype=torch.float64))

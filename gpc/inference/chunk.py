@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gpc.composition.average import SamplesChunks
+from gpc.composition.chunks import SamplesChunks
 from gpc.composition.inpainting import InpaintTarget
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Observation, Policy, observation_tensors, prior_mean_of

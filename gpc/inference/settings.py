@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gpc.composition.average import SamplesChunks
+from gpc.composition.chunks import SamplesChunks
 from gpc.errors import InputError
 from gpc.inference.best_of import BestOf
 from gpc.inference.methods import Langevin, Teleport, method_of
