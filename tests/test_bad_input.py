@@ -44,6 +44,10 @@ COMMANDS = {
         ["deploy", FIRST, "robot=simulated", "fps=10", "watchdog=null"],
         "watchdog=None: Expected `object`",
     ),
+    "an option that gpc sets": (
+        ["evaluate", FIRST, "+env.options.observation_keys=[pixels]"],
+        "env.options.observation_keys is no option",
+    ),
     "an endless first level": (["evaluate", FIRST, "sampler.sigma_max=inf"], "0 < sigma_min < sigma_max"),
     "no episodes": (["evaluate", FIRST, "episodes=0"], "episodes=0: Expected `int` >= 1"),
     "half an episode": (["evaluate", FIRST, "episodes=2.5"], "episodes=2.5: Expected `int`"),

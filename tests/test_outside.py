@@ -93,6 +93,7 @@ class Point(gymnasium.Env):
 ENTRY_POINTS = """
 [gpc.searches]
 halves = outside_gpc:Halves
+broken = no_such_package:Search
 
 [gpc.composers]
 sharpened = outside_gpc:Sharpened
@@ -204,6 +205,7 @@ def test_a_registered_environment_works_from_the_command_line(installed, tiny, t
     wrong = gpc_command(installed, "evaluate", *ask[:-3], "env.options.size=wide", "episodes=1")
     assert (wrong.returncode, "env.options.size=wide: Expected `float`" in " ".join(wrong.stderr.split())) == (2, True)
     shown = gpc_command(installed, "search", "-h").stdout
+    assert "# search 'broken' needs a package that is missing" in shown
     assert "# search=halves: keys search.*\nepisodes: 1\nseed: 100000" in shown
 
 

@@ -199,7 +199,7 @@ def help_text(name: str) -> str:
         choices = [(choice, root.joinpath(group, f"{choice}.yaml").read_text()) for choice in sorted(_shipped(group))]
         registered = REGISTERED.get(group, "")
         foreign = [choice for choice in names(registered) if not is_ours(registered, choice)]
-        choices += [(choice, OmegaConf.to_yaml(option(group, choice))) for choice in foreign]
+        choices += [(choice, _foreign_keys(group, choice)) for choice in foreign]
         text += [f"# {group}={choice}: keys {group}.*\n{content}" for choice, content in choices]
     text[1:1] = [
         root.joinpath(f"{part}.yaml").read_text() for part in re.findall(r"^  - ([a-z]+)$", text[0], re.MULTILINE)
@@ -207,3 +207,11 @@ def help_text(name: str) -> str:
     # lines for Hydra and for the registry, not for the user
     skipped = re.compile(r"^( *type: \w+\n|# @package.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)
     return "\n".join(skipped.sub("", part) for part in text)
+
+
+def _foreign_keys(group: str, choice: str) -> str:
+    """Return the keys of a type of another package, or why it does not load."""
+    try:
+        return OmegaConf.to_yaml(option(group, choice))
+    except InputError as error:
+        return f"# {error}"

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium
 import numpy as np
 
+from gpc.errors import InputError
 from gpc.objects import build, settings_of
 from gpc.policy.env_spec import EnvSpec
 from gpc.registry import ENVS, load_entry
@@ -100,6 +101,9 @@ def make_env(spec: EnvSpec, observation_keys: tuple[str, ...] | None = None) -> 
         InputError: If its type is unknown or needs a package that is missing, or an option does not fit.
     """
     factory = load_entry(ENVS, "env", spec.type) if isinstance(spec.type, str) else spec.type
+    for key in ("observation_keys", "max_steps"):
+        if key in (spec.options or {}):
+            raise InputError(f"env.options.{key} is no option: env.max_steps sets the length, policies choose the keys")
     keys = {} if observation_keys is None else {"observation_keys": observation_keys}
     common = {"max_steps": spec.max_steps, **keys}
     settings = settings_of(factory)
