@@ -57,7 +57,7 @@ def test_a_run_folder_does_not_say_where_it_was_begun(searched):
 def test_a_run_with_settings_that_were_removed_since(searched, said, tmp_path, removed, expected):
     shutil.copytree(searched, tmp_path / "old")
     manifest = json.loads((searched / "manifest.json").read_text())
-    manifest["resolved"]["sampler"] |= removed
+    manifest["resolved"]["sampler"] |= {"_target_": "gpc.control.Sampling", **removed}
     (tmp_path / "old/manifest.json").write_text(json.dumps(manifest))
     assert expected in said(tmp_path / "old", mixture(searched))[1]
 
