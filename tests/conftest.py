@@ -28,6 +28,12 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Set one thread for each test: robomimic's trainer raises the number, and two test processes share the cores."""
+    torch.set_num_threads(1)
+
+
 def make_card(name, **changes):
     inputs, network, schedule, prediction = TINY[name]
     model = {"inputs": inputs, "n_obs_steps": 2, "network": network, "schedule": schedule, "prediction": prediction}
