@@ -29,11 +29,6 @@ class SamplesChunks(Protocol):
     """A policy that samples its chunks itself, out of the chunks of other policies."""
 
     @property
-    def convex(self) -> bool:
-        """True."""
-        return True
-
-    @property
     def n_samples(self) -> int:
         """Number of chunks that are sampled for one chunk, each from noise of its own."""
 
