@@ -61,7 +61,10 @@ COMMANDS = {
     ),
     "one chunk to choose from": (["evaluate", FIRST, "sampler.best_of.n=1"], "choose a number from 2 to 1024"),
     "a method without its type": (["evaluate", FIRST, "sampler.method={corrections: 2}"], "sampler.method"),
-    "a budget too small": (["search", MIX, "search.budget=10"], "less than one episode for each of 11 candidates"),
+    "a budget too small": (
+        ["search", MIX, "search.budget=10"],
+        "less than 5 episodes for each of 11 candidates; give at least 55",
+    ),
     "proposals without a budget": (["search", MIX, "search=random", "search.budget=19"], "give at least 20"),
     "half a budget": (["search", MIX, "search.budget=0.5"], "search.budget=0.5: Expected `int`"),
     "demos without demonstrations": (["search", MIX, "search=demos"], "as in demonstrations=FILE"),

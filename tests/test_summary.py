@@ -80,3 +80,19 @@ def test_a_winner_that_is_the_best_parent_claims_no_test_of_itself():
     assert summary["pc_discordant"] == 0
     assert "report seeds resolve" not in summary["verdict"]
     assert "near the best" in summary["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "winner", "use"),
+    [
+        ([0.2, 0.8, 0.3], 1, "Use weights [0.5, 0.5]."),
+        ([0.5, 0.55, 0.2], 1, "Use a alone, unless more report episodes show the gain."),
+        ([0.9, 0.5, 0.2], 1, "Use a alone."),
+        ([0.4, 0.5, 0.8], 0, "Use b alone."),  # the better parent by the report seeds
+    ],
+)
+def test_a_verdict_ends_in_what_to_use(rates, winner, use):
+    draws = np.random.default_rng(3).random(100)
+    report = draws < np.array(rates)[:, None]
+    summary = summarize_search(["a", "b"], [], rows_of("report", report), winner, {"a": 0, "b": 2}, 0)
+    assert summary["verdict"].endswith(use)

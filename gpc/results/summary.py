@@ -289,16 +289,17 @@ def mixture(weights: Sequence[float]) -> str:
 def verdict(summary: Mapping[str, Any]) -> str:
     """Return the outcome of a search in words.
 
-    Whether the winner beats the best parent on the report seeds, which differences these seeds resolve, and how far the best
-    candidate may exceed the winner.
+    Whether the winner beats the best parent on the report seeds, which differences these seeds resolve, how far the best
+    candidate may exceed the winner, and what to use.
     """
-    return " ".join([_outcome(summary), *_limits(summary)])
+    return " ".join([_outcome(summary), *_limits(summary), _choice(summary)])
 
 
 def comparison_verdict(summary: Mapping[str, Any]) -> str:
     """Return the outcome of a comparison in words.
 
-    Which side succeeds more often, after how many pairs that is shown, and how many a test of a fixed size takes.
+    Which side succeeds more often, after how many pairs that is shown, how many a test of a fixed size takes, and what
+    to use.
     """
     (first, second), n, p = summary["sides"], summary["n_episodes"], summary["p_value"]
     low, high = summary["pc_success_gain_ci95"]
@@ -308,7 +309,8 @@ def comparison_verdict(summary: Mapping[str, Any]) -> str:
         how = "more" if summary["better"] == first["name"] else "less"
         return (
             f"{first['name']} succeeds {how} often than {second['name']}: {rates} ({gain}), shown after {n} pairs of episodes. "
-            f"A test of a fixed size needs about {summary['fixed_episodes']} for such a difference (80 % power, 5 % level)."
+            f"A test of a fixed size needs about {summary['fixed_episodes']} for such a difference (80 % power, 5 % level). "
+            f"Use {summary['better']}."
         )
     text = f"{n} pairs of episodes do not distinguish {first['name']} and {second['name']}: {rates} ({gain})."
     if share := sum(summary["n_only_success"]) / n:
@@ -339,12 +341,24 @@ def _outcome(summary: Mapping[str, Any]) -> str:
     weights = mixture(summary["winner"]["weights"])
     n, best, gain = summary["winner"]["n_episodes"], summary["best_parent"], summary["pc_success_gain"]
     p = f"McNemar's exact test on {n} paired report seeds, p = {summary['p_value']:.3g}"
-    if summary["winner"]["weights"] in [parent["weights"] for parent in summary["parents"]]:
+    if _is_parent(summary):
         return f"No mixture looked better than a single policy on the search seeds: the winner {weights} is a parent."
     if summary["p_value"] < 0.05:
         how = "beats" if gain > 0 else "is worse than"
         return f"The winner {weights} {how} the best parent, {best}, by {abs(gain):.1f} points of success ({p})."
     return f"The winner {weights} is not shown to beat the best parent, {best}: {gain:+.1f} points of success ({p})."
+
+
+def _choice(summary: Mapping[str, Any]) -> str:
+    """Return what to use: the winner if it is shown to beat the best parent, else that parent."""
+    better = summary["pc_success_gain"] > 0 and not _is_parent(summary)
+    if better and summary["p_value"] < 0.05:
+        return f"Use weights {mixture(summary['winner']['weights'])}."
+    return f"Use {summary['best_parent']} alone" + (", unless more report episodes show the gain." if better else ".")
+
+
+def _is_parent(summary: Mapping[str, Any]) -> bool:
+    return summary["winner"]["weights"] in [parent["weights"] for parent in summary["parents"]]
 
 
 def _anytime(rows: Sequence[Row]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ Pair = tuple[int, int]
 """(candidate, seed)."""
 
 GP_LENGTHSCALE, GP_STD, GP_NUGGET_STD = 0.3, 0.15, 0.05  # of `gp_success_rate`; docs/search.md has their influence
+LEAST_SEEDS = 5  # of a mixture, before it may be dropped
 REPEATS = 20  # proposals in a row that are candidates already, after which a search stops proposing
 
 
@@ -169,30 +170,33 @@ class BaseSearch(ABC):
         rates = gp_success_rate(self.candidates, successes, episodes).round(9)
         return sorted(candidates, key=lambda c: (rates[c], scores[c]), reverse=True)
 
-    def sequential_halving(self, alive: Sequence[int], begin: int, budget: int) -> tuple[list[int], list[Pair]]:
-        """Race candidates on paired seeds.
+    def race(self, starters: Sequence[int], begin: int, budget: int) -> tuple[list[int], list[Pair]]:
+        """Race candidates on paired seeds; parents stay to the last round.
 
-        Sequential halving (Karnin et al. 2013, algorithm 1). Each round spends an equal part of the budget on new
-        seeds, the same for all remaining candidates, and then keeps the better half by all seeds so far.
+        Sequential halving (Karnin et al. 2013, algorithm 1) of the mixtures. Each round spends an equal part of the
+        budget on new seeds, the same for all remaining candidates, and then keeps the parents and the better half of
+        the mixtures by all seeds so far. No mixture is dropped on fewer than `LEAST_SEEDS` seeds.
 
         Args:
-            alive: candidates at the start, all of which have the first `begin` seeds.
+            starters: candidates at the start, all of which have the first `begin` seeds.
             begin: number of seeds before the race.
             budget: episodes of the race.
 
         Returns:
             The remaining candidates, best first, and the pairs of the next round, which is empty at the end.
         """
-        remaining = list(alive)
-        while len(remaining) > 1:
-            rounds = (len(remaining) - 1).bit_length()
-            share = max(1, budget // (rounds * len(remaining)))
+        parents = {self.candidates.index(weights) for weights in self.parents}
+        remaining, mixtures = list(starters), len(set(starters) - parents)
+        for rounds in range(max(1, (mixtures - 1).bit_length()), 0, -1):
+            share = max(1, LEAST_SEEDS - begin, budget // (rounds * len(remaining)))
             if share * len(remaining) > budget:
                 break
             if due := self.pending(remaining, begin, begin + share):
                 return remaining, due
-            begin, budget = begin + share, budget - share * len(remaining)
-            remaining = self.ranked(remaining, begin)[: (len(remaining) + 1) // 2]
+            begin, budget, mixtures = begin + share, budget - share * len(remaining), (mixtures + 1) // 2
+            ranking = self.ranked(remaining, begin)
+            better = [c for c in ranking if c not in parents][:mixtures]
+            remaining = [c for c in ranking if c in parents or c in better]
         return remaining, []
 
 
@@ -222,19 +226,21 @@ class Grid(BaseSearch):
 
 @dataclass(kw_only=True)
 class Racing(BaseSearch):
-    """Sequential halving over the points of the simplex; the last candidate wins.
+    """Sequential halving over the points of the simplex.
 
-    With a prior only the half with the least predicted error and the parents start.
+    The parents and one mixture reach the end; the best of them on all their seeds wins. With a prior only the half with
+    the least predicted error and the parents start.
     """
 
     budget: Count = 440
 
     def _begin(self) -> None:
         self.candidates = simplex(self.policies, self.step)
-        if self.budget < len(self._starters()):
+        least = LEAST_SEEDS * len(self._starters())
+        if self.budget < least:
             raise InputError(
-                f"search.budget={self.budget} is less than one episode for each of {len(self._starters())} candidates; "
-                "raise it, or search.step"
+                f"search.budget={self.budget} is less than {LEAST_SEEDS} episodes for each of {len(self._starters())} "
+                f"candidates; give at least {least}, or a larger search.step"
             )
 
     @property
@@ -251,7 +257,7 @@ class Racing(BaseSearch):
         return self._race()[0][0]
 
     def _race(self) -> tuple[list[int], list[Pair]]:
-        return self.sequential_halving(self._starters(), 0, self.budget)
+        return self.race(self._starters(), 0, self.budget)
 
     def _starters(self) -> list[int]:
         numbers = list(range(len(self.candidates)))
@@ -269,7 +275,7 @@ class ProposalSearch(BaseSearch):
 
     Half of the budget proposes, the other half races the better half of the candidates. Each candidate is rolled out on
     the same `episodes` seeds when it is proposed. The first candidates are the parents and the prior's best weights.
-    The better half by these seeds enters the race (`sequential_halving`).
+    The better half by these seeds and the parents enter the race.
     """
 
     step: float = 0.05
@@ -322,7 +328,9 @@ class ProposalSearch(BaseSearch):
         if not self.finished:
             return ranking, []
         spent = len(ranking) * self.episodes
-        return self.sequential_halving(ranking[: (len(ranking) + 1) // 2], self.episodes, self.budget - spent)
+        half = ranking[: (len(ranking) + 1) // 2]
+        starters = [c for c in ranking if c in half or self.candidates[c] in self.parents]
+        return self.race(starters, self.episodes, self.budget - spent)
 
 
 @dataclass(kw_only=True)
