@@ -1,17 +1,24 @@
-"""Objects that packages, gpc among them, register by name as entry points."""
+"""Objects by name: those that packages register as entry points, and those that the user names as module:name."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
 from typing import Any
 
-from gpc.errors import InputError, suggest
+from gpc.errors import InputError, suggest, type_and_text
 
 ENVS, SEARCHES, COMPOSERS = "gpc.envs", "gpc.searches", "gpc.composers"
 """Groups of entry points, beside `gpc.policies` and `gpc.costs`."""
+USER_FOLDERS: set[str] = set()
+"""Working directories that hold modules which the user named; simulator processes import from them too."""
 
 
 def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> Any:
@@ -33,6 +40,50 @@ def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> 
         return points[name].load()
     except ImportError as error:
         raise InputError(f"{kind} {name!r} needs a package that is missing ({error}); run gpc doctor") from None
+
+
+def import_named(module: str, kind: str) -> ModuleType:
+    """Import a module that the user names, in the working directory or installed.
+
+    The module runs: only names from the command line or from Python may come here, none that a file or a server holds.
+
+    Args:
+        module: name of the module.
+        kind: kind of the object that it holds, for errors.
+
+    Raises:
+        InputError: If there is no such module, or it does not import.
+    """
+    here, top = os.getcwd(), module.partition(".")[0]
+    if Path(here, f"{top}.py").is_file() or Path(here, top).is_dir():
+        USER_FOLDERS.add(here)
+        sys.path[:] = [here, *(entry for entry in sys.path if entry != here)]
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise InputError(f"{kind}: {module} needs a package that is missing ({error})") from None
+        raise InputError(f"{kind}: there is no module {module!r}, neither in {here} nor installed") from None
+    except Exception as error:
+        *_, place = extract_tb(error.__traceback__)
+        cause = f"{type_and_text(error)}, {place.filename}:{place.lineno}"
+        raise InputError(f"{kind}: the module {module} does not import ({cause})") from None
+
+
+def load_named(name: str, kind: str) -> Any:
+    """Return the object that the user names as module:name, see `import_named`.
+
+    Raises:
+        InputError: If the module does not import, or holds no such object.
+    """
+    module, _, path = name.partition(":")
+    value: Any = import_named(module, kind)
+    for attribute in path.split("."):
+        if not hasattr(value, attribute):
+            known = [key for key, item in vars(value).items() if callable(item) and not key.startswith("_")]
+            raise InputError(f"{kind}: {module} holds no {path!r}{suggest(path, known) if known else ''}")
+        value = getattr(value, attribute)
+    return value
 
 
 def names(group: str) -> list[str]:

@@ -8,11 +8,14 @@ import sys
 import pytest
 
 import gpc
+import gpc.registry
 from gpc.commands.cli import main
 from gpc.commands.replay import replay
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.registry import load_named
 from gpc.results.run_folder import read_rows
+from gpc.rollout.process import search_path
 
 MODULE = '''
 from dataclasses import dataclass
@@ -212,3 +215,41 @@ def test_a_registered_environment_works_from_the_command_line(installed, tiny, t
 def test_a_name_that_no_package_registers_is_answered_with_those_that_are(capsys):
     assert main(["search", "policies=[a,b]", "search=halfs"]) == 2
     assert "unknown search 'halfs'; choose one of demos, gp, grid" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """A module in the working directory, which is on no path."""
+    (tmp_path / "beside_gpc.py").write_text("import beside_part\nclass Thing:\n    part = beside_part.PART\n")
+    (tmp_path / "beside_part.py").write_text("PART = 3\n")
+    (tmp_path / "beside_broken.py").write_text("\nraise ValueError('no arm')\n")
+    (tmp_path / "beside_lacking.py").write_text("import no_such_package\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr("gpc.registry.USER_FOLDERS", set())
+    monkeypatch.setattr("gpc.rollout.process.USER_FOLDERS", gpc.registry.USER_FOLDERS)
+    return tmp_path
+
+
+def test_a_module_that_the_user_names_is_found_in_the_working_directory(beside):
+    assert str(beside) not in search_path()
+    assert load_named("json:dumps", "env") is json.dumps
+    assert str(beside) not in sys.path, "a folder without a module of this name is no place to import from"
+    assert load_named("beside_gpc:Thing", "env").part == 3
+    assert sys.path[0] == str(beside)
+    assert str(beside) in search_path(), "simulator processes import it too"
+    assert load_named("beside_gpc:Thing.part", "env") == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("no_such_module:Arm", r"env: there is no module 'no_such_module', neither in .* nor installed"),
+        ("beside_gpc:Thin", r"env: beside_gpc holds no 'Thin'; did you mean 'Thing'\?"),
+        ("beside_broken:Arm", r"env: the module beside_broken does not import \(ValueError: no arm, .*broken.py:2\)"),
+        ("beside_lacking:Arm", r"env: beside_lacking needs a package that is missing \(No module named 'no_such"),
+    ],
+)
+def test_a_named_object_that_cannot_be_imported_is_one_line(beside, name, line):
+    with pytest.raises(InputError, match=line):
+        load_named(name, "env")

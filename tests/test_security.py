@@ -17,6 +17,7 @@ IMPORTS = {
     "robots/__init__.py:__getattr__": "a name of the package itself",
     "gpc/commands/cli.py:_bridge": "one of two constants",
     "gpc/registry.py:load_entry": "an entry point of an installed package",
+    "gpc/registry.py:import_named": "a module that the user typed; from a run folder only with --trust",
     "envs/from_gymnasium.py:_make": "the module of `module:Id` that the user typed; from a run folder only with --trust",
     "policies/from_lerobot/__init__.py:_read_config": "a kind of families.FAMILIES",
     "robots/from_lerobot.py:_register": "LeRobot's own robots and cameras, and its installed plug-ins",

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from gpc.errors import InputError, RunError, one_line
+from gpc.registry import USER_FOLDERS
 from gpc.rollout.engine import Actor, Engine, Episode, Job, LaneSpec, RolloutStats, rollout
 from gpc.rollout.process import search_path
 
@@ -185,6 +186,7 @@ def _knock(address: str) -> None:
 
 
 def _script_path() -> dict[str, str]:
-    """Return a PYTHONPATH that starts with the folder of this process's script."""
+    """Return a PYTHONPATH that starts with the folders of this process's script and of modules that the user named."""
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
-    return {"PYTHONPATH": f"{script}{os.pathsep}${{PYTHONPATH}}"} if script in search_path() else {}
+    folders = [folder for folder in search_path() if folder in {script, *USER_FOLDERS}]
+    return {"PYTHONPATH": os.pathsep.join([*folders, "${PYTHONPATH}"])} if folders else {}

@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from gpc.registry import USER_FOLDERS
+
 
 def python(*arguments: str) -> list[str]:
     """Return a Python command that imports nothing from the current folder."""
@@ -24,14 +26,14 @@ def search_path() -> list[str]:
     """Return sys.path without the current folder that Python added at its start.
 
     Python puts "" first for -c and at a prompt, and the folder itself for -m. A folder that the user's program, script
-    or PYTHONPATH put there stays.
+    or PYTHONPATH put there stays, and one that holds a module which the user has named.
     """
     try:
         here = os.getcwd()
     except OSError:  # it was deleted
         return [entry for entry in sys.path if entry]
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    wanted = any(name and os.path.abspath(name) == here for name in named)
+    wanted = here in USER_FOLDERS or any(name and os.path.abspath(name) == here for name in named)
     return [entry for entry in sys.path if entry and (entry != here or wanted or not _started_elsewhere(Path(here)))]
 
 
