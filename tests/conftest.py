@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import sys
 
 import pytest
 import torch
@@ -32,6 +33,18 @@ TINY = {
 def one_thread():
     """Set one thread for each test: robomimic's trainer raises the number, and two test processes share the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def user_folder(tmp_path, monkeypatch):
+    """A folder of the user's as the current one; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def make_card(name, **changes):

@@ -39,7 +39,7 @@ MEMBER_THREAD = "gpc-member"
 
 @lru_cache(maxsize=8)
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix=MEMBER_THREAD)
+    return ThreadPoolExecutor(threads, MEMBER_THREAD, torch.set_grad_enabled, (False,))
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def sample_chunk(
     return sampling.best_of.choose(_sample(sampling, *batch), *batch[:2])
 
 
+@torch.no_grad()  # a policy's own code need not do it
 def _sample(
     sampling: Sampling,
     policy: Policy,

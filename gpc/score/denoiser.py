@@ -107,7 +107,7 @@ class NetworkDenoiser:
         label = label.to(self.dtype) if label.is_floating_point() else label
         s = columns(sigma, x)
         alpha = self.schedule.scale(s)
-        out = self.network((alpha * x).to(self.dtype), label).to(x.dtype)
+        out = self.network((alpha * x).to(self.dtype), label).to(x)
         match self.prediction:
             case "noise":
                 return x - s * out

@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import torch
 
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError
@@ -109,6 +110,7 @@ class InferenceThread:
         self._tasks.put(None)
         self._thread.join(timeout=1)
 
+    @torch.no_grad()
     def _run(self) -> None:
         while (task := self._tasks.get()) is not None:
             tasks = [each for each in [task, *self._waiting()] if each.future.set_running_or_notify_cancel()]

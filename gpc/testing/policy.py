@@ -10,7 +10,10 @@ from gpc.score.noise import karras_sigmas, snap_sigmas
 from gpc.score.samplers import euler, last
 from gpc.testing.contract import require
 
+EVAL = "if the network has dropout or batch normalisation, call its eval()"
 
+
+@torch.no_grad()
 def check_policy(
     policy: Policy, *, trained: bool = True, seed: int = 0, observation: dict[str, Tensor] | None = None
 ) -> None:
@@ -85,12 +88,12 @@ def _check_denoised(policy: Policy, observation: dict[str, Tensor], x: Tensor, s
     require(out.dtype == x.dtype, f"denoised is {out.dtype}, x is {x.dtype}: the state must stay float64")
     require(bool(torch.isfinite(out).all()), f"denoised is not finite {at}")
     denoiser = policy.condition(observation)
-    require(torch.equal(denoiser(x, sigma), out), f"the same call gives another result {at}")
+    require(torch.equal(denoiser(x, sigma), out), f"the same call gives another result {at}; {EVAL}")
     require(torch.equal(denoiser(x, sigma.expand(len(x))), out), f"sigma as () and as (batch,) differ {at}")
     other = {key: torch.cat([value[:1], torch.zeros_like(value[1:])]) for key, value in observation.items()}
     mixed = policy.condition(other)(torch.cat([x[:1], -x[1:]]), sigma)
     difference = float((mixed[0] - out[0]).abs().max() / (1 + sigma))
-    require(difference < 1e-4, f"a row depends on the other rows of its batch {at} (by {difference:.2g})")
+    require(difference < 1e-4, f"a row depends on the other rows of its batch {at} (by {difference:.2g}); {EVAL}")
 
 
 def _check_levels(policy: Policy, observation: dict[str, Tensor], x: Tensor, sigmas: Tensor) -> None:

@@ -140,6 +140,7 @@ class DenoisingError:
         return part
 
 
+@torch.no_grad()
 def measure(policy: Composition, sampling: Sampling, demonstrations: Demonstrations) -> DenoisingError:
     """Measure the denoising errors of a composition's members on demonstrations.
 
@@ -178,7 +179,6 @@ def _levels(policy: Composition, sampling: Sampling) -> Tensor:
     return snap_sigmas(torch.from_numpy(even), policy.levels)[:-1]
 
 
-@torch.inference_mode()
 def _errors(denoiser: ComposedDenoiser, clean: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     """Return the members' errors on shared entries, (K, batch * entries)."""
     x = clean + sigma * noise
