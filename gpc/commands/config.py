@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from importlib.resources import files
 from math import isnan
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from hydra import compose, initialize_config_module
@@ -17,6 +18,7 @@ from msgspec import Meta
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gpc.commands.overrides import quoted
 from gpc.errors import InputError, suggest
 from gpc.objects import REQUIRED, described, settings_of
 from gpc.registry import COMPOSERS, ENVS, SEARCHES, is_ours, load_entry, names
@@ -34,8 +36,11 @@ KINDS: Mapping[str, Any] = {
     **{key: Count for key in ("episodes", "block", "chunks", "max_batch", "report.episodes")},
     **{key: Seed for key in ("seed", "report.seed")},
     "video": Annotated[int, Meta(ge=0, le=10**6)],
-    "demonstrations": str | None,
-    "server": str | None,
+    **{
+        key: str | None
+        for key in ("demonstrations", "run_dir", "dataset", "server", "host", "token", "certificate", "key")
+    },
+    "task": str,
     "policies": list[str] | str,
     "weights": list[Any] | None,
     "rename_map": dict[str, str],
@@ -43,6 +48,8 @@ KINDS: Mapping[str, Any] = {
     "robot.actions": list[str] | None,
 }
 """Types and bounds of settings that belong to no class, in each command that has them."""
+PATHS = {"demonstrations", "run_dir", "dataset", "certificate", "key"}
+"""Keys that hold a path of this machine; `~` is the home folder."""
 
 # keys inside these are the policies' and the simulator's own, or those of an object that is null by default
 OPEN = r"sampler\.best_of|rename_map|origin|steer|action_names|env\.options\.settings|robot\.(observations|settings)"
@@ -79,6 +86,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """
     for override in overrides:
         _check_changed(override)
+    overrides = [quoted(override, KINDS.get(override.partition("=")[0].lstrip("+"))) for override in overrides]
     GlobalHydra.instance().clear()
     _register(overrides)
     try:
@@ -95,6 +103,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         if isinstance(value, float) and isnan(value):  # every comparison with a bound would be false
             raise InputError(f"{key}={value} is not a number")
     _check_kinds(config)
+    for key in PATHS & config.keys():
+        if config[key]:
+            config[key] = str(Path(config[key]).expanduser())
     return config
 
 

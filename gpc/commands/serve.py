@@ -10,8 +10,6 @@ from gpc.commands.setup import compose_from, sampling_of
 from gpc.inert import Console
 from gpc.serve.server import Access, serve_policy
 
-TEXTS = ("host", "token", "certificate", "key")  # a token of digits is a number to the command line
-
 
 def access_of(config: DictConfig) -> Access:
     """Return which clients a configuration accepts, and where.
@@ -19,9 +17,7 @@ def access_of(config: DictConfig) -> Access:
     Raises:
         InputError: If a value is of another type or out of bounds.
     """
-    settings = {field.name: config[field.name] for field in fields(Access)}
-    texts = {name: str(settings[name]) for name in TEXTS if settings[name] is not None}
-    return Access(**{**settings, **texts})
+    return Access(**{field.name: config[field.name] for field in fields(Access)})
 
 
 def run(config: DictConfig, console: Console) -> None:
