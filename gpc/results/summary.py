@@ -350,7 +350,7 @@ def _outcome(summary: Mapping[str, Any]) -> str:
 
 
 def _choice(summary: Mapping[str, Any]) -> str:
-    """Return what to use: the winner if it is shown to beat the best parent, else that parent."""
+    """Return what to use: a winner that is shown to be better, else a parent."""
     better = summary["pc_success_gain"] > 0 and not _is_parent(summary)
     if better and summary["p_value"] < 0.05:
         return f"Use weights {mixture(summary['winner']['weights'])}."
