@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rich.table import Column, Table
 from rich.text import Text
 
 from gpc.errors import GpcError, InputError, RunError, one_line, suggest
@@ -30,7 +29,7 @@ HELP = """\
   gpc evaluate  KEY=VALUE ...   roll out one policy, or a composition under given weights
   gpc compare   KEY=VALUE ...   two policies, or two weightings, on the same seeds until the better one is known
   gpc diagnose  KEY=VALUE ...   before any search: what fits, where the policies disagree, what composition may gain
-  gpc policies  \\[NAME]          the bundled policies, or the card of one
+  gpc policies  \\[SOURCE]        the bundled policies, or what one of them, or a checkpoint, reads and predicts
   gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html here, with a leaderboard
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
@@ -152,27 +151,9 @@ def _diagnose(console: Console, args: list[str]) -> None:
 
 
 def _policies(console: Console, args: list[str]) -> None:
-    import json
+    from gpc.commands.policies import print_policies
 
-    from gpc.policy.load import bundled_cards
-
-    cards = bundled_cards()
-    if args:
-        if args[0] not in cards:
-            raise InputError(f"no bundled policy is called {args[0]!r}{suggest(args[0], list(cards))}")
-        console.print_json(json.dumps(cards[args[0]]))
-        return
-    table = Table(
-        Column("policy", no_wrap=True), "what it is", "reads", "parameters", "score (95 % interval)", "episodes"
-    )
-    for name, card in cards.items():
-        measured = card.get("measured", {})
-        low, high = measured.get("avg_max_reward_ci95", (float("nan"),) * 2)
-        score = f"{measured['avg_max_reward']:.3f} ({low:.3f} to {high:.3f})" if measured else "not measured"
-        reads = ", ".join(card["model"]["inputs"])
-        count = f"{card['training']['parameters'] / 1e6:.1f} M"
-        table.add_row(name, card["summary"], reads, count, score, str(measured.get("n_episodes", "")))
-    console.print(table)
+    print_policies(args, console)
 
 
 def _report(console: Console, args: list[str]) -> None:

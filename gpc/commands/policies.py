@@ -1,0 +1,73 @@
+"""`gpc policies`: the bundled policies, and what any policy reads and predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from gpc.errors import InputError, suggest
+from gpc.inert import Console
+from gpc.policy.load import bundled_cards, load_policy
+from gpc.policy.spec import Policy
+
+
+def print_policies(sources: Sequence[str], console: Console) -> None:
+    """Print the table of bundled policies, or what is known of each named one.
+
+    Args:
+        sources: bundled names, for which the card is printed, or `loader:path`.
+        console: where to print.
+
+    Raises:
+        InputError: If a name is unknown, or a policy does not load.
+    """
+    cards = bundled_cards()
+    if not sources:
+        console.print(_bundled(cards))
+    for source in sources:
+        if source in cards:
+            console.print_json(json.dumps(cards[source]))
+        elif ":" in source:
+            console.print(_facts(source, load_policy(source)))
+        else:
+            raise InputError(f"no bundled policy is called {source!r}{suggest(source, list(cards))}")
+
+
+def _bundled(cards: dict[str, dict[str, Any]]) -> Table:
+    table = Table(
+        Column("policy", no_wrap=True), "what it is", "reads", "parameters", "score (95 % interval)", "episodes"
+    )
+    for name, card in cards.items():
+        measured = card.get("measured", {})
+        low, high = measured.get("avg_max_reward_ci95", (float("nan"),) * 2)
+        score = f"{measured['avg_max_reward']:.3f} ({low:.3f} to {high:.3f})" if measured else "not measured"
+        reads = ", ".join(card["model"]["inputs"])
+        count = f"{card['training']['parameters'] / 1e6:.1f} M"
+        table.add_row(name, card["summary"], reads, count, score, str(measured.get("n_episodes", "")))
+    return table
+
+
+def _facts(source: str, policy: Policy) -> Table:
+    """Return what a policy reads, predicts and was trained for, a line each."""
+    actions, observations, levels = policy.actions, policy.observations, policy.levels
+    kind = {None: "not declared: targets or moves", False: "absolute targets", True: "moves (delta actions)"}
+    names = f" ({', '.join(actions.names)})" if actions.names else ""
+    first, last = actions.start * actions.dt, (actions.start + actions.horizon - 1) * actions.dt
+    trained = "every level" if levels.trained is None else f"{len(levels.trained)} levels"
+    facts = {
+        "source": source,
+        "reads": "\n".join(f"{key} {shape}" for key, shape in observations.shapes.items()),
+        "history": f"{observations.n_obs_steps} observations",
+        "actions": f"{actions.dim} numbers{names}, {kind[actions.relative]}",
+        "chunk": f"{actions.horizon} steps, {first:g} to {last:g} control steps from now",
+        "noise": f"{trained} of sigma from {levels.sigma_min:.3g} to {levels.sigma_max:.4g}",
+        "hash": policy.fingerprint[:16],
+    }
+    table = Table(Column(no_wrap=True), Column(), title=Text(policy.name), show_header=False)
+    for name, fact in facts.items():
+        table.add_row(name, Text(fact))
+    return table
