@@ -165,14 +165,11 @@ def _with_weights(card: Mapping[str, Any], path: Path, file: Path) -> BundledPol
     except FileNotFoundError:
         raise InputError(f"{file.parent} holds no {WEIGHTS}; train it with scripts/train.py or copy it there") from None
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short or of another network") from None
+        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short") from None
     with _naming(str(path)):
-        dry_run(lambda: _network(card), len(weights), file.stat().st_size, "it")
+        dry_run(lambda: _network(card), weights, file.stat().st_size, "it")
     policy = build(card, str(path))
-    try:
-        policy.module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short or of another network") from None
+    policy.module.load_state_dict(weights)
     policy.module.eval().requires_grad_(False)
     return policy
 

@@ -12,11 +12,11 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ ZIP = b"PK\x03\x04"  # first bytes of an archive
 PICKLES = 5  # in a file of the older format, before the storages
 TIMES = 8  # bytes of all tensors / bytes of their file; weights may be shared, as in averages
 NODES = 2_000_000  # of all containers; a shared one is counted at each use
+WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DataParallel and of torch.compile
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,18 @@ def representation(path: Path, declared: Iterable[bool], where: str) -> bool | N
         "composition of both"
     )
     return None
+
+
+def unwrapped(weights: Mapping[str, T], where: object) -> dict[str, T]:
+    """Remove the prefixes of DataParallel and torch.compile from the names of weights.
+
+    Raises:
+        InputError: If two weights have one name without them.
+    """
+    plain = {WRAPPERS.sub("", str(name)): value for name, value in weights.items()}
+    if len(plain) < len(weights):
+        raise InputError(f"{where} holds weights twice, with and without the prefix 'module.' or '_orig_mod.'")
+    return plain
 
 
 def fingerprint(path: Path) -> str:

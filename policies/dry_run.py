@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, TypeVar
 from warnings import catch_warnings, simplefilter
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gpc.errors import InputError
+from gpc.errors import InputError, one_line
 
 T = TypeVar("T", bound=nn.Module)
 CALLS, CALLS_PER_TENSOR = 2_000, 100  # of torch, while a network is built
@@ -20,6 +20,7 @@ TABLES = frozenset({torch.arange, torch.linspace})
 LONGEST = 10_000
 SPARE = 64 * 2**20  # bytes that a network may compute itself
 TIMES = 4  # a file in half precision becomes a network in single precision
+NAMED = 3  # weights that an error names
 
 
 class CallLimit(TorchFunctionMode):
@@ -51,28 +52,48 @@ def _is_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(counted) and all(isinstance(n, int) and abs(n) <= LONGEST for n in counted)
 
 
-def dry_run(build: Callable[[], T], tensors: int, size: int, where: str) -> T:
-    """Build a network without memory and compare its size with its weights file.
+def dry_run(build: Callable[[], T], weights: Mapping[str, Tensor], size: int, where: str) -> T:
+    """Build a network without memory and compare it with its weights.
 
     Args:
         build: builds the network; torch's default device is "meta" during the call.
-        tensors: number of tensors in the file.
-        size: bytes of the file.
+        weights: the weights under the network's names.
+        size: bytes of their file.
         where: name of the configuration in errors.
 
     Returns:
         The network on the meta device.
 
     Raises:
-        InputError: If the network has far more layers or bytes than the file.
+        InputError: If the network has far more layers or bytes than the file; or weights are missing, unexpected or of
+            another shape, of which it names a few.
     """
-    with catch_warnings(), torch.device("meta"), CallLimit(CALLS + CALLS_PER_TENSOR * tensors, where):
+    with catch_warnings(), torch.device("meta"), CallLimit(CALLS + CALLS_PER_TENSOR * len(weights), where):
         simplefilter("ignore")  # a network that loads its weights itself loads none here
         network = build()
     needed = _bytes(chain(network.parameters(), network.buffers()))
     if needed > TIMES * size + SPARE:
         raise InputError(f"{where} describes a network of {needed} bytes, the file of its weights has {size}")
+    _check_fit(network.state_dict(keep_vars=True), weights, where)
     return network
+
+
+def _check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
+    common = [name for name in own if name in weights]
+    tied = {id(own[name]) for name in common}  # a weight with several names may be stored once
+    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in common}
+    faults = {
+        "missing": [name for name in own if name not in weights and id(own[name]) not in tied],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [f"{name}: {a} instead of {b}" for name, (a, b) in shapes.items() if a != b],
+    }
+    found = [f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names]
+    if found:
+        raise InputError(f"{where} describes a network that its weights do not fit: {', '.join(found)}")
+
+
+def _few(names: list[str]) -> str:
+    return one_line(", ".join(names[:NAMED] + ["..."] * (len(names) > NAMED)))
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gpc import schema
 from gpc.errors import InputError, one_line
-from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation
+from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation, unwrapped
 from gpc.policies.dry_run import dry_run
 from gpc.policies.settings import Settings, read_yaml
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
@@ -279,14 +279,16 @@ def _network(path: Path, settings: Settings, state: int, action: int, goals: int
         raise InputError(f"{settings.path} has {INNER}.embed_dim={width}, which {heads} heads do not divide")
     linear = bool(settings.find(f"{INNER}.linear_output", False))
     weights = {
-        str(k).removeprefix("inner_model."): v for k, v in read(path).items() if not str(k).endswith(".attn.mask")
+        k.removeprefix("inner_model."): v
+        for k, v in unwrapped(read(path), path).items()
+        if not k.endswith(".attn.mask")
     }
 
     def build() -> ScoreTransformer:
         return ScoreTransformer(state, action, width, layers, heads, goals, window, linear)
 
     try:
-        dry_run(build, len(weights), path.stat().st_size, str(settings.path))
+        dry_run(build, weights, path.stat().st_size, str(settings.path))
         network = build()
         network.load_state_dict(weights)
     except MALFORMED as error:

@@ -98,7 +98,7 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     ObservationSpec({key: tuple(shape) for key, shape in content["shape_metadata"]["all_shapes"].items()}, horizon)
     for solver in ("ddpm", "ddim"):
         check_steps(config["algo"][solver]["num_train_timesteps"])
-    dry_run(lambda: _algorithm(content, "meta").nets, len(content["model"]["nets"]), path.stat().st_size, str(path))
+    dry_run(lambda: _algorithm(content, "meta").nets, content["model"]["nets"], path.stat().st_size, str(path))
     algo = _algorithm(content, "cpu")
     nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
     shapes = {key: _raw_shape(key, tuple(shape), config) for key, shape in algo.obs_shapes.items()}

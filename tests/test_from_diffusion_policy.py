@@ -214,15 +214,15 @@ REFUSED = {
     "another network": (
         "unet",
         configured(("policy.model.down_dims", [16, 64])),
-        "do not fit the network it describes",
+        r"weights do not fit: 44 of another shape \(\S+\.block\.0\.weight: \(32, 32, 5\) instead of \(64, 64, 5\), ",
     ),
     "a network beyond memory": (
         "unet",
         configured(("policy.model.down_dims", [16, 2**24])),
         "describes a network of .* bytes, the file of its weights has",
     ),
-    "a network of less": ("unet", without("final_conv"), "do not fit the network it describes"),
-    "a mask that is missing": ("causal transformer", without("memory_mask"), "do not fit the network it describes"),
+    "a network of less": ("unet", without("final_conv"), r"weights do not fit: 6 missing \(model\.final_conv\."),
+    "a mask that is missing": ("causal transformer", without("memory_mask"), r"1 missing \(model\.memory_mask\)"),
     "a payload": ("unet", lambda p: p | {"pickles": Call(os.system, TOUCH)}, "needs posix.system"),
     "a payload in the configuration": (
         "unet",

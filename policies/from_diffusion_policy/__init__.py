@@ -17,7 +17,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
-from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation
+from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation, unwrapped
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
 from gpc.policies.settings import Settings
@@ -198,7 +198,7 @@ def _weights(path: Path, states: Any) -> dict[str, Tensor]:
         raise InputError(
             f"{path} holds no weights (state_dicts: {one_line(', '.join(map(str, states))) if states else 'none'})"
         )
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = unwrapped({key: value for key, value in state.items() if isinstance(value, Tensor)}, path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
@@ -212,8 +212,8 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
     check_steps(settings.get("policy.noise_scheduler.num_train_timesteps"))
     scheduler: Any = DDPMScheduler(**{key: settings.get(f"policy.noise_scheduler.{key}") for key in SCHEDULE})
     size = settings.path.stat().st_size
-    parts = dry_run(lambda: _networks(kind, settings, shapes, actions), len(state), size, str(settings.path))
     weights = {k: v for k, v in state.items() if k.startswith(("model.", "obs_encoder.")) and not k.endswith(DUMMY)}
+    parts = dry_run(lambda: _networks(kind, settings, shapes, actions), weights, size, str(settings.path))
     parts.load_state_dict(weights, assign=True)
     parts.eval().requires_grad_(False)
     return DiffusionPolicy(

@@ -7,8 +7,6 @@ builds and checks its files.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from copy import copy
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,28 +18,15 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
 from lerobot.processor import PolicyProcessorPipeline
 from msgspec import UNSET, Meta, Struct, UnsetType
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
 from torch import Tensor
 
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import NOT_FETCHED, offline
-from gpc.inert import notice
 from gpc.policies.checkpoint import CheckpointPolicy, representation
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
-from gpc.policies.from_lerobot.processors import (
-    CONFIG,
-    POST,
-    PRE,
-    WEIGHTS,
-    affine,
-    load_processors,
-    observed,
-    raw_shapes,
-    read_json,
-    read_steps,
-)
+from gpc.policies.from_lerobot.files import check_version, find, fingerprint, policy_name, read_weights, weight_files
+from gpc.policies.from_lerobot.processors import CONFIG, affine, load_processors, observed, raw_shapes, read_json
 from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
 from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.schema import convert
@@ -105,6 +90,7 @@ def load(source: str) -> LeRobotPolicy:
 
 
 def _load(folder: Path) -> LeRobotPolicy:
+    check_version(folder)
     config = _read_config(folder)
     family = FAMILIES[config.type]
     pre, post = load_processors(folder, config, family.steps)
@@ -121,37 +107,8 @@ def _load(folder: Path) -> LeRobotPolicy:
     observations = ObservationSpec(shapes, config.n_obs_steps)
     model = _load_model(folder, config)
     return LeRobotPolicy(
-        _name(folder), _fingerprint(folder), actions, observations, family.schedule(model), model, pre, family
+        policy_name(folder), fingerprint(folder), actions, observations, family.schedule(model), model, pre, family
     )
-
-
-def find(source: str) -> Path:
-    """Return the folder of a checkpoint, after a download if it is not a local one.
-
-    Raises:
-        InputError: If there is no such folder and no pinned commit, or the hub cannot be reached.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        inner = folder / "pretrained_model"
-        return inner if inner.is_dir() else folder
-    repo, _, revision = source.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or folder.exists():
-        raise InputError(f"no folder {source!r}; give the pretrained_model folder of a LeRobot checkpoint")
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise InputError(
-            f"no folder {source!r}; for a checkpoint of the hub pin its commit, as in lerobot:{repo}@<40 hex digits>"
-        )
-    from huggingface_hub import snapshot_download
-
-    notice(f"fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)")
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{repo} cannot be fetched ({type(error).__name__}); offline, put its {CONFIG}, {WEIGHTS} and processor files "
-            f"into a folder and load lerobot:FOLDER"
-        ) from None
 
 
 def _read_config(folder: Path) -> Any:
@@ -181,29 +138,19 @@ def _load_model(folder: Path, config: Any) -> Any:
     disabled = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
     for field in disabled.keys() & vars(config).keys():
         setattr(config, field, disabled[field])
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder / WEIGHTS} is missing")
-    kind, file = get_policy_class(config.type), folder / WEIGHTS
+    kind, files = get_policy_class(config.type), weight_files(folder)
+    weights = read_weights(files)
     trial = copy(config)
     trial.device = "meta"  # pi0 moves its network there itself
     try:
-        with safe_open(file, "pt") as weights:
-            tensors = len(weights.keys())
         with offline():
-            dry_run(lambda: kind(trial), tensors, file.stat().st_size, str(folder / CONFIG))
+            dry_run(lambda: kind(trial), weights, sum(file.stat().st_size for file in files), str(folder / CONFIG))
             model = kind(config)
-    except SafetensorError as error:
-        raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short or of another network") from None
     except (OSError, ValueError, TypeError, KeyError) as error:  # transformers: no such folder, no network
         raise InputError(
             f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({one_line(error)}); {NOT_FETCHED}"
         ) from None
-    try:
-        load_model(model, folder / WEIGHTS, strict=True)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{folder / WEIGHTS} cannot be read ({one_line(error)}); it is cut short or of another network"
-        ) from None
+    model.load_state_dict(weights, strict=False)  # a weight with several names is stored once
     return model.eval().requires_grad_(False)
 
 
@@ -211,21 +158,3 @@ def _named(config: Any) -> str:
     """Return the model that a configuration names, for an error."""
     name = getattr(config, "vlm_model_name", None)
     return f" from {name!r}" if name else ""
-
-
-def _name(folder: Path) -> str:
-    """Return the nearest folder name that `lerobot-train` does not give to all runs."""
-    common = re.compile(r"pretrained_model|checkpoints|last|\d+|snapshots|[0-9a-f]{40}")
-    path = folder.absolute()
-    return next((part for part in reversed(path.parts[1:]) if not common.fullmatch(part)), path.name)
-
-
-def _fingerprint(folder: Path) -> str:
-    """Return the SHA-256 of configuration, processors and weights."""
-    digest = hashlib.sha256()
-    states = [step.state_file for name in (PRE, POST) for step in read_steps(folder / name) if step.state_file]
-    for file in (CONFIG, PRE, POST, *sorted(states), WEIGHTS):
-        digest.update(file.encode())
-        with (folder / file).open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
