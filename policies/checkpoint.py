@@ -154,7 +154,7 @@ def representation(path: Path, declared: Iterable[bool], where: str) -> bool | N
 
 
 def unwrapped(weights: Mapping[str, T], where: object) -> dict[str, T]:
-    """Remove the prefixes of DataParallel and torch.compile from the names of weights.
+    """Remove the prefixes of DataParallel and torch.compile from weights' names.
 
     Raises:
         InputError: If two weights have one name without them.

@@ -78,18 +78,18 @@ def dry_run(build: Callable[[], T], weights: Mapping[str, Tensor], size: int, wh
     return network
 
 
-def _check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
-    common = [name for name in own if name in weights]
-    tied = {id(own[name]) for name in common}  # a weight with several names may be stored once
-    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in common}
+def _check_fit(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
+    common = [name for name in tensors if name in weights]
+    tied = {id(tensors[name]) for name in common}  # a weight with several names may be stored once
+    shapes = {name: (tuple(weights[name].shape), tuple(tensors[name].shape)) for name in common}
     faults = {
-        "missing": [name for name in own if name not in weights and id(own[name]) not in tied],
-        "unexpected": [name for name in weights if name not in own],
+        "missing": [name for name in tensors if name not in weights and id(tensors[name]) not in tied],
+        "unexpected": [name for name in weights if name not in tensors],
         "of another shape": [f"{name}: {a} instead of {b}" for name, (a, b) in shapes.items() if a != b],
     }
-    found = [f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names]
-    if found:
-        raise InputError(f"{where} describes a network that its weights do not fit: {', '.join(found)}")
+    parts = [f"{len(names)} {fault} ({_few(names)})" for fault, names in faults.items() if names]
+    if parts:
+        raise InputError(f"{where} describes a network that its weights do not fit: {', '.join(parts)}")
 
 
 def _few(names: list[str]) -> str:

@@ -268,7 +268,7 @@ def test_a_damaged_or_hostile_checkpoint_is_refused_before_its_weights_are_read(
 @pytest.mark.parametrize("spoil", [cut("model.safetensors"), change("config.json", down_dims=[16, 64])])
 def test_weights_that_are_cut_short_or_of_another_network_are_refused(broken, spoil):
     spoil(broken)
-    with pytest.raises(InputError, match="it is cut short|its weights do not fit: 44 of another shape") as caught:
+    with pytest.raises(InputError, match=r"it is cut short|its weights do not fit: 44 of another shape") as caught:
         gpc.load_policy(f"lerobot:{broken}")
     assert "\n" not in str(caught.value)
 

@@ -136,7 +136,7 @@ def training(folder, tmp_path):
     for step in (9, 10):
         saved = get_step_checkpoint_dir(root, 100, step)
         shutil.copytree(folder, saved / "pretrained_model")
-        edit(saved / "pretrained_model", lambda weights: {name: value + step for name, value in weights.items()})
+        edit(saved / "pretrained_model", lambda weights, step=step: {k: v + step for k, v in weights.items()})
         update_last_checkpoint(saved)
     return root
 

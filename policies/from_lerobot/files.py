@@ -54,7 +54,7 @@ def find(source: str) -> Path:
 
 
 def _last(folder: Path) -> Path:
-    """Return the checkpoint of a step, or the last one of a training; else the folder."""
+    """Return the checkpoint of a step or the last one of a training, or the folder."""
     if (folder / INNER).is_dir():
         return folder / INNER
     checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
