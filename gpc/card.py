@@ -151,6 +151,12 @@ class Measured(Struct):
     avg_max_reward_ci95: tuple[Number, Number]
 
 
+class Inference(Struct, forbid_unknown_fields=True):
+    """How the policy was measured."""
+
+    n_action_steps: Annotated[int, Meta(ge=1, le=10_000)] | UnsetType = UNSET
+
+
 class About(Struct, kw_only=True):
     """Fields of every card."""
 
@@ -166,6 +172,7 @@ class OwnCard(About, forbid_unknown_fields=True, kw_only=True):
 
     model: Model
     actions: Actions
+    inference: Inference | UnsetType = UNSET
 
 
 class Observed(Struct, forbid_unknown_fields=True):

@@ -77,6 +77,12 @@ class BundledPolicy:
         """Noise levels of the schedule."""
         return self.schedule.levels
 
+    @property
+    def n_action_steps(self) -> int | None:
+        """Actions of a chunk that were executed when the policy was measured."""
+        count: int | None = self.card.get("inference", {}).get("n_action_steps")
+        return count
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all weights, and of the card's model and actions."""

@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from torch import Tensor
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
 from gpc.policies.pickles import DEPTH, measure
-from gpc.policy.spec import ActionSpec, ObservationSpec
+from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, is_whole
 from gpc.score.noise import NoiseLevels, Schedule
 
 MALFORMED = (
@@ -49,9 +49,14 @@ class CheckpointPolicy:
     actions: ActionSpec
     observations: ObservationSpec
     schedule: Schedule
+    n_action_steps: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _ = self.levels  # raises InputError here, not at the first chunk
+        if self.n_action_steps is not None and not is_whole(self.n_action_steps, LONGEST, 1):
+            raise InputError(
+                f"{self.name} has n_action_steps={one_line(self.n_action_steps, 80)}, no whole number above 0"
+            )
 
     @property
     def levels(self) -> NoiseLevels:

@@ -218,6 +218,7 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
         observations=ObservationSpec(shapes, window),
         mean=scaler.mean,
         std=scaler.std,
+        n_action_steps=1,
     )
 
 

@@ -112,6 +112,7 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
         observations=ObservationSpec(shapes, algo.algo_config.horizon.observation_horizon),
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
         simulator=_simulator(config, content["env_metadata"], shapes),
+        n_action_steps=config["algo"]["horizon"]["action_horizon"],
     )
 
 
@@ -166,7 +167,6 @@ def _simulator(
     sizes = [shape[:2] for shape in shapes.values() if len(shape) == 3]
     return EnvSpec(
         "robosuite",
-        n_action_steps=config["algo"]["horizon"]["action_horizon"],
         max_steps=config["experiment"]["rollout"]["horizon"],
         options=options | ({"image_size": sizes[0]} if sizes else {}),
     )

@@ -47,6 +47,7 @@ class RemoteMember:
     observations: ObservationSpec
     levels: NoiseLevels
     fingerprint: str
+    n_action_steps: int | None = None
 
     def condition(self, observation: Observation) -> Denoiser:
         """Send the observations, which the server encodes."""
@@ -64,4 +65,6 @@ def load(url: str) -> RemoteMember:
     """
     server = RemotePolicy(url)
     served = check_metadata(server.metadata, url)
-    return RemoteMember(server, served.policy, served.actions, served.spec, served.levels, served.fingerprint)
+    return RemoteMember(
+        server, served.policy, served.actions, served.spec, served.levels, served.fingerprint, served.n_action_steps
+    )

@@ -53,6 +53,7 @@ class Recipe:
             "summary": self.summary,
             "actions": dict(self.actions),
             "model": {**self.model, "inputs": inputs},
+            "inference": {"n_action_steps": 8},
         }
 
 

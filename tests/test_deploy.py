@@ -428,11 +428,10 @@ def test_without_a_number_of_action_steps_that_of_the_checkpoints_is_taken():
         return LocalSource(gpc.compose([Trained(Gaussian(), n_action_steps=count) for count in counts]), Sampling())
 
     settings = {"type": "real_time", "n_action_steps": None}
-    assert blender_from(settings, source(6, None, 4)) == RealTimeChunking(4)
+    assert blender_from(settings, source(4, None, 4)) == RealTimeChunking(4)
     assert blender_from(settings | {"n_action_steps": 5}, source(4)) == RealTimeChunking(5)
     average = gpc.AveragedChunks([Trained(Gaussian(), n_action_steps=3)])
     assert blender_from(settings, LocalSource(average, Sampling())) == RealTimeChunking(3)
-    with pytest.raises(InputError, match="no checkpoint of fixed has a number; give one, as in 8"):
-        blender_from(settings, source(None))
-    with pytest.raises(InputError, match="no checkpoint of line has a number"):
-        blender_from(settings, Line())
+    with pytest.raises(InputError, match=r"\(6 of fixed, 4 of fixed\); give one, as in stitch.n_action_steps=4"):
+        blender_from(settings, source(6, None, 4))
+    assert blender_from(settings, source(None)) == blender_from(settings, Line()) == RealTimeChunking(8)

@@ -129,7 +129,7 @@ def test_two_networks_without_a_goal_are_evaluated_as_guidance_on_pusht(tmp_path
     for case in ("aimless", "kitchen"):
         save(tmp_path / case, case, GOLDEN[case] | {"scaler": scaler}, {"scale_data": True})
     sources = [f"beso:{tmp_path}/aimless", f"beso_unconditional:{tmp_path}/kitchen"]
-    short = ["env.n_action_steps=1", "env.max_steps=6", "episodes=1", "video=0", "sampler.steps=3", "engine.workers=1"]
+    short = ["env.max_steps=6", "episodes=1", "video=0", "sampler.steps=3", "engine.workers=1"]
     told = [f"policies=[{','.join(sources)}]", "composer=guidance", "weights=[1.5,-0.5]", f"run_dir={tmp_path / 'run'}"]
     assert main(["evaluate", *short, *told]) == 0
     episode = {

@@ -158,7 +158,7 @@ def test_the_adapter_keeps_the_contract_and_hands_the_simulator_on(tmp_path):
     check_policy(policy, trained=False)
     controllers = {"controller_configs": ENV["env_kwargs"]["controller_configs"]}
     options = {"task": "Lift", "absolute": False, "settings": controllers, "image_size": (84, 84)}
-    assert policy.simulator == EnvSpec("robosuite", 8, 400, options=options)
+    assert policy.simulator == EnvSpec("robosuite", max_steps=400, options=options)
     assert policy.observations.shapes["agentview_image"] == (84, 84, 3)
     assert (policy.name, policy.actions.dim, policy.actions.start, policy.actions.bound) == ("tiny", 7, -1, 1.0)
 

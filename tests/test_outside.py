@@ -204,7 +204,7 @@ def test_a_registered_environment_works_from_the_command_line(installed, tiny, t
     done = gpc_command(installed, "evaluate", *ask)
     assert done.returncode == 0, done.stderr
     env = json.loads((tmp_path / "manifest.json").read_text())["config"]["env"]
-    assert env == {"type": "point", "n_action_steps": 8, "max_steps": 8, "options": {"size": 256.0}}
+    assert env == {"type": "point", "n_action_steps": None, "max_steps": 8, "options": {"size": 256.0}}
     wrong = gpc_command(installed, "evaluate", *ask[:-3], "env.options.size=wide", "episodes=1")
     assert (wrong.returncode, "env.options.size=wide: Expected `float`" in " ".join(wrong.stderr.split())) == (2, True)
     shown = gpc_command(installed, "search", "-h").stdout

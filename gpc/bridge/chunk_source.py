@@ -149,6 +149,11 @@ class RemoteSource:
         """Observations of the policy."""
         return self._served.spec
 
+    @property
+    def n_action_steps(self) -> int | None:
+        """Action steps that the server declares."""
+        return self._served.n_action_steps
+
     def sample(self, request: ChunkRequest) -> Array:
         """Return a chunk (horizon, dim) of the server.
 

@@ -16,7 +16,7 @@ from gpc.commands.api import Env, rows_in, run_folder, seed_range
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
-from gpc.commands.setup import load_policies, parse_weights, run_dir_of, spec_of
+from gpc.commands.setup import load_policies, parse_weights, print_execution, run_dir_of, spec_of
 from gpc.composition.composed import as_composition
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -133,6 +133,7 @@ def compare_from(config: Config, console: Console) -> Path:
     """Run `gpc compare` and return the run folder."""
     sides = sides_of(config, load_policies(config), console)
     experiment, seed = sides[0].experiment, config["seed"]
+    print_execution(config, experiment.setup, console, sides[1].experiment.setup.policy.policies)
     folder = run_dir_of(config, "compare", experiment.setup.env.name, [side.name for side in sides])
     run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
     write_outputs(experiment, folder, config["video"])

@@ -142,7 +142,7 @@ def option(group: str, name: str) -> dict[str, Any]:
         if key not in PASSED[group]
     }
     if group == "env":
-        return {"type": name, "n_action_steps": 8, "max_steps": settings.pop("max_steps", 300), "options": settings}
+        return {"type": name, "n_action_steps": None, "max_steps": settings.pop("max_steps", 300), "options": settings}
     return {"type": name, **settings}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -19,12 +19,12 @@ from gpc.bridge.safety import SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.commands.config import plain
 from gpc.commands.setup import compose_from, sampling_of
-from gpc.composition.composed import Composition
 from gpc.errors import InputError, RunError, Stopped
 from gpc.inert import Console, file_name
+from gpc.inference.native import common_action_steps, origin_of_action_steps
 from gpc.inference.threads import serving_threads, torch_threads
 from gpc.objects import build, choose
-from gpc.policy.spec import HasSimulator
+from gpc.policy.spec import Policy
 from gpc.registry import load_entry
 from gpc.serve.client import RemotePolicy
 
@@ -74,19 +74,25 @@ def blender_from(settings: Mapping[str, Any], source: ChunkSource) -> ChunkBlend
     """Return the blender of plain settings; null action steps are the checkpoints'.
 
     Raises:
-        InputError: If a setting does not fit, or no checkpoint has a number of action steps.
+        InputError: If a setting does not fit, or two checkpoints have different numbers of action steps.
     """
-    if settings.get("n_action_steps", 1) is None:
-        policy = source.policy if isinstance(source, LocalSource) else None
-        members: Sequence[object] = policy.policies if isinstance(policy, Composition) else [policy]
-        simulators = [member.simulator for member in members if isinstance(member, HasSimulator)]
-        counts = [spec.n_action_steps for spec in simulators if spec is not None and spec.n_action_steps is not None]
-        if not counts:
-            raise InputError(
-                f"stitch.n_action_steps=null: no checkpoint of {source.name} has a number; give one, as in 8"
-            )
-        settings = {**settings, "n_action_steps": min(counts)}
-    return cast(ChunkBlender, choose(BLENDERS, settings, "stitch"))
+    return cast(ChunkBlender, choose(BLENDERS, with_action_steps(settings, source), "stitch"))
+
+
+def with_action_steps(
+    settings: Mapping[str, Any], source: ChunkSource, console: Console | None = None
+) -> dict[str, Any]:
+    """Return the settings of a blender with the checkpoints' action steps for null.
+
+    Where they come from is printed.
+    """
+    if settings.get("n_action_steps", 1) is not None:
+        return dict(settings)
+    policies = [cast(Policy, source.policy if isinstance(source, LocalSource) else source)]
+    count = common_action_steps(policies, "stitch.n_action_steps")
+    if console is not None:
+        console.print(f"n_action_steps={count}, {origin_of_action_steps(policies)}", soft_wrap=True)
+    return {**settings, "n_action_steps": count}
 
 
 def deploy_from(
@@ -99,6 +105,7 @@ def deploy_from(
 ) -> DeployResult:
     """Run the episode of a configuration; see `gpc.bridge.run.deploy`."""
     content = plain(config)
+    content["stitch"] = with_action_steps(content["stitch"], source, console)
     settings = EpisodeSettings(**{field.name: content[field.name] for field in fields(EpisodeSettings)})
     return deploy(
         source,

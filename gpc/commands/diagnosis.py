@@ -30,6 +30,7 @@ from gpc.commands.setup import (
     env_of,
     load_policies,
     parse_weights,
+    print_execution,
     print_warnings,
     run_dir_of,
     sampling_of,
@@ -258,6 +259,7 @@ def diagnose_from(config: Config, console: Console) -> Path:
     _ = sampling_of(config), env_of(config)  # errors before networks are loaded
     setup = setup_of(config, load_policies(config))
     print_warnings(setup.policy, console)
+    print_execution(config, setup, console)
     if len(setup.names) < 2:
         raise InputError(f"diagnose compares policies; name a second one beside {setup.names[0]}")
     setup.check_parents()

@@ -19,6 +19,7 @@ from gpc.commands.setup import (
     env_of,
     executor_of,
     load_policies,
+    print_execution,
     print_warnings,
     run_dir_of,
     sampling_of,
@@ -129,6 +130,7 @@ class Experiment:
 def evaluate_from(config: Config, console: Console) -> Path:
     """Run `gpc evaluate` and return the run folder."""
     experiment = experiment_of(config, console)
+    print_execution(config, experiment.setup, console)
     names, seed = experiment.setup.names, config["seed"]
     folder = run_dir_of(config, "evaluate", experiment.setup.env.name, names)
     run_evaluation(experiment, weights_of(config, len(names)), range(seed, seed + config["episodes"]), folder)
@@ -140,6 +142,7 @@ def search_from(config: Config, console: Console) -> Path:
     """Run `gpc search` and return the run folder."""
     method = search_of(config)
     experiment = experiment_of(config, console)
+    print_execution(config, experiment.setup, console)
     folder = run_dir_of(config, "search", experiment.setup.env.name, experiment.setup.names)
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
     run_search(experiment, method, report, folder, config["demonstrations"])

@@ -15,6 +15,7 @@ from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy, Composition, as_composition, compose
 from gpc.errors import InputError
 from gpc.inference.actor import ChunkActor
+from gpc.inference.native import common_action_steps
 from gpc.inference.settings import Sampling
 from gpc.objects import describe, described, settings_in
 from gpc.policy.adapt import PolicyView, rename
@@ -98,14 +99,13 @@ def prepare(
         raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
     if env.type == "policy":
         env = common_simulator(policies, env)
-    if env.n_action_steps is None or env.max_steps is None:
-        raise InputError(
-            f"env.n_action_steps={env.n_action_steps}, env.max_steps={env.max_steps}: only env=policy takes them from a "
-            "checkpoint; give numbers"
-        )
+    if env.max_steps is None:
+        raise InputError("env.max_steps=null: only env=policy takes it from a checkpoint; give a number")
+    steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
+    env = replace(env, n_action_steps=steps)
     observations = policy.observations
     lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies))
-    actor = ChunkActor(policy, sampling, env.n_action_steps)
+    actor = ChunkActor(policy, sampling, steps)
     _check_environment(policy, env, video)
     return RolloutSetup(policy, env, lane, actor)
 

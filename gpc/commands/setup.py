@@ -14,6 +14,7 @@ from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
+from gpc.inference.native import origin_of_action_steps
 from gpc.inference.settings import Sampling
 from gpc.objects import build, build_registered, choose, settings_of, split_type
 from gpc.policy.adapt import check_names, rename, to_absolute, with_action_names
@@ -157,6 +158,13 @@ def print_warnings(policy: Composition, console: Console) -> None:
     """Print what is approximate about a composition."""
     for warning in filter(None, (member.warning for member in policy.members)):
         console.print(f"note: {warning}", soft_wrap=True)
+
+
+def print_execution(config: Config, setup: RolloutSetup, console: Console, opponents: Sequence[Policy] = ()) -> None:
+    """Print how much of a chunk is executed, if the checkpoints decide it."""
+    if config["env"]["n_action_steps"] is None:
+        origin = origin_of_action_steps([*setup.policy.policies, *opponents])
+        console.print(f"n_action_steps={setup.actor.n_action_steps}, {origin}", soft_wrap=True)
 
 
 def compose_from(config: Config, console: Console) -> Composition:

@@ -14,8 +14,7 @@ from gpc.policy.spec import HasSimulator, Policy
 def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> EnvSpec:
     """Return the simulator that all policies were trained for.
 
-    Of several checkpoints, the shortest `n_action_steps` and the longest `max_steps` count, and an option that only one
-    names is taken from it.
+    Of several checkpoints the longest `max_steps` counts, and an option that only one names is taken from it.
 
     Args:
         policies: policies whose checkpoints name a simulator.
@@ -40,9 +39,8 @@ def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> EnvSpec:
             )
         specs.append(spec)
         options |= entries
-    n_action_steps = requested.n_action_steps or min(filter(None, (spec.n_action_steps for spec in specs)))
     max_steps = requested.max_steps or max(filter(None, (spec.max_steps for spec in specs)))
-    return replace(specs[0], n_action_steps=n_action_steps, max_steps=max_steps, options=options)
+    return replace(specs[0], n_action_steps=requested.n_action_steps, max_steps=max_steps, options=options)
 
 
 def _first_difference(one: EnvSpec, other: EnvSpec) -> tuple[str, str]:

@@ -6,7 +6,7 @@ The members' schedules, predictions, inputs and normalisers may differ: each is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -20,6 +20,7 @@ from gpc.composition.align import AlignedMember, align, join_observations, masks
 from gpc.composition.chunks import SamplesChunks
 from gpc.composition.composers import Composer, Convex, HasWeights
 from gpc.errors import InputError
+from gpc.policy.adapt import PolicyView
 from gpc.policy.spec import (
     ActionSpec,
     Observation,
@@ -322,3 +323,14 @@ def as_composition(policy: Policy) -> Composition:
     A policy that has no weights becomes the only member of a composition, which is that policy bit for bit.
     """
     return policy if isinstance(policy, Composition) and policy.weights.numel() else compose([policy])
+
+
+def leaves(policy: Policy) -> Iterator[Policy]:
+    """Yield the policies in a policy; views and compositions are opened."""
+    if isinstance(policy, PolicyView):
+        yield from leaves(policy.policy)
+    elif isinstance(policy, Composition):
+        for member in policy.policies:
+            yield from leaves(member)
+    else:
+        yield policy

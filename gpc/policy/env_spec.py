@@ -20,14 +20,14 @@ class EnvSpec:
             `gymnasium.Env`; it is called with `options` and, if it takes them, with `max_steps` and the
             `observation_keys` that the policies read.
         n_action_steps: actions of a chunk that are executed before the policy observes again; None: as the policies'
-            checkpoints have it (type "policy").
-        max_steps: longest episode, in control steps; None: as the checkpoints have it.
+            checkpoints have it.
+        max_steps: longest episode, in control steps; None: as the checkpoints have it (type "policy").
         options: further arguments of the environment.
         rename_map: the environment's name of an observation, by a name that policies may use instead.
     """
 
     type: str | Callable[..., Any]
-    n_action_steps: int | None = 8
+    n_action_steps: int | None = None
     max_steps: int | None = 300
     options: Mapping[str, Any] | None = None
     rename_map: Mapping[str, str] | None = None

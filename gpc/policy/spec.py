@@ -239,6 +239,15 @@ class HasSimulator(Protocol):
         """Environment of the training; None if gpc cannot build it."""
 
 
+@runtime_checkable
+class HasActionSteps(Protocol):
+    """A policy whose checkpoint may hold how much of a chunk is executed."""
+
+    @property
+    def n_action_steps(self) -> int | None:
+        """Actions executed before the next observation; None if not declared."""
+
+
 def observation_tensors(observation: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
     """Convert arrays to tensors: numbers as float32, images stay uint8."""
     return {

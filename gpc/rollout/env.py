@@ -90,7 +90,7 @@ class LaneSpec:
     @property
     def n_action_steps(self) -> int:
         """Actions of a chunk that are executed before the policy observes again."""
-        assert self.env.n_action_steps is not None, "of type policy, whose numbers are its checkpoints'"
+        assert self.env.n_action_steps is not None, "null stands for the checkpoints' number"
         return self.env.n_action_steps
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from gpc.errors import InputError
+from gpc.inference.native import declared_action_steps
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.schema import convert
 from gpc.score.noise import NoiseLevels
@@ -20,7 +21,7 @@ Metadata = Mapping[str, Any]
 
 def policy_metadata(policy: Policy) -> dict[str, Any]:
     """Return the description of a policy: all that a client or a composition needs."""
-    spec = policy.observations
+    spec, counts = policy.observations, {count for _, count in declared_action_steps([policy])}
     return {
         "server": f"gpc {version('gpc')}",
         "protocol": PROTOCOL,
@@ -30,6 +31,7 @@ def policy_metadata(policy: Policy) -> dict[str, Any]:
         "observations": {key: list(shape) for key, shape in spec.shapes.items()},
         "n_obs_steps": spec.n_obs_steps,
         "levels": asdict(policy.levels),
+        "n_action_steps": counts.pop() if len(counts) == 1 else None,
     }
 
 
@@ -46,6 +48,7 @@ class ServedPolicy(Struct):
     observations: dict[Text, tuple[Size, ...]]
     n_obs_steps: int
     levels: NoiseLevels
+    n_action_steps: Annotated[int, Meta(ge=1, le=10**4)] | None = None
 
     @property
     def spec(self) -> ObservationSpec:

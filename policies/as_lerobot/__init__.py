@@ -40,6 +40,7 @@ from gpc.composition.composed import ComposedPolicy, compose
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
 from gpc.inference.chunk import sample_chunk
+from gpc.inference.native import common_action_steps
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
@@ -249,14 +250,14 @@ def save(
     weights: Sequence[float],
     *,
     sampling: Sampling | None = None,
-    n_action_steps: int = 8,
+    n_action_steps: int | None = None,
     rename_map: Mapping[str, str] | None = None,
     **by_policy: Mapping[str, Any],
 ) -> None:
     """Write a composition as a LeRobot policy folder, for `--policy.pretrained_path`.
 
-    `by_policy`: `origin`, `action_names`, `steer`; see `GpcConfig`. Loads the members first: raises InputError where one is
-    missing or they do not fit.
+    `n_action_steps` is by default that of the members' checkpoints. `by_policy`: `origin`, `action_names`, `steer`; see
+    `GpcConfig`. Loads the members first: raises InputError where one is missing or they do not fit.
     """
     unknown = sorted(set(by_policy) - set(PER_POLICY_KEYS))
     if unknown:
@@ -264,6 +265,7 @@ def save(
     settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
     policy = _composition(policies, weights, settings, None)
     sampling = sampling or Sampling()
+    n_action_steps = n_action_steps or common_action_steps([policy], "n_action_steps")
     spec = policy.actions
     if not 1 <= n_action_steps <= spec.start + spec.horizon:
         raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")

@@ -226,6 +226,7 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
         actions=actions,
         observations=observations,
         normalisers=normalisers,
+        n_action_steps=settings.find("n_action_steps", None) or settings.find("policy.n_action_steps", None),
     )
 
 

@@ -107,7 +107,15 @@ def _load(folder: Path) -> LeRobotPolicy:
     observations = ObservationSpec(shapes, config.n_obs_steps)
     model = _load_model(folder, config)
     return LeRobotPolicy(
-        policy_name(folder), fingerprint(folder), actions, observations, family.schedule(model), model, pre, family
+        policy_name(folder),
+        fingerprint(folder),
+        actions,
+        observations,
+        family.schedule(model),
+        model,
+        pre,
+        family,
+        n_action_steps=config.n_action_steps,
     )
 
 
