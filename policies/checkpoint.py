@@ -1,8 +1,9 @@
 """The one reader of pickled checkpoints: torch's weights-only unpickler, which builds tensors and plain containers.
 
-Any other class that a file names is refused or, if an adapter lists it, replaced by an inert stand-in that keeps its
-arguments. The cost of a file is compared with its length, before it is read (`pickles`) and tensor by tensor
-afterwards. There is no fallback: a file that is refused here is not loaded.
+Numbers and arrays of numpy are read by gpc (`numpy_pickles`). Any other class that a file names is refused or, if an
+adapter lists it, replaced by an inert stand-in that keeps its arguments. The cost of a file is compared with its
+length, before it is read (`pickles`) and tensor by tensor afterwards. There is no fallback: a file that is refused here
+is not loaded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
+from gpc.policies.numpy_pickles import NUMPY
 from gpc.policies.pickles import DEPTH, measure
 from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, is_whole
 from gpc.score.noise import NoiseLevels, Schedule
@@ -82,6 +84,8 @@ class Inert:
 def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
     """Read the dictionary of a torch checkpoint (zip, or the older format).
 
+    Numbers of numpy become Python's, arrays stay arrays.
+
     Args:
         path: file.
         stand_ins: dotted names of the classes that become stand-ins.
@@ -96,10 +100,10 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
         raise InputError(f"torch {torch.__version__} reads pickles unsafely; install torch>=2.10")
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}")
-    allowed: list[Any] = [(type(name.rpartition(".")[2], (Inert,), {}), name) for name in stand_ins]
+    allowed: dict[str, Any] = NUMPY | {name: type(name.rpartition(".")[2], (Inert,), {}) for name in stand_ins}
     try:
-        _check_cost(path, stand_ins)
-        with torch.serialization.safe_globals(allowed):
+        _check_cost(path, allowed)
+        with torch.serialization.safe_globals([(value, name) for name, value in allowed.items()]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (*MALFORMED, UnpicklingError, OSError, struct.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{path} is not loaded: {_reason(error)}") from None
@@ -114,13 +118,13 @@ def read(path: Path, stand_ins: Collection[str] = ()) -> dict[str, Any]:
     return content
 
 
-def _check_cost(path: Path, stand_ins: Collection[str]) -> None:
+def _check_cost(path: Path, called: Collection[str]) -> None:
     """Measure the pickles of a file before torch reads them."""
     with path.open("rb") as file:
         if file.read(len(ZIP)) != ZIP:
             file.seek(0)
             for _ in range(PICKLES):
-                measure(file, path.stat().st_size, stand_ins)
+                measure(file, path.stat().st_size, called)
             return
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
@@ -134,7 +138,7 @@ def _check_cost(path: Path, stand_ins: Collection[str]) -> None:
             )
         for name in names:
             if name.endswith(".pkl"):
-                measure(io.BytesIO(archive.read(name)), path.stat().st_size, stand_ins)
+                measure(io.BytesIO(archive.read(name)), path.stat().st_size, called)
 
 
 def representation(path: Path, declared: Iterable[bool], where: str) -> bool | None:
@@ -235,4 +239,6 @@ def _reason(error: Exception) -> str:
     match = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:class|function) ([\w.]+)", text)
     if match:
         return f"it needs {match[1]}, which is neither a tensor nor a plain container"
-    return f"it is damaged or holds more than tensors and plain containers ({type(error).__name__}: {text[:120]})"
+    return (
+        f"it is damaged or holds more than tensors, numbers and plain containers ({type(error).__name__}: {text[:120]})"
+    )

@@ -34,6 +34,7 @@ CALLED = frozenset(
 """Names that a pickle may call: tensors and plain containers, and none that allocates by a number."""
 TENSOR = "torch._utils._rebuild_tensor"
 ENCODE, LATIN = "_codecs.encode", "latin1"  # bytes in protocol 2; other codecs take quadratic time
+BYTES = 8  # that count as one node, at each use: numbers of numpy are copied from them
 LITERALS = frozenset(
     {
         "NONE",
@@ -101,8 +102,8 @@ class Measure:
             self.stack.append(self._put(Node(value=[item.value for item in items[:ITEMS]]), items))
         elif name in ("REDUCE", "NEWOBJ"):
             function, arguments = self._pop(2)
-            self._check_call(function, arguments)
-            self.stack.append(self._put(Node(), [arguments]))
+            made = self._check_call(function, arguments)
+            self.stack.append(self._put(Node(), [arguments, made]))
         elif name in ("BINPUT", "LONG_BINPUT"):
             self.memo[argument] = self.stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
@@ -149,12 +150,16 @@ class Measure:
             raise UnpicklingError(f"class {name.removeprefix('__builtin__.')}")
         return Node(value=name)
 
-    def _check_call(self, function: Node, arguments: Node) -> None:
-        encodes = function.value == ENCODE and isinstance(arguments.value, list) and arguments.value[1:] == [LATIN]
-        if not encodes and (not isinstance(function.value, str) or function.value not in self.called):
+    def _check_call(self, function: Node, arguments: Node) -> Node:
+        """Check a call and return what it makes beside its arguments: bytes."""
+        items = arguments.value if isinstance(arguments.value, list) else []
+        if function.value == ENCODE and items[1:] == [LATIN]:
+            return Node(len(str(items[0])) // BYTES)
+        if not isinstance(function.value, str) or function.value not in self.called:
             raise UnpicklingError(f"class {function.value or 'of its own'}")
-        if str(function.value).startswith(TENSOR):
-            _check_tensor(arguments.value if isinstance(arguments.value, list) else [])
+        if function.value.startswith(TENSOR):
+            _check_tensor(items)
+        return Node(0)
 
 
 def _number(parts: Any, index: int) -> int:

@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from mutations import as_json, damaged, mutated
+from numpy._core.multiarray import _reconstruct as reconstruct
+from numpy._core.multiarray import scalar
 
 from gpc.errors import InputError, RunError
 
@@ -73,7 +75,9 @@ NAMES = [
     for name in (
         "collections OrderedDict", "collections Counter", "__builtin__ set", "__builtin__ bytearray", "torch FloatTensor",
         "torch Size", "torch Tensor", "torch FloatStorage", "torch.storage UntypedStorage", "torch._utils _rebuild_tensor_v2",
-        "torch._tensor _rebuild_from_type_v2", "_codecs encode", "posix system",
+        "torch._tensor _rebuild_from_type_v2", "numpy dtype", "numpy ndarray", "numpy.core.multiarray scalar",
+        "numpy._core.multiarray scalar", "numpy._core.multiarray _reconstruct", "dill._dill _create_array", "__builtin__ bytes",
+        "_codecs encode", "posix system",
     )
 ]  # fmt: skip
 PIECES = [
@@ -119,6 +123,31 @@ class Rebuilt:
         return torch._utils._rebuild_tensor_v2, self.arguments
 
 
+class Number:
+    """A number or an array of numpy with a type, a shape and bytes that need not fit."""
+
+    def __init__(self, rng, shape):
+        self.code = rng.choice(["f8", "f8", "i4", "b1", "O8", "V8", "U1", "U99999999", "f99", "", 8, None])
+        fields = rng.choice([None, None, None, {"a": (np.dtype("O"), 0)}, ("a",)])
+        self.state = 3, rng.choice("<<<>|=?"), rng.choice([None, None, (8, 10**9)]), fields, fields, 8, 8, 0
+        self.data = bytes(rng.choice([0, 1, 8, 8, 8, 16, 32_000, 10**5]))
+        self.shape = None if rng.random() < 0.5 else shape
+
+    def __reduce__(self):
+        kind = Called(np.dtype, (self.code, False, True), self.state)
+        if self.shape is None:
+            return scalar, (kind, self.data)
+        return reconstruct, (np.ndarray, (10**9,), b"d"), (1, self.shape, kind, False, self.data)
+
+
+class Called:
+    def __init__(self, *reduced):
+        self.reduced = reduced
+
+    def __reduce__(self):
+        return self.reduced
+
+
 def content_of(rng):
     numbers = [0, 1, 2, -1, 4, 33_000, 10**9, 2**40]
     tensor = torch.zeros(rng.choice([1, 4, 1000]), dtype=rng.choice([torch.float32, torch.float16, torch.int64]))
@@ -129,6 +158,8 @@ def content_of(rng):
         tuple(rng.choices(numbers, k=dims)),
         tuple(rng.choices(numbers, k=rng.choice([dims, 1]))),
     )
+    if rng.random() < 0.3:
+        odd = Number(rng, tuple(rng.choices(numbers, k=dims)))
     return mutated(rng, {"model": {"nets": [1, 2, {"a": 0.5}]}, "x": ["t", {"y": 3}], "n": 1}) | {
         "odd": odd if rng.random() < 0.6 else tensor
     }

@@ -14,8 +14,11 @@ import zipfile
 from pathlib import Path
 
 import dill
+import numpy as np
 import pytest
 import torch
+from numpy._core.multiarray import _reconstruct as reconstruct
+from numpy._core.multiarray import scalar
 from torch._tensor import _rebuild_from_type_v2
 from torch._utils import _rebuild_tensor_v2 as rebuild
 
@@ -42,6 +45,31 @@ class State:
 
     def __reduce__(self):
         return torch.nn.Parameter, (torch.zeros(1),), {"x": Call(os.system, TOUCH)}
+
+
+def number(code, data, *state):
+    """A number of numpy with a type and bytes of the file's choice."""
+    return Call(scalar, Dtype(code, state), data)
+
+
+class Dtype:
+    """A type of numpy with a state of the file's choice."""
+
+    def __init__(self, code, state):
+        self.code, self.state = code, state or (3, "<", None, None, None, -1, -1, 0)
+
+    def __reduce__(self):
+        return np.dtype, (self.code, False, True), self.state
+
+
+class Array:
+    """An array of numpy with a shape and bytes of the file's choice."""
+
+    def __init__(self, shape, code, data):
+        self.state = 1, shape, Dtype(code, ()), False, data
+
+    def __reduce__(self):
+        return reconstruct, (np.ndarray, (0,), b"b"), self.state
 
 
 QUANTISED = torch.quantize_per_tensor(torch.zeros(2), 1.0, 0, torch.quint8)
@@ -118,6 +146,24 @@ PAYLOADS = {
         torch.tensor([[1]]),
         torch.tensor([0]),
     ),
+    # numpy's own functions would follow these numbers as addresses, or allocate as many
+    "a number with a huge buffer": number("f8", b"x" * 8000),
+    "a number with too short a buffer": number("f8", b"x"),
+    "a number with no buffer": number("f8", 3),
+    "an object of numpy": number("O8", b"x" * 8),
+    "a record of numpy": number("V8", b"x" * 8, 3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0),
+    "a number that is a record": number("f8", b"x" * 8, 3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0),
+    "a number of many": number("f8", b"x" * 8, 3, "<", (np.dtype("f8"), (10**9,)), None, None, 8, 1, 0),
+    "a number of an unknown order": number("f8", b"x" * 8, 3, "?", None, None, None, -1, -1, 0),
+    "a number of 10^9 bytes": number("U250000000", b"x" * 8),
+    "an array beyond its memory": Array((10**9,), "f8", b"x" * 16),
+    "an array of nothing": Array((0, 2**62), "f8", b"x" * 16),
+    "an array before its memory": Array((-1,), "f8", b""),
+    "an array of objects": Array((1,), "O8", b"x" * 8),
+    "an array without a state": Call(scalar, Call(reconstruct, np.ndarray, (10**9,), b"d"), b""),
+    "an empty array of any size": Call(np.ndarray, (10**9,)),
+    "a view of memory": Call(np.frombuffer, b"x" * 8, "O"),
+    "a type of a text": Call(scalar, "f8", b"x" * 8),
 }
 LOADERS = {
     "robomimic": lambda payload: {"model": {"nets": torch.zeros(2)}, "config": "{}", "algo_name": payload},
@@ -154,6 +200,56 @@ def test_the_class_is_named(tmp_path, name):
     named = {"os.system": "posix.system", "subprocess": "commands.Popen", "torch.hub.load": "torch.hub.load"}[name]
     with pytest.raises(InputError, match=f"needs {named}, which is neither a tensor nor a plain container"):
         read(tmp_path / "x.pth")
+
+
+NUMBERS = {
+    "float": np.float64(0.1), "half": np.float16(0.5), "int": np.int64(-3), "byte": np.uint8(200), "truth": np.bool_(True),
+}  # fmt: skip
+ARRAYS = {
+    "matrix": np.arange(6.0).reshape(2, 3),
+    "by columns": np.asfortranarray(np.arange(600.0).reshape(20, 30)),
+    "of another machine": np.arange(3, dtype=">i4"),
+    "one": np.array(2.5),
+    "none": np.zeros((0, 5), np.float32),
+}
+
+
+@pytest.mark.parametrize("numpy", [1, 2])
+@pytest.mark.parametrize("new", [True, False])
+def test_numbers_and_arrays_of_numpy_are_read_and_numpy_unpickles_none(tmp_path, monkeypatch, numpy, new):
+    """As robomimic's trainer saves them after a rollout, with numpy 1 and 2."""
+    path = tmp_path / "x.pth"
+    torch.save({**NUMBERS, **ARRAYS}, path, _use_new_zipfile_serialization=new)
+    renamed(path, f"numpy.{'core' if numpy == 1 else '_core'}.multiarray", new)
+    for name in ("scalar", "_reconstruct"):
+        monkeypatch.setattr(np._core.multiarray, name, None)
+    found = read(path)
+    for key, value in NUMBERS.items():
+        assert type(found[key]) is type(value.item())
+        assert found[key] == value
+    for key, value in ARRAYS.items():
+        assert found[key].dtype == value.dtype.newbyteorder("=")
+        assert np.array_equal(found[key], value)
+
+
+def renamed(path, module, new):
+    """Name numpy's module in a file as another version does."""
+    old = b"numpy._core.multiarray"
+    if not new:
+        path.write_bytes(path.read_bytes().replace(old, module.encode()))
+        return
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(old, module.encode()) if name.endswith("data.pkl") else content)
+
+
+def test_numbers_of_numpy_that_dill_saves_are_read(tmp_path):
+    torch.save({**NUMBERS, "matrix": ARRAYS["matrix"]}, tmp_path / "x.ckpt", pickle_module=dill)
+    found = read(tmp_path / "x.ckpt")
+    assert {key: found[key] for key in NUMBERS} == NUMBERS
+    assert np.array_equal(found["matrix"], ARRAYS["matrix"])
 
 
 def truncated(path):

@@ -104,6 +104,11 @@ PROGRAMS = {
     "a call in a call": b"".join(
         [ENTRY, GLOBALS["_rebuild_from_type_v2"], b"(", GLOBALS["FloatTensor"], GLOBALS["Tensor"], NUMBER, b"\x85}tRs."]
     ),
+    "bytes that are made again and again": b"".join(
+        [ENTRY, GLOBALS["encode"], b"q\0X\xa0\x86\1\0" + b"a" * 100_000, b"q\1X\6\0\0\0latin1q\2\x86Rs"]
+        + [b"X\4\0\0\0%04d" % i + b"h\0h\1h\2\x86Rs" for i in range(3000)]
+        + [b"."]
+    ),
     "a codec of quadratic time": ENTRY + GLOBALS["encode"] + ACCENTS + b"X\x08\0\0\0punycode\x86Rs.",
 }
 

@@ -10,6 +10,7 @@ import robomimic.utils.train_utils as train_utils
 import torch
 from robomimic.algo import algo_factory
 from robomimic.config import config_factory
+from robomimic_checkpoints import run_training
 from scipy.spatial.transform import Rotation
 from test_from_lerobot import draw, sample
 
@@ -133,6 +134,33 @@ def test_30_steps_from_raw_observations_to_actions_are_those_of_rollout_policy(t
         done = axis_angle_actions(done)
         for actions in (done, wanted):  # a turn by more than pi is the other way round
             actions[:, 3:6] = Rotation.from_rotvec(actions[:, 3:6]).as_rotvec()
+    assert np.abs(done - wanted).max() < 1e-5
+
+
+@pytest.fixture(scope="module")
+def rolled_out(tmp_path_factory):
+    """A checkpoint of robomimic's trainer, after a rollout in its simulator."""
+    return run_training(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "older format"])
+def test_what_the_trainer_saves_after_a_rollout_acts_as_robomimics_own(rolled_out, tmp_path, monkeypatch, new):
+    """It holds the numbers of numpy that the rollout returned."""
+    content = torch.load(rolled_out, weights_only=False)
+    assert type(content["variable_state"]["best_return"]["lift"]) is np.float64
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    policy = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    with unet(**SMALL):
+        theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(rolled_out))
+    stack = {key: np.stack([value, value]) for key, value in observe(0, False).items()}
+    noise = torch.randn(3, 1, 16, 7, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("robomimic.algo.diffusion_policy.torch.randn", lambda *_, **__: noise[0])
+    draw(monkeypatch, noise[1:])
+    theirs.start_episode()
+    wanted = np.stack([theirs(dict(stack)) for _ in range(8)])
+    monkeypatch.undo()
+    seen = {key: torch.from_numpy(value)[None] for key, value in stack.items()}
+    done = policy.actions.decode(sample(policy, seen, noise, 50, True))[0, 1:9].numpy()
     assert np.abs(done - wanted).max() < 1e-5
 
 
