@@ -16,7 +16,8 @@ import numpy as np
 from gymnasium import spaces
 
 from gpc.errors import InputError, RunError
-from gpc.rollout.env import TASK, TASK_BYTES, Environment, write_text
+from gpc.policy.observation import TASK, TASK_BYTES, write_text
+from gpc.rollout.env import Environment
 from gpc.types import Array, Frame
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

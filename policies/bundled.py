@@ -94,8 +94,7 @@ class BundledPolicy:
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Encode the observation once."""
-        self.observations.check(observation)
-        condition = self.module.encoder({key: observation[key] for key in self.observations.shapes})
+        condition = self.module.encoder(self.observations.read(observation))
         network = no_grad(lambda x, label: self.module.network(x, label, condition))
         return NetworkDenoiser(network, self.schedule, self.prediction)
 
@@ -119,9 +118,7 @@ def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
             schedule=build_schedule(model["schedule"]),
             prediction=model["prediction"],
             actions=_actions(card),
-            observations=ObservationSpec(
-                {k: tuple(v["shape"]) for k, v in model["inputs"].items()}, model["n_obs_steps"]
-            ),
+            observations=_observations(model),
             card=card,
         )
 
@@ -129,6 +126,11 @@ def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
 def _actions(card: Mapping[str, Any]) -> ActionSpec:
     fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card["actions"].items()}
     return ActionSpec(**fields)
+
+
+def _observations(model: Mapping[str, Any]) -> ObservationSpec:
+    images = [key for key, value in model["inputs"].items() if value.get("image")]
+    return ObservationSpec({k: tuple(v["shape"]) for k, v in model["inputs"].items()}, model["n_obs_steps"], images)
 
 
 def _network(card: Mapping[str, Any]) -> ConditionalNetwork:

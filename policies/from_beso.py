@@ -127,7 +127,7 @@ class BesoPolicy(CheckpointPolicy):
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Scale and embed the states and the newest goal once."""
-        self.observations.check(observation)
+        observation = self.observations.read(observation)
         states = self._scaled(observation["state"])
         goals = states.new_zeros(len(states), self.network.goals, states.shape[-1])
         if "goal" in self.observations.shapes:
@@ -137,7 +137,7 @@ class BesoPolicy(CheckpointPolicy):
         return NetworkDenoiser(no_grad(lambda x, label: self.network(x, label, tokens)), self.schedule, "edm")
 
     def _scaled(self, value: Tensor) -> Tensor:
-        return (value.float() - self.mean) / self.std
+        return (value - self.mean) / self.std
 
 
 def load(source: str) -> BesoPolicy:

@@ -52,8 +52,8 @@ class RobomimicPolicy(CheckpointPolicy):
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Normalise and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
-        self.observations.check(observation)
-        rows = {key: self._prepare(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
+        inputs = self.observations.read(observation)
+        rows = {key: self._prepare(key, value.flatten(0, 1)) for key, value in inputs.items()}
         features = self.nets["obs_encoder"](obs=rows)
         condition = features.unflatten(0, (-1, self.observations.n_obs_steps)).flatten(1)
         noise = no_grad(lambda x, step: self.nets["noise_pred_net"](x, step, global_cond=condition))
@@ -61,12 +61,13 @@ class RobomimicPolicy(CheckpointPolicy):
 
     def _prepare(self, key: str, value: Tensor) -> Tensor:
         """Apply statistics, then scale images to [0, 1], as robomimic's `RolloutPolicy`."""
-        image = value.dtype == torch.uint8
         value = value.float()
         if key in self.normalisers:
             scale, offset = self.normalisers[key]
             value = (value - offset) / scale
-        return (value / 255).clamp(0, 1).movedim(-1, -3).contiguous() if image else value
+        if key not in self.observations.images:
+            return value
+        return (value / 255).clamp(0, 1).movedim(-1, -3).contiguous()
 
 
 def load(source: str) -> RobomimicPolicy:

@@ -51,8 +51,7 @@ class RemoteMember:
 
     def condition(self, observation: Observation) -> Denoiser:
         """Send the observations, which the server encodes."""
-        self.observations.check(observation)
-        arrays = {key: observation[key].numpy() for key in self.observations.shapes}
+        arrays = {key: value.numpy() for key, value in self.observations.read(observation).items()}
         return RemoteDenoiser(self.server, self.server.read_int(self.server.call({ENCODE: arrays}), HANDLE))
 
 

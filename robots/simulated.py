@@ -18,7 +18,8 @@ from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnected
 
 from gpc.commands.setup import env_named
 from gpc.errors import InputError
-from gpc.rollout.env import TASK, Environment, make_env
+from gpc.policy.observation import TASK
+from gpc.rollout.env import Environment, make_env
 from gpc.types import Array, Frame
 
 

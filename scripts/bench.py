@@ -27,7 +27,7 @@ from diffusers import DDPMScheduler
 
 import gpc
 from gpc.policies.bundled import BundledPolicy, build
-from gpc.policy.spec import Observation, Policy, observation_tensors
+from gpc.policy.spec import Observation, Policy
 from gpc.results.stats import mean_interval, wilson
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import VariancePreserving
@@ -89,7 +89,7 @@ class OneAtATime:
         history, best, over = [frame, frame], 0.0, False
         while not over:
             stacked = {"state": np.stack(history[-2:])[None]}
-            actions = spec.decode(self.chunk(observation_tensors(stacked), generator))[0].numpy()
+            actions = spec.decode(self.chunk(self.policy.observations.read(stacked), generator))[0].numpy()
             for action in actions[1:9]:
                 frame, reward, terminated, truncated, _ = self.env.step(action)
                 history, best, over = [history[-1], frame], max(best, float(reward)), terminated or truncated

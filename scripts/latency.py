@@ -122,9 +122,7 @@ class Lanes:
         controller = ChunkController(
             ChunkSpec(spec.start, spec.horizon, spec.dim, read.n_obs_steps), stitch, safety_filter, WATCHDOG
         )
-        return ControlLoop(
-            robot, map_features(robot, read.shapes, spec.dim), controller, LIVE, Flight([], []), clock=clock
-        )
+        return ControlLoop(robot, map_features(robot, read, spec.dim), controller, LIVE, Flight([], []), clock=clock)
 
     def _answers(self, asks: Mapping[int, ChunkRequest], seeds: Sequence[int]) -> dict[int, ChunkReply]:
         if not asks:

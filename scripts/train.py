@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gpc.policies.bundled import BUNDLED, CARD, WEIGHTS, build
-from gpc.policy.spec import observation_tensors
+from gpc.policy.observation import conform
 from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.noise import Karras, LinearFlow, Schedule, VariancePreserving
 
@@ -92,8 +92,13 @@ class Trainer:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args, self.recipe = args, RECIPES[name]
-        demonstrations = self.recipe.task.load(args.data, list(self.recipe.model["inputs"]))
-        self.observations, self.ends = observation_tensors(demonstrations.observations), demonstrations.episode_ends
+        inputs = self.recipe.model["inputs"]
+        demonstrations = self.recipe.task.load(args.data, list(inputs))
+        self.observations = {
+            key: torch.from_numpy(conform(key, value, value.shape[1:], bool(inputs[key].get("image"))))
+            for key, value in demonstrations.observations.items()
+        }
+        self.ends = demonstrations.episode_ends
         self.actions = torch.from_numpy(demonstrations.actions).float()
         self.held_out = list(self.recipe.task.held_out(len(self.ends)))
         self.trained = [e for e in range(len(self.ends)) if e not in self.held_out]
@@ -118,7 +123,7 @@ class Trainer:
         policy = self.policy
         observation = {key: value[observed] for key, value in self.observations.items()}
         for key, value in observation.items():
-            if value.dtype == torch.uint8 and augment:
+            if key in policy.observations.images and augment:
                 observation[key] = shift_images(value, generator)
         x0 = policy.actions.encode(self.actions[acted]).double()
         sigma = draw_sigma(policy.schedule, len(x0), generator)

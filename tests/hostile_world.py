@@ -16,6 +16,7 @@ from gpc.bridge.realtime import LoopTimes, RobotThread
 from gpc.bridge.robot import map_features
 from gpc.bridge.safety import SafetyFilter, StreamLimits
 from gpc.bridge.stop import StopSignal
+from gpc.policy.spec import ObservationSpec
 
 HORIZON, START, N_OBS_STEPS = 12, -1, 2
 TOLERANCE = 1e-5  # of a limit
@@ -382,8 +383,8 @@ def run_episode(seed, count):
     stop_signal = StopSignal()
     robot = HostileRobot(task, clock, count, stop_signal)
     source, modes = HostilePlanner(task, robot, clock, count), Modes(robot, 5 * task.seconds / task.dt)
-    shapes = {"state": (task.dim,), "front": (2, 2, 3), "depth": (2, 2, 1)}
-    feature_map = map_features(robot, shapes, task.dim)
+    spec = ObservationSpec({"state": (task.dim,), "front": (2, 2, 3), "depth": (2, 2, 1)}, N_OBS_STEPS)
+    feature_map = map_features(robot, spec, task.dim)
     expected = ChunkSpec(START, HORIZON, task.dim, N_OBS_STEPS, task.substeps)
     controller = ChunkController(
         expected, task.blender, SafetyFilter(task.limits(), feature_map.actions), task.watchdog

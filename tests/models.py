@@ -83,7 +83,7 @@ class FixedPolicy:
     fingerprint: str = "none"
 
     def condition(self, observation: Observation) -> Denoiser:
-        self.observations.check(observation)
+        self.observations.read(observation)
         return self.denoiser
 
 

@@ -44,7 +44,7 @@ def flown(
     **clock,
 ):
     """Fly; `meanwhile(arm)` runs in another thread. Returns the loop, the record, the timing and why it ended."""
-    feature_map = map_features(arm, source.observations.shapes, source.actions.dim, mapped)
+    feature_map = map_features(arm, source.observations, source.actions.dim, mapped)
     limits = limits or SafetyLimits(position=[-1, 1], velocity=1.0, actions="absolute").resolve(source.actions, PERIOD)
     safety_filter = SafetyFilter(limits, feature_map.actions)
     expected = ChunkSpec(source.actions.start, source.actions.horizon, source.actions.dim, 2)

@@ -12,7 +12,6 @@ from test_denoise import COSINE, ideal
 import gpc
 from gpc.commands.setup import env_named
 from gpc.policy.load import bundled_cards
-from gpc.policy.spec import observation_tensors
 from gpc.rollout.env import make_env
 from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.noise import LinearFlow, NoiseLevels
@@ -33,7 +32,7 @@ def seen(env, policy):
     simulator = env_named(env)
     frames = [make_env(simulator, tuple(spec.shapes)).reset(seed=seed)[0] for seed in range(4)]
     stacked = {key: np.stack([[frame[key]] * spec.n_obs_steps for frame in frames]) for key in spec.shapes}
-    return observation_tensors(stacked)
+    return spec.read(stacked)
 
 
 def test_compositions_and_untrained_networks_keep_it_too(parents):

@@ -22,7 +22,7 @@ from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import rename
-from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
+from gpc.policy.spec import ActionSpec, ObservationSpec
 from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.keyed_noise import keyed_noise
 from gpc.score.noise import Karras, LinearFlow, NoiseLevels, VariancePreserving, trained_sigmas
@@ -136,7 +136,7 @@ def test_one_hot_rows_of_a_mixed_batch_are_the_parents_own_actions(combine, mixt
         assert (mixed[2 * k :: 3] == alone[2 * k :: 3]).all()
     policy = combine(parents, mixture)
     drawn = keyed_noise(seeds, chunks, 1, policy.actions.shape)
-    both = policy.actions.decode(sample_chunk(policy, observation_tensors(frames), drawn, Sampling()))[1::3, 1:9]
+    both = policy.actions.decode(sample_chunk(policy, policy.observations.read(frames), drawn, Sampling()))[1::3, 1:9]
     torch.testing.assert_close(torch.from_numpy(mixed[1::3]), both, atol=1e-3, rtol=0)  # of 512
 
 

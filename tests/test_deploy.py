@@ -300,7 +300,7 @@ def test_a_driver_that_fails_in_virtual_time_is_disconnected_and_named(tmp_path)
 def test_a_policy_that_reads_an_instruction_is_given_it(tmp_path):
     class Told(Line):
         def sample(self, request):
-            self.told = gpc.rollout.env.read_text(request.observation["task"][-1])
+            self.told = gpc.policy.observation.read_text(request.observation["task"][-1])
             return super().sample(request)
 
     source = Told()

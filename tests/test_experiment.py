@@ -31,7 +31,6 @@ from gpc.errors import InputError, RunError
 from gpc.inert import Console
 from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import observation_tensors
 from gpc.results.run_folder import read_rows
 from gpc.results.video import write_video
 from gpc.score.keyed_noise import keyed_noise
@@ -322,7 +321,7 @@ def test_what_serves_and_deploys_speaks_in_the_order_of_the_whole_whoever_has_we
         compose_from(load_config("serve", keys), Console(quiet=True)), Sampling(), seen, numbers, numbers
     )
     noise = keyed_noise(numbers, numbers, 1, flow.actions.shape).flip(-1)
-    own = flow.actions.decode(sample_chunk(flow, observation_tensors(seen), noise, Sampling()))
+    own = flow.actions.decode(sample_chunk(flow, flow.observations.read(seen), noise, Sampling()))
     assert np.array_equal(found, own.flip(-1))
 
 

@@ -8,8 +8,9 @@ from toy_robots import Arm, Line
 from gpc.bridge.controller import HOLD, STOPPED
 from gpc.bridge.robot import map_features
 from gpc.errors import InputError, RunError
+from gpc.policy.spec import ObservationSpec
 
-SHAPES = {"state": (2,), "front": (4, 6, 3), "grid": (1, 2), "gain": (1,), "level": ()}
+SPEC = ObservationSpec({"state": (2,), "front": (4, 6, 3), "grid": (1, 2), "gain": (1,), "level": ()}, 1)
 SCALARS = ("x.pos", "y.pos", "state.0", "state.1", "grid.0", "grid.1", "gain", "level.0")
 PICTURE = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -24,21 +25,35 @@ def reading(**changes):
 
 @pytest.fixture
 def feature_map():
-    return map_features(Camera(), SHAPES, 2)
+    return map_features(Camera(), SPEC, 2)
 
 
 def test_numbers_and_pictures_that_fit_keep_their_values_and_order(feature_map):
     frame = feature_map.frame(reading(gain=np.float32(0.25)))
-    assert {key: value.shape for key, value in frame.items()} == SHAPES
+    assert {key: value.shape for key, value in frame.items()} == SPEC.shapes
     np.testing.assert_array_equal(frame["state"], [0.5, 0.7])
     np.testing.assert_array_equal(frame["front"], PICTURE)
     assert (frame["front"].dtype, frame["gain"].dtype) == (np.uint8, np.float64)
-    mapped = map_features(Camera(), {"state": (2,)}, 2, {"state": ["state.1", "x.pos"]})
+    mapped = map_features(Camera(), ObservationSpec({"state": (2,)}, 1), 2, {"state": ["state.1", "x.pos"]})
     np.testing.assert_array_equal(mapped.frame(reading())["state"], [0.7, 0.5])
 
 
+@pytest.mark.parametrize("picture", [PICTURE.transpose(2, 0, 1), PICTURE / 255, PICTURE.astype(np.int64)])
+def test_a_picture_of_a_driver_in_floats_or_channels_first_is_that_of_its_bytes(feature_map, picture):
+    front = feature_map.frame(reading(front=picture))["front"]
+    np.testing.assert_array_equal(front, PICTURE)
+    assert front.dtype == np.uint8
+
+
+@pytest.mark.parametrize("picture", [PICTURE.astype(np.float32), PICTURE - 1.5, PICTURE.astype(np.int16) * 4])
+def test_a_picture_beyond_its_range_is_a_failed_read_that_names_it(feature_map, picture):
+    with pytest.raises(
+        RunError, match=r"the robot's 'front': image 'front' holds .* to .*; send integers from 0 to 255"
+    ):
+        feature_map.frame(reading(front=picture))
+
+
 OTHERS = {
-    "channels first": PICTURE.transpose(2, 0, 1),
     "transposed": PICTURE.transpose(1, 0, 2),
     "flat": PICTURE.ravel(),
     "more dimensions": PICTURE[None],
@@ -87,21 +102,20 @@ def test_a_frame_of_a_reading_is_finite(feature_map, changes):
 
 def test_a_feature_serves_one_dimension_only():
     with pytest.raises(InputError, match=r"robot.actions names the feature 'x.pos' twice"):
-        map_features(Camera(), SHAPES, 2, actions=["x.pos", "x.pos"])
+        map_features(Camera(), SPEC, 2, actions=["x.pos", "x.pos"])
     with pytest.raises(InputError, match=r"'state' names the feature 'y.pos' twice"):
-        map_features(Camera(), SHAPES, 2, {"state": ["y.pos", "y.pos"]})
-    map_features(Camera(), SHAPES, 2, {"state": ["x.pos", "y.pos"], "grid": ["x.pos", "y.pos"]})  # two keys may share
+        map_features(Camera(), SPEC, 2, {"state": ["y.pos", "y.pos"]})
+    map_features(Camera(), SPEC, 2, {"state": ["x.pos", "y.pos"], "grid": ["x.pos", "y.pos"]})  # two keys may share
 
 
-def test_a_camera_that_changes_its_layout_in_flight_ends_in_hold_and_stop():
-    class Turned(Arm):
+def test_a_camera_that_changes_its_size_in_flight_ends_in_hold_and_stop():
+    class Cropped(Arm):
         def get_observation(self):
             found = super().get_observation()
-            turned = found["front"].transpose(2, 0, 1)
-            return found | ({"front": turned} if self.reads > 20 else {})
+            return found | ({"front": found["front"][:2]} if self.reads > 20 else {})
 
-    arm = Turned(camera=True)
+    arm = Cropped(camera=True)
     _, kept, _, _ = flown(arm, Line(camera=True))
-    assert "'front' has the shape (3, 4, 4); 'front' takes (4, 4, 3)" in kept.first("unread").text
+    assert "'front' has the shape (2, 4, 3); 'front' takes (4, 4, 3)" in kept.first("unread").text
     assert kept.first(HOLD).at < kept.first(STOPPED).at
     assert not arm.is_connected

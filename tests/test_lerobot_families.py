@@ -32,7 +32,7 @@ import gpc
 from gpc.commands.cli import main
 from gpc.errors import InputError
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
-from gpc.rollout.env import write_text
+from gpc.policy.observation import write_text
 from gpc.score.samplers import Sampler, euler, last, renoise
 from gpc.testing.policy import check_policy
 

@@ -133,7 +133,7 @@ class Timed(Arm):
 def timed(during, speed, clock, seconds=4.0, watchdog=None):
     """Fly in virtual time; returns (time, x) of what was received, and the record."""
     arm, source = Timed(clock, during), Line(speed)
-    feature_map = map_features(arm, source.observations.shapes, 2)
+    feature_map = map_features(arm, source.observations, 2)
     safety_filter = SafetyFilter(
         SafetyLimits(position=[-9, 9], velocity=LIMIT, actions="absolute").resolve(source.actions, PERIOD),
         feature_map.actions,
@@ -205,7 +205,7 @@ class Hung(RobotThread):
     def __init__(self, looks):
         self.looks, self.clock_time = list(looks), VirtualClock(100.0)
         source = Line()
-        feature_map = map_features(arm := Arm(), source.observations.shapes, 2)
+        feature_map = map_features(arm := Arm(), source.observations, 2)
         safety_filter = SafetyFilter(
             SafetyLimits(position=[-9, 9], actions="absolute").resolve(source.actions, 0.005), feature_map.actions
         )

@@ -28,8 +28,8 @@ from gpc.composition.composed import compose
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import sample_actions
+from gpc.policy.observation import TASK, TASK_BYTES, read_text
 from gpc.policy.spec import ObservationSpec
-from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.serve import RemotePolicy
 from gpc.serve.batching import InferenceThread
 from gpc.serve.codec import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
@@ -189,7 +189,8 @@ def test_what_comes_while_the_policy_is_busy_is_one_batch_and_the_server_stays_a
 
 BAD = {
     "missing": ({}, "observation has no 'state'"),
-    "shape": ({"state": np.zeros(4)}, r"shape \(4,\); send \(3,\), or \(2, 3\)"),
+    "shape": ({"state": np.zeros(4)}, r"shape \(4,\), the policy reads \(3,\)"),
+    "history": ({"state": np.zeros((3, 3))}, r"shape \(3, 3\); send \(3,\), or \(2, 3\)"),
     "NaN": ({"state": np.array([1, np.nan, 0])}, "NaN or infinity"),
     "too large for float32": ({"state": np.array([1, 1e300, 0])}, "NaN or infinity"),
     "text": ({"state": "left"}, "is a str"),

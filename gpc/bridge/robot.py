@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from gpc.errors import GpcError, InputError, RunError, type_and_text
-from gpc.rollout.env import TASK, write_text
+from gpc.policy.observation import TASK, fits, write_text
+from gpc.policy.spec import ObservationSpec
 from gpc.types import Array, Frame
 
 Reading = Mapping[str, Any]
@@ -143,13 +144,13 @@ class FeatureMap:
 
     Attributes:
         observations: features of each key: its scalars in order, or the one feature that is an array.
-        shapes: shape of each key.
+        spec: the keys that the policy reads.
         actions: feature of each action dimension.
         task: instruction in words, for policies that read one.
     """
 
     observations: Mapping[str, tuple[str, ...]]
-    shapes: Mapping[str, tuple[int, ...]]
+    spec: ObservationSpec
     actions: tuple[str, ...]
     task: str = ""
 
@@ -157,9 +158,10 @@ class FeatureMap:
         """Return the policy's arrays, by key, of a reading.
 
         Raises:
-            RunError: If a feature is missing, is no finite number or array of them, or has another shape than the key.
+            RunError: If a feature is missing, is no finite number or array of them, has another shape than the key, or is
+                beyond the range of an image.
         """
-        return {key: self._array(key, reading) for key in self.shapes}
+        return {key: self._array(key, reading) for key in self.spec.shapes}
 
     def command(self, action: Array) -> Command:
         """Return an action (dim,) as the robot takes it."""
@@ -179,12 +181,17 @@ class FeatureMap:
 
     def _array(self, key: str, reading: Reading) -> Array:
         if key == TASK:
-            return write_text(self.task)
-        names, shape = self.observations[key], self.shapes[key]
+            return write_text(self.task, *self.spec.shapes[key])
+        names, shape = self.observations[key], self.spec.shapes[key]
         missing = [name for name in names if name not in reading]
         if missing:
             raise RunError(f"the robot's observation lacks the feature {missing[0]!r} of {key!r}")
         values = [_numbers(name, reading[name]) for name in names]
+        if key in self.spec.images and fits(values[0].shape, shape, image=True):
+            try:
+                return self.spec.conform(key, values[0])
+            except InputError as error:
+                raise RunError(f"the robot's {names[0]!r}: {error}") from None
         if len(values) == 1 and (values[0].ndim or np.prod(shape) != 1):
             return _shaped(key, names[0], values[0], shape)
         scalars = [_shaped(key, name, value, ()) for name, value in zip(names, values, strict=True)]
@@ -205,7 +212,7 @@ def _numbers(name: str, value: Any) -> Array:
 
 
 def _shaped(key: str, name: str, value: Array, shape: tuple[int, ...]) -> Array:
-    """Return a value of this shape; it is never reshaped: it may be transposed."""
+    """Return a value of this shape; it is never reshaped: numbers may be transposed."""
     if value.shape != shape:
         raise RunError(f"the robot's {name!r} has the shape {value.shape}; {key!r} takes {shape or 'a number'}")
     return value
@@ -213,7 +220,7 @@ def _shaped(key: str, name: str, value: Array, shape: tuple[int, ...]) -> Array:
 
 def map_features(
     robot: Robot,
-    shapes: Mapping[str, tuple[int, ...]],
+    spec: ObservationSpec,
     dim: int,
     observations: Mapping[str, Sequence[str]] | None = None,
     actions: Sequence[str] | None = None,
@@ -223,7 +230,7 @@ def map_features(
 
     Args:
         robot: the robot, which need not be connected.
-        shapes: shape of each observation key of the policy.
+        spec: observations of the policy.
         dim: dimensions of the policy's actions.
         observations: features of a key K; by default the robot's array K, or its scalars K.0, K.1, ...
         actions: a feature for each action dimension; by default all of the robot's, in its order.
@@ -232,7 +239,7 @@ def map_features(
     Raises:
         InputError: If a key or dimension has no feature; both sides are named.
     """
-    offered, chosen = robot.observation_features, dict(observations or {})
+    offered, chosen, shapes = robot.observation_features, dict(observations or {}), spec.shapes
     unread = sorted(set(chosen) - set(shapes))
     if unread:
         raise InputError(f"robot.observations names {unread[0]!r}; the policy reads {', '.join(shapes)}")
@@ -240,8 +247,10 @@ def map_features(
         raise InputError("the policy reads an instruction; give it, as in 'task=\"push the block onto its goal\"'")
     names = {key: tuple(chosen.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
     for key, features in names.items():
-        _check_key(robot, key, shapes[key], features)
-    return FeatureMap(names, dict(shapes), _check_actions(robot, dim, actions), task)
+        _check_key(robot, key, spec, features)
+    if TASK in shapes:
+        write_text(task, *shapes[TASK])
+    return FeatureMap(names, spec, _check_actions(robot, dim, actions), task)
 
 
 def _default(key: str, shape: tuple[int, ...], offered: Mapping[str, Any]) -> tuple[str, ...]:
@@ -249,8 +258,8 @@ def _default(key: str, shape: tuple[int, ...], offered: Mapping[str, Any]) -> tu
     return (key,) if key in offered else tuple(f"{key}.{i}" for i in range(int(np.prod(shape))))
 
 
-def _check_key(robot: Robot, key: str, shape: tuple[int, ...], features: tuple[str, ...]) -> None:
-    offered = robot.observation_features
+def _check_key(robot: Robot, key: str, spec: ObservationSpec, features: tuple[str, ...]) -> None:
+    offered, shape = robot.observation_features, spec.shapes[key]
     missing = [name for name in features if name not in offered]
     if missing:
         raise InputError(
@@ -260,8 +269,8 @@ def _check_key(robot: Robot, key: str, shape: tuple[int, ...], features: tuple[s
     _check_once(f"robot.observations: {key!r}", features)
     arrays = [tuple(offered[name]) for name in features if isinstance(offered[name], tuple | list)]
     size = arrays[0] if arrays and len(features) == 1 else (len(features),)
-    fits = size == shape if arrays else len(features) == int(np.prod(shape))
-    if not fits or len(arrays) > 1 or (arrays and len(features) > 1):
+    same = fits(size, shape, key in spec.images) if arrays else len(features) == int(np.prod(shape))
+    if not same or len(arrays) > 1 or (arrays and len(features) > 1):
         raise InputError(f"the policy's {key!r} is {shape}, {robot.name}'s {', '.join(features)} make {size}")
 
 

@@ -120,7 +120,7 @@ def control_loop(
     rate = settings.fps / spec.dt * substeps
     if isinstance(robot, HasRate):
         robot.set_rate(rate, settings.fps)
-    feature_map = map_features(robot, observed.shapes, spec.dim, observations, actions, settings.task)
+    feature_map = map_features(robot, observed, spec.dim, observations, actions, settings.task)
     limits = safety.resolve(spec, 1 / rate)
     if substeps > 1 and limits.relative.any():
         raise InputError(

@@ -43,7 +43,6 @@ from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
 from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import observation_tensors
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.rollout.env import Pointing
 from gpc.rollout.worker import Lane, LaneCommand
@@ -109,7 +108,7 @@ def disagreement(policy: Composition, sampling: Sampling, observation: Frame, se
     recorder = RecordingComposer(policy.composer)
     composed = compose(policy.policies, recorder)
     noise = keyed_noise(seeds, chunks, sampling.n_noise_draws(composed), policy.actions.shape)
-    sample_chunk(composed, observation_tensors(observation), noise, sampling, keys=NoiseKeys.of(seeds, chunks))
+    sample_chunk(composed, composed.observations.read(observation), noise, sampling, keys=NoiseKeys.of(seeds, chunks))
     pairs = list(combinations(range(len(policy.policies)), 2))
     distances = [
         [(members[i] - members[j]).square().mean(1).sqrt().numpy() for i, j in pairs] for _, members in recorder.calls

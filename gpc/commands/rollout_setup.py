@@ -20,6 +20,7 @@ from gpc.inference.settings import Sampling
 from gpc.objects import describe, described, settings_in
 from gpc.policy.adapt import PolicyView, rename
 from gpc.policy.env_spec import EnvSpec
+from gpc.policy.observation import TASK, fits
 from gpc.policy.spec import Policy
 from gpc.registry import COMPOSERS, ENVS, name_of
 from gpc.rollout.env import Environment, LaneSpec, make_env
@@ -104,7 +105,8 @@ def prepare(
     steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
     env = replace(env, n_action_steps=steps)
     observations = policy.observations
-    lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies))
+    images = {key: observations.shapes[key] for key in sorted(observations.images)}
+    lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies), images)
     actor = ChunkActor(policy, sampling, steps)
     _check_environment(policy, env, video)
     return RolloutSetup(policy, env, lane, actor)
@@ -202,7 +204,9 @@ def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> None:
     original = {theirs: key for key, theirs in (spec.rename_map or {}).items()}
     for member in policy.policies:
         for key, shape in member.observations.shapes.items():
-            if offered.get(key) != shape:
+            size = offered.get(key)
+            image = key in member.observations.images
+            if size is None or not (key == TASK or fits(size, shape, image)):
                 missing = _not_offered(spec.name, key, original.get(key, key), shape, offered)
                 raise InputError(f"{member.name} reads {key!r} {shape}, {missing}")
 

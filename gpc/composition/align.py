@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpc.composition.noise_matching import NoiseMatched
 from gpc.errors import InputError
+from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.score.denoiser import Clamp, Denoiser
 from gpc.score.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
@@ -339,11 +340,18 @@ def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
     """Return all observation keys of policies, and the longest history.
 
     Raises:
-        InputError: If two policies read a key in different shapes.
+        InputError: If two policies read a key in different shapes, or only one of them as an image.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    images: dict[str, bool] = {}
     for policy in policies:
-        for key, shape in policy.observations.shapes.items():
-            if shapes.setdefault(key, shape) != shape:
+        spec = policy.observations
+        for key, shape in spec.shapes.items():
+            if key == TASK:  # a text fits into the longest
+                shapes[key] = max(shape, shapes.get(key, shape))
+            elif shapes.setdefault(key, shape) != shape:
                 raise InputError(f"{policy.name} reads {key!r} as {shape}, another policy as {shapes[key]}")
-    return ObservationSpec(shapes, max(p.observations.n_obs_steps for p in policies))
+            if images.setdefault(key, key in spec.images) != (key in spec.images):
+                raise InputError(f"{policy.name} and another policy read {key!r} as an image and as numbers")
+    steps = max(policy.observations.n_obs_steps for policy in policies)
+    return ObservationSpec(shapes, steps, [key for key, image in images.items() if image])

@@ -118,8 +118,7 @@ class AveragedChunks:
         chunks = []
         for member, draws in zip(self.members, noise.chunk(self.n_samples), strict=True):
             alone = compose([member.policy])
-            inputs = alone.observations.select(observation)
-            chunks.append(sample(alone, inputs, member.slice(draws), target and target.for_member(member)))
+            chunks.append(sample(alone, observation, member.slice(draws), target and target.for_member(member)))
         return self.composed.combine_chunks(chunks)
 
     def _with(self, composed: ComposedPolicy) -> AveragedChunks:

@@ -283,11 +283,10 @@ class ComposedPolicy:
 
     def condition(self, observation: Observation) -> ComposedDenoiser:
         """Encode one batch of observations, each policy the keys and steps that it reads."""
-        self.observations.check(observation)
         denoisers = []
         for member in self.members:
             policy = member.policy
-            denoiser = policy.condition(policy.observations.select(observation))
+            denoiser = policy.condition(policy.observations.read(observation))
             denoisers.append(member.wrap(CheckFinite(denoiser, policy.name)))
         return ComposedDenoiser(self.members, denoisers, self.composer.start())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpc.composition.chunks import SamplesChunks
 from gpc.composition.inpainting import InpaintTarget
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import Observation, Policy, observation_tensors, prior_mean_of
+from gpc.policy.spec import Observation, Policy, prior_mean_of
 from gpc.score.denoiser import Clamp, Inpainted, Translated, with_noise_keys
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.types import Array
@@ -103,6 +103,6 @@ def sample_actions(
         InputError: If sampler and policy do not fit, or an observation is missing.
     """
     spec = policy.actions
-    tensors = observation_tensors(policy.observations.select(observation))
+    tensors = policy.observations.read(observation)
     noise = keyed_noise(seeds, chunks, sampling.n_noise_draws(policy), spec.shape)
     return spec.decode(sample_chunk(policy, tensors, noise, sampling, target, NoiseKeys.of(seeds, chunks))).numpy()

@@ -129,7 +129,10 @@ def rename(policy: Policy, names: Mapping[str, str]) -> Policy:
     def prior_mean(observation: Observation) -> Tensor | None:
         return prior_mean_of(policy, original(observation))
 
-    observations = replace(policy.observations, shapes=dict(zip(renamed, shapes.values(), strict=True)))
+    images = [names.get(key, key) for key in policy.observations.images]
+    observations = ObservationSpec(
+        dict(zip(renamed, shapes.values(), strict=True)), policy.observations.n_obs_steps, images
+    )
     return PolicyView(policy, policy.actions, observations, json.dumps(used), condition, prior_mean)
 
 

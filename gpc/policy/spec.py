@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpc.errors import InputError, one_line
 from gpc.policy.env_spec import EnvSpec
+from gpc.policy.observation import TASK, conform
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 
@@ -23,7 +24,6 @@ NAME = 200  # characters of a key or of an action's dimension
 
 Observation = Mapping[str, Tensor]
 """key -> (batch, n_obs_steps, *shape)."""
-Values = TypeVar("Values", Tensor, npt.NDArray[Any])
 
 
 def is_whole(value: object, most: int, least: int = 0) -> bool:
@@ -111,53 +111,69 @@ class ObservationSpec:
     Attributes:
         shapes: key -> shape at one time.
         n_obs_steps: number of newest observations that the policy reads.
+        images: keys that are images (height, width, channels), uint8; by default those of shape (height, width, 3). All
+            others but `TASK`, an instruction, are numbers, float32.
 
     Raises:
-        InputError: If there are too many keys, steps or numbers.
+        InputError: If there are too many keys, steps or numbers, or an image is no key of three dimensions.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     n_obs_steps: int
+    images: Collection[str] = cast(Collection[str], None)
 
     def __post_init__(self) -> None:
         if len(self.shapes) > KEYS or not is_whole(self.n_obs_steps, STEPS, 1):
             raise InputError(f"observation spec: at most {KEYS} keys and 1 to {STEPS} steps, not {one_line(self)}")
         for key, shape in self.shapes.items():
             fits = isinstance(shape, tuple) and all(is_whole(n, NUMBERS) for n in shape) and prod(shape) <= NUMBERS
-            if not isinstance(key, str) or len(key) > NAME or not fits:
+            if not isinstance(key, str) or len(key) > NAME or not fits or (key == TASK and len(shape) != 1):
                 raise InputError(
                     f"observation spec: names have at most {NAME} characters, shapes at most {NUMBERS} numbers, not "
                     f"{one_line(f'{key!r} {shape}')}"
                 )
-
-    def check(self, observation: Observation) -> None:
-        """Check keys and shapes of a batch of observations.
-
-        Raises:
-            InputError: If a key is missing or has another shape.
-        """
-        for key, shape in self.shapes.items():
-            if key not in observation:
-                raise InputError(f"observation has no {key!r}; it has {', '.join(sorted(observation)) or 'nothing'}")
-            actual = tuple(observation[key].shape[1:])
-            if actual != (self.n_obs_steps, *shape):
+        images = self.images
+        if images is None:
+            images = [key for key, shape in self.shapes.items() if len(shape) == 3 and shape[-1] == 3]
+        for key in images:
+            if len(self.shapes.get(key, ())) != 3:
                 raise InputError(
-                    f"observation {key!r} has shape {actual}, the policy wants {(self.n_obs_steps, *shape)}"
+                    f"observation spec: the image {one_line(repr(key), 80)} must be one of the keys, of shape (height, width, "
+                    f"channels): {one_line(self)}"
                 )
+        object.__setattr__(self, "images", frozenset(images))
 
-    def select(self, observation: Mapping[str, Values]) -> dict[str, Values]:
-        """Return the keys that the policy reads, with their last `n_obs_steps` steps.
+    def conform(self, key: str, value: Any) -> npt.NDArray[Any]:
+        """Convert the value of one key, see `gpc.policy.observation.conform`."""
+        if isinstance(value, Tensor):
+            value = (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+        return conform(key, value, self.shapes[key], key in self.images)
+
+    def read(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Convert a batch of observations to what the policy reads.
 
         Args:
-            observation: key -> (batch, n_obs_steps or more, *shape).
+            observation: key -> array or tensor (batch, n_obs_steps or more, *shape).
+
+        Returns:
+            The policy's keys, their last `n_obs_steps` steps: images uint8 with channels last, numbers float32.
 
         Raises:
-            InputError: If a key is missing.
+            InputError: If a key is missing, of another shape, or beyond the range of an image.
         """
         missing = sorted(self.shapes.keys() - observation.keys())
         if missing:
             raise InputError(f"observation has no {missing[0]!r}; it has {', '.join(sorted(observation)) or 'nothing'}")
-        return {key: observation[key][:, -self.n_obs_steps :] for key in self.shapes}
+        return {key: self._tensor(key, observation[key]) for key in self.shapes}
+
+    def _tensor(self, key: str, value: Any) -> Tensor:
+        array, steps, shape = self.conform(key, value), self.n_obs_steps, self.shapes[key]
+        if array.ndim != 2 + len(shape) or array.shape[1] < steps:
+            raise InputError(
+                f"observation {key!r} has shape {array.shape}, the policy wants (batch, {steps}, *{shape})"
+            )
+        device = value.device if isinstance(value, Tensor) else None
+        return torch.from_numpy(np.require(array[:, -steps:], requirements=["C", "W"])).to(device)
 
 
 class Policy(Protocol):
@@ -246,11 +262,3 @@ class HasActionSteps(Protocol):
     @property
     def n_action_steps(self) -> int | None:
         """Actions executed before the next observation; None if not declared."""
-
-
-def observation_tensors(observation: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    """Convert arrays to tensors: numbers as float32, images stay uint8."""
-    return {
-        key: torch.from_numpy(value if value.dtype == np.uint8 else value.astype(np.float32))
-        for key, value in observation.items()
-    }

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol, cast
 import numpy as np
 
 from gpc.errors import InputError, RunError
+from gpc.policy.observation import TASK
 from gpc.rollout.env import LaneSpec
 from gpc.rollout.process import environment, python, search_path
 from gpc.rollout.worker import Failure, LaneCommand, LaneResult
@@ -48,7 +49,7 @@ class Episode:
         success: whether the task was solved at any step.
         score: largest reward.
         steps: number of executed actions.
-        trajectory: "action" (steps, action), "reward" (steps,), and each numeric observation at every decision,
+        trajectory: "action" (steps, action), "reward" (steps,), and each observation of numbers at every decision,
         (chunks, dim).
     """
 
@@ -113,11 +114,6 @@ class RolloutStats:
         self.waiting_seconds += other.waiting_seconds
 
 
-def _numeric(observation: Frame) -> Frame:
-    """Remove images and text."""
-    return {key: value for key, value in observation.items() if value.dtype != np.uint8}
-
-
 @dataclass
 class _Running:
     """The unfinished episode of one lane."""
@@ -130,8 +126,7 @@ class _Running:
 
     def finish(self) -> Episode:
         steps = len(self.rewards)
-        keys = _numeric(self.observations[0])
-        trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in keys}
+        trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in self.observations[0]}
         trajectory["action"] = np.concatenate(self.actions)[:steps].astype(np.float32)
         trajectory["reward"] = np.array(self.rewards, np.float32)
         return Episode(self.job, self.success, max(self.rewards), steps, trajectory)
@@ -261,6 +256,7 @@ class _Run:
         weights = np.array([episode.job.weights for episode in episodes], np.float64)
         seeds = np.array([episode.job.seed for episode in episodes])
         chunks = np.array([len(episode.actions) for episode in episodes])
+        unrecorded = {TASK, *self.spec.images}
         begin = time.monotonic()
         actions = self.actor(observation, weights, seeds, chunks)
         self.stats.actor_seconds += time.monotonic() - begin
@@ -273,7 +269,8 @@ class _Run:
                     f"the policy returned NaN or infinity (weights {episode.job.weights}, seed {episode.job.seed})"
                 )
             episode.actions.append(chunk)
-            episode.observations[-1] = _numeric(episode.observations[-1])
+            last = episode.observations[-1]
+            episode.observations[-1] = {key: last[key] for key in last.keys() - unrecorded}
         return [LaneCommand(lane, None, chunk) for lane, chunk in zip(lanes, actions, strict=True)]
 
     def _replace(self, worker: _Worker, cause: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -20,19 +20,6 @@ from gpc.objects import build, settings_of
 from gpc.policy.env_spec import EnvSpec
 from gpc.registry import ENVS, load_entry
 from gpc.types import Array, Frame
-
-TASK, TASK_BYTES = "task", 256
-"""Observation key of an instruction in words, and its length: UTF-8 in uint8, padded with zeros."""
-
-
-def write_text(text: str) -> Array:
-    """Encode an instruction as an observation, (TASK_BYTES,) uint8, cut at the end."""
-    return np.frombuffer(text.encode()[:TASK_BYTES].ljust(TASK_BYTES, b"\0"), np.uint8).copy()
-
-
-def read_text(task: Array) -> str:
-    """Decode the instruction of an observation (TASK_BYTES,)."""
-    return bytes(task).partition(b"\0")[0].decode(errors="replace")
 
 
 @runtime_checkable
@@ -80,12 +67,14 @@ class LaneSpec:
         observation_keys: keys that the policies read; None for all.
         n_obs_steps: length of the observation history.
         history: number of the last observations that are read, by key; at most `n_obs_steps`, the default.
+        images: shape of each key that the policies read as an image, which is converted (`gpc.policy.observation.conform`).
     """
 
     env: EnvSpec
     observation_keys: tuple[str, ...] | None = None
     n_obs_steps: int = 1
     history: Mapping[str, int] | None = None
+    images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def n_action_steps(self) -> int:

@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from gymnasium import spaces
 
+from gpc.policy.observation import conform
 from gpc.rollout.env import Environment, LaneSpec, make_env
 from gpc.types import Array, Frame
 
@@ -71,7 +72,7 @@ class Lane:
         """Execute one command."""
         if command.seed is not None:
             frame, _ = self.env.reset(seed=command.seed)
-            self.frames.extend([frame] * self.spec.n_obs_steps)
+            self.frames.extend([self._conformed(frame)] * self.spec.n_obs_steps)
             return LaneResult(command.lane, self._stacked(), [], False, False)
         assert command.actions is not None
         rewards, success, done = [], False, False
@@ -82,7 +83,7 @@ class Lane:
             if done:
                 return LaneResult(command.lane, {}, rewards, success, done)
             if left < self.spec.n_obs_steps:
-                self.frames.append(self.env.observe(self._read_at(left)))
+                self.frames.append(self._conformed(self.env.observe(self._read_at(left))))
         return LaneResult(command.lane, self._stacked(), rewards, success, done)
 
     def _read_at(self, age: int) -> list[str]:
@@ -90,6 +91,11 @@ class Lane:
         history = self.spec.history or {}
         keys = cast(spaces.Dict, self.env.observation_space)
         return [key for key in keys if age < history.get(key, self.spec.n_obs_steps)]
+
+    def _conformed(self, frame: Frame) -> Frame:
+        """Return a frame with the images that policies read as they read them."""
+        images = {key: conform(key, frame[key], shape, True) for key, shape in self.spec.images.items() if key in frame}
+        return {**frame, **images}
 
     def _stacked(self) -> Frame:
         newest = self.frames[-1]

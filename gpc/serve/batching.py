@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import groupby
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, cast
@@ -20,7 +19,6 @@ from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
-from gpc.rollout.env import TASK
 from gpc.types import Array
 
 
@@ -29,7 +27,7 @@ class InferenceRequest:
     """One chunk to sample.
 
     Attributes:
-        observation: key -> (n_obs_steps, *shape).
+        observation: key -> (n_obs_steps, *shape), as the policy reads it.
         seed: seed of the noise.
         chunk: number of the chunk in its episode.
         known: actions to continue, (horizon, action).
@@ -41,11 +39,6 @@ class InferenceRequest:
     chunk: int
     known: Array
     weight: Array
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """Types of the arrays; pictures in bytes and in floats are not stacked."""
-        return tuple(value.dtype.str for value in self.observation.values())
 
 
 class InferenceResult(NamedTuple):
@@ -118,8 +111,8 @@ class InferenceThread:
             for each in tasks:
                 if not isinstance(each.work, InferenceRequest):
                     _run_task(each.future, each.work)
-            for _, batch in groupby(sorted(chunks, key=_dtypes), _dtypes):
-                self._run_batch(list(batch))
+            if chunks:
+                self._run_batch(chunks)
 
     def _waiting(self) -> list[Task]:
         """Return the other tasks that have come, up to a batch."""
@@ -164,21 +157,10 @@ class InferenceThread:
     def _blank(self) -> InferenceRequest:
         """Return a request with an observation of zeros."""
         spec = self.policy.observations
-        observation = {
-            key: np.zeros((spec.n_obs_steps, *shape), np.uint8 if keeps_uint8(key, shape) else np.float32)
-            for key, shape in spec.shapes.items()
-        }
+        steps = spec.n_obs_steps
+        observation = {k: spec.conform(k, np.zeros((steps, *shape), np.uint8)) for k, shape in spec.shapes.items()}
         actions = self.policy.actions
         return InferenceRequest(observation, 0, 0, np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon))
-
-
-def keeps_uint8(key: str, shape: tuple[int, ...]) -> bool:
-    """Return whether an observation may stay in bytes: a picture, or text."""
-    return key == TASK or len(shape) == 3
-
-
-def _dtypes(task: Task) -> tuple[str, ...]:
-    return cast(InferenceRequest, task.work).dtypes
 
 
 def _run_task(future: Future[Any], function: Callable[[], Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ def policy_metadata(policy: Policy) -> dict[str, Any]:
         "fingerprint": policy.fingerprint,
         "actions": asdict(policy.actions),
         "observations": {key: list(shape) for key, shape in spec.shapes.items()},
+        "images": sorted(spec.images),
         "n_obs_steps": spec.n_obs_steps,
         "levels": asdict(policy.levels),
         "n_action_steps": counts.pop() if len(counts) == 1 else None,
@@ -49,11 +50,13 @@ class ServedPolicy(Struct):
     n_obs_steps: int
     levels: NoiseLevels
     n_action_steps: Annotated[int, Meta(ge=1, le=10**4)] | None = None
+    images: list[Text] | None = None  # not sent by servers of earlier versions
 
     @property
     def spec(self) -> ObservationSpec:
         """The observations that the policy reads."""
-        return ObservationSpec(self.observations, self.n_obs_steps)
+        spec = ObservationSpec(self.observations, self.n_obs_steps)
+        return spec if self.images is None else replace(spec, images=self.images)
 
 
 def check_metadata(metadata: Metadata, url: str) -> ServedPolicy:

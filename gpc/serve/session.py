@@ -10,17 +10,17 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gpc.errors import InputError
-from gpc.policy.spec import ActionSpec, ObservationSpec, observation_tensors
-from gpc.rollout.env import TASK, write_text
+from gpc.policy.observation import TASK
+from gpc.policy.spec import ActionSpec, ObservationSpec
 from gpc.score.denoiser import Denoiser
-from gpc.serve.batching import InferenceRequest, InferenceResult, InferenceThread, keeps_uint8
+from gpc.serve.batching import InferenceRequest, InferenceResult, InferenceThread
 from gpc.serve.codec import CHUNK, DENOISED, ENCODE, HANDLE, KNOWN, RESET, SEED, SIGMA, WEIGHT, X, read_array, read_int
 from gpc.types import Array
 
@@ -78,8 +78,7 @@ class Session:
     async def _encode(self, observation: Any) -> Reply:
         """Encode a batch of observations once, for the calls of `_denoise`."""
         batch = read_batch(observation, self.policy.observations, self.inference.max_batch)
-        tensors = observation_tensors(batch)
-        denoiser = await self._compute(lambda: self.policy.condition(tensors))
+        denoiser = await self._compute(lambda: self.policy.condition(batch))
         handle = secrets.randbits(63)  # never that of another session: the client may have connected anew
         self._encoded[handle] = denoiser, len(next(iter(batch.values())))
         if len(self._encoded) > HANDLES:
@@ -116,7 +115,7 @@ def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array
         message = {**message, TASK: message[PROMPT]}
     arrays = {}
     for key, shape in spec.shapes.items():
-        value = read_key(message, key, shape)
+        value = read_key(message, key, spec)
         if value.shape == shape:
             value = np.broadcast_to(value, (spec.n_obs_steps, *shape))
         if value.shape != (spec.n_obs_steps, *shape):
@@ -127,7 +126,7 @@ def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array
     return arrays
 
 
-def read_batch(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Array]:
+def read_batch(observation: Any, spec: ObservationSpec, most: int) -> dict[str, Tensor]:
     """Return observations of a remote member, key -> (batch, n_obs_steps, *shape).
 
     Raises:
@@ -135,33 +134,28 @@ def read_batch(observation: Any, spec: ObservationSpec, most: int) -> dict[str, 
     """
     if not isinstance(observation, dict):
         raise InputError(f"{ENCODE} takes an observation: a map of arrays by key")
-    arrays = {key: read_key(observation, key, shape) for key, shape in spec.shapes.items()}
-    rows = {value.shape[:1] for value in arrays.values()}
-    if len(rows) != 1 or not 1 <= next(iter(arrays.values())).shape[0] <= most:
+    tensors = spec.read({key: read_key(observation, key, spec) for key in spec.shapes})
+    rows = {len(value) for value in tensors.values()}
+    if len(rows) != 1 or not 1 <= max(rows) <= most:
         raise InputError(f"{ENCODE}: every key needs the same number of rows, 1 to {most} (the server's max_batch)")
-    spec.check(cast(Mapping[str, Tensor], arrays))
-    return arrays
+    return tensors
 
 
-def read_key(observation: Message, key: str, shape: tuple[int, ...]) -> Array:
-    """Return one key of an observation: bytes of pictures and text, else float32.
+def read_key(observation: Message, key: str, spec: ObservationSpec) -> Array:
+    """Return one key of an observation as the policy reads it.
 
     Raises:
-        InputError: If it is missing, no array of numbers, or not finite.
+        InputError: If it is missing, or not what the policy reads.
     """
     if key not in observation:
         offered = ", ".join(sorted(map(str, observation))) or "nothing"
-        raise InputError(f"observation has no {key!r} {shape}; it has {offered}"[:300])
+        raise InputError(f"observation has no {key!r} {spec.shapes[key]}; it has {offered}"[:300])
     value = observation[key]
-    if key == TASK and isinstance(value, str):
-        return write_text(value)
-    if not isinstance(value, np.ndarray | np.number | int | float):
-        raise InputError(f"observation {key!r} is a {type(value).__name__}; send a numpy array of shape {shape}")
-    array = np.asarray(value)
-    if array.dtype == np.uint8 and keeps_uint8(key, shape):
-        return array
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+    if not isinstance(value, np.ndarray | np.number | int | float) and not (key == TASK and isinstance(value, str)):
+        raise InputError(
+            f"observation {key!r} is a {type(value).__name__}; send a numpy array of shape {spec.shapes[key]}"
+        )
+    array = spec.conform(key, value)
     if not np.isfinite(array).all():
         raise InputError(f"observation {key!r} holds NaN or infinity")
     return array

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.score.noise import karras_sigmas, snap_sigmas
 from gpc.score.samplers import euler, last
@@ -28,8 +31,8 @@ def check_policy(
             that `denoised` approaches x as sigma approaches zero, which a wrong sign, schedule or prediction type
             breaks.
         seed: seed of noise and observations.
-        observation: key -> (4, n_obs_steps, *shape); random numbers by default, and uint8 for shapes (height, width,
-            3). Pass real observations if random ones are far from the training data.
+        observation: key -> (4, n_obs_steps, *shape); by default random images, texts and numbers, as the spec declares them.
+            Pass real observations if random ones are far from the training data.
 
     Raises:
         AssertionError: If the contract is broken; the message names the requirement.
@@ -37,10 +40,7 @@ def check_policy(
     try:
         _check_specs(policy)
         generator = torch.Generator().manual_seed(seed)
-        observation = observation or {
-            key: _random_observation((4, policy.observations.n_obs_steps, *shape), generator)
-            for key, shape in policy.observations.shapes.items()
-        }
+        observation = policy.observations.read(observation or _random(policy.observations, generator))
         shape = (4, policy.actions.horizon, policy.actions.dim)
         noise = torch.randn(shape, dtype=torch.float64, generator=generator)
         high = min(policy.levels.sigma_max, 40.0)
@@ -56,10 +56,18 @@ def check_policy(
         raise AssertionError(f"{type(policy).__name__}: {error}") from None
 
 
-def _random_observation(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    if len(shape) == 5 and shape[-1] == 3:
-        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return torch.randn(shape, generator=generator)
+def _random(spec: ObservationSpec, generator: torch.Generator) -> dict[str, Any]:
+    """Return four random observations."""
+    observation: dict[str, Any] = {}
+    for key, shape in spec.shapes.items():
+        size = (4, spec.n_obs_steps, *shape)
+        if key == TASK:
+            observation[key] = [[f"task {row}"] * spec.n_obs_steps for row in range(4)]
+        elif key in spec.images:
+            observation[key] = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        else:
+            observation[key] = torch.randn(size, generator=generator)
+    return observation
 
 
 def _check_specs(policy: Policy) -> None:

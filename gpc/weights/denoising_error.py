@@ -28,7 +28,6 @@ from gpc.composition.composed import ComposedDenoiser, Composition, compose
 from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import observation_tensors
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.score.noise import snap_sigmas
 from gpc.types import Array
@@ -166,7 +165,9 @@ def measure(policy: Composition, sampling: Sampling, demonstrations: Demonstrati
         observation = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
         clean = spec.encode(torch.from_numpy(demonstrations.actions[acted[part]]).double())
         noise = keyed_noise(part, np.zeros_like(part), len(sigmas), spec.shape)
-        denoiser = composed.condition(observation_tensors(observation)).with_noise_keys(NoiseKeys.of(part, part * 0))
+        denoiser = composed.condition(composed.observations.read(observation)).with_noise_keys(
+            NoiseKeys.of(part, part * 0)
+        )
         errors = [_errors(denoiser, clean, sigma, draw) for sigma, draw in zip(sigmas, noise, strict=True)]
         total += torch.stack([error @ error.T / error.shape[1] for error in errors]) * len(part) / len(windows)
     return DenoisingError(sigmas.numpy(), total.numpy(), len(windows), demonstrations.fingerprint)

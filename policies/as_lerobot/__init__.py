@@ -43,9 +43,9 @@ from gpc.inference.chunk import sample_chunk
 from gpc.inference.native import common_action_steps
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
-from gpc.policy.spec import Policy
+from gpc.policy.observation import TASK
+from gpc.policy.spec import ObservationSpec, Policy
 from gpc.results.upgrade import upgraded_sampler
-from gpc.rollout.env import TASK, write_text
 from gpc.schema import convert
 from gpc.score.keyed_noise import NoiseKeys
 
@@ -173,7 +173,7 @@ class GpcPolicy(PreTrainedPolicy):
         missing = sorted(set(spec.shapes) - set(batch))
         if missing:
             raise InputError(f"the robot or environment offers no {missing[0]!r}; add it to rename_map of config.json")
-        now = {key: _from_lerobot(batch[key], len(shape) == 3) for key, shape in spec.shapes.items()}
+        now = {key: torch.from_numpy(spec.conform(key, batch[key])) for key in spec.shapes}
         self._seen.extend([now] * (1 if self._seen else spec.n_obs_steps))
 
     def _chunk(self, noise: Tensor | None, known: InpaintTarget | None = None) -> Tensor:
@@ -198,18 +198,6 @@ class GpcPolicy(PreTrainedPolicy):
         fall = torch.linspace(1, 0, max(steps - delay, 0) + 2)[1:-1]
         weight[now] = torch.cat([torch.ones(min(delay, steps)), fall])
         return InpaintTarget(chunk.numpy(), weight.numpy())
-
-
-def _from_lerobot(value: Tensor | list[str], image: bool) -> Tensor:
-    """Return an observation of LeRobot as gpc's environments have it.
-
-    Images (batch, channels, height, width) in [0, 1] become (batch, height, width, channels) uint8, instructions bytes;
-    numbers stay.
-    """
-    if isinstance(value, list):
-        return torch.from_numpy(np.stack([write_text(text) for text in value]))
-    value = value.cpu()
-    return (value * 255).round().to(torch.uint8).movedim(-3, -1) if image and value.is_floating_point() else value
 
 
 def _composition(
@@ -271,7 +259,7 @@ def save(
         raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")
     config = GpcConfig(
         n_obs_steps=policy.observations.n_obs_steps,
-        input_features={k: _feature(k, shape) for k, shape in policy.observations.shapes.items() if k != TASK},
+        input_features={key: _feature(key, policy.observations) for key in policy.observations.shapes if key != TASK},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (spec.dim,))},
         device="cpu",
         push_to_hub=False,
@@ -285,7 +273,8 @@ def save(
         part.save_pretrained(folder)
 
 
-def _feature(key: str, shape: tuple[int, ...]) -> PolicyFeature:
-    if len(shape) == 3:
+def _feature(key: str, spec: ObservationSpec) -> PolicyFeature:
+    shape = spec.shapes[key]
+    if key in spec.images:
         return PolicyFeature(FeatureType.VISUAL, (shape[-1], *shape[:-1]))
     return PolicyFeature(FeatureType.ENV if key == "observation.environment_state" else FeatureType.STATE, shape)

@@ -131,8 +131,8 @@ class DiffusionPolicy(CheckpointPolicy):
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Normalise and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
-        self.observations.check(observation)
-        rows = {key: self._normalise(key, observation[key].flatten(0, 1)) for key in self.observations.shapes}
+        inputs = self.observations.read(observation)
+        rows = {key: self._normalise(key, value.flatten(0, 1)) for key, value in inputs.items()}
         condition = self.encoder(rows).unflatten(0, (-1, self.observations.n_obs_steps))
         if not isinstance(self.network, Transformer):
             condition = condition.flatten(1)
@@ -142,8 +142,8 @@ class DiffusionPolicy(CheckpointPolicy):
     def _normalise(self, key: str, value: Tensor) -> Tensor:
         """Scale images to [0, 1], channels first, then apply scale and offset."""
         scale, offset = self.normalisers[key]
-        image = value.dtype == torch.uint8
-        value = (value.float() / 255).movedim(-1, -3).contiguous() if image else value.float()
+        if key in self.observations.images:
+            value = (value.float() / 255).movedim(-1, -3).contiguous()
         return value * scale + offset
 
 
@@ -208,7 +208,7 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
     sizes = {key: 1 if len(shape) == 3 else shape[-1] for key, shape in shapes.items()}  # images have one scale for all
     normalisers = {key: _normaliser(settings.path, state, key, size) for key, size in sizes.items()}
     actions = _actions(kind, settings, *_normaliser(settings.path, state, "action", dim))
-    observations = ObservationSpec(shapes, steps)
+    observations = ObservationSpec(shapes, steps, [key for key, shape in shapes.items() if len(shape) == 3])
     check_steps(settings.get("policy.noise_scheduler.num_train_timesteps"))
     scheduler: Any = DDPMScheduler(**{key: settings.get(f"policy.noise_scheduler.{key}") for key in SCHEDULE})
     size = settings.path.stat().st_size

@@ -27,8 +27,8 @@ from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
 from gpc.policies.from_lerobot.files import check_version, find, fingerprint, policy_name, read_weights, weight_files
 from gpc.policies.from_lerobot.processors import CONFIG, affine, load_processors, observed, raw_shapes, read_json
+from gpc.policy.observation import TASK, TASK_BYTES, read_text
 from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
-from gpc.rollout.env import TASK, TASK_BYTES, read_text
 from gpc.schema import convert
 from gpc.score import noise
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
@@ -58,21 +58,19 @@ class LeRobotPolicy(CheckpointPolicy):
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Preprocess and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
-        self.observations.check(observation)
-        inputs = {key: observation[key] for key in self.observations.shapes}
-        rows = {key: _as_lerobot(key, value.flatten(0, 1)) for key, value in inputs.items()}
+        inputs = self.observations.read(observation)
+        rows = {key: self._as_lerobot(key, value.flatten(0, 1)) for key, value in inputs.items()}
         batch = self.preprocess(rows)
         count, steps = next(iter(inputs.values())).shape[:2]
         keys = (*observed(self.model.config), *self.family.added)
         network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
         return NetworkDenoiser(no_grad(network), self.schedule, self.family.prediction(self.model.config))
 
-
-def _as_lerobot(key: str, value: Tensor) -> Tensor | list[str]:
-    """Convert images to (rows, channels, h, w) in [0, 1], an instruction to text."""
-    if key == TASK:
-        return [read_text(row) for row in value.to(torch.uint8).cpu().numpy()]
-    return value.movedim(-1, -3).contiguous().float() / 255 if value.dtype == torch.uint8 else value
+    def _as_lerobot(self, key: str, value: Tensor) -> Tensor | list[str]:
+        """Convert images to (rows, channels, h, w) in [0, 1], an instruction to text."""
+        if key == TASK:
+            return [read_text(row) for row in value.numpy()]
+        return value.movedim(-1, -3).contiguous().float() / 255 if key in self.observations.images else value
 
 
 def load(source: str) -> LeRobotPolicy:
@@ -103,8 +101,9 @@ def _load(folder: Path) -> LeRobotPolicy:
         bound=family.bound(config),
         relative=representation(folder, (), "LeRobot's configurations do not"),
     )
-    shapes = raw_shapes(folder, config, pre) | ({TASK: (TASK_BYTES,)} if family.language else {})
-    observations = ObservationSpec(shapes, config.n_obs_steps)
+    shapes, images = raw_shapes(folder, config, pre)
+    text = {TASK: (TASK_BYTES,)} if family.language else {}
+    observations = ObservationSpec(shapes | text, config.n_obs_steps, images)
     model = _load_model(folder, config)
     return LeRobotPolicy(
         policy_name(folder),

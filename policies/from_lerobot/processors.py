@@ -200,10 +200,10 @@ def affine(folder: Path, post: PolicyProcessorPipeline, dim: int) -> tuple[tuple
     return tuple(scale.tolist()), tuple(zero.tolist())
 
 
-def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the environment's observations, images channels last.
+def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Return the shapes of the environment's observations, and which are images.
 
-    The keys are those before the preprocessor's renaming. If it renames some cameras only, a notice names the others,
+    Images have their channels last. The keys are those before the preprocessor's renaming. If it renames some cameras only, a notice names the others,
     since LeRobot would silently run without them.
 
     Raises:
@@ -221,8 +221,8 @@ def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[
     shapes = {}
     for key, feature in features.items():
         shape = tuple(feature.shape)
-        shapes[source.get(key, key)] = (*shape[1:], shape[0]) if feature.type is FeatureType.VISUAL else shape
-    return shapes
+        shapes[source.get(key, key)] = (*shape[1:], shape[0]) if key in cameras else shape
+    return shapes, [source.get(key, key) for key in cameras]
 
 
 def _renames(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> dict[str, str]:
