@@ -102,7 +102,8 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     dry_run(lambda: _algorithm(content, "meta").nets, content["model"]["nets"], path.stat().st_size, str(path))
     algo = _algorithm(content, "cpu")
     nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
-    shapes = {key: _raw_shape(key, tuple(shape), config) for key, shape in algo.obs_shapes.items()}
+    images = [key for key in config["observation"]["modalities"]["obs"].get("rgb", []) if key in algo.obs_shapes]
+    shapes = {k: (*shape[1:], shape[0]) if k in images else tuple(shape) for k, shape in algo.obs_shapes.items()}
     statistics = content.get("obs_normalization_stats") or {}
     return RobomimicPolicy(
         name=path.stem,
@@ -110,7 +111,7 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
         nets=nets,
         schedule=VariancePreserving(tuple(algo.noise_scheduler.betas.tolist())),
         actions=actions,
-        observations=ObservationSpec(shapes, algo.algo_config.horizon.observation_horizon),
+        observations=ObservationSpec(shapes, algo.algo_config.horizon.observation_horizon, images),
         normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
         simulator=_simulator(config, content["env_metadata"], shapes),
         n_action_steps=config["algo"]["horizon"]["action_horizon"],
@@ -261,9 +262,3 @@ def _relative(path: Path, metadata: Mapping[str, Any]) -> bool | None:
     names = ("input_type", "control_delta")  # robosuite 1.5 reads the first, 1.4 the second
     declared = [[node[key] in (True, "delta") for node, key in _walk(metadata) if key == name] for name in names]
     return representation(path, declared[0] or declared[1], f"{' or '.join(names)} of its controller")
-
-
-def _raw_shape(key: str, shape: tuple[int, ...], config: dict[str, Any]) -> tuple[int, ...]:
-    """Return the environment's shape: images are (height, width, channels)."""
-    images = config["observation"]["modalities"]["obs"].get("rgb", [])
-    return (*shape[1:], shape[0]) if key in images else shape

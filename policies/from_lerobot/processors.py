@@ -203,8 +203,8 @@ def affine(folder: Path, post: PolicyProcessorPipeline, dim: int) -> tuple[tuple
 def raw_shapes(folder: Path, config: Any, pre: PolicyProcessorPipeline) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Return the shapes of the environment's observations, and which are images.
 
-    Images have their channels last. The keys are those before the preprocessor's renaming. If it renames some cameras only, a notice names the others,
-    since LeRobot would silently run without them.
+    Images have their channels last. The keys are those before the preprocessor's renaming. If it renames some cameras
+    only, a notice names the others, since LeRobot would silently run without them.
 
     Raises:
         InputError: If the renaming removes a key that the network reads.
