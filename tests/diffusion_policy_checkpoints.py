@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 GOLDEN = Path(__file__).parent / "data" / "diffusion-policy.npz"
+TRAINED = Path(__file__).parent / "data" / "diffusion-policy-trainer"  # files of the trainer itself
 BATCH, STEPS = 2, 10
 DDPM = {
     "_target_": "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
@@ -215,9 +216,9 @@ def observe(case):
     return {k: (128 * (v + 1)).to(torch.uint8) if k == "image" else v.float() for k, v in found.items()}
 
 
-def noise():
+def noise(steps=STEPS, horizon=8):
     """The start, and what each step adds: (1 + steps, batch, horizon, action), of unit variance."""
-    return (math.sqrt(3) * spread((1 + STEPS, BATCH, 8, 2), 0.5)).float()
+    return (math.sqrt(3) * spread((1 + steps, BATCH, horizon, 2), 0.5)).float()
 
 
 def payload(case):

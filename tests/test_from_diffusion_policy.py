@@ -4,9 +4,10 @@ import copy
 import functools
 import os
 
+import numpy as np
 import pytest
 import torch
-from diffusion_policy_checkpoints import DDPM, POLICIES, noise, observe, payload, recorded, save, weights
+from diffusion_policy_checkpoints import DDPM, POLICIES, TRAINED, noise, observe, payload, recorded, save, weights
 from omegaconf import OmegaConf
 from test_checkpoint import TOUCH, Call
 from test_from_lerobot import sample
@@ -29,6 +30,16 @@ def test_the_chunk_is_that_of_the_repositorys_own_predict_action(load, case):
     stochastic = POLICIES[case]["noise_scheduler"] is DDPM
     ours = policy.actions.decode(sample(policy, observe(case), noise(), 5, stochastic))
     assert float((ours - recorded()[case]["chunk"]).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("path", sorted(TRAINED.rglob("*.ckpt")), ids=lambda path: path.relative_to(TRAINED).as_posix())
+def test_a_file_of_the_trainer_gives_the_chunk_of_the_trainers_own_policy(path):
+    """On the 100 steps of its inference, in pixels; the averaged weights if there are any."""
+    with np.load(TRAINED / "chunks.npz") as stored:
+        seen = {"obs": torch.from_numpy(stored["obs"])}
+        chunk = torch.from_numpy(stored["/".join(path.parts[-3:])])
+    policy = gpc.load_policy(f"diffusion_policy:{path}")
+    assert float((policy.actions.decode(sample(policy, seen, noise(100, 16), 1, True)) - chunk).abs().max()) < 5e-3
 
 
 @pytest.mark.parametrize("case", POLICIES)

@@ -35,7 +35,6 @@ STAND_INS = (
     "omegaconf.nodes.IntegerNode",
     "omegaconf.nodes.FloatNode",
     "omegaconf.nodes.BooleanNode",
-    "collections.defaultdict",
     "typing.Any",
     "dill._dill._load_type",
     "__builtin__.dict",
