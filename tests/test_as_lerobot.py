@@ -14,10 +14,14 @@ from lerobot_checkpoints import save as save_checkpoint
 from lerobot_checkpoints import save_smolvla
 
 import gpc
+from gpc.demonstrations import read
 from gpc.errors import InputError
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.settings import Sampling
 from gpc.policies.as_lerobot import save
 
 KEYS = {"keypoints": "observation.environment_state", "agent_pos": "observation.state"}
+DEMONSTRATIONS = Path(__file__).parent / "data" / "pusht-held-out.zarr.zip"
 LEROBOT_EVAL = Path(sys.executable).with_name("lerobot-eval")
 
 
@@ -75,9 +79,7 @@ def test_actions_are_those_of_the_composition(policy, folder, tiny):
     ]
     members = gpc.compose(renamed, [0.5, 0.5])
     seen = {key: torch.stack([value, value], 1) for key, value in observe(0).items()}
-    chunk = members.actions.decode(
-        gpc.inference.chunk.sample_chunk(members, seen, noise.double(), policy.config.sampling)
-    )
+    chunk = members.actions.decode(sample_chunk(members, seen, noise.double(), policy.config.sampling))
     torch.testing.assert_close(first.double(), chunk[:, 1], rtol=0, atol=1e-4)
     torch.testing.assert_close(second.double(), chunk[:, 2], rtol=0, atol=1e-4)
 
@@ -106,6 +108,59 @@ def test_a_chunk_goes_on_from_what_the_robot_is_doing(policy):
     assert apart[7] < (free[:, 7] - left_over[:, 7]).abs().mean()
     policy.reset()
     torch.testing.assert_close(policy.predict_action_chunk(observe(0), noise, 0, left_over, 0), free)
+
+
+@pytest.fixture(scope="module")
+def pusht(tmp_path_factory):
+    """A trained policy in LeRobot, the frames of a demonstration, and its chunk from any history of them."""
+    root = tmp_path_factory.mktemp("pusht")
+    save(root, ["pusht-flow"], [1.0], rename_map=KEYS, sampling=Sampling(steps=5))
+    policy = get_policy_class("gpc").from_pretrained(root)
+    demonstration = read(DEMONSTRATIONS, list(KEYS)).select([0])
+    frames = {KEYS[key]: torch.from_numpy(value).float() for key, value in demonstration.observations.items()}
+    noise = torch.randn(1, 1, 16, 2, generator=torch.Generator().manual_seed(1))
+
+    def exact(*steps):
+        observation = {key: value[list(steps)][None] for key, value in frames.items()}
+        chunk = sample_chunk(policy.policy, observation, noise.double(), policy.config.sampling)
+        return policy.policy.actions.decode(chunk)[:, 1:].float()
+
+    return policy, lambda step: {key: value[step][None] for key, value in frames.items()}, noise, exact
+
+
+def test_a_chunk_of_one_frame_repeats_it_whatever_was_seen_a_chunk_ago(pusht):
+    """LeRobot's real-time and asynchronous control call once a chunk; a history of two calls is 8 steps apart."""
+    policy, frame, noise, exact = pusht
+    policy.reset()
+    apart, stale = [], []
+    for step in range(16, 81, 8):
+        chunk = policy.predict_action_chunk(frame(step), noise)
+        assert torch.equal(chunk, exact(step, step))
+        apart.append((chunk - exact(step - 1, step)).abs().max())
+        stale.append((exact(step - 8, step) - exact(step - 1, step)).abs().max())
+    assert max(apart) < 0.5 * max(stale)
+    assert torch.stack(apart).mean() < 0.4 * torch.stack(stale).mean()
+
+
+def test_a_chunk_of_all_frames_of_the_history_is_exact(pusht):
+    policy, frame, noise, exact = pusht
+    policy.reset()
+    for step in (16, 24):
+        history = {key: torch.stack([frame(step - 1)[key], value], 1) for key, value in frame(step).items()}
+        assert torch.equal(policy.predict_action_chunk(history, noise), exact(step - 1, step))
+    longer = {key: torch.cat([value[:, :1] + 9, value], 1) for key, value in history.items()}
+    assert torch.equal(policy.predict_action_chunk(longer, noise), exact(step - 1, step))
+
+
+def test_a_chunk_beside_select_action_has_its_history(pusht):
+    policy, frame, noise, exact = pusht
+    policy.reset()
+    for step in range(17):
+        action = policy.select_action(frame(step), noise=noise)
+        chunk = policy.predict_action_chunk(frame(step), noise)
+        assert torch.equal(chunk, exact(max(step - 1, 0), step))
+        assert torch.equal(action, exact(max(step // 8 * 8 - 1, 0), step // 8 * 8)[:, step % 8])
+    assert torch.equal(policy.predict_action_chunk(frame(30), noise), exact(30, 30))
 
 
 def test_two_one_arm_policies_are_two_arms_in_lerobot_too(tiny, tmp_path):

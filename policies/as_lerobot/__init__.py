@@ -44,7 +44,7 @@ from gpc.inference.native import common_action_steps
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.observation import TASK
-from gpc.policy.spec import ObservationSpec, Policy
+from gpc.policy.spec import Observation, ObservationSpec, Policy
 from gpc.results.upgrade import upgraded_sampler
 from gpc.schema import convert
 from gpc.score.keyed_noise import NoiseKeys
@@ -126,16 +126,20 @@ class GpcPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forget the observations and the actions of the last episode."""
-        self._seen: deque[dict[str, Tensor]] = deque(maxlen=self.policy.observations.n_obs_steps)
+        self._history: Observation = {}
         self._plan: deque[Tensor] = deque()
         self._chunks = 0
 
     @torch.inference_mode()
     def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None, **_: Any) -> Tensor:
-        """Return the next action (batch, action); sample every `n_action_steps` calls."""
-        self._look(batch)
+        """Return the next action (batch, action); sample every `n_action_steps` calls.
+
+        Each call is one time step of the history.
+        """
+        seen, frame = self._history, {key: value[:, -1:] for key, value in self._observe(batch).items()}
+        self._history = self._last({key: torch.cat([seen.get(key, value), value], 1) for key, value in frame.items()})
         if not self._plan:
-            self._plan.extend(self._chunk(noise).unbind(1)[: self.config.n_action_steps])
+            self._plan.extend(self._chunk(self._history, noise).unbind(1)[: self.config.n_action_steps])
         return self._plan.popleft()
 
     @torch.inference_mode()
@@ -152,12 +156,19 @@ class GpcPolicy(PreTrainedPolicy):
         It is drawn to the left-over of the last chunk, if that is passed.
 
         The first `inference_delay` steps of the left-over are kept; until `execution_horizon` its weight falls to zero.
+
+        Values of `batch` may have the steps of the history, (batch, steps, ...). A single frame has the history of
+        `select_action` if it is the newest there, else it is repeated: LeRobot's real-time and asynchronous control make one
+        call a chunk, so that the frame of the last call is many steps old.
         """
-        self._look(batch)
+        observation = self._observe(batch)
+        if self._history and all(torch.equal(value, self._history[key][:, -1:]) for key, value in observation.items()):
+            observation = self._history
+        observation = self._last(observation)
         if prev_chunk_left_over is None:
-            return self._chunk(noise)
+            return self._chunk(observation, noise)
         horizon = prev_chunk_left_over.shape[-2] if execution_horizon is None else execution_horizon
-        return self._chunk(noise, self._decided(prev_chunk_left_over, inference_delay or 0, horizon))
+        return self._chunk(observation, noise, self._decided(prev_chunk_left_over, inference_delay or 0, horizon))
 
     def get_optim_params(self) -> dict[str, Any]:
         """Raise InputError: nothing is trained."""
@@ -167,18 +178,25 @@ class GpcPolicy(PreTrainedPolicy):
         """Raise InputError: nothing is trained."""
         raise InputError("a gpc composition is not trained; train its members")
 
-    def _look(self, batch: Mapping[str, Tensor]) -> None:
-        """Take in one observation; at the first, the history is filled with it."""
+    def _observe(self, batch: Mapping[str, Tensor]) -> Observation:
+        """Return the observation of a batch, (batch, steps, ...)."""
         spec = self.policy.observations
         missing = sorted(set(spec.shapes) - set(batch))
         if missing:
             raise InputError(f"the robot or environment offers no {missing[0]!r}; add it to rename_map of config.json")
-        now = {key: torch.from_numpy(spec.conform(key, batch[key])) for key in spec.shapes}
-        self._seen.extend([now] * (1 if self._seen else spec.n_obs_steps))
+        values = {key: torch.from_numpy(spec.conform(key, batch[key])) for key in spec.shapes}
+        return {k: value[:, None] if value.ndim == len(spec.shapes[k]) + 1 else value for k, value in values.items()}
 
-    def _chunk(self, noise: Tensor | None, known: InpaintTarget | None = None) -> Tensor:
+    def _last(self, observation: Observation) -> Observation:
+        """Return the steps that the policy reads; the oldest is repeated if there are fewer."""
+        count = self.policy.observations.n_obs_steps
+        return {
+            key: torch.cat([value[:, :1]] * (count - value.shape[1]) + [value], 1)[:, -count:]
+            for key, value in observation.items()
+        }
+
+    def _chunk(self, observation: Observation, noise: Tensor | None, known: InpaintTarget | None = None) -> Tensor:
         spec, sampling = self.policy.actions, self.config.sampling
-        observation = {key: torch.stack([frame[key] for frame in self._seen], 1) for key in self._seen[0]}
         shape = (sampling.n_noise_draws(self.policy), len(next(iter(observation.values()))), spec.horizon, spec.dim)
         noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
         keys = NoiseKeys.of(np.arange(shape[1]), np.full(shape[1], self._chunks))
