@@ -39,6 +39,10 @@ VERTICES = np.array(BAR + STEM, np.float64)
 OUTLINE = tuple((float(x), float(y)) for x, y in VERTICES[[0, 1, 2, 5, 6, 7, 4, 3]])
 RECTANGLES = ((-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0))  # left, low, right, high
 AREA = 6300.0
+DIFFUSION_POLICY_POINTS = np.array(  # medians over 25,650 states of pusht_cchi_v7_replay.zarr ("keypoint", "state"); spread 0.03
+    [(9.27, 90.04), (-60.98, -1.19), (60.91, -1.39), (-0.27, 25.54), (-14.07, 122.82), (39.0, 32.86), (-39.97, 32.73),
+     (-16.82, 62.86), (23.54, -1.7)]
+)  # fmt: skip
 CENTRE, RADIUS = 45.9375, 75.57  # the smallest circle around the T: its centre is (0, CENTRE)
 
 
@@ -51,11 +55,16 @@ def keypoints(block_pose: Array) -> Array:
     Returns:
         Vertices of the T, (N, 16): x0, y0, x1, y1, ...
     """
+    return _placed(VERTICES, block_pose)
+
+
+def _placed(points: Array, block_pose: Array) -> Array:
+    """Return points (P, 2) of the T's frame at each pose, (N, 2 P)."""
     x, y, angle = np.asarray(block_pose, np.float64).T[..., None]
     cos, sin = np.cos(angle), np.sin(angle)
-    across, along = VERTICES.T
-    points = np.stack([x + across * cos - along * sin, y + across * sin + along * cos], axis=-1)
-    return points.reshape(len(points), 16)
+    across, along = points.T
+    placed = np.stack([x + across * cos - along * sin, y + across * sin + along * cos], axis=-1)
+    return placed.reshape(len(placed), 2 * len(points))
 
 
 def coverage(block_pose: Sequence[float], goal_pose: Sequence[float]) -> float:
@@ -106,9 +115,10 @@ class PushT(Environment):
     """PushT with any of its observations.
 
     state (5,): tool x, y, block x, y (pixels of a 512 x 512 table) and block angle in [0, 2 pi); keypoints (16,): the
-    block's vertices x0, y0, x1, y1, ...; agent_pos (2,): tool x, y; pixels (96, 96, 3) uint8; task: the instruction in
-    words. Actions (2,) are positions of the tool. The reward is the coverage of the goal / 0.95, at most 1. An episode
-    ends with success at a coverage of 0.95. Paper: Chi et al. 2023, Diffusion Policy, arXiv:2303.04137.
+    block's vertices x0, y0, x1, y1, ...; agent_pos (2,): tool x, y; pixels (96, 96, 3) uint8; obs (20,): the nine
+    keypoints of Diffusion Policy's low-dimensional policies, then tool x, y; task: the instruction in words. Actions
+    (2,) are positions of the tool. The reward is the coverage of the goal / 0.95, at most 1. An episode ends with
+    success at a coverage of 0.95. Paper: Chi et al. 2023, Diffusion Policy, arXiv:2303.04137.
 
     Args:
         observation_keys: observations to compute.
@@ -122,7 +132,7 @@ class PushT(Environment):
 
     def __init__(
         self,
-        observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels", TASK),
+        observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels", "obs", TASK),
         max_steps: int = 300,
     ) -> None:
         known: dict[str, tuple[spaces.Box, Callable[[], Array]]] = {
@@ -130,6 +140,7 @@ class PushT(Environment):
             "keypoints": (_positions(16), self._keypoints),
             "agent_pos": (_positions(2), self._agent_pos),
             "pixels": (spaces.Box(0, 255, (96, 96, 3), np.uint8), self._pixels),
+            "obs": (_positions(20), self._obs),
             TASK: (spaces.Box(0, 255, (TASK_BYTES,), np.uint8), lambda: write_text(INSTRUCTION)),
         }
         unknown = sorted(set(observation_keys) - set(known))
@@ -207,6 +218,9 @@ class PushT(Environment):
 
     def _keypoints(self) -> Array:
         return np.ravel(self._stock.get_keypoints(self._stock._block_shapes))
+
+    def _obs(self) -> Array:
+        return np.append(_placed(DIFFUSION_POLICY_POINTS, self._state()[None, 2:]), self._stock.agent.position)
 
     def _agent_pos(self) -> Array:
         return np.array(self._stock.agent.position)

@@ -2,17 +2,20 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
 from gym_pusht.envs.pusht import PushTEnv
 
-from gpc.envs.pusht import OUTLINE, PushT, coverage, keypoints
+import gpc
+from gpc.envs.pusht import DIFFUSION_POLICY_POINTS, OUTLINE, PushT, coverage, keypoints
 from gpc.errors import InputError, RunError
 from gpc.testing import check_env
 from gpc.types import Array
 
+TRAINER = Path(__file__).parent / "data/diffusion-policy-trainer"
 GOAL = (256.0, 256.0, math.pi / 4)
 
 
@@ -171,3 +174,26 @@ def test_import_is_light_and_silent() -> None:
     code = "import sys, gpc.envs.pusht; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_diffusion_policys_keypoints_are_those_of_its_data():
+    """Each observation of its data set is a turned and shifted copy of the points, to a tenth of a pixel."""
+    observations = np.load(TRAINER / "chunks.npz")["obs"].reshape(-1, 20)
+    for points in observations[:, :18].reshape(-1, 9, 2).astype(np.float64):
+        local = DIFFUSION_POLICY_POINTS - DIFFUSION_POLICY_POINTS.mean(0)
+        u, _, v = np.linalg.svd(local.T @ (points - points.mean(0)))
+        assert np.linalg.det(u @ v) == pytest.approx(1)  # turned, not mirrored
+        assert np.abs(local @ u @ v - (points - points.mean(0))).max() < 0.1
+    env = PushT(("obs", "keypoints", "agent_pos"))
+    frame = env.reset(seed=3)[0]
+    assert np.array_equal(frame["obs"][18:], frame["agent_pos"])
+    block, vertices = frame["obs"][:18].reshape(9, 2), frame["keypoints"].reshape(8, 2)
+    assert np.linalg.norm(block[4] - vertices[6:8].mean(0)) < 16.0  # near the end of the stem
+
+
+def test_a_checkpoint_of_diffusion_policys_trainer_is_rolled_out(tmp_path):
+    files = sorted(TRAINER.glob("*/*/checkpoints/*.ckpt"))
+    policies = [gpc.load_policy(f"diffusion_policy:{file}") for file in (files[0], files[-1])]
+    env = gpc.EnvSpec("pusht", max_steps=16)
+    result = gpc.evaluate(gpc.compose(policies, [0.5, 0.5]), env, episodes=2, sampling=gpc.Sampling(steps=3))
+    assert [row.steps for row in result.rows] == [16, 16]
