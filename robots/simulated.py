@@ -205,7 +205,7 @@ class SimulatedRobot(Robot):
         return {
             key: box
             for key, box in offered.items()
-            if key in self.config.pictures or (box.dtype != np.uint8 and len(box.shape) == 1 and key != TASK)
+            if key in self.config.pictures or (len(box.shape) == 1 and key != TASK)
         }
 
 
