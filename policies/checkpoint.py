@@ -39,6 +39,7 @@ PICKLES = 5  # in a file of the older format, before the storages
 TIMES = 8  # bytes of all tensors / bytes of their file; weights may be shared, as in averages
 NODES = 2_000_000  # of all containers; a shared one is counted at each use
 WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DataParallel and of torch.compile
+NO_AVERAGE = "{} has no averaged (EMA) weights, by which its training acts; gpc takes the trained ones"
 T = TypeVar("T")
 
 

@@ -19,17 +19,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
-from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation
+from gpc.policies.checkpoint import (
+    MALFORMED,
+    NO_AVERAGE,
+    CheckpointPolicy,
+    fingerprint,
+    read,
+    representation,
+    unwrapped,
+)
 from gpc.policies.dry_run import dry_run
+from gpc.policies.schedulers import Scheduler, read_scheduler
 from gpc.policy.env_spec import EnvSpec
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import DIMENSIONS, ActionSpec, Observation, ObservationSpec, is_whole
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
-from gpc.score.noise import VariancePreserving, check_steps
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints a page on its macros
     import robomimic.models.base_nets as base_nets
@@ -93,29 +102,59 @@ def load(source: str) -> RobomimicPolicy:
 
 def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     config = _check_config(path, content)
-    _compare_simulator(path, content["env_metadata"])
-    actions = _action_spec(path, config, content)
-    horizon = config["algo"]["horizon"]["observation_horizon"]
-    ObservationSpec({key: tuple(shape) for key, shape in content["shape_metadata"]["all_shapes"].items()}, horizon)
-    for solver in ("ddpm", "ddim"):
-        check_steps(config["algo"][solver]["num_train_timesteps"])
-    dry_run(lambda: _algorithm(content, "meta").nets, content["model"]["nets"], path.stat().st_size, str(path))
-    algo = _algorithm(content, "cpu")
-    nets = (algo.ema_nets if algo.ema is not None else algo.nets)["policy"].eval().requires_grad_(False)
-    images = [key for key in config["observation"]["modalities"]["obs"].get("rgb", []) if key in algo.obs_shapes]
-    shapes = {k: (*shape[1:], shape[0]) if k in images else tuple(shape) for k, shape in algo.obs_shapes.items()}
+    weights = _weights(path, config, content["model"])
+    config["algo"]["ema"] = {"enabled": False}  # robomimic would build a second network for the average
+    shape_metadata, environments = (_listed(content[key]) for key in ("shape_metadata", "env_metadata"))
+    content |= {"config": json.dumps(config), "model": {"nets": weights}, "shape_metadata": shape_metadata[0]}
+    _compare_simulator(path, environments[0])
+    scheduler = _scheduler(path, config)
+    actions = _action_spec(path, config, content, environments, scheduler.bound)
+    stored = shape_metadata[0]["all_shapes"]
+    images = [key for key in config["observation"]["modalities"]["obs"].get("rgb", []) if key in stored]
+    shapes = {k: (*shape[1:], shape[0]) if k in images else tuple(shape) for k, shape in stored.items()}
+    observations = ObservationSpec(shapes, config["algo"]["horizon"]["observation_horizon"], images)
+    dry_run(lambda: _algorithm(content, "meta").nets, weights, path.stat().st_size, str(path))
+    nets = _algorithm(content, "cpu").nets["policy"].eval().requires_grad_(False)
     statistics = content.get("obs_normalization_stats") or {}
     return RobomimicPolicy(
         name=path.stem,
         fingerprint=fingerprint(path),
         nets=nets,
-        schedule=VariancePreserving(tuple(algo.noise_scheduler.betas.tolist())),
+        schedule=scheduler.schedule,
         actions=actions,
-        observations=ObservationSpec(shapes, algo.algo_config.horizon.observation_horizon, images),
-        normalisers={k: (_row(v["scale"]), _row(v["offset"])) for k, v in statistics.items()},
-        simulator=_simulator(config, content["env_metadata"], shapes),
+        observations=observations,
+        normalisers={key: _statistics(path, key, statistics, len(shapes.get(key, ()))) for key in statistics},
+        simulator=_simulator(path, config, environments, shapes),
         n_action_steps=config["algo"]["horizon"]["action_horizon"],
     )
+
+
+def _weights(path: Path, config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the averaged weights if the training made an average.
+
+    If the file has none, the trained ones are returned with a notice; robomimic itself would leave random ones.
+    """
+    averages = config["algo"].get("ema", {}).get("enabled", True)
+    weights = model.get("ema") if averages else None
+    if averages and not weights:
+        notice(NO_AVERAGE.format(path))
+    return unwrapped(weights or model["nets"], path)
+
+
+def _listed(metadata: Any) -> list[Mapping[str, Any]]:
+    """Return the metadata of each data set; a training on one has no list."""
+    return list(metadata) if isinstance(metadata, list | tuple) else [metadata]
+
+
+def _scheduler(path: Path, config: Mapping[str, Any]) -> Scheduler:
+    """Read the scheduler that robomimic uses, whose loss is that of noise."""
+    algo = config["algo"]
+    kind = "ddpm" if algo["ddpm"]["enabled"] else "ddim"
+    settings = {key: v for key, v in algo[kind].items() if key not in ("enabled", "num_inference_timesteps")}
+    scheduler = read_scheduler(settings, f"{path}: algo.{kind}")
+    if scheduler.prediction != "noise":
+        raise InputError(f"{path}: prediction type {settings['prediction_type']!r}; robomimic trains 'epsilon' only")
+    return scheduler
 
 
 def _algorithm(content: Mapping[str, Any], device: str) -> Any:
@@ -159,9 +198,18 @@ def size_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _simulator(
-    config: Mapping[str, Any], metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    path: Path, config: Mapping[str, Any], environments: list[Mapping[str, Any]], shapes: Mapping[str, tuple[int, ...]]
 ) -> EnvSpec | None:
-    """Return the robosuite task of the demonstrations; None for another simulator."""
+    """Return the robosuite task of the demonstrations; None for another simulator.
+
+    A notice names the tasks if there are several.
+    """
+    tasks = {json.dumps([env.get("env_name"), env.get("env_kwargs")], default=str) for env in environments}
+    if len(tasks) > 1:
+        names = ", ".join(sorted({str(env.get("env_name")) for env in environments}))
+        notice(f"{path} was trained in {len(tasks)} environments ({one_line(names, 80)}); choose one with env=")
+        return None
+    metadata = environments[0]
     if metadata.get("type") != ROBOSUITE or "env_name" not in metadata:
         return None
     settings = {key: v for key, v in metadata.get("env_kwargs", {}).items() if not key.startswith(NOT_PHYSICS)}
@@ -193,8 +241,19 @@ def _compare_simulator(path: Path, metadata: Mapping[str, Any]) -> None:
         notice(f"{path} was trained on robosuite {trained or '(unknown)'}, installed is {installed}")
 
 
-def _row(value: Any) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float32)[0]
+def _statistics(
+    path: Path, key: str, statistics: Mapping[str, Any], dims: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Return scale and offset of a key, which older files call std and mean.
+
+    robomimic stores them as lists with one row; they are returned without it.
+    """
+    entry = statistics[key]
+    names = ("scale", "offset") if "scale" in entry else ("std", "mean")
+    if not all(name in entry for name in names):
+        raise InputError(f"{path}: the statistics of {key!r} are {one_line(', '.join(entry), 80)}, no scale and offset")
+    scale, offset = (torch.as_tensor(np.array(entry[name], np.float64)).to(dtype) for name in names)
+    return (scale[0], offset[0]) if scale.dim() > dims else (scale, offset)
 
 
 def _walk(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
@@ -219,46 +278,50 @@ def _check_config(path: Path, content: dict[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{path}: {key} {one_line(repr(node[key]), 80)} is not a network of robomimic")
         if key == "pretrained":
             node[key] = False  # the checkpoint holds the weights; nothing is downloaded
-    content["config"] = json.dumps(config)
     return config
 
 
-def _action_spec(path: Path, config: dict[str, Any], content: dict[str, Any]) -> ActionSpec:
-    horizon, train = config["algo"]["horizon"], config["train"]
+def _action_spec(
+    path: Path,
+    config: dict[str, Any],
+    content: dict[str, Any],
+    environments: list[Mapping[str, Any]],
+    bound: float | None,
+) -> ActionSpec:
+    horizon, train, dim = config["algo"]["horizon"], config["train"], content["shape_metadata"]["ac_dim"]
     statistics = content.get("action_normalization_stats")
-    scale, offset = [1.0] * content["shape_metadata"]["ac_dim"], [0.0] * content["shape_metadata"]["ac_dim"]
+    if not is_whole(dim, DIMENSIONS, 1):
+        raise InputError(f"{path}: its actions have {one_line(dim, 40)} dimensions; gpc reads 1 to {DIMENSIONS}")
+    scale, offset = torch.ones(dim, dtype=torch.float64), torch.zeros(dim, dtype=torch.float64)
     if statistics:
         keys = train["action_keys"]
         lost = [key for key in keys if key not in statistics]
         if lost:
             raise InputError(f"{path} has no normalisation statistic of {lost[0]!r}")
+        parts = [_statistics(path, key, statistics, 1, torch.float64) for key in keys]
         for key in _rotations(train):
-            sizes = [_row(statistics[part]["scale"]).numel() for part in keys]
+            sizes = [part.numel() for part, _ in parts]
             euler = train["action_config"][key].get("convert_at_runtime") == "rot_euler"
             if sizes != [3, 6, 1] or key != keys[1] or key.endswith("rel_rot_6d") or euler:
                 raise InputError(
                     f"{path}: {key} is predicted as rot_6d; gpc takes absolute position, rot_6d and gripper in this order, "
                     "converted to axis-angle, and nothing else"
                 )
-        scale = [s for key in keys for s in _row(statistics[key]["scale"]).flatten().tolist()]
-        offset = [o for key in keys for o in _row(statistics[key]["offset"]).flatten().tolist()]
-    solver = config["algo"]["ddpm" if config["algo"]["ddpm"]["enabled"] else "ddim"]
-    if solver["prediction_type"] != "epsilon":
-        raise InputError(
-            f"{path}: prediction type {one_line(repr(solver['prediction_type']), 80)}; robomimic trains 'epsilon' only"
-        )
+        scale, offset = (torch.cat(values) for values in zip(*parts, strict=True))
+        if len(scale) != dim:
+            raise InputError(f"{path} has action statistics of {len(scale)} dimensions, its network acts in {dim}")
     return ActionSpec(
         horizon["prediction_horizon"],
-        tuple(scale),
-        tuple(offset),
+        tuple(scale.tolist()),
+        tuple(offset.tolist()),
         start=1 - horizon["observation_horizon"],
-        bound=1.0 if solver["clip_sample"] else None,
-        relative=False if _rotations(train) else _relative(path, content["env_metadata"]),
+        bound=bound,
+        relative=False if _rotations(train) else _relative(path, environments),
     )
 
 
-def _relative(path: Path, metadata: Mapping[str, Any]) -> bool | None:
+def _relative(path: Path, environments: list[Mapping[str, Any]]) -> bool | None:
     """Return whether the simulator's controller takes moves (delta actions)."""
     names = ("input_type", "control_delta")  # robosuite 1.5 reads the first, 1.4 the second
-    declared = [[node[key] in (True, "delta") for node, key in _walk(metadata) if key == name] for name in names]
+    declared = [[node[key] in (True, "delta") for node, key in _walk(environments) if key == name] for name in names]
     return representation(path, declared[0] or declared[1], f"{' or '.join(names)} of its controller")

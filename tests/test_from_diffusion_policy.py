@@ -2,11 +2,13 @@
 
 import copy
 import functools
+import inspect
 import os
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusion_policy_checkpoints import DDPM, POLICIES, TRAINED, noise, observe, payload, recorded, save, weights
 from omegaconf import OmegaConf
 from test_checkpoint import TOUCH, Call
@@ -14,6 +16,8 @@ from test_from_lerobot import sample
 
 import gpc
 from gpc.errors import InputError
+from gpc.policies.schedulers import ONLY, READ, SAMPLING, WITHOUT_EFFECT
+from gpc.score.denoiser import Clamp
 from gpc.testing.policy import check_policy
 
 
@@ -121,6 +125,97 @@ def test_a_chunk_may_begin_one_step_earlier(tmp_path):
     assert gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}").actions.start == -2
 
 
+def scheduled(**changes):
+    return configured(*((f"policy.noise_scheduler.{key}", value) for key, value in changes.items()))
+
+
+ASKED = {
+    "trained_betas": [0.01 + 0.001 * i for i in range(50)],
+    "beta_schedule": "sigmoid",
+    "clip_sample_range": 2.5,
+    "prediction_type": "sample",
+}
+
+
+def test_scheduler_settings_are_those_of_diffusers(tmp_path):
+    """Levels, and one denoised action, for each setting that gpc reads."""
+    for key, value in ASKED.items():
+        content = scheduled(**{key: value})(payload("unet"))
+        policy = gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+        theirs = DDPMScheduler(**{k: v for k, v in (DDPM | {key: value}).items() if k != "_target_"})
+        sigmas = ((1 - theirs.alphas_cumprod) / theirs.alphas_cumprod).sqrt()
+        torch.testing.assert_close(torch.tensor(policy.levels.trained), sigmas, rtol=1e-4, atol=1e-6)
+        seen, x = observe("unet"), noise()[0]
+        step = 20
+        condition = policy.encoder({"obs": policy._normalise("obs", seen["obs"])}).flatten(1)
+        with torch.inference_mode():
+            out = policy.network(x, torch.full((len(x),), step), condition)
+        wanted = theirs.step(out, step, x).pred_original_sample
+        denoiser = policy.condition(seen)
+        sigma = torch.tensor(policy.levels.trained[step], dtype=torch.float64)
+        found = Clamp(denoiser, policy.actions.bound)(x.double() * (1 + sigma**2).sqrt(), sigma)
+        torch.testing.assert_close(found.float(), wanted, rtol=1e-4, atol=1e-4)
+
+
+SILENT = {
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+    "trained_betas": None,
+    "variance_type": "fixed_large",
+    "dynamic_thresholding_ratio": 0.5,
+    "sample_max_value": 3.0,
+    "timestep_spacing": "trailing",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+
+
+def test_settings_without_effect_on_the_denoiser_are_taken(tmp_path, load):
+    content = scheduled(**SILENT)(payload("unet"))
+    policy = gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+    assert (policy.actions, policy.levels) == (load("unet").actions, load("unet").levels)
+
+
+def test_every_setting_of_both_schedulers_is_known():
+    for kind in (DDPMScheduler, DDIMScheduler):
+        known = {*READ, *ONLY, *SAMPLING, *WITHOUT_EFFECT}
+        assert set(inspect.signature(kind).parameters) <= known
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("thresholding", True), ("rescale_betas_zero_snr", True), ("variance_type", "learned_range")],
+)
+def test_a_setting_that_changes_the_denoiser_is_refused_by_name(tmp_path, key, value):
+    content = scheduled(**{key: value})(payload("unet"))
+    with pytest.raises(InputError, match=f"policy.noise_scheduler has {key}={value}, which changes the denoiser"):
+        gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"predict_epsilon": True}, "has the setting predict_epsilon, which gpc does not know"),
+        ({"_target_": "diffusers.EulerDiscreteScheduler"}, "is a diffusers.EulerDiscreteScheduler; gpc reads DDPM"),
+        ({"trained_betas": [0.1] * 49}, "num_train_timesteps=50 and 49 trained_betas"),
+        ({"trained_betas": "x"}, "diffusers makes no betas"),
+    ],
+)
+def test_a_scheduler_that_gpc_does_not_have_is_refused_by_name(tmp_path, changes, message):
+    content = scheduled(**changes)(payload("unet"))
+    with pytest.raises(InputError, match=message):
+        gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+
+
+def test_a_file_without_the_average_of_its_training_is_loaded_with_a_notice(tmp_path, capsys):
+    content = configured(("training.use_ema", True))(payload("unet"))
+    gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+    assert "averaged" not in capsys.readouterr().err
+    content["state_dicts"] = {"model": content["state_dicts"]["ema_model"]}
+    gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
+    assert "has no averaged (EMA) weights" in capsys.readouterr().err
+
+
 def state(change):
     return lambda p: p | {"state_dicts": {"ema_model": change(p["state_dicts"]["ema_model"])}}
 
@@ -184,12 +279,12 @@ REFUSED = {
     "another prediction": (
         "unet",
         configured(("policy.noise_scheduler.prediction_type", "v_prediction")),
-        "has prediction_type='v_prediction'; gpc reads epsilon, sample",
+        "policy.noise_scheduler has prediction_type='v_prediction'; gpc reads epsilon, sample",
     ),
     "another schedule": (
         "unet",
         configured(("policy.noise_scheduler.beta_schedule", "wild")),
-        "do not fit the network it describes: NotImplementedError: wild",
+        "policy.noise_scheduler: diffusers makes no betas of it: wild is not implemented",
     ),
     "a setting that is code": (
         "unet",

@@ -10,6 +10,7 @@ import robomimic.utils.train_utils as train_utils
 import torch
 from robomimic.algo import algo_factory
 from robomimic.config import config_factory
+from robomimic.utils.dataset import action_stats_to_normalization_stats
 from robomimic_checkpoints import run_training
 from scipy.spatial.transform import Rotation
 from test_from_lerobot import draw, sample
@@ -205,6 +206,94 @@ def content(tmp_path_factory):
     return torch.load(save(tmp_path_factory.mktemp("robomimic") / "tiny.pth"), weights_only=True)
 
 
+def trained(content):
+    """The content without its average, as an interrupted export leaves it."""
+    return content | {"model": {key: value for key, value in content["model"].items() if key != "ema"}}
+
+
+@pytest.mark.parametrize("spoil", [trained, lambda c: c | {"model": c["model"] | {"ema": None}}], ids=["none", "null"])
+def test_without_an_average_the_trained_weights_are_taken_and_no_random_ones(content, tmp_path, capsys, spoil):
+    torch.save(spoil(content), tmp_path / "x.pth")
+    policy = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    assert "has no averaged (EMA) weights" in capsys.readouterr().err
+    assert_weights(policy, content["model"]["nets"])
+
+
+def assert_weights(policy, wanted):
+    found = {f"policy.{key}": value for key, value in policy.nets.state_dict().items()}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def test_the_average_is_what_acts_unless_the_configuration_has_none(content, tmp_path, capsys):
+    torch.save(content, tmp_path / "x.pth")
+    assert_weights(gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}"), content["model"]["ema"])
+    torch.save(configured(lambda c: c["algo"]["ema"].update(enabled=False))(content), tmp_path / "x.pth")
+    assert_weights(gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}"), content["model"]["nets"])
+    assert "averaged" not in capsys.readouterr().err
+
+
+def lost(content):
+    """The content with an average that lacks one weight."""
+    average = dict(content["model"]["ema"])
+    del average["policy.noise_pred_net.final_conv.1.bias"]
+    return content | {"model": content["model"] | {"ema": average}}
+
+
+def test_the_metadata_of_several_data_sets_are_a_list(content, tmp_path, capsys):
+    """robomimic's trainer saves it so; its networks are those of the first."""
+    one = content["env_metadata"]
+    listed = content | {"shape_metadata": [content["shape_metadata"]] * 2, "env_metadata": [one, dict(one)]}
+    torch.save(content, tmp_path / "x.pth")
+    wanted = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    torch.save(listed, tmp_path / "x.pth")
+    policy = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    assert (policy.simulator, policy.actions) == (wanted.simulator, wanted.actions)
+    assert policy.observations == wanted.observations
+    torch.save(listed | {"env_metadata": [one, one | {"env_name": "Can"}]}, tmp_path / "x.pth")
+    capsys.readouterr()
+    assert gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}").simulator is None
+    assert "trained in 2 environments (Can, Lift); choose one with env=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["mean and std", "rows", "arrays"])
+def test_statistics_of_every_form_normalise_alike(content, tmp_path, form):
+    def changed(statistics):
+        forms = {
+            "mean and std": lambda v: {"mean": v["offset"], "std": v["scale"]},
+            "rows": lambda v: {name: value[0] for name, value in v.items()},
+            "arrays": lambda v: {name: np.array(value) for name, value in v.items()},
+        }
+        return {key: forms[form](value) for key, value in statistics.items()}
+
+    keys = ("obs_normalization_stats", "action_normalization_stats")
+    torch.save(content, tmp_path / "x.pth")
+    wanted = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    torch.save(content | {key: changed(content[key]) for key in keys}, tmp_path / "x.pth")
+    policy = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}")
+    assert policy.actions == wanted.actions
+    assert policy.normalisers.keys() == wanted.normalisers.keys() == LOW.keys()
+    pairs = ((policy.normalisers[key], wanted.normalisers[key]) for key in LOW)
+    assert all(torch.equal(a, b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+
+
+def test_actions_normalised_by_mean_and_std_are_robomimics(content, tmp_path):
+    """A dimension that is constant in the data has scale 1 there, and its offset is the constant."""
+    data = np.random.default_rng(0).normal(size=(50, 7))
+    data[:, 3] = 0.1
+    sums = {"mean": data.mean(0)[None], "sqdiff": ((data - data.mean(0)) ** 2).sum(0)[None], "n": 50}
+    sums |= {"min": data.min(0)[None], "max": data.max(0)[None]}
+    for kind in ("gaussian", "min_max"):
+        statistics = action_stats_to_normalization_stats({"actions": sums}, {"actions": {"normalization": kind}})
+        listed = {key: {name: v.tolist() for name, v in part.items()} for key, part in statistics.items()}
+        torch.save(content | {"action_normalization_stats": listed}, tmp_path / "x.pth")
+        spec = gpc.load_policy(f"robomimic:{tmp_path / 'x.pth'}").actions
+        x = torch.randn(5, 7, dtype=torch.float64)
+        wanted = obs_utils.unnormalize_dict({"actions": x.numpy().copy()}, statistics)["actions"]
+        np.testing.assert_allclose(spec.decode(x).numpy(), wanted, rtol=1e-12)
+        assert (spec.scale[3], float(spec.encode(torch.tensor(data[0]))[3])) == (1.0, pytest.approx(0, abs=1e-6))
+
+
 def without(key):
     return lambda content: {k: v for k, v in content.items() if k != key}
 
@@ -240,8 +329,29 @@ BREAKAGES = {
         lambda c: c | {"action_normalization_stats": {"other": 1}},
         "no normalisation statistic of 'actions'",
     ),
+    "an average that lacks a weight": (lost, "1 missing .*final_conv.1.bias|Missing key.*final_conv.1.bias"),
+    "a schedule of its own": (
+        configured(lambda c: c["algo"]["ddpm"].update(prediction_type="sample")),
+        "robomimic trains 'epsilon' only",
+    ),
+    "a schedule that is none": (
+        configured(lambda c: c["algo"]["ddpm"].update(beta_schedule="wild")),
+        "algo.ddpm: diffusers makes no betas of it",
+    ),
+    "statistics of fewer dimensions": (
+        lambda c: c | {"action_normalization_stats": {"actions": {"scale": [[1.0]], "offset": [[0.0]]}}},
+        "action statistics of 1 dimensions, its network acts in 7",
+    ),
+    "statistics of another kind": (
+        lambda c: c | {"action_normalization_stats": {"actions": {"min": [[1.0]], "max": [[0.0]]}}},
+        "the statistics of 'actions' are min, max, no scale and offset",
+    ),
+    "actions without an end": (
+        lambda c: c | {"shape_metadata": c["shape_metadata"] | {"ac_dim": 10**12}},
+        "its actions have 1000000000000 dimensions",
+    ),
     "another network": (
-        lambda c: c | {"shape_metadata": c["shape_metadata"] | {"ac_dim": 3}},
+        lambda c: c | {"shape_metadata": c["shape_metadata"] | {"ac_dim": 3}, "action_normalization_stats": None},
         "does not fit the network it describes",
     ),
 }

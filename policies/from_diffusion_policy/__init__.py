@@ -13,17 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
-from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation, unwrapped
+from gpc.inert import notice
+from gpc.policies.checkpoint import (
+    MALFORMED,
+    NO_AVERAGE,
+    CheckpointPolicy,
+    fingerprint,
+    read,
+    representation,
+    unwrapped,
+)
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
+from gpc.policies.schedulers import Scheduler, read_scheduler
 from gpc.policies.settings import Settings
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
-from gpc.score.noise import VariancePreserving, check_steps
 
 STAND_INS = (
     "omegaconf.dictconfig.DictConfig",
@@ -44,8 +52,7 @@ STAND_INS = (
     "builtins.list",
     "builtins.object",
 )
-PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "sample": "sample"}
-SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+SCHEDULER = "policy.noise_scheduler"
 UNET = ("diffusion_step_embed_dim", "down_dims", "kernel_size", "n_groups")
 TRANSFORMER = ("n_layer", "n_head", "n_emb", "n_cond_layers", "causal_attn")
 CLOUD_KEYS = ("point_cloud", "agent_pos")
@@ -160,9 +167,10 @@ def load(source: str) -> DiffusionPolicy:
         raise InputError(f"{path} is no checkpoint of Diffusion Policy: it has no {missing[0]!r}")
     settings = Settings(path, content["cfg"])
     kind = _kind(settings)
-    state = _weights(path, content["state_dicts"])
+    scheduler = read_scheduler(settings.get(SCHEDULER), f"{path}: {SCHEDULER}")
+    state = _weights(settings, content["state_dicts"])
     try:
-        return _build(kind, settings, state)
+        return _build(kind, scheduler, settings, state)
     except MALFORMED as error:
         raise InputError(
             f"{path}: its weights do not fit the network it describes: {type(error).__name__}: {one_line(error, 200)}"
@@ -182,34 +190,30 @@ def _kind(settings: Settings) -> Kind:
             raise InputError(
                 f"{settings.path} has policy.{key}={one_line(value, 80)}; gpc reads this policy with {wanted} only"
             )
-    prediction = str(settings.get("policy.noise_scheduler.prediction_type"))
-    if prediction not in PREDICTIONS:
-        raise InputError(
-            f"{settings.path} has prediction_type={one_line(repr(prediction), 80)}; gpc reads {', '.join(PREDICTIONS)}"
-        )
     return kind
 
 
-def _weights(path: Path, states: Any) -> dict[str, Tensor]:
+def _weights(settings: Settings, states: Any) -> dict[str, Tensor]:
+    """Return the averaged weights if the file has them, else the trained ones."""
     states = states if isinstance(states, dict) else {}
+    if settings.find("training.use_ema", False) and not states.get("ema_model"):
+        notice(NO_AVERAGE.format(settings.path))
     state = states.get("ema_model") or states.get("model")
     if not isinstance(state, dict):
         raise InputError(
-            f"{path} holds no weights (state_dicts: {one_line(', '.join(map(str, states))) if states else 'none'})"
+            f"{settings.path} holds no weights (state_dicts: {one_line(', '.join(map(str, states))) if states else 'none'})"
         )
-    tensors = unwrapped({key: value for key, value in state.items() if isinstance(value, Tensor)}, path)
+    tensors = unwrapped({key: value for key, value in state.items() if isinstance(value, Tensor)}, settings.path)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> DiffusionPolicy:
+def _build(kind: Kind, scheduler: Scheduler, settings: Settings, state: Mapping[str, Tensor]) -> DiffusionPolicy:
     steps = settings.get("policy.n_obs_steps")
     shapes, dim = _shapes(kind, settings, state)
     sizes = {key: 1 if len(shape) == 3 else shape[-1] for key, shape in shapes.items()}  # images have one scale for all
     normalisers = {key: _normaliser(settings.path, state, key, size) for key, size in sizes.items()}
-    actions = _actions(kind, settings, *_normaliser(settings.path, state, "action", dim))
+    actions = _actions(kind, scheduler, settings, *_normaliser(settings.path, state, "action", dim))
     observations = ObservationSpec(shapes, steps, [key for key, shape in shapes.items() if len(shape) == 3])
-    check_steps(settings.get("policy.noise_scheduler.num_train_timesteps"))
-    scheduler: Any = DDPMScheduler(**{key: settings.get(f"policy.noise_scheduler.{key}") for key in SCHEDULE})
     size = settings.path.stat().st_size
     weights = {k: v for k, v in state.items() if k.startswith(("model.", "obs_encoder.")) and not k.endswith(DUMMY)}
     parts = dry_run(lambda: _networks(kind, settings, shapes, actions), weights, size, str(settings.path))
@@ -220,8 +224,8 @@ def _build(kind: Kind, settings: Settings, state: Mapping[str, Tensor]) -> Diffu
         fingerprint=fingerprint(settings.path),
         encoder=parts["obs_encoder"],
         network=parts["model"],
-        schedule=VariancePreserving(tuple(scheduler.betas.tolist())),
-        prediction=PREDICTIONS[settings.get("policy.noise_scheduler.prediction_type")],
+        schedule=scheduler.schedule,
+        prediction=scheduler.prediction,
         actions=actions,
         observations=observations,
         normalisers=normalisers,
@@ -273,15 +277,14 @@ def _normaliser(path: Path, state: Mapping[str, Tensor], key: str, size: int) ->
     return scale.expand(size), offset.expand(size)
 
 
-def _actions(kind: Kind, settings: Settings, scale: Tensor, offset: Tensor) -> ActionSpec:
+def _actions(kind: Kind, scheduler: Scheduler, settings: Settings, scale: Tensor, offset: Tensor) -> ActionSpec:
     aligned = settings.find("policy.oa_step_convention", kind.aligned)
-    clip = settings.get("policy.noise_scheduler.clip_sample")
     return ActionSpec(
         settings.get("policy.horizon"),
         tuple((1 / scale.double()).tolist()),
         tuple((-offset.double() / scale.double()).tolist()),
         start=(1 if aligned else 0) - settings.get("policy.n_obs_steps"),
-        bound=float(settings.find("policy.noise_scheduler.clip_sample_range", 1.0)) if clip else None,
+        bound=scheduler.bound,
         relative=_relative(settings),
     )
 

@@ -12,8 +12,9 @@ from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
 from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
+from gpc.policies.schedulers import READ, Scheduler, read_scheduler
 from gpc.score.denoiser import Network, Prediction
-from gpc.score.noise import LinearFlow, Schedule, VariancePreserving
+from gpc.score.noise import LinearFlow, Schedule
 
 Batch = dict[str, Tensor]
 """LeRobot's batch after its preprocessor: key -> (rows, n_obs_steps, ...)."""
@@ -57,6 +58,11 @@ def _diffusion_network(policy: Any, batch: Batch) -> Network:
         batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
     condition = policy.diffusion._prepare_global_conditioning(batch)
     return lambda x, label: policy.diffusion.unet(x, label, global_cond=condition)
+
+
+def _scheduler(config: Any) -> Scheduler:
+    settings = {key: value for key, value in vars(config).items() if key in READ}
+    return read_scheduler(settings, "LeRobot's configuration")
 
 
 def _now(batch: Batch) -> Batch:
@@ -189,11 +195,11 @@ PI0 = Family(
 )
 FAMILIES = {
     "diffusion": Family(
-        schedule=lambda policy: VariancePreserving(tuple(policy.diffusion.noise_scheduler.betas.tolist())),
-        prediction=lambda config: "noise" if config.prediction_type == "epsilon" else "sample",
+        schedule=lambda policy: _scheduler(policy.config).schedule,
+        prediction=lambda config: _scheduler(config).prediction,
         horizon=lambda config: config.horizon,
         bind=_diffusion_network,
-        bound=lambda config: config.clip_sample_range if config.clip_sample else None,
+        bound=lambda config: _scheduler(config).bound,
     ),
     "smolvla": PI0._replace(bind=_smolvla_network, refusal=_bends_grippers),
     "pi0": PI0,
