@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class BundledPolicy:
     actions: ActionSpec
     observations: ObservationSpec
     card: Mapping[str, Any]
+    folder: Path | None = None
 
     @property
     def levels(self) -> NoiseLevels:
@@ -176,7 +177,7 @@ def _with_weights(card: Mapping[str, Any], path: Path, file: Path) -> BundledPol
         raise InputError(f"{file} cannot be read ({one_line(error)}); it is cut short") from None
     with _naming(str(path)):
         dry_run(lambda: _network(card), weights, file.stat().st_size, "it")
-    policy = build(card, str(path))
+    policy = replace(build(card, str(path)), folder=path.parent)
     policy.module.load_state_dict(weights)
     policy.module.eval().requires_grad_(False)
     return policy

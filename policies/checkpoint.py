@@ -53,6 +53,7 @@ class CheckpointPolicy:
     observations: ObservationSpec
     schedule: Schedule
     n_action_steps: int | None = field(default=None, kw_only=True)
+    folder: Path = field(kw_only=True)
 
     def __post_init__(self) -> None:
         _ = self.levels  # raises InputError here, not at the first chunk

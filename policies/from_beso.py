@@ -204,6 +204,7 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
     suffix = "" if conditional or not goals else "-unconditional"
     return BesoPolicy(
         name=folder.resolve().name + suffix,
+        folder=folder,
         network=_network(folder / WEIGHTS, settings, state, action, goals, window),
         fingerprint=" ".join(map(fingerprint, files)) + suffix,
         schedule=schedule,

@@ -118,6 +118,7 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     statistics = content.get("obs_normalization_stats") or {}
     return RobomimicPolicy(
         name=path.stem,
+        folder=path.parent,
         fingerprint=fingerprint(path),
         nets=nets,
         schedule=scheduler.schedule,

@@ -15,12 +15,13 @@ from typing import Any
 from gpc.commands.api import Env, rows_in, run_folder, seed_range
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
-from gpc.commands.rollout_setup import composition_in, prepare, weights_in
+from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
 from gpc.commands.setup import load_policies, parse_weights, print_execution, run_dir_of, spec_of
-from gpc.composition.composed import as_composition
+from gpc.composition.composed import Composition, as_composition
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.inference.settings import Sampling
+from gpc.policy.adapt import distinct
 from gpc.policy.spec import Policy
 from gpc.results.run_folder import Row, RunFolder
 from gpc.results.stats import Interval
@@ -117,7 +118,7 @@ def compare(
     """
     seeds, spec = seed_range(episodes, seed), spec_of(env)
     check(Count, block, "block")
-    compositions = [as_composition(policy) for policy in (a, b)]
+    compositions = _named_apart([as_composition(policy) for policy in (a, b)])
     members = [member for composition in compositions for member in composition.policies]
     sides = []
     for composition in compositions:
@@ -127,6 +128,13 @@ def compare(
     with run_folder(run_dir) as folder:
         summary = run_comparison(sides, seeds, block, folder)
         return Comparison(summary, rows_in(folder))
+
+
+def _named_apart(compositions: Sequence[Composition]) -> list[Composition]:
+    """Return the sides with policies under names that differ; a policy of both sides keeps one name."""
+    members = {id(member): member for composition in compositions for member in composition.policies}
+    named = dict(zip(members, distinct(list(members.values())), strict=True))
+    return [with_members(side, [named[id(member)] for member in side.policies]) for side in compositions]
 
 
 def compare_from(config: Config, console: Console) -> Path:

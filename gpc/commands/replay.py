@@ -17,6 +17,7 @@ from gpc.commands.setup import PER_POLICY_KEYS, print_warnings, setup_of
 from gpc.errors import InputError, missing, one_line
 from gpc.inert import Console, notice
 from gpc.inference.threads import torch_threads
+from gpc.policy.adapt import distinct
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import Policy
 from gpc.results.evidence import Evidence
@@ -211,7 +212,7 @@ def _setup(
     if not trust:
         _refuse(command, names, list(requests(resolved, composer, [] if sources else where)))
     try:
-        policies = [load_policy(source) for source in where]
+        policies = distinct([load_policy(source) for source in where])
     except InputError as error:
         raise InputError(f"{error}; say where {', '.join(names)} are now, as in --policies loader:path") from None
     present = dict(zip(names, (policy.name for policy in policies), strict=True))

@@ -94,10 +94,6 @@ def prepare(
         InputError: If policies, environment and settings do not fit.
     """
     policies = [*policy.policies, *opponents]
-    names = [policy.name for policy in policies]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"two policies are called {twice[0]!r}; give one of their folders another name")
     if env.type == "policy":
         env = common_simulator(policies, env)
     if env.max_steps is None:
@@ -119,15 +115,20 @@ def composition_in(policy: Policy, names: Mapping[str, str] | None = None) -> Co
         policy: policy or composition; a policy that has no weights becomes the only member.
         names: the environment's name of an observation, by a policy's name.
     """
-    composition = as_composition(policy)
-    if not any(key in (names or {}) for key in composition.observations.shapes):
+    composition, names = as_composition(policy), names or {}
+    if isinstance(composition, AveragedChunks | ComposedPolicy):
+        return with_members(composition, [rename(member, names) for member in composition.policies])
+    renamed = rename(composition, names)
+    return composition if renamed is composition else compose([renamed])
+
+
+def with_members(composition: Composition, members: Sequence[Policy]) -> Composition:
+    """Return a composition with views of its policies; one of another package stays as it is."""
+    if all(member is policy for member, policy in zip(members, composition.policies, strict=True)):
         return composition
-    members = [rename(member, names or {}) for member in composition.policies]
     if isinstance(composition, AveragedChunks):
         return AveragedChunks(members, composition.weights)
-    if isinstance(composition, ComposedPolicy):
-        return replace(composition, policies=tuple(members))
-    return compose([rename(composition, names or {})])
+    return replace(composition, policies=tuple(members)) if isinstance(composition, ComposedPolicy) else composition
 
 
 def weights_in(policy: Composition) -> Weights:

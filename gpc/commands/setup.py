@@ -17,7 +17,7 @@ from gpc.inert import Console, file_name
 from gpc.inference.native import origin_of_action_steps
 from gpc.inference.settings import Sampling
 from gpc.objects import build, build_registered, choose, settings_of, split_type
-from gpc.policy.adapt import check_names, rename, to_absolute, with_action_names
+from gpc.policy.adapt import check_names, distinct, rename, to_absolute, with_action_names
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
@@ -102,7 +102,7 @@ def setup_of(config: Config, policies: Sequence[Policy], opponents: Sequence[Pol
 
 
 def load_policies(config: Config) -> list[Policy]:
-    """Load the policies of a configuration.
+    """Load the policies of a configuration, under names that differ.
 
     Raises:
         InputError: If it names none.
@@ -113,7 +113,7 @@ def load_policies(config: Config) -> list[Policy]:
     policies = [load_policy(source) for source in sources]
     if not policies:
         raise InputError("policies=[] is empty; name at least one")
-    return policies
+    return distinct(policies)
 
 
 def adapt_policies(

@@ -20,7 +20,7 @@ from gpc.composition.align import AlignedMember, align, join_observations, masks
 from gpc.composition.chunks import SamplesChunks
 from gpc.composition.composers import Composer, Convex, HasWeights
 from gpc.errors import InputError
-from gpc.policy.adapt import PolicyView
+from gpc.policy.adapt import PolicyView, distinct
 from gpc.policy.spec import (
     ActionSpec,
     Observation,
@@ -151,7 +151,7 @@ class ComposedPolicy:
     """Policies under a composer: itself a `Policy`. Use `compose` to make one.
 
     Attributes:
-        policies: The members.
+        policies: The members, under names that differ (`gpc.policy.adapt.distinct`).
         composer: The composer.
         common: The action coordinate, by default `union_spec(policies)`. `with_weights` sets it so that a subset keeps
             the dimensions and units of the full composition.
@@ -173,6 +173,7 @@ class ComposedPolicy:
                 raise InputError(
                     f"{policy.name}: an average of chunks has no denoiser to compose; compose its policies"
                 )
+        object.__setattr__(self, "policies", tuple(distinct(self.policies)))
         if isinstance(self.composer, HasWeights):
             if not self.composer.weights.numel():
                 equal = self.composer.with_weights(torch.full((count,), 1 / count, dtype=torch.float64))

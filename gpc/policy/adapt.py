@@ -1,10 +1,15 @@
-"""Views of a policy: other observation names, names of dimensions, moves as targets."""
+"""Views of a policy: another name, other observation names, names of dimensions, moves as targets."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,6 +17,7 @@ from gpc.errors import InputError, suggest
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import (
     ActionSpec,
+    HasFolder,
     HasSimulator,
     Observation,
     ObservationSpec,
@@ -22,6 +28,11 @@ from gpc.policy.spec import (
 )
 from gpc.score.denoiser import Clamp, Denoiser, Translated
 from gpc.score.noise import NoiseLevels
+
+LAYOUT = re.compile(r"checkpoints|models|pretrained_model|last|snapshots|\.hydra")
+"""Folders that trainers make in every run."""
+COUNTED = re.compile(r"[\d\W_]*|[0-9a-f]{40}")
+"""Names that are a step, a time or a commit."""
 
 
 def check_names(key: str, wanted: Iterable[str], policies: Sequence[Policy]) -> None:
@@ -70,7 +81,12 @@ class PolicyView:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the policy, with the suffix."""
-        return f"{self.policy.fingerprint} {self.suffix}"
+        return f"{self.policy.fingerprint} {self.suffix}".rstrip()
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder that holds the policy's files; None if it is not known."""
+        return folder_of(self.policy)
 
     @property
     def simulator(self) -> EnvSpec | None:
@@ -94,6 +110,48 @@ class PolicyView:
     def prior_mean(self, observation: Observation) -> Tensor | None:
         """Return the mean of the initial noise."""
         return self.prior_mean_fn(observation) if self.prior_mean_fn else prior_mean_of(self.policy, observation)
+
+
+def distinct(policies: Sequence[Policy]) -> list[Policy]:
+    """Return policies under names that differ.
+
+    Policies of one name are named by the folder of their training; what is still equal is numbered. Other names stay.
+    """
+    names = [policy.name for policy in policies]
+    taken = {name for name, count in Counter(names).items() if count == 1}
+    doubles = [i for i, name in enumerate(names) if name not in taken]
+    for name in {names[i] for i in doubles}:
+        group = [i for i in doubles if policies[i].name == name and folder_of(policies[i])]
+        for i, told in zip(group, _told_apart(name, [policies[i] for i in group]), strict=True):
+            names[i] = told
+    for i in doubles:
+        numbered = (f"{names[i]}-{number}" for number in itertools.count(2))
+        names[i] = next(name for name in itertools.chain([names[i]], numbered) if name not in taken)
+        taken.add(names[i])
+    return [_named(policy, name) for policy, name in zip(policies, names, strict=True)]
+
+
+def folder_of(policy: Policy) -> Path | None:
+    """Return the folder of a policy's files; None if it is not known."""
+    return policy.folder if isinstance(policy, HasFolder) else None
+
+
+def _told_apart(name: str, policies: Sequence[Policy]) -> list[str]:
+    """Return the names of the folders, nearest to the files, that tell policies apart."""
+    folders = [folder.absolute() for policy in policies if (folder := folder_of(policy))]
+    shared = len(Path(os.path.commonpath(folders)).parts) if folders else 0
+    tails = [[part for part in folder.parts[shared:] if not LAYOUT.fullmatch(part)] for folder in folders]
+    for depth in range(1, max(map(len, tails), default=0) + 1):
+        names = [tail[-depth] if len(tail) >= depth else "" for tail in tails]
+        if len({*names}) == len(names) and not any(map(COUNTED.fullmatch, names)):
+            return names
+    return ["-".join([name, *tail]) for tail in tails]
+
+
+def _named(policy: Policy, name: str) -> Policy:
+    if name == policy.name:
+        return policy
+    return PolicyView(policy, policy.actions, policy.observations, "", policy.condition, display_name=name)
 
 
 def rename(policy: Policy, names: Mapping[str, str]) -> Policy:

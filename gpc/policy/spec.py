@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -262,3 +263,12 @@ class HasActionSteps(Protocol):
     @property
     def n_action_steps(self) -> int | None:
         """Actions executed before the next observation; None if not declared."""
+
+
+@runtime_checkable
+class HasFolder(Protocol):
+    """A policy that was read from disk."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder that holds the files; None if it is not known."""

@@ -221,6 +221,7 @@ def _build(kind: Kind, scheduler: Scheduler, settings: Settings, state: Mapping[
     parts.eval().requires_grad_(False)
     return DiffusionPolicy(
         name=settings.path.stem,
+        folder=settings.path.parent,
         fingerprint=fingerprint(settings.path),
         encoder=parts["obs_encoder"],
         network=parts["model"],

@@ -115,6 +115,7 @@ def _load(folder: Path) -> LeRobotPolicy:
         pre,
         family,
         n_action_steps=config.n_action_steps,
+        folder=folder,
     )
 
 
