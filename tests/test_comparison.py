@@ -235,7 +235,7 @@ def test_seeds_that_have_chosen_weights_are_named(tiny, tmp_path, capsys):
     ("more", "words"),
     [
         (["policies=[{0}]"], "compare takes two policies, not 1, or two lists of weights"),
-        (["policies=[{0},{0}]"], "two policies are called 'tiny-noise'"),
+        (["policies=[{0},{0}]"], "names 'bundled:"),
         (["policies=[{0},{1}]", "weights=[0.5,0.5]"], "compare takes two lists of weights, as in"),
         (["policies=[{0},{1}]", "weights=[[0.5,0.5]]"], "compare takes two lists of weights, as in"),
         (["policies=[{0},{1}]", "weights=[[0.5,0.5],[0.5,0.5]]"], "both sides are tiny-noise + tiny-flow [0.5, 0.5]"),

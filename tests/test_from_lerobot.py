@@ -328,8 +328,8 @@ def test_a_key_that_does_not_map_is_said_with_the_map_to_write(checkpoint, capsy
     ("source", "message"),
     [
         ("nowhere", "no folder 'nowhere'"),
-        ("someone/policy", r"pin its commit, as in lerobot:someone/policy@"),
-        ("someone/policy@main", "pin its commit"),
+        ("someone/policy", r"write lerobot:someone/policy@COMMIT"),
+        ("someone/policy@main", "write lerobot:someone/policy@COMMIT"),
     ],
 )
 def test_a_checkpoint_that_is_not_here_is_said(source, message):

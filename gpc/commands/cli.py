@@ -134,13 +134,16 @@ def _print_report(folder: Path, console: Console) -> None:
 
 
 def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
-    """Return the configuration of a command; print its keys and return None for -h."""
+    """Return the checked configuration; print the keys and return None for -h."""
+    from gpc.commands.checks import check_config
     from gpc.commands.config import help_text, load_config
 
     if {"-h", "--help"} & set(args):
         console.print(*help_text(name).splitlines(), sep="\n", soft_wrap=True)
         return None
-    return load_config(name, args)
+    config = load_config(name, args)
+    check_config(name, config)
+    return config
 
 
 def _diagnose(console: Console, args: list[str]) -> None:

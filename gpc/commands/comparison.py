@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from gpc.commands.api import Env, rows_in, run_folder, seed_range
+from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
-from gpc.commands.setup import load_policies, parse_weights, print_execution, run_dir_of, spec_of
-from gpc.composition.composed import Composition, as_composition
+from gpc.commands.setup import load_policies, print_execution, run_dir_of, spec_of
+from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.inference.settings import Sampling
@@ -30,8 +31,6 @@ from gpc.rollout.engine import Engine, Job
 from gpc.rollout.executors import Executor, Local
 from gpc.schema import Count, check
 from gpc.weights.simplex import Weights
-
-WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
 
 
 @dataclass(frozen=True)
@@ -131,10 +130,15 @@ def compare(
 
 
 def _named_apart(compositions: Sequence[Composition]) -> list[Composition]:
-    """Return the sides with policies under names that differ; a policy of both sides keeps one name."""
-    members = {id(member): member for composition in compositions for member in composition.policies}
+    """Return the sides under names that differ; a policy of both has one name."""
+    members = {_identity(member): member for composition in compositions for member in composition.policies}
     named = dict(zip(members, distinct(list(members.values())), strict=True))
-    return [with_members(side, [named[id(member)] for member in side.policies]) for side in compositions]
+    return [with_members(side, [named[_identity(member)] for member in side.policies]) for side in compositions]
+
+
+def _identity(policy: Policy) -> tuple[object, ...]:
+    """Return what two views of one policy share if they are the same view."""
+    return policy.name, policy.fingerprint, *map(id, leaves(policy))
 
 
 def compare_from(config: Config, console: Console) -> Path:
@@ -154,17 +158,13 @@ def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> li
     Raises:
         InputError: If the configuration has neither.
     """
-    weightings = config["weights"]
+    weightings = weightings_of(config, len(policies))
     if weightings is None:
-        if len(policies) != 2:
-            raise InputError(f"compare takes two policies, not {len(policies)}, or {WEIGHTINGS}")
         first, second = policies
         pairs = ((first, second), (second, first))
         return [Side(experiment_of(config, console, [policy], [opponent]), (1.0,)) for policy, opponent in pairs]
-    if len(weightings) != 2 or not all(isinstance(w, Sequence) and not isinstance(w, str) for w in weightings):
-        raise InputError(f"weights={weightings}: compare takes {WEIGHTINGS}")
     experiment = experiment_of(config, console, policies)
-    return [Side(experiment, parse_weights(weights)) for weights in weightings]
+    return [Side(experiment, weights) for weights in weightings]
 
 
 def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) -> dict[str, Any]:

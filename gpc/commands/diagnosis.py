@@ -22,6 +22,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
 from gpc.commands.experiment import denoising_error
 from gpc.commands.rollout_setup import RolloutSetup
@@ -29,7 +30,6 @@ from gpc.commands.setup import (
     composition_of,
     env_of,
     load_policies,
-    parse_weights,
     print_execution,
     print_warnings,
     run_dir_of,
@@ -39,7 +39,7 @@ from gpc.commands.setup import (
 from gpc.composition.composed import Composition, compose
 from gpc.composition.composers import Composer
 from gpc.disk import write_atomically, writing
-from gpc.errors import InputError, missing
+from gpc.errors import missing
 from gpc.inert import Console, notice
 from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
@@ -259,12 +259,11 @@ def diagnose_from(config: Config, console: Console) -> Path:
     setup = setup_of(config, load_policies(config))
     print_warnings(setup.policy, console)
     print_execution(config, setup, console)
-    if len(setup.names) < 2:
-        raise InputError(f"diagnose compares policies; name a second one beside {setup.names[0]}")
+    need_two("a diagnosis", len(setup.names))
     setup.check_parents()
     policy = setup.policy
     if config["weights"] is not None:
-        policy = composition_of(plain(config)["composer"], policy.policies, parse_weights(config["weights"]))
+        policy = composition_of(plain(config)["composer"], policy.policies, weights_of(config, len(policy.policies)))
     folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)
     diagnosis, pictures = diagnose(setup, policy, config["seed"], config["chunks"], console, config["demonstrations"])
     with writing(folder):

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
@@ -25,7 +26,6 @@ from gpc.commands.setup import (
     sampling_of,
     search_of,
     setup_of,
-    weights_of,
 )
 from gpc.demonstrations import read
 from gpc.errors import InputError, missing
@@ -210,8 +210,7 @@ def run_search(
     """
     setup = experiment.setup
     names, count = setup.names, len(setup.names)
-    if count < 2:
-        raise InputError("a search needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
+    need_two("a search", count)
     if not setup.policy.convex:
         raise InputError("a search mixes with convex weights; choose composer=convex")
     setup.check_parents()

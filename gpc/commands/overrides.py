@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from gpc.errors import InputError
+from gpc.policy.sources import split_source
 
 PIECE = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|(?:\\.|[^,])*""", re.DOTALL)
 """An entry of a list up to its comma: in quotes, or with escaped commas alone."""
@@ -43,12 +44,6 @@ def quoted(override: str, kind: Any) -> str:
         text = _text(value)
         return override if text is None else f"{key}={_quote(text)}"
     return override
-
-
-def place_of(source: str) -> Path:
-    """Return the path that a source of a policy would name: PATH, or LOADER:PATH."""
-    _, colon, path = source.partition(":")
-    return Path(path if colon else source).expanduser()
 
 
 def _entries(key: str, content: str) -> list[str]:
@@ -79,7 +74,7 @@ def _pieces(content: str) -> Iterator[str]:
 
 def _exists(source: str) -> bool:
     try:
-        return place_of(source).exists()
+        return Path(split_source(source)[1]).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # no name of a file, or of a user
         return False
 

@@ -123,7 +123,7 @@ def composition_in(policy: Policy, names: Mapping[str, str] | None = None) -> Co
 
 
 def with_members(composition: Composition, members: Sequence[Policy]) -> Composition:
-    """Return a composition with views of its policies; one of another package stays as it is."""
+    """Return a composition with views of its policies, if its class is gpc's."""
     if all(member is policy for member, policy in zip(members, composition.policies, strict=True)):
         return composition
     if isinstance(composition, AveragedChunks):

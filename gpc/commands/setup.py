@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gpc.commands.checks import sources_of, weights_of
 from gpc.commands.config import Config, load_config, plain
 from gpc.commands.rollout_setup import RolloutSetup, prepare
 from gpc.composition.composed import Composition, as_composition, compose
@@ -25,7 +26,6 @@ from gpc.registry import COMPOSERS, SEARCHES, load_entry
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
 from gpc.weights.searches import Search
-from gpc.weights.simplex import Weights
 
 EXECUTORS = {"local": Local, "ray": Ray}
 PER_POLICY_KEYS = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
@@ -105,15 +105,9 @@ def load_policies(config: Config) -> list[Policy]:
     """Load the policies of a configuration, under names that differ.
 
     Raises:
-        InputError: If it names none.
+        InputError: If it names none, or one does not load.
     """
-    sources = config["policies"]
-    if isinstance(sources, str):
-        raise InputError(f"policies={sources} must be a list, as in 'policies=[{sources}]'")
-    policies = [load_policy(source) for source in sources]
-    if not policies:
-        raise InputError("policies=[] is empty; name at least one")
-    return distinct(policies)
+    return distinct([load_policy(source) for source in sources_of(config)])
 
 
 def adapt_policies(
@@ -183,26 +177,7 @@ def compose_from(config: Config, console: Console) -> Composition:
     return policy
 
 
-def weights_of(config: Config, count: int) -> Weights:
-    """Return the weights for `count` policies; one policy alone needs none."""
-    weights = [1.0] if config["weights"] is None and count == 1 else config["weights"]
-    if weights is None:
-        raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
-    return parse_weights(weights)
-
-
 def run_dir_of(config: Config, kind: str, env: str, names: Sequence[str]) -> Path:
     """Return the run folder of a configuration, by default runs/KIND-ENV-POLICIES."""
     run_dir: str | None = config["run_dir"]  # of the user
     return Path(run_dir) if run_dir else Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}"))
-
-
-def parse_weights(weights: Sequence[Any]) -> Weights:
-    """Return weights of a configuration as floats.
-
-    Raises:
-        InputError: If one is no number.
-    """
-    if not all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights):
-        raise InputError(f"weights=[{', '.join(map(str, weights))}] must be numbers, as in 'weights=[0.4,0.6]'")
-    return tuple(float(w) for w in weights)

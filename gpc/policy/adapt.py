@@ -86,7 +86,7 @@ class PolicyView:
     @property
     def folder(self) -> Path | None:
         """Folder that holds the policy's files; None if it is not known."""
-        return folder_of(self.policy)
+        return place_of(self.policy)
 
     @property
     def simulator(self) -> EnvSpec | None:
@@ -121,9 +121,9 @@ def distinct(policies: Sequence[Policy]) -> list[Policy]:
     taken = {name for name, count in Counter(names).items() if count == 1}
     doubles = [i for i, name in enumerate(names) if name not in taken]
     for name in {names[i] for i in doubles}:
-        group = [i for i in doubles if policies[i].name == name and folder_of(policies[i])]
-        for i, told in zip(group, _told_apart(name, [policies[i] for i in group]), strict=True):
-            names[i] = told
+        group = [i for i in doubles if policies[i].name == name and place_of(policies[i])]
+        for i, new in zip(group, _folder_names(name, [policies[i] for i in group]), strict=True):
+            names[i] = new
     for i in doubles:
         numbered = (f"{names[i]}-{number}" for number in itertools.count(2))
         names[i] = next(name for name in itertools.chain([names[i]], numbered) if name not in taken)
@@ -131,14 +131,14 @@ def distinct(policies: Sequence[Policy]) -> list[Policy]:
     return [_named(policy, name) for policy, name in zip(policies, names, strict=True)]
 
 
-def folder_of(policy: Policy) -> Path | None:
+def place_of(policy: Policy) -> Path | None:
     """Return the folder of a policy's files; None if it is not known."""
     return policy.folder if isinstance(policy, HasFolder) else None
 
 
-def _told_apart(name: str, policies: Sequence[Policy]) -> list[str]:
-    """Return the names of the folders, nearest to the files, that tell policies apart."""
-    folders = [folder.absolute() for policy in policies if (folder := folder_of(policy))]
+def _folder_names(name: str, policies: Sequence[Policy]) -> list[str]:
+    """Return the nearest folders that tell policies apart, or name and folders."""
+    folders = [folder.absolute() for policy in policies if (folder := place_of(policy))]
     shared = len(Path(os.path.commonpath(folders)).parts) if folders else 0
     tails = [[part for part in folder.parts[shared:] if not LAYOUT.fullmatch(part)] for folder in folders]
     for depth in range(1, max(map(len, tails), default=0) + 1):

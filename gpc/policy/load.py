@@ -6,14 +6,11 @@ The adapters in `policies/` are registered in the same way as those of other pac
 
 from __future__ import annotations
 
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, cast
 
+from gpc.policy.sources import GROUP, bundled_folders, check_source, split_source
 from gpc.policy.spec import Policy
 from gpc.registry import load_entry
-
-GROUP = "gpc.policies"
 
 
 def load_policy(source: str) -> Policy:
@@ -23,9 +20,8 @@ def load_policy(source: str) -> Policy:
         InputError: If the loader or policy is unknown, a file is missing or damaged, or the adapter needs a package
             that is not installed.
     """
-    loader, colon, path = source.partition(":")
-    if not colon:
-        loader, path = "bundled", source
+    check_source(source)
+    loader, path = split_source(source)
     return cast("Policy", load_entry(GROUP, "policy loader", loader)(path))
 
 
@@ -33,5 +29,4 @@ def bundled_cards() -> dict[str, dict[str, Any]]:
     """Read `card.json` of every bundled policy, by name."""
     from gpc.card import CARD, read
 
-    folders = Path(str(files("gpc.policies"))) / "bundled"
-    return {path.parent.name: read(path) for path in sorted(folders.glob(f"*/{CARD}"))}
+    return {name: read(folder / CARD) for name, folder in bundled_folders().items()}

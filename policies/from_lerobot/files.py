@@ -16,6 +16,7 @@ from gpc.errors import InputError, one_line
 from gpc.inert import notice
 from gpc.policies.checkpoint import unwrapped
 from gpc.policies.from_lerobot.processors import CONFIG, POST, PRE, WEIGHTS, read_steps
+from gpc.policy.sources import check_source
 
 INNER = "pretrained_model"
 ADAPTER = "adapter_config.json"
@@ -34,13 +35,8 @@ def find(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _last(folder)
+    check_source(f"lerobot:{source}")
     repo, _, revision = source.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or folder.exists():
-        raise InputError(f"no folder {source!r}; give the {INNER} folder of a LeRobot checkpoint")
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise InputError(
-            f"no folder {source!r}; for a checkpoint of the hub pin its commit, as in lerobot:{repo}@<40 hex digits>"
-        )
     from huggingface_hub import snapshot_download
 
     notice(f"fetching {repo} at {revision[:12]} ({CONFIG}, {WEIGHTS}, processors)")

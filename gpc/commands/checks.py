@@ -1,0 +1,114 @@
+"""What a configuration shows to be wrong before anything is imported that takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpc.commands.config import Config
+from gpc.errors import InputError
+from gpc.policy.sources import check_source, split_source
+from gpc.serve.address import Address
+from gpc.weights.simplex import Weights
+
+WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
+SEVERAL = {"search": "a search", "diagnose": "a diagnosis"}
+
+
+def check_config(name: str, config: Config) -> None:
+    """Check sources, weights and paths of a command.
+
+    Raises:
+        InputError: If one does not fit.
+    """
+    if config["policies"] or config.get("server") is None:
+        sources = sources_of(config)
+        for source in sources:
+            loader, path = split_source(source)
+            check_source(source)
+            if loader == "remote":
+                Address.parse(path)
+        check_weights(name, config, len(sources))
+    elif config.get("server") is not None:
+        Address.parse(config["server"])
+    _check_paths(config)
+
+
+def sources_of(config: Config) -> Sequence[str]:
+    """Return the sources of a configuration's policies.
+
+    Raises:
+        InputError: If they are no list, none, or one is named twice.
+    """
+    sources: Any = config["policies"]
+    if isinstance(sources, str):
+        raise InputError(f"policies={sources} must be a list, as in 'policies=[{sources}]'")
+    if not sources:
+        raise InputError("policies=[] is empty; name at least one")
+    twice = [source for i, source in enumerate(sources) if source in sources[:i]]
+    if twice:
+        raise InputError(f"policies names {twice[0]!r} twice")
+    return list(sources)
+
+
+def check_weights(name: str, config: Config, count: int) -> None:
+    """Check number and form of the weights for `count` policies."""
+    if name in SEVERAL:
+        need_two(SEVERAL[name], count)
+    if name == "compare":
+        weightings_of(config, count)
+    elif name in ("evaluate", "serve", "deploy"):
+        weights_of(config, count)
+
+
+def need_two(what: str, count: int) -> None:
+    """Raise an InputError if there are fewer than two policies."""
+    if count < 2:
+        raise InputError(f"{what} needs at least two policies, as in 'policies=[pusht-diffusion,pusht-flow]'")
+
+
+def weights_of(config: Config, count: int) -> Weights:
+    """Return the weights for `count` policies; one policy alone needs none."""
+    weights = [1.0] if config["weights"] is None and count == 1 else config["weights"]
+    if weights is None:
+        raise InputError(f"{count} policies need weights, as in 'weights=[{','.join(['0.5'] * 2)}]'")
+    return parse_weights(weights, count)
+
+
+def weightings_of(config: Config, count: int) -> list[Weights] | None:
+    """Return the weights of both sides of a comparison; None if a policy is a side.
+
+    Raises:
+        InputError: If the configuration has neither two policies nor two lists of weights.
+    """
+    weightings: Any = config["weights"]
+    if weightings is None:
+        if count != 2:
+            raise InputError(f"compare takes two policies, not {count}, or {WEIGHTINGS}")
+        return None
+    if len(weightings) != 2 or not all(isinstance(w, Sequence) and not isinstance(w, str) for w in weightings):
+        raise InputError(f"weights={weightings}: compare takes {WEIGHTINGS}")
+    return [parse_weights(weights, count) for weights in weightings]
+
+
+def parse_weights(weights: Sequence[Any], count: int) -> Weights:
+    """Return the weights for `count` policies as floats.
+
+    Raises:
+        InputError: If one is no number, or their number is another.
+    """
+    if not all(isinstance(w, int | float) and not isinstance(w, bool) for w in weights):
+        raise InputError(f"weights=[{', '.join(map(str, weights))}] must be numbers, as in 'weights=[0.4,0.6]'")
+    if len(weights) != count:
+        raise InputError(f"{len(weights)} weights for {count} policies; give one each")
+    return tuple(float(w) for w in weights)
+
+
+def _check_paths(config: Config) -> None:
+    """Check that demonstrations exist, and that the run folder can be one."""
+    demonstrations, run_dir = config.get("demonstrations"), config.get("run_dir")
+    if demonstrations and not Path(demonstrations).exists():
+        raise InputError(f"demonstrations: {demonstrations} does not exist")
+    if run_dir and Path(run_dir).exists() and not Path(run_dir).is_dir():
+        raise InputError(f"run_dir={run_dir} is a file; give a folder, new or of the same run")
