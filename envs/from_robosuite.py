@@ -82,6 +82,7 @@ class Robosuite(Environment):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gymnasium's declaration)
+    max_steps: int
 
     def __init__(
         self,

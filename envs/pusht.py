@@ -130,6 +130,8 @@ class PushT(Environment):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's declaration)
 
+    max_steps: int
+
     def __init__(
         self,
         observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels", "obs", TASK),

@@ -3,9 +3,11 @@
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.wrappers import TimeLimit
 
 from gpc.envs.from_gymnasium import Gymnasium
 from gpc.errors import InputError, RunError
+from gpc.policy.observation import read_text
 from gpc.testing import check_env
 
 
@@ -86,22 +88,124 @@ def test_keys_of_the_observation_space() -> None:
     env = Gymnasium(("arm.x",), task="Corridor-v0")
     frame, _ = env.reset(seed=0)
     assert set(frame) == set(env.observation_space) == {"arm.x"}
-    assert set(Gymnasium(task="Corridor-v0").observation_space) == {"camera", "arm.x"}  # a text is no array
+    assert set(Gymnasium(task="Corridor-v0").observation_space) == {"camera", "arm.x", "task"}
 
 
 def test_success_is_what_the_environment_says() -> None:
     env = Gymnasium(task="Corridor-v0", settings={"length": 2.5})
-    _, info = env.reset(seed=0)
-    assert info["is_success"] is False
+    env.reset(seed=0)
     assert [env.advance(np.ones(1))[3]["is_success"] for _ in range(3)] == [False, False, True]
     silent = Gymnasium(task="HalfCheetah-v5")
     silent.reset(seed=0)
-    assert silent.advance(np.zeros(6))[3]["is_success"] is False
+    assert silent.advance(np.zeros(6))[3]["is_success"] is None
     kitchen = Gymnasium(task="FrankaKitchen-v1", settings={"tasks_to_complete": ["kettle"]})
     kitchen.reset(seed=0)
     assert kitchen.advance(np.zeros(9))[3]["is_success"] is False
     kitchen._env.unwrapped.tasks_to_complete.clear()
     assert kitchen.advance(np.zeros(9))[3]["is_success"] is True
+
+
+@pytest.mark.parametrize(
+    ("info", "success"),
+    [
+        ({"is_success": None, "success": True}, True),
+        ({"is_success": None, "success": np.float32(0)}, False),
+        ({"is_success": False, "success": True}, False),
+        ({"success": None}, None),
+        ({}, None),
+    ],
+)
+def test_an_entry_of_none_is_no_failure(info, success):
+    env = Gymnasium(task=Reporting(info))
+    env.reset(seed=0)
+    assert env.advance(np.zeros(1))[3]["is_success"] is success
+
+
+class Reporting(Corridor):
+    def __init__(self, info):
+        super().__init__()
+        self.info = info
+
+    def step(self, action):
+        return *super().step(action)[:4], self.info
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "steps"),
+    [
+        ("FetchPush-v4", {}, 50),
+        ("AdroitHandDoor-v1", {}, 200),
+        ("FrankaKitchen-v1", {}, 280),
+        ("HalfCheetah-v5", {}, 1000),
+        ("Corridor-v0", {}, None),
+    ],
+)
+def test_an_episode_is_as_long_as_registered(task, settings, steps):
+    assert Gymnasium(task=task, settings=settings).max_steps == steps
+    assert Gymnasium(task=task, settings=settings, max_steps=30).max_steps == 30
+
+
+def test_an_environment_may_hold_the_length_of_its_episodes():
+    timed, arm = TimeLimit(Corridor(), 70), Corridor()
+    arm.max_path_length = 500  # as Meta-World's
+    assert (Gymnasium(task=timed).max_steps, Gymnasium(task=arm).max_steps) == (70, 500)
+    arm.max_path_length = 3
+    env = Gymnasium(task=arm)
+    env.reset(seed=0)
+    assert [env.advance(np.zeros(1))[2] for _ in range(3)] == [False, False, True]
+
+
+class Old(gymnasium.Env):
+    """The interface before gymnasium 0.26, observations of many kinds, and no render_mode."""
+
+    observation_space = gymnasium.spaces.Tuple(
+        (
+            gymnasium.spaces.Box(0, 1, (2,), np.float32),
+            gymnasium.spaces.Discrete(5),
+            gymnasium.spaces.Dict({"bits": gymnasium.spaces.MultiBinary(3), "instruction": gymnasium.spaces.Text(20)}),
+        )
+    )
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def seed(self, seed=None):
+        self.random = np.random.default_rng(seed)
+
+    def reset(self):
+        self.count = 0
+        self.at = self.random.uniform(0, 1, 2).astype(np.float32)
+        return self.look()
+
+    def look(self):
+        return self.at, self.count, {"bits": np.array([1, 0, 1], np.int8), "instruction": "open the drawer"}
+
+    def step(self, action):
+        self.count += 1
+        return self.look(), 0.5, self.count == 4, {"success": self.count == 4, "TimeLimit.truncated": False}
+
+
+def test_the_old_interface_and_observations_of_every_kind():
+    env = Gymnasium(task=Old())
+    check_env(env, steps=3)
+    frame, _ = env.reset(seed=3)
+    assert set(frame) == {"0", "1", "2.bits", "task"}
+    assert frame["0"].tobytes() == np.random.default_rng(3).uniform(0, 1, 2).astype(np.float32).tobytes()
+    assert (frame["1"].tolist(), frame["2.bits"].tolist()) == ([0], [1, 0, 1])
+    assert read_text(frame["task"]) == "open the drawer"
+    outcomes = [env.advance(np.zeros(1)) for _ in range(4)]
+    assert env.observe(["1"])["1"].tolist() == [4]
+    assert [outcome[:3] for outcome in outcomes] == [(0.5, False, False)] * 3 + [(0.5, True, False)]
+    assert outcomes[-1][3]["is_success"] is True
+    with pytest.raises(RunError, match="Old draws no picture: it needs the render_mode 'rgb_array'"):
+        env.render()
+
+
+def test_a_reset_without_a_seed_is_named():
+    class Seedless(Corridor):
+        def reset(self):
+            return super().reset()
+
+    with pytest.raises(InputError, match="reset\\(\\) of Seedless takes no seed, on which an episode must depend"):
+        Gymnasium(task=Seedless()).reset(seed=0)
 
 
 def test_a_picture_for_the_video() -> None:
@@ -119,6 +223,14 @@ def test_bad_input_is_named() -> None:
         Gymnasium(task="FetchPusch-v4")
     with pytest.raises(InputError, match="no_such_module"):
         Gymnasium(task="no_such_module:X-v0")
+    with pytest.raises(InputError, match=r"'gym_pusht/PushT-v1'; the package .*, as in gym_pusht:gym_pusht/PushT-v1"):
+        Gymnasium(task="gym_pusht/PushT-v1")
+    with pytest.raises(
+        InputError, match=r"'gym_pusht/Push-v0' after the import of gym_pusht; did you mean 'gym_pusht/P"
+    ):
+        Gymnasium(task="gym_pusht:gym_pusht/Push-v0")
+    with pytest.raises(InputError, match=r"'Stack-v9'; of another package, write PACKAGE:Stack-v9"):
+        Gymnasium(task="Stack-v9")
     with pytest.raises(InputError, match=r"FetchPush-v1: .*mujoco"):
         Gymnasium(task="FetchPush-v1")
     with pytest.raises(InputError, match=r"cannot make FetchPush-v4.*speed"):

@@ -1,20 +1,28 @@
 """A package that is not gpc's: a search, a composer, a cost and an environment, from Python and from the command line."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 
+import gymnasium
 import pytest
+from gymnasium.wrappers import TimeLimit, TransformReward
 
 import gpc
 import gpc.registry
 from gpc.commands.cli import main
 from gpc.commands.replay import replay
+from gpc.commands.setup import env_named, spec_of
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.policy.load import load_policy
 from gpc.registry import load_named
 from gpc.results.run_folder import read_rows
+from gpc.rollout.env import make_env
 from gpc.rollout.process import search_path
 
 MODULE = '''
@@ -92,6 +100,13 @@ class Point(gymnasium.Env):
         self.at = 0.8 * self.at + 0.2 * np.asarray(action, float)
         distance = float(np.linalg.norm(self.at - self.size / 2))
         return self._frame(), 1 / (1 + distance), False, False, {"is_success": distance < 5}
+
+
+def make_point(size: float = 512.0):
+    return gymnasium.wrappers.TimeLimit(Point(size), 9)
+
+
+gymnasium.register("Registered-v0", Point, max_episode_steps=11)
 '''
 ENTRY_POINTS = """
 [gpc.searches]
@@ -168,18 +183,105 @@ def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outsid
     assert all(row.steps == 8 for row in first.rows)
     with pytest.raises(InputError, match=r"was started with env.options.size=256.0, now it is 512.0"):
         gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 512.0}), **short)
-    assert gpc.evaluate(parents[0], outside.Point, episodes=1, sampling=gpc.Sampling(steps=2)).rows[0].steps == 300
+    with pytest.raises(InputError, match=r"Point has no registered limit .* as in env.max_steps=300"):
+        gpc.evaluate(parents[0], outside.Point, episodes=1)
 
 
-def test_what_a_simulator_process_cannot_import_is_one_line(parents):
-    def local():
-        raise AssertionError
+ONCE = {"episodes": 1, "sampling": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
 
-    with pytest.raises(InputError, match="local cannot be sent to a simulator process"):
-        gpc.evaluate(parents[0], local, episodes=1)
-    local.__module__ = "__main__"
-    with pytest.raises(InputError, match="local is defined in the script that runs; move it to a module"):
-        gpc.evaluate(parents[0], local, episodes=1)
+
+@pytest.fixture(scope="module")
+def registered():
+    """The id of an environment with a limit of 9 steps, whose class is in no module, as in a notebook."""
+    namespace = {"__name__": "__main__"}
+    exec(MODULE, namespace)
+    gymnasium.register("Point9-v0", namespace["Point"], max_episode_steps=9)
+    return "Point9-v0"
+
+
+@pytest.mark.parametrize("given", ["made", "wrapped", "copied", "function", "lambda", "name"])
+def test_every_way_to_give_an_environment_runs_the_same_episode(given, outside, parents, registered):
+    ways = {
+        "made": lambda: gymnasium.make(registered, size=256.0),
+        "wrapped": lambda: TransformReward(gymnasium.make(registered, size=256.0), lambda reward: 2 * reward),
+        "copied": lambda: TimeLimit(outside.Point(256.0), 9),
+        "function": lambda: gpc.EnvSpec(outside.make_point, options={"size": 256.0}),
+        "lambda": lambda: lambda: TimeLimit(outside.Point(256.0), 9),
+        "name": lambda: gpc.EnvSpec("outside_gpc:Point", max_steps=9, options={"size": 256.0}),
+    }
+    (row,) = gpc.evaluate(parents[0], ways[given](), **ONCE).rows
+    assert row.steps == 9
+    assert row.score == pytest.approx((2 if given == "wrapped" else 1) * 0.038141, rel=1e-3)
+
+
+def test_search_and_compare_take_an_environment_that_exists(outside, parents, registered):
+    env, short = gymnasium.make(registered), {"sampling": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
+    parents = [parents[0], replace(parents[0], name="other")]
+    found = gpc.search(parents, env, method=outside.Halves(), report_episodes=1, **short)
+    compared = gpc.compare(*parents, env, episodes=1, **short)
+    assert {row.steps for row in (*found.rows, *compared.rows)} == {9}
+
+
+def test_the_record_of_an_environment_that_exists_tells_it_from_others(outside, parents, registered, tmp_path):
+    gpc.evaluate(parents[0], gymnasium.make(registered, size=256.0), run_dir=tmp_path, **ONCE)
+    env = json.loads((tmp_path / "manifest.json").read_text())["config"]["env"]
+    settings = {"settings": {"size": 256.0}, "wrappers": []}
+    assert env == {"class": "Point9-v0", "n_action_steps": 8, "max_steps": 9, "options": settings}
+    with pytest.raises(InputError, match=r"env.options.settings.size=256.0, now it is 128.0"):
+        gpc.evaluate(parents[0], gymnasium.make(registered, size=128.0), run_dir=tmp_path, **ONCE)
+    with pytest.raises(InputError, match="Point9-v0 is no registered type; the run was begun in Python"):
+        replay(tmp_path, 0, [], Console(quiet=True), trust=True)
+
+
+def test_what_cannot_be_sent_or_is_no_environment_is_one_line(outside, parents):
+    lock, holder = threading.Lock(), outside.Point()
+    holder.lock = lock
+    with pytest.raises(
+        InputError, match=r"<lambda> cannot be sent to a simulator process .*lock.*; give a function that"
+    ):
+        gpc.evaluate(parents[0], lambda: (lock, outside.Point())[1], episodes=1)
+    with pytest.raises(InputError, match=r"Point cannot be sent to a simulator process .*lock.*; give a function that"):
+        gpc.evaluate(parents[0], TimeLimit(holder, 9), episodes=1)
+    with pytest.raises(
+        InputError, match=r"env=<lambda> makes a builtins.dict, no gymnasium.Env; derive it from gymnasium.Env"
+    ):
+        gpc.evaluate(parents[0], lambda: {}, episodes=1)
+    with pytest.raises(
+        InputError, match=r"SyncVectorEnv is no gymnasium.Env.*; give one environment, not a vector of them"
+    ):
+        gpc.evaluate(parents[0], gymnasium.make_vec("Pendulum-v1"), episodes=1)
+
+
+FAULTY = """
+import outside_gpc
+
+class Crashing(outside_gpc.Point):
+    def step(self, action):
+        raise KeyError("arm")
+
+class Narrow(outside_gpc.Point):
+    def _frame(self):
+        return {"state": super()._frame()["state"][:4]}
+
+class Silent(outside_gpc.Point):
+    def step(self, action):
+        return *super().step(action)[:4], {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("Crashing", r"Crashing: step\(\) raises KeyError: 'arm'"),
+        ("Narrow", r"Narrow observes 'state' as \(4,\), its observation_space is \(5,\)"),
+    ],
+)
+def test_a_fault_of_an_environment_shows_before_the_episodes(name, line, outside, parents, tmp_path, monkeypatch):
+    (tmp_path / "faulty_gpc.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=line):
+        gpc.evaluate(parents[0], gpc.EnvSpec(f"faulty_gpc:{name}", max_steps=9), episodes=1, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_registered_types_work_from_the_command_line(installed, tiny, tmp_path):
@@ -204,12 +306,70 @@ def test_a_registered_environment_works_from_the_command_line(installed, tiny, t
     done = gpc_command(installed, "evaluate", *ask)
     assert done.returncode == 0, done.stderr
     env = json.loads((tmp_path / "manifest.json").read_text())["config"]["env"]
-    assert env == {"type": "point", "n_action_steps": None, "max_steps": 8, "options": {"size": 256.0}}
+    assert env == {"type": "point", "n_action_steps": 8, "max_steps": 8, "options": {"size": 256.0}}
     wrong = gpc_command(installed, "evaluate", *ask[:-3], "env.options.size=wide", "episodes=1")
     assert (wrong.returncode, "env.options.size=wide: Expected `float`" in " ".join(wrong.stderr.split())) == (2, True)
     shown = gpc_command(installed, "search", "-h").stdout
     assert "# search 'broken' needs a package that is missing" in shown
     assert "# search=halves: keys search.*\nepisodes: 1\nseed: 100000" in shown
+
+
+def test_a_class_of_the_working_directory_is_an_environment_of_the_command_line(beside, tiny, capfd):
+    (beside / "beside_env.py").write_text(MODULE)
+    ask = [f"policies=[{tiny[0]}]", "sampler.steps=2", "episodes=1", "engine.workers=1"]
+    given = [*ask, "env=beside_env:Point", "env.max_steps=8", "env.options.size=256"]
+    assert main(["evaluate", *given, "run_dir=run"]) == 0, capfd.readouterr().err
+    assert "no video: Point draws no picture" in " ".join(capfd.readouterr().out.split())
+    env = json.loads((beside / "run/manifest.json").read_text())["config"]["env"]
+    assert env == {"type": "beside_env:Point", "n_action_steps": 8, "max_steps": 8, "options": {"size": 256.0}}
+    replayed = ["replay", "run", "--episode", "0", "--policies", tiny[0]]
+    assert main(replayed) == 2
+    assert "env.type='beside_env:Point', which is not loaded because a folder" in " ".join(
+        capfd.readouterr().err.split()
+    )
+    assert main([*replayed, "--trust"]) == 0
+    assert main(["evaluate", *given, "run_dir=other", "env.options.size=wide"]) == 2
+    assert "env.options.size=wide: Expected `float`" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "steps"),
+    [
+        ("outside_gpc:make_point", "outside_gpc:make_point", 9),
+        ("outside_gpc:Registered-v0", "outside_gpc:Registered-v0", 11),
+        ("FetchReach-v4", "FetchReach-v4", 50),
+    ],
+)
+def test_a_function_or_an_id_is_an_environment_whose_length_is_its_own(name, task, steps, outside):
+    for spec in (env_named(name), spec_of(name)):
+        assert (spec.name, spec.max_steps) == (task, None)
+        assert make_env(spec).max_steps == steps
+    assert env_named(name, ["env.max_steps=7"]).max_steps == 7
+
+
+def test_the_length_that_is_used_is_printed_and_recorded(outside, tiny, tmp_path, capsys):
+    ask = [f"policies=[{tiny[0]}]", "sampler.steps=2", "episodes=1", "engine.workers=1", "video=0"]
+    assert main(["evaluate", *ask, "env=outside_gpc:Registered-v0", f"run_dir={tmp_path}"]) == 0
+    assert "max_steps=11, the longest episode of outside_gpc:Registered-v0" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "manifest.json").read_text())["config"]["env"]["max_steps"] == 11
+    assert [row.steps for row in read_rows(tmp_path / "episodes.jsonl")] == [11]
+
+
+def test_an_environment_that_reports_no_success_measures_scores(outside, tiny, tmp_path, capsys, monkeypatch):
+    (tmp_path / "faulty_gpc.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    ask = ["sampler.steps=2", "engine.workers=1", "video=0", "env=faulty_gpc:Silent", "env.max_steps=8"]
+    assert main(["evaluate", *ask, f"policies=[{tiny[0]}]", "episodes=2", f"run_dir={tmp_path / 'one'}"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no success is reported (is_success, success or tasks_to_complete" in shown
+    assert "not reported" in shown
+    assert "0.0 (0.0" not in shown
+    assert [row.reported for row in read_rows(tmp_path / "one/episodes.jsonl")] == [False, False]
+    assert "not reported" in (tmp_path / "one/report.html").read_text()
+    twins = [load_policy(tiny[0]), replace(load_policy(tiny[0]), name="twin")]
+    compared = gpc.compare(*twins, gpc.EnvSpec("faulty_gpc:Silent", max_steps=8), **ONCE)
+    assert "no success is reported" in compared.summary["verdict"]
+    assert math.isnan(gpc.evaluate(twins[0], gpc.EnvSpec("faulty_gpc:Silent", max_steps=8), **ONCE).success)
 
 
 def test_a_name_that_no_package_registers_is_answered_with_those_that_are(capsys):

@@ -18,7 +18,6 @@ IMPORTS = {
     "gpc/commands/cli.py:_bridge": "one of two constants",
     "gpc/registry.py:load_entry": "an entry point of an installed package",
     "gpc/registry.py:import_named": "a module that the user typed; from a run folder only with --trust",
-    "envs/from_gymnasium.py:_make": "the module of `module:Id` that the user typed; from a run folder only with --trust",
     "policies/from_lerobot/__init__.py:_read_config": "a kind of families.FAMILIES",
     "robots/from_lerobot.py:_register": "LeRobot's own robots and cameras, and its installed plug-ins",
 }
@@ -80,7 +79,8 @@ def executed(path):
     for where, name, call in calls(path):
         options = {keyword.arg: getattr(keyword.value, "value", None) for keyword in call.keywords}
         owner = ast.unparse(call.func).split(".")[0]
-        pickled = owner in ("pickle", "dill", "cloudpickle", "joblib") or (owner == "torch" and name == "load")
+        pickles = owner in ("pickle", "dill", "cloudpickle", "joblib") and name != "dumps"
+        pickled = pickles or (owner == "torch" and name == "load")
         builtin = not isinstance(call.func, ast.Attribute) or owner in ("os", "runpy", "yaml", "builtins")
         if (
             (name in FORBIDDEN and builtin)

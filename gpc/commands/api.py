@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
 from gpc.commands.experiment import Experiment, run_evaluation, run_search
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import spec_of
@@ -18,14 +20,15 @@ from gpc.inference.settings import Sampling
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import Policy
 from gpc.results.run_folder import Row, read_rows
+from gpc.results.summary import reported
 from gpc.rollout.engine import Engine, RolloutStats
 from gpc.rollout.executors import Executor, Local
 from gpc.schema import Count, Seed, check
 from gpc.weights.searches import Racing, Search
 from gpc.weights.simplex import Weights
 
-Env = str | EnvSpec | Callable[..., Any]
-"""An environment: a name, a spec, or the user's class or function; see `gpc.commands.setup.spec_of`."""
+Env = str | EnvSpec | gymnasium.Env[Any, Any] | Callable[..., Any]
+"""An environment: a name, a spec, an environment, or what makes one; see `gpc.commands.setup.spec_of`."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class Result:
 
     @property
     def success(self) -> float:
-        """Fraction of successful episodes."""
-        return float(self.winner["pc_success"]) / 100
+        """Fraction of successful episodes; NaN if the environment reports none."""
+        return float(self.winner["pc_success"]) / 100 if reported(self.winner) else float("nan")
 
     @property
     def success_ci95(self) -> tuple[float, float]:
@@ -85,7 +88,7 @@ def evaluate(
 
     Args:
         policy: policy, or what `gpc.compose` returns.
-        env: name, spec, or a function or class that makes a `gymnasium.Env`; simulator processes import its module.
+        env: name as for `env=`, spec, `gymnasium.Env`, or a class or function that makes one (docs/environments.md).
         episodes: number of episodes, on seeds `seed`, `seed + 1`, ...
         seed: first seed, of the environment and of the policy's noise.
         sampling: settings of the sampler.

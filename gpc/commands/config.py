@@ -21,13 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from gpc.commands.overrides import quoted
 from gpc.errors import InputError, suggest
 from gpc.objects import REQUIRED, described, settings_of
-from gpc.registry import COMPOSERS, ENVS, SEARCHES, is_ours, load_entry, names
+from gpc.registry import COMPOSERS, ENVS, SEARCHES, import_named, is_ours, load_entry, load_named, names
 from gpc.schema import Count, Seed, check
 
 REGISTERED = {"env": ENVS, "search": SEARCHES, "composer": COMPOSERS}
 """Config groups whose options packages register, and the group of entry points."""
-PASSED = {"env": ("observation_keys",), "search": (), "composer": ("policies", "weights")}
+PASSED = {"env": ("observation_keys", "render_mode"), "search": (), "composer": ("policies", "weights")}
 """Arguments of registered classes that no configuration holds."""
+OUTSIDE = "outside"
+"""Config option of an environment that the user names and no package registers."""
 
 Config = DictConfig | Mapping[str, Any]
 """A configuration from Hydra, or plain data with the same keys."""
@@ -56,7 +58,7 @@ OPEN = r"sampler\.best_of|rename_map|origin|steer|action_names|env\.options\.set
 
 CHANGED = {
     r"engine\.retries=.*": "gpc.Engine(retries=...) in Python; the command line keeps its default",
-    r"env\.target=": "env.type=NAME, a registered environment",
+    r"env\.target=(.*)": r"env=\1",
     r"search\.demonstrations=(.*)": r"demonstrations=\1",
     r"clock\.kind=real$": "virtual_latency=null, the default",
     r"clock\.kind=": "virtual_latency=0, with the seconds that a chunk takes",
@@ -88,6 +90,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         _check_changed(override)
     overrides = [quoted(override, KINDS.get(override.partition("=")[0].lstrip("+"))) for override in overrides]
     GlobalHydra.instance().clear()
+    overrides = [_outside(override) for override in overrides]
     _register(overrides)
     try:
         with initialize_config_module("gpc.configs", version_base="1.3"):
@@ -133,16 +136,38 @@ def _register(overrides: Sequence[str]) -> None:
             ConfigStore.instance().store(group=group, name=name, node=option(group, name))
 
 
+def _outside(override: str) -> str:
+    """Make an option of an environment that no package registers with gpc.
+
+    "env=module:name" is a class or function of the user's, or else an id that the module registers with gymnasium, and
+    "env=ID" is one of gymnasium's ids.
+    """
+    group, equals, name = override.partition("=")
+    module, colon, path = name.partition(":")
+    if group != "env" or not equals or name in options("env"):
+        return override
+    if colon and callable(getattr(import_named(module, override), path, None)):
+        node = option("env", name)
+    elif colon or load_entry(ENVS, "env", "gymnasium").registers(name):
+        shipped = OmegaConf.load(str(files("gpc.configs").joinpath("env", "gymnasium.yaml")))
+        node = plain(cast(DictConfig, shipped))["env"]
+        node["options"]["task"] = name
+    else:
+        return override
+    ConfigStore.instance().store(group="env", name=OUTSIDE, node=node)
+    return f"env={OUTSIDE}"
+
+
 def option(group: str, name: str) -> dict[str, Any]:
-    """Return the config option of a registered type: its settings with defaults."""
-    kind = load_entry(REGISTERED[group], group, name)
+    """Return the config option of a type: its settings with defaults."""
+    kind = load_named(name, group) if ":" in name else load_entry(REGISTERED[group], group, name)
     settings = {
         key: "???" if setting.default is REQUIRED else described(setting.default)
         for key, setting in settings_of(kind).items()
         if key not in PASSED[group]
     }
     if group == "env":
-        return {"type": name, "n_action_steps": None, "max_steps": settings.pop("max_steps", 300), "options": settings}
+        return {"type": name, "n_action_steps": None, "max_steps": settings.pop("max_steps", None), "options": settings}
     return {"type": name, **settings}
 
 

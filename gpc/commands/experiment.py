@@ -273,4 +273,5 @@ def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
 
 def _row(phase: Phase, episode: Episode) -> Row:
     job = episode.job
-    return Row(phase, job.candidate, job.seed, job.weights, episode.success, episode.score, episode.steps)
+    results = episode.success, episode.score, episode.steps, episode.reported
+    return Row(phase, job.candidate, job.seed, job.weights, *results)

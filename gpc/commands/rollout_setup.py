@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
+import cloudpickle
+import numpy as np
 from gymnasium import spaces
 
 from gpc.commands.simulators import common_simulator
 from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy, Composition, as_composition, compose
-from gpc.errors import InputError
+from gpc.errors import GpcError, InputError, RunError, one_line, type_and_text
 from gpc.inference.actor import ChunkActor
 from gpc.inference.native import common_action_steps
 from gpc.inference.settings import Sampling
@@ -22,8 +24,10 @@ from gpc.policy.adapt import PolicyView, rename
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.observation import TASK, fits
 from gpc.policy.spec import Policy
-from gpc.registry import COMPOSERS, ENVS, name_of
+from gpc.registry import COMPOSERS, ENVS, load_entry, name_of
+from gpc.results.summary import UNREPORTED
 from gpc.rollout.env import Environment, LaneSpec, make_env
+from gpc.rollout.instances import Instance
 from gpc.weights.simplex import Weights, one_hot
 
 
@@ -36,12 +40,14 @@ class RolloutSetup:
         env: the environment.
         lane: the environment with the observations that the policies read.
         actor: what acts in each lane of the engine.
+        notes: what a user should know of the environment before it runs.
     """
 
     policy: Composition
     env: EnvSpec
     lane: LaneSpec
     actor: ChunkActor
+    notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -96,16 +102,13 @@ def prepare(
     policies = [*policy.policies, *opponents]
     if env.type == "policy":
         env = common_simulator(policies, env)
-    if env.max_steps is None:
-        raise InputError("env.max_steps=null: only env=policy takes it from a checkpoint; give a number")
     steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
-    env = replace(env, n_action_steps=steps)
+    actor = ChunkActor(policy, sampling, steps)
+    env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
     observations = policy.observations
     images = {key: observations.shapes[key] for key in sorted(observations.images)}
     lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies), images)
-    actor = ChunkActor(policy, sampling, steps)
-    _check_environment(policy, env, video)
-    return RolloutSetup(policy, env, lane, actor)
+    return RolloutSetup(policy, env, lane, actor, notes)
 
 
 def composition_in(policy: Policy, names: Mapping[str, str] | None = None) -> Composition:
@@ -144,12 +147,17 @@ def weights_in(policy: Composition) -> Weights:
 
 def describe_env(spec: EnvSpec) -> dict[str, Any]:
     """Return an environment as plain data, as a configuration has it."""
-    registered = spec.type if isinstance(spec.type, str) else name_of(ENVS, spec.type)
+    kind, options = spec.type, spec.options or {}
+    registered = kind if isinstance(kind, str) else name_of(ENVS, kind)
+    if isinstance(kind, Instance):
+        what, options = {"class": kind.name}, kind.settings
+    else:
+        what = {"type": registered} if registered else {"class": described(kind)}
     return {
-        **({"type": registered} if registered else {"class": described(spec.type)}),
+        **what,
         "n_action_steps": spec.n_action_steps,
         "max_steps": spec.max_steps,
-        "options": described(spec.options or {}),
+        "options": described(options),
     }
 
 
@@ -184,17 +192,33 @@ def _history(policies: Sequence[Policy]) -> dict[str, int]:
     return history
 
 
-def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> None:
-    """Build the environment once and compare its spaces with the policies."""
+def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> tuple[EnvSpec, tuple[str, ...]]:
+    """Build the environment once and compare its spaces with the policies.
+
+    Returns:
+        The environment with its longest episode, and notes.
+    """
     _check_pickled(spec)
     try:
         env = make_env(spec)
     except ImportError as error:
         raise InputError(f"{spec.name} needs a package that is missing ({error}); run gpc doctor") from None
+    with closing(env):
+        sized = replace(spec, max_steps=env.max_steps if spec.max_steps is None else spec.max_steps)
+        if sized.max_steps is None:
+            raise InputError(
+                f"{spec.name} has no registered limit of an episode; give its longest one in steps, as in env.max_steps=300"
+            )
+        _check_spaces(policy, spec, env)
+        notes = _rehearse(env) if isinstance(env, load_entry(ENVS, "env", "gymnasium")) else []
+        if video:
+            notes += _check_picture(env, video)
+    return sized, tuple(notes)
+
+
+def _check_spaces(policy: Composition, spec: EnvSpec, env: Environment) -> None:
+    """Compare the spaces of an environment with what the policies read and do."""
     offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
-    if video:
-        _check_picture(env, video)
-    env.close()
     if env.action_space.shape != (policy.actions.dim,):
         actions = policy.actions
         names = f" ({', '.join(actions.names)})" if actions.names else ""
@@ -212,18 +236,38 @@ def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> None:
                 raise InputError(f"{member.name} reads {key!r} {shape}, {missing}")
 
 
-def _check_pickled(spec: EnvSpec) -> None:
-    """Check that a simulator process, which imports modules alone, can build it."""
-    for value in (spec.type, *(spec.options or {}).values()):
-        if getattr(value, "__module__", None) == "__main__":
-            raise InputError(
-                f"{spec.name} is defined in the script that runs; move it to a module, which simulator processes import"
-            )
+def _rehearse(env: Environment) -> list[str]:
+    """Reset an environment and take one step: its faults show before the episodes.
+
+    Returns:
+        Notes.
+    """
+    action, name, moment = cast(spaces.Box, env.action_space), getattr(env, "task", ""), "reset()"
     try:
-        ForkingPickler.dumps(spec)
+        env.reset(seed=0)
+        moment = "step()"
+        middle = np.clip(np.zeros(action.shape), action.low, action.high)
+        info = env.advance(middle)[3]
+        moment = "its observation"
+        for key, value in env.observe().items():
+            box = cast(spaces.Dict, env.observation_space)[key]
+            if value.shape != box.shape:
+                raise InputError(f"{name} observes {key!r} as {value.shape}, its observation_space is {box.shape}")
+    except GpcError as error:
+        raise InputError(str(error)) from None
+    except Exception as error:
+        raise InputError(f"{name}: {moment} raises {type_and_text(error)}") from None
+    return [] if info["is_success"] is not None else [f"{name}: {UNREPORTED}"]
+
+
+def _check_pickled(spec: EnvSpec) -> None:
+    """Check that an environment can be sent to a simulator process."""
+    try:
+        cloudpickle.dumps(spec)
     except Exception as error:
         raise InputError(
-            f"{spec.name} cannot be sent to a simulator process ({error}); give a class or function of a module"
+            f"{spec.name} cannot be sent to a simulator process ({one_line(error)}); give a function that makes all of it, "
+            "as in gpc.evaluate(policy, make_env)"
         ) from None
 
 
@@ -238,10 +282,17 @@ def _not_offered(
     return f"{env} offers " + ", ".join(f"{name} {size}" for name, size in offered.items()) + hint
 
 
-def _check_picture(env: Environment, count: int) -> None:
-    """Draw one picture, so that a machine that cannot draw fails before the episodes."""
+def _check_picture(env: Environment, count: int) -> list[str]:
+    """Draw one picture, so that a machine that cannot draw fails before the episodes.
+
+    Returns:
+        Notes.
+    """
     try:
         env.reset(seed=0)
         env.render()
-    except InputError as error:
-        raise InputError(f"video={count}: {error}; or choose video=0") from None
+    except RunError as error:
+        return [f"no video: {error}"]
+    except Exception as error:
+        raise InputError(f"video={count}: {one_line(error)}; or choose video=0") from None
+    return []

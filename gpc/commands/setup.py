@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 
 from gpc.commands.checks import sources_of, weights_of
@@ -25,6 +27,7 @@ from gpc.policy.spec import Policy
 from gpc.registry import COMPOSERS, SEARCHES, load_entry
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
+from gpc.rollout.instances import instance
 from gpc.weights.searches import Search
 
 EXECUTORS = {"local": Local, "ray": Ray}
@@ -64,16 +67,25 @@ def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
     return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
 
 
-def spec_of(env: str | EnvSpec | Callable[..., Any]) -> EnvSpec:
+def spec_of(env: str | EnvSpec | gymnasium.Env[Any, Any] | Callable[..., Any]) -> EnvSpec:
     """Return the spec of an environment.
 
     Args:
-        env: name as for `env=`, a spec, or a function or class that makes a `gymnasium.Env`; simulator processes import it
-            from its module.
+        env: name as for `env=`, a spec, a `gymnasium.Env`, or a function or class that makes one.
+
+    Raises:
+        InputError: If it is none of these.
     """
     if isinstance(env, str):
         return env_named(env)
-    return env if isinstance(env, EnvSpec) else EnvSpec(env)
+    if isinstance(env, EnvSpec):
+        return replace(env, type=instance(env.type)) if isinstance(env.type, gymnasium.Env) else env
+    if isinstance(env, gymnasium.Env):
+        return EnvSpec(instance(env))
+    if not callable(env):
+        several = "; give one environment, not a vector of them" if hasattr(env, "num_envs") else ""
+        raise InputError(f"{type(env).__name__} is no gymnasium.Env, and nothing that makes one{several}")
+    return EnvSpec(env)
 
 
 def composition_of(node: Mapping[str, Any], policies: Sequence[Policy], weights: Sequence[float] = ()) -> Composition:
@@ -150,15 +162,23 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
 
 def print_warnings(policy: Composition, console: Console) -> None:
     """Print what is approximate about a composition."""
-    for warning in filter(None, (member.warning for member in policy.members)):
-        console.print(f"note: {warning}", soft_wrap=True)
+    print_notes([member.warning for member in policy.members if member.warning], console)
+
+
+def print_notes(notes: Iterable[str], console: Console) -> None:
+    """Print notes, one a line."""
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def print_execution(config: Config, setup: RolloutSetup, console: Console, opponents: Sequence[Policy] = ()) -> None:
-    """Print how much of a chunk is executed, if the checkpoints decide it."""
+    """Print what the user left open (`n_action_steps`, `max_steps`), and notes."""
     if config["env"]["n_action_steps"] is None:
         origin = origin_of_action_steps([*setup.policy.policies, *opponents])
         console.print(f"n_action_steps={setup.actor.n_action_steps}, {origin}", soft_wrap=True)
+    if config["env"]["max_steps"] is None:
+        console.print(f"max_steps={setup.env.max_steps}, the longest episode of {setup.env.name}", soft_wrap=True)
+    print_notes(setup.notes, console)
 
 
 def compose_from(config: Config, console: Console) -> Composition:

@@ -16,19 +16,20 @@ class EnvSpec:
     """How to build an environment, and how many actions are executed at once.
 
     Attributes:
-        type: registered name (entry points `gpc.envs`), or a class or function that can be pickled and makes a
-            `gymnasium.Env`; it is called with `options` and, if it takes them, with `max_steps` and the
-            `observation_keys` that the policies read.
+        type: registered name (entry points `gpc.envs`), "module:name" of a class or function of the user's, or the
+            object itself. It makes a `gymnasium.Env`, and is called with `options` and, if it takes them, with
+            `max_steps`, `render_mode` and the `observation_keys` that the policies read.
         n_action_steps: actions of a chunk that are executed before the policy observes again; None: as the policies'
             checkpoints have it.
-        max_steps: longest episode, in control steps; None: as the checkpoints have it (type "policy").
+        max_steps: longest episode, in control steps; None: as the environment is registered, or as the checkpoints have
+            it (type "policy").
         options: further arguments of the environment.
         rename_map: the environment's name of an observation, by a name that policies may use instead.
     """
 
     type: str | Callable[..., Any]
     n_action_steps: int | None = None
-    max_steps: int | None = 300
+    max_steps: int | None = None
     options: Mapping[str, Any] | None = None
     rename_map: Mapping[str, str] | None = None
 
@@ -42,4 +43,5 @@ class EnvSpec:
     def name(self) -> str:
         """The name in reports: the task, of a class that has several."""
         task = (self.options or {}).get("task", self.type)
-        return task if isinstance(task, str) else getattr(task, "__name__", type(task).__name__)
+        name: str = task if isinstance(task, str) else getattr(task, "__name__", "") or getattr(task, "name", "")
+        return name or type(task).__name__

@@ -27,7 +27,7 @@ from gpc.results.leaderboard import (
     searched,
     tasks,
 )
-from gpc.results.summary import mixture, read_summary
+from gpc.results.summary import UNREPORTED, mixture, read_summary, reported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,6 +77,8 @@ def print_summary(path: Path, console: Console) -> None:
     console.print(summary_table(summary))
     if "verdict" in summary:
         console.print(summary["verdict"])
+    elif not reported(summary):
+        console.print(f"note: {UNREPORTED}")
     if "denoising_error" in summary:
         console.print(summary["denoising_error"]["verdict"])
     if summary["infrastructure_errors"]:
@@ -181,7 +183,8 @@ def _verdict(summary: Mapping[str, Any]) -> str:
         return str(summary["verdict"])
     ((name, phase, figures),) = rows_of(summary)
     seeds, episodes, success, score = _cells(phase, figures)
-    return f"{name}: {success} % success, score {score}, {episodes} episodes on seeds {seeds}."
+    success = f"{success} % success" if reported(figures) else UNREPORTED
+    return f"{name}: {success}, score {score}, {episodes} episodes on seeds {seeds}."
 
 
 def _summarized(run: Run) -> list[Block]:
@@ -264,7 +267,7 @@ def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
     return [
         f"{phase} {first} to {last}",
         str(figures["n_episodes"]),
-        f"{figures['pc_success']:.1f} ({low:.1f} to {high:.1f})",
+        f"{figures['pc_success']:.1f} ({low:.1f} to {high:.1f})" if reported(figures) else "not reported",
         f"{figures['avg_max_reward']:.3f} ({bottom:.3f} to {top:.3f})",
     ]
 

@@ -41,8 +41,11 @@ Phase = Literal["search", "report", "evaluate", "compare"]
 Key = tuple[str, int, int]
 
 
-class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
-    """One finished episode; (phase, candidate, seed) is its key."""
+class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One finished episode; (phase, candidate, seed) is its key.
+
+    `reported` is false if the environment reports no success; `success` is then false.
+    """
 
     phase: Phase
     candidate: Count
@@ -51,6 +54,7 @@ class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     success: bool
     score: float
     steps: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    reported: bool = True
 
     @property
     def key(self) -> Key:

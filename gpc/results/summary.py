@@ -15,6 +15,8 @@ from gpc.results.stats import Interval, discordant, mcnemar, mean_interval, pair
 SCHEMA_VERSION = 2  # of summary.json; version 1 named `optimality_gap_ci95` "epsilon"
 SMALL_GAIN = 5.0  # points of success, the size of published gains: verdicts give the pairs that such a gain takes
 
+UNREPORTED = "no success is reported (is_success, success or tasks_to_complete in the info of a step); compare scores"
+
 Count = Annotated[int, Meta(ge=1)]
 Names = Annotated[list[str], Meta(min_length=1)]
 Weighting = Annotated[list[float], Meta(min_length=1)]
@@ -31,6 +33,7 @@ class Figures(Struct):
     avg_max_reward: float
     avg_max_reward_ci95: Interval
     seeds: tuple[int, int]
+    success_reported: bool = True
 
 
 class Named(Figures, kw_only=True):
@@ -150,7 +153,13 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "avg_max_reward": sum(scores) / n,
         "avg_max_reward_ci95": list(mean_interval(scores)),
         "seeds": [min(row.seed for row in rows), max(row.seed for row in rows)],
+        **({} if any(row.reported for row in rows) else {"success_reported": False}),
     }
+
+
+def reported(figures: Mapping[str, Any]) -> bool:
+    """Return whether the environment reported success in any of the episodes."""
+    return bool(figures.get("success_reported", True))
 
 
 def by_candidate(rows: Sequence[Row]) -> dict[int, list[Row]]:
@@ -292,6 +301,10 @@ def verdict(summary: Mapping[str, Any]) -> str:
     Whether the winner beats the best parent on the report seeds, which differences these seeds resolve, how far the best
     candidate may exceed the winner, and what to use.
     """
+    if not reported(summary["winner"]):
+        (low, high), p = summary["avg_max_reward_gain_ci95"], summary["p_value_score"]
+        gain = f"{summary['avg_max_reward_gain']:+.3f} [{low:+.3f}, {high:+.3f}], p = {p:.3g}"
+        return f"{UNREPORTED}: the winner's minus that of the best parent, {summary['best_parent']}, is {gain}."
     return " ".join([_outcome(summary), *_limits(summary), _choice(summary)])
 
 
@@ -302,6 +315,10 @@ def comparison_verdict(summary: Mapping[str, Any]) -> str:
     to use.
     """
     (first, second), n, p = summary["sides"], summary["n_episodes"], summary["p_value"]
+    if not reported(first):
+        low, high = summary["avg_max_reward_gain_ci95"]
+        gain = f"{summary['avg_max_reward_gain']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return f"{UNREPORTED}: that of {first['name']} minus that of {second['name']} is {gain} after {n} pairs of episodes."
     low, high = summary["pc_success_gain_ci95"]
     rates = f"{first['pc_success']:.1f} % against {second['pc_success']:.1f} %"
     gain = f"{summary['pc_success_gain']:+.1f} points [{low:+.1f}, {high:+.1f}], anytime-valid p = {p:.3g}"

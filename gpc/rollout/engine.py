@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import NamedTuple, Protocol, cast
 
+import cloudpickle
 import numpy as np
 
 from gpc.errors import InputError, RunError
 from gpc.policy.observation import TASK
 from gpc.rollout.env import LaneSpec
 from gpc.rollout.process import environment, python, search_path
-from gpc.rollout.worker import Failure, LaneCommand, LaneResult
+from gpc.rollout.worker import Failure, LaneCommand, LaneResult, either
 from gpc.types import Array, Frame
 
 SLICE = 1.0  # seconds of one wait, and the most that a sleep of the machine takes off a worker's timeout
@@ -51,6 +52,7 @@ class Episode:
         steps: number of executed actions.
         trajectory: "action" (steps, action), "reward" (steps,), and each observation of numbers at every decision,
         (chunks, dim).
+        reported: whether the environment reports success at all.
     """
 
     job: Job
@@ -58,6 +60,7 @@ class Episode:
     score: float
     steps: int
     trajectory: dict[str, Array]
+    reported: bool = True
 
 
 class Actor(Protocol):
@@ -119,7 +122,7 @@ class _Running:
     """The unfinished episode of one lane."""
 
     job: Job
-    success: bool = False
+    success: bool | None = None
     rewards: list[float] = field(default_factory=list)
     actions: list[Array] = field(default_factory=list)
     observations: list[Frame] = field(default_factory=list)
@@ -129,7 +132,8 @@ class _Running:
         trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in self.observations[0]}
         trajectory["action"] = np.concatenate(self.actions)[:steps].astype(np.float32)
         trajectory["reward"] = np.array(self.rewards, np.float32)
-        return Episode(self.job, self.success, max(self.rewards), steps, trajectory)
+        reported = self.success is not None
+        return Episode(self.job, bool(self.success), max(self.rewards), steps, trajectory, reported)
 
 
 class _Worker:
@@ -152,7 +156,9 @@ class _Worker:
     def send(self, message: object) -> None:
         self.seconds_left = self.timeout
         with suppress(OSError):  # the next read raises if the process died
-            self.connection.send(message)
+            self.connection.send_bytes(
+                cloudpickle.dumps(message)
+            )  # unlike pickle, also what a script or notebook defines
 
     def receive(self) -> list[LaneResult]:
         """Return the results of all commands.
@@ -225,7 +231,7 @@ class _Run:
             if not np.isfinite(result.rewards).all():
                 raise RunError(f"{self.spec.env.name} returned a reward of NaN or infinity (seed {episode.job.seed})")
             episode.rewards += result.rewards
-            episode.success |= result.success
+            episode.success = either(episode.success, result.success)
             if result.done:
                 worker.episodes[result.lane] = None
                 yield episode.finish()

@@ -8,7 +8,7 @@ does both.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +18,7 @@ import numpy as np
 from gpc.errors import InputError
 from gpc.objects import build, settings_of
 from gpc.policy.env_spec import EnvSpec
-from gpc.registry import ENVS, load_entry
+from gpc.registry import ENVS, load_entry, load_named
 from gpc.types import Array, Frame
 
 
@@ -33,9 +33,14 @@ class Pointing(Protocol):
 class Environment(gymnasium.Env[Frame, Array]):
     """A simulator with a dictionary observation.
 
-    `info["is_success"]` is true if the task is solved at this step. The score of an episode is its largest reward; an
-    episode is a success if `is_success` was true at any step.
+    `info["is_success"]` is true if the task is solved at this step; it is None if the environment reports no success.
+    The score of an episode is its largest reward; an episode is a success if `is_success` was true at any step.
+
+    Attributes:
+        max_steps: the longest episode, in control steps; None if the environment has no limit.
     """
+
+    max_steps: int | None = None
 
     @abstractmethod
     def advance(self, action: Array) -> tuple[float, bool, bool, dict[str, Any]]:
@@ -87,18 +92,40 @@ def make_env(spec: EnvSpec, observation_keys: tuple[str, ...] | None = None) -> 
     """Build the environment of a spec; a `gymnasium.Env` is adapted.
 
     Raises:
-        InputError: If its type is unknown or needs a package that is missing, or an option does not fit.
+        InputError: If its type is unknown or needs a package that is missing, an option does not fit, or it is no
+            `gymnasium.Env`.
     """
-    factory = load_entry(ENVS, "env", spec.type) if isinstance(spec.type, str) else spec.type
+    options = spec.options or {}
     for key in ("observation_keys", "max_steps"):
-        if key in (spec.options or {}):
+        if key in options:
             raise InputError(f"env.options.{key} is no option: env.max_steps sets the length, policies choose the keys")
-    keys = {} if observation_keys is None else {"observation_keys": observation_keys}
-    common = {"max_steps": spec.max_steps, **keys}
+    factory = env_type(spec.type)
+    length = {} if spec.max_steps is None else {"max_steps": spec.max_steps}
+    common = length | ({} if observation_keys is None else {"observation_keys": observation_keys})
+    offered = common | ({"render_mode": "rgb_array"} if draws(factory) and "render_mode" not in options else {})
     settings = settings_of(factory)
-    accepted = {key: value for key, value in common.items() if key in settings}
-    env = build(factory, spec.options or {}, "env.options", **accepted)
+    env = build(factory, options, "env.options", **{key: offered[key] for key in offered.keys() & settings.keys()})
     if isinstance(env, Environment):
         return env
+    if not isinstance(env, gymnasium.Env):
+        kind = f"{type(env).__module__}.{type(env).__qualname__}"
+        raise InputError(
+            f"env={spec.name} makes a {kind}, no gymnasium.Env; derive it from gymnasium.Env, with gymnasium's spaces"
+        )
     adapted: Environment = load_entry(ENVS, "env", "gymnasium")(task=env, **common)
     return adapted
+
+
+def env_type(kind: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return the class or function of a spec's type."""
+    if not isinstance(kind, str):
+        return kind
+    factory: Callable[..., Any] = load_named(kind, "env") if ":" in kind else load_entry(ENVS, "env", kind)
+    return factory
+
+
+def draws(factory: Callable[..., Any]) -> bool:
+    """Return whether a class or function may make pictures as arrays."""
+    metadata = getattr(factory, "metadata", None)
+    modes = metadata.get("render_modes") if isinstance(metadata, Mapping) else None
+    return not modes or "rgb_array" in modes

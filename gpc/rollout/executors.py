@@ -186,7 +186,7 @@ def _knock(address: str) -> None:
 
 
 def _script_path() -> dict[str, str]:
-    """Return a PYTHONPATH that starts with the folders of this process's script and of modules that the user named."""
+    """Return a PYTHONPATH with the folders of the script and of named modules."""
     script = os.path.dirname(os.path.realpath(sys.argv[0]))
     folders = [folder for folder in search_path() if folder in {script, *USER_FOLDERS}]
     return {"PYTHONPATH": os.pathsep.join([*folders, "${PYTHONPATH}"])} if folders else {}

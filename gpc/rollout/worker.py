@@ -38,15 +38,20 @@ class LaneResult(NamedTuple):
         observation: key -> newest observations (n_obs_steps, *shape). Those older than the key's `history` are copies
             of the newest one. Empty after the end.
         rewards: a reward for each executed action.
-        success: whether the task was solved in the meantime.
+        success: whether the task was solved in the meantime; None if the environment reports no success.
         done: whether the episode ended.
     """
 
     lane: int
     observation: Frame
     rewards: list[float]
-    success: bool
+    success: bool | None
     done: bool
+
+
+def either(one: bool | None, other: bool | None) -> bool | None:
+    """Return whether one of two successes is true; None if neither is reported."""
+    return one if other is None else bool(one or other)
 
 
 class Failure(NamedTuple):
@@ -62,6 +67,7 @@ class Lane:
     env: Environment
     spec: LaneSpec
     frames: deque[Frame]
+    steps: int = 0
 
     @classmethod
     def of(cls, spec: LaneSpec) -> Lane:
@@ -73,13 +79,16 @@ class Lane:
         if command.seed is not None:
             frame, _ = self.env.reset(seed=command.seed)
             self.frames.extend([self._conformed(frame)] * self.spec.n_obs_steps)
-            return LaneResult(command.lane, self._stacked(), [], False, False)
+            self.steps = 0
+            return LaneResult(command.lane, self._stacked(), [], None, False)
         assert command.actions is not None
-        rewards, success, done = [], False, False
+        rewards, success, done = [], None, False
         for left, action in zip(range(len(command.actions))[::-1], command.actions, strict=True):
             reward, terminated, truncated, info = self.env.advance(action)
             rewards.append(float(reward))
-            success, done = success or bool(info["is_success"]), terminated or truncated
+            self.steps += 1
+            success = either(success, info["is_success"])
+            done = terminated or truncated or self.steps == self.spec.env.max_steps
             if done:
                 return LaneResult(command.lane, {}, rewards, success, done)
             if left < self.spec.n_obs_steps:

@@ -83,7 +83,9 @@ def _check_outcome(outcome: StepOutcome) -> None:
     require(bool(np.isfinite(reward)), f"advance(): the reward is {reward}")
     require(isinstance(info, dict), f"advance(): info is a {type(info).__name__}, not a dict")
     require("is_success" in info, 'advance(): info has no "is_success"')
-    flags = {"terminated": terminated, "truncated": truncated, 'info["is_success"]': info["is_success"]}
+    flags = {"terminated": terminated, "truncated": truncated}
+    if info["is_success"] is not None:
+        flags['info["is_success"]'] = info["is_success"]
     for name, flag in flags.items():
         require(isinstance(flag, bool | np.bool_), f"advance(): {name} is a {type(flag).__name__}, not a bool")
 
