@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -19,6 +21,8 @@ ENVS, SEARCHES, COMPOSERS = "gpc.envs", "gpc.searches", "gpc.composers"
 """Groups of entry points, beside `gpc.policies` and `gpc.costs`."""
 USER_FOLDERS: set[str] = set()
 """Working directories that hold modules which the user named; simulator processes import from them too."""
+USER_MODULES: dict[str, str] = {}
+"""SHA-256 of the files of these modules when they were imported; run folders record it beside the packages' versions."""
 
 
 def load_entry(group: str, kind: str, name: str, others: Iterable[str] = ()) -> Any:
@@ -54,20 +58,39 @@ def import_named(module: str, kind: str) -> ModuleType:
     Raises:
         InputError: If there is no such module, or it does not import.
     """
-    here, top = os.getcwd(), module.partition(".")[0]
-    if Path(here, f"{top}.py").is_file() or Path(here, top).is_dir():
+    here = os.getcwd()
+    beside = _is_here(module)
+    if beside:
         USER_FOLDERS.add(here)
         sys.path[:] = [here, *(entry for entry in sys.path if entry != here)]
     try:
-        return import_module(module)
+        imported = import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"{kind}: {module} needs a package that is missing ({error})") from None
         raise InputError(f"{kind}: there is no module {module!r}, neither in {here} nor installed") from None
     except Exception as error:
-        *_, place = extract_tb(error.__traceback__)
-        cause = f"{type_and_text(error)}, {place.filename}:{place.lineno}"
-        raise InputError(f"{kind}: the module {module} does not import ({cause})") from None
+        raise InputError(f"{kind}: the module {module} does not import ({cause(error)})") from None
+    if beside and imported.__file__:
+        USER_MODULES.setdefault(module, f"sha256:{sha256(Path(imported.__file__).read_bytes()).hexdigest()[:16]}")
+    return imported
+
+
+def is_module(name: str) -> bool:
+    """Return whether the working directory or an installed package holds a module; imports nothing."""
+    top = name.partition(".")[0]
+    return top.isidentifier() and (_is_here(name) or top in sys.modules or find_spec(top) is not None)
+
+
+def _is_here(module: str) -> bool:
+    top = module.partition(".")[0]
+    return Path(f"{top}.py").is_file() or Path(top).is_dir()
+
+
+def cause(error: Exception) -> str:
+    """Return the type, text and place of an exception of the user's code, on one line."""
+    *_, place = extract_tb(error.__traceback__)
+    return f"{type_and_text(error)}, {place.filename}:{place.lineno}"
 
 
 def load_named(name: str, kind: str) -> Any:

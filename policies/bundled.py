@@ -23,7 +23,7 @@ from gpc.card import CARD, check, chosen, read
 from gpc.errors import InputError, one_line, suggest
 from gpc.policies.dry_run import dry_run
 from gpc.policies.networks import Encoder, Transformer, UNet
-from gpc.policy.load import load_policy
+from gpc.policy.load import load_registered
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
 from gpc.score.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
@@ -164,7 +164,7 @@ def load(source: str) -> Policy:
         loader, _, name = card["checkpoint"].partition(":")
         if not (folder / name).exists():
             raise InputError(f"{path} names the checkpoint {name!r}, which is not in its folder")
-        return load_policy(f"{loader}:{folder / name}")
+        return load_registered(f"{loader}:{folder / name}")
     return _with_weights(card, path, folder / WEIGHTS)
 
 

@@ -49,6 +49,7 @@ HELP = """\
 
 A policy is a bundled name or [italic]loader:path[/]: lerobot:FOLDER, robomimic:FILE.pth, diffusion_policy:FILE.ckpt,
 beso:FOLDER and, without its goal, beso_unconditional:FOLDER, and remote:ws://HOST:PORT, what gpc serve serves there.
+Your own is [italic]module:function:argument[/], found in the current folder (docs/your-own-policy.md).
 Signed weights, as for guidance, need composer=guidance.
 The same command resumes an interrupted run.
 `gpc search -h`, and so with evaluate, compare, serve and deploy, lists every key with its default.

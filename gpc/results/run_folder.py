@@ -27,6 +27,7 @@ from msgspec import Meta
 from gpc import schema
 from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
 from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.registry import USER_MODULES
 from gpc.results.trajectories import Trajectories
 from gpc.results.upgrade import upgraded, upgraded_config
 from gpc.types import Array
@@ -171,9 +172,10 @@ class RunFolder:
         installed = versions()
         for name, recorded in self._versions.items():
             if name not in NEUTRAL and installed.get(name, recorded) != recorded:
+                remedy = f"restore {name}" if name in USER_MODULES else f"pip install '{name}=={recorded}'"
                 raise InputError(
                     f"{self.path} was started with {name} {recorded}, now {installed[name]} is installed, and one table must not "
-                    f"mix them; pip install '{name}=={recorded}', or use another run_dir"
+                    f"mix them; {remedy}, or use another run_dir"
                 )
 
     def _complete_lines(self) -> bytes:
@@ -271,9 +273,16 @@ class Writer:
                     self._failure.append(error)
 
 
-@cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages of `PACKAGES`."""
+    """Return the versions of Python and packages, and the hashes of user modules.
+
+    Packages are those of `PACKAGES`, user modules those that the user named (`gpc.registry.USER_MODULES`).
+    """
+    return {**_installed(), **USER_MODULES}
+
+
+@cache
+def _installed() -> dict[str, str]:
     installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -42,7 +42,7 @@ from gpc.errors import InputError, suggest
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.native import common_action_steps
 from gpc.inference.settings import Sampling
-from gpc.policy.load import load_policy
+from gpc.policy.load import load_registered
 from gpc.policy.observation import TASK
 from gpc.policy.spec import Observation, ObservationSpec, Policy
 from gpc.results.upgrade import upgraded_sampler
@@ -63,7 +63,7 @@ def _sampling(data: Mapping[str, Any], path: Sequence[str] = ()) -> Sampling:
 class GpcConfig(PreTrainedConfig):
     """Settings of a composition: members, weights and sampler.
 
-    Members are named as for `load_policy`; a path in the saved folder may be relative to it.
+    Members are named as for `load_registered`; a path in the saved folder may be relative to it.
 
     `rename_map` gives LeRobot's name for each observation that a member calls otherwise; `origin`, `action_names` and `steer`
     go by policy (docs/alignment.md, docs/operators.md).
@@ -226,7 +226,7 @@ def _composition(
         loader, colon, path = source.partition(":")
         inside = folder / path if folder and colon else None
         source = f"{loader}:{inside}" if inside and inside.exists() else source
-        members.append(load_policy(source))
+        members.append(load_registered(source))
     return compose(adapt_policies(settings, members), list(weights))
 
 
