@@ -136,8 +136,8 @@ class GpcPolicy(PreTrainedPolicy):
 
         Each call is one time step of the history.
         """
-        seen, frame = self._history, {key: value[:, -1:] for key, value in self._observe(batch).items()}
-        self._history = self._last({key: torch.cat([seen.get(key, value), value], 1) for key, value in frame.items()})
+        past, frame = self._history, {key: value[:, -1:] for key, value in self._observe(batch).items()}
+        self._history = self._last({key: torch.cat([past.get(key, value), value], 1) for key, value in frame.items()})
         if not self._plan:
             self._plan.extend(self._chunk(self._history, noise).unbind(1)[: self.config.n_action_steps])
         return self._plan.popleft()
@@ -188,7 +188,7 @@ class GpcPolicy(PreTrainedPolicy):
         return {k: value[:, None] if value.ndim == len(spec.shapes[k]) + 1 else value for k, value in values.items()}
 
     def _last(self, observation: Observation) -> Observation:
-        """Return the steps that the policy reads; the oldest is repeated if there are fewer."""
+        """Return the steps that the policy reads; of fewer, the oldest is repeated."""
         count = self.policy.observations.n_obs_steps
         return {
             key: torch.cat([value[:, :1]] * (count - value.shape[1]) + [value], 1)[:, -count:]
