@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from gpc.errors import InputError, one_line, reading
-from gpc.hub import offline
+from gpc.errors import InputError, one_line
+from gpc.lerobot_folder import EPISODE, TASK, is_lerobot, open_folder, read_columns, read_info
 from gpc.stored_arrays import Budget, hdf5_child, read_hdf5, read_zarr
 from gpc.types import Array
 
 PAD = 7  # Diffusion Policy's: a chunk of 16 of which 8 are executed
 ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions
+OBSERVATION = "observation."  # before a LeRobotDataset's names of observations
 FORMAT_ERRORS = (
     OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError, NotImplementedError,
     zipfile.BadZipFile, zarr.errors.BaseZarrError,
@@ -41,7 +42,7 @@ class Demonstrations:
     """Episodes end to end.
 
     Attributes:
-        observations: key -> (steps, *shape).
+        observations: key -> (steps, *shape); instructions are text.
         actions: (steps, dim); `actions[t]` was taken after `observations[key][t]`.
         episode_ends: (episodes,); episode i has the steps `[episode_ends[i - 1], episode_ends[i])`.
 
@@ -105,24 +106,38 @@ class Demonstrations:
         return np.stack(observed), np.stack(acted)
 
 
-def read(path: str | Path, keys: Sequence[str] | None = None) -> Demonstrations:
-    """Read demonstrations of any of the three layouts.
-
-    Args:
-        path: file or folder.
-        keys: observation keys to read; None for all.
+def check(path: str | Path) -> Path:
+    """Check what can be checked at once: that the path exists, a LeRobotDataset's version.
 
     Raises:
-        InputError: If the path has another layout, is damaged or lacks a key.
+        InputError: If there is nothing, or a data set of another version.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path} does not exist")
-    if (path / "meta/info.json").exists():
-        return _read_lerobot(path, keys)
+    if is_lerobot(path):
+        read_info(path)
+    return path
+
+
+def read(
+    path: str | Path, keys: Sequence[str] | None = None, rename_map: Mapping[str, str] | None = None
+) -> Demonstrations:
+    """Read demonstrations of any of the three layouts.
+
+    Args:
+        path: file or folder.
+        keys: observation keys to read; None for all, under the file's names.
+        rename_map: the file's key -> the key to read; without an entry, a LeRobotDataset's "observation.K" is K.
+
+    Raises:
+        InputError: If the path has another layout or version, is damaged, incomplete or lacks a key.
+    """
+    path = check(path)
+    layout = _read_robomimic
     if path.is_dir() or path.suffix == ".zip":
-        return _read_replay_buffer(path, keys)
-    return _read_robomimic(path, keys)
+        layout = _read_lerobot if is_lerobot(path) else _read_replay_buffer
+    return layout(path, keys, rename_map or {})
 
 
 def write_robomimic(
@@ -193,11 +208,11 @@ def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: st
         lerobot = import_module("lerobot.datasets.lerobot_dataset")
     except ImportError as error:
         raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
-    columns = {f"observation.{key}": _column(value) for key, value in demonstrations.observations.items()}
+    columns = {f"{OBSERVATION}{key}": _column(value) for key, value in demonstrations.observations.items()}
     columns[ACTION] = _column(demonstrations.actions)
     name = f"local/{path.name}"
-    if (path / "meta/info.json").exists():
-        dataset = _dataset(lerobot, path)
+    if is_lerobot(path):
+        dataset = open_folder(path)
     else:
         features = {key: _feature(value) for key, value in columns.items()}
         dataset = lerobot.LeRobotDataset.create(name, fps, features, root=path, use_videos=False)
@@ -219,7 +234,7 @@ def _feature(value: Array) -> dict[str, Any]:
     return {"dtype": "float32", "shape": value.shape[1:], "names": [str(i) for i in range(value.shape[1])]}
 
 
-def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:
+def _read_robomimic(path: Path, keys: Sequence[str] | None, rename_map: Mapping[str, str]) -> Demonstrations:
     h5py = _h5py(path)
     try:
         budget = Budget(path)
@@ -227,8 +242,8 @@ def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:
             data = hdf5_child(file, "data", budget)
             names = sorted(data, key=lambda name: int(name.rpartition("_")[2]))
             demos = [hdf5_child(data, name, budget) for name in names]
-            chosen = _choose(path, keys, list(hdf5_child(demos[0], "obs", budget)))
-            parts = {key: [read_hdf5(demo, f"obs/{key}", budget) for demo in demos] for key in chosen}
+            chosen = _choose(path, keys, list(hdf5_child(demos[0], "obs", budget)), rename_map)
+            parts = {key: [read_hdf5(demo, f"obs/{k}", budget) for demo in demos] for key, k in chosen.items()}
             actions = [read_hdf5(demo, "actions", budget) for demo in demos]
         observations = {key: np.concatenate(values) for key, values in parts.items()}
         return Demonstrations(observations, np.concatenate(actions), np.cumsum([len(part) for part in actions]))
@@ -236,14 +251,14 @@ def _read_robomimic(path: Path, keys: Sequence[str] | None) -> Demonstrations:
         raise InputError(f"{path} is not robomimic's HDF5: {one_line(error)}") from None
 
 
-def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstrations:
+def _read_replay_buffer(path: Path, keys: Sequence[str] | None, rename_map: Mapping[str, str]) -> Demonstrations:
     try:
         budget = Budget(path)
         store = zarr.storage.ZipStore(path, mode="r") if path.suffix == ".zip" else path
         root: Any = zarr.open_group(store, mode="r")
         data = root["data"]
-        chosen = _choose(path, keys, [key for key, _ in data.members() if key != ACTION])
-        observations = {key: read_zarr(data, key, budget) for key in chosen}
+        chosen = _choose(path, keys, [key for key, _ in data.members() if key != ACTION], rename_map)
+        observations = {key: read_zarr(data, name, budget) for key, name in chosen.items()}
         actions, ends = read_zarr(data, ACTION, budget), read_zarr(root, "meta/episode_ends", budget)
         written = int(ends[-1]) if len(ends) else 0  # a killed recording may have more rows
         return Demonstrations({key: value[:written] for key, value in observations.items()}, actions[:written], ends)
@@ -251,34 +266,15 @@ def _read_replay_buffer(path: Path, keys: Sequence[str] | None) -> Demonstration
         raise InputError(f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {one_line(error)}") from None
 
 
-def _read_lerobot(path: Path, keys: Sequence[str] | None) -> Demonstrations:
-    try:
-        lerobot = import_module("lerobot.datasets.lerobot_dataset")
-    except ImportError as error:
-        raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
-    if not any(path.glob("data/**/*.parquet")):
-        raise InputError(f"{path} is a LeRobotDataset without its data/*.parquet; it is not downloaded")
-    dataset = _dataset(lerobot, path)
-    with reading(path), offline():
-        chosen = _choose(path, keys, [key for key in dataset.features if key.startswith("observation.")])
-        names = [*chosen, ACTION, "episode_index"]
-        rows = [{name: row[name].numpy() for name in names} for row in (dataset[i] for i in range(len(dataset)))]
-        columns = {name: np.stack([row[name] for row in rows]) for name in names}
-        for key in set(chosen) & set(dataset.meta.camera_keys):  # (3, height, width) in [0, 1]
-            columns[key] = np.round(255 * columns[key].transpose(0, 2, 3, 1)).astype(np.uint8)
-        ends = np.flatnonzero(np.diff(columns["episode_index"], append=-1)) + 1
-        return Demonstrations({key: columns[key] for key in chosen}, columns[ACTION], ends)
-
-
-def _dataset(lerobot: Any, path: Path) -> Any:
-    """Open a LeRobotDataset in a local folder; missing files are not downloaded."""
-    try:
-        with offline():
-            return lerobot.LeRobotDataset(f"local/{path.name}", root=path)
-    except Exception as error:  # any exception of LeRobot, datasets and pyarrow
-        raise InputError(
-            f"{path} is a LeRobotDataset that cannot be read ({one_line(error)}); nothing is fetched"
-        ) from None
+def _read_lerobot(path: Path, keys: Sequence[str] | None, rename_map: Mapping[str, str]) -> Demonstrations:
+    features = read_info(path).features
+    observations = [key for key in features if key.startswith(OBSERVATION)]
+    chosen = _choose(path, observations if keys is None else keys, [*observations, TASK], rename_map)
+    if ACTION not in features:
+        raise InputError(f"{path} is a LeRobotDataset without {ACTION!r}")
+    columns = read_columns(path, [*dict.fromkeys(chosen.values()), ACTION, EPISODE])
+    ends = np.flatnonzero(np.diff(columns[EPISODE], append=-1)) + 1
+    return Demonstrations({key: columns[name] for key, name in chosen.items()}, columns[ACTION], ends)
 
 
 def _h5py(path: Path) -> Any:
@@ -288,11 +284,20 @@ def _h5py(path: Path) -> Any:
         raise InputError(f"{path} needs h5py: pip install 'gpc[robosuite]'") from None
 
 
-def _choose(path: Path, keys: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
-    unknown = sorted(set(keys or ()) - set(known))
-    if unknown:
-        raise InputError(f"{path} has no {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    return list(known if keys is None else keys)
+def _choose(
+    path: Path, keys: Sequence[str] | None, known: Sequence[str], rename_map: Mapping[str, str]
+) -> dict[str, str]:
+    """Return each key's name in the file: itself, a renamed or a LeRobot one."""
+    if keys is None:
+        return {name: name for name in known}
+    names = {rename_map.get(name, name.removeprefix(OBSERVATION)): name for name in known}
+    names |= {name: name for name in known}
+    for key in keys:
+        if key not in names:
+            raise InputError(
+                f"{path} has no {key!r}; it has {', '.join(sorted(known))}; if one is it, add 'rename_map={{NAME: {key}}}'"
+            )
+    return {key: names[key] for key in keys}
 
 
 def _compression(value: Array) -> str | None:

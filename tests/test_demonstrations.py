@@ -152,7 +152,7 @@ def test_a_lerobot_dataset_is_read(demonstrations, tmp_path):
     assert set(read(root, ["observation.state"]).observations) == {"observation.state"}
     for part in root.glob("data/**/*.parquet"):
         part.unlink()
-    with pytest.raises(InputError, match="it is not downloaded"):
+    with pytest.raises(InputError, match="nothing is fetched"):
         read(root)
 
 

@@ -28,6 +28,7 @@ from gpc.commands.experiment import denoising_error
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     composition_of,
+    demonstrations_of,
     env_of,
     load_policies,
     print_execution,
@@ -255,7 +256,7 @@ def show(diagnosis: Mapping[str, Any], console: Console) -> None:
 
 def diagnose_from(config: Config, console: Console) -> Path:
     """Run `gpc diagnose` and return the folder of diagnosis.json and pictures."""
-    _ = sampling_of(config), env_of(config)  # errors before networks are loaded
+    _, _, demonstrations = sampling_of(config), env_of(config), demonstrations_of(config)  # before networks are loaded
     setup = setup_of(config, load_policies(config))
     print_warnings(setup.policy, console)
     print_execution(config, setup, console)
@@ -265,7 +266,7 @@ def diagnose_from(config: Config, console: Console) -> Path:
     if config["weights"] is not None:
         policy = composition_of(plain(config)["composer"], policy.policies, weights_of(config, len(policy.policies)))
     folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)
-    diagnosis, pictures = diagnose(setup, policy, config["seed"], config["chunks"], console, config["demonstrations"])
+    diagnosis, pictures = diagnose(setup, policy, config["seed"], config["chunks"], console, demonstrations)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", json.dumps(diagnosis, indent=1) + "\n")

@@ -16,6 +16,7 @@ from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     EXECUTORS,
     PER_POLICY_KEYS,
+    demonstrations_of,
     engine_of,
     env_of,
     executor_of,
@@ -141,11 +142,12 @@ def evaluate_from(config: Config, console: Console) -> Path:
 def search_from(config: Config, console: Console) -> Path:
     """Run `gpc search` and return the run folder."""
     method = search_of(config)
+    demonstrations = demonstrations_of(config)
     experiment = experiment_of(config, console)
     print_execution(config, experiment.setup, console)
     folder = run_dir_of(config, "search", experiment.setup.env.name, experiment.setup.names)
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
-    run_search(experiment, method, report, folder, config["demonstrations"])
+    run_search(experiment, method, report, folder, demonstrations)
     write_outputs(experiment, folder, config["video"])
     return folder
 
@@ -256,7 +258,7 @@ def _start(method: Search, names: Sequence[str], prior: DenoisingError | None, r
 
 def denoising_error(setup: RolloutSetup, demonstrations: str | Path, console: Console) -> DenoisingError:
     """Measure the policies' denoising errors on held-out demonstrations."""
-    content = read(demonstrations, list(setup.policy.observations.shapes))
+    content = read(demonstrations, list(setup.policy.observations.shapes), setup.env.rename_map)
     with console.status("denoising the demonstrations"):
         return measure(setup.policy, setup.actor.sampling, content)
 

@@ -15,6 +15,7 @@ from gpc.commands.config import Config, load_config, plain
 from gpc.commands.rollout_setup import RolloutSetup, prepare
 from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
+from gpc.demonstrations import check
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
 from gpc.inference.native import origin_of_action_steps
@@ -55,6 +56,11 @@ def search_of(config: Config) -> Search:
     """Return the search of a configuration, not started."""
     search: Search = build_registered(SEARCHES, plain(config["search"]), "search")
     return search
+
+
+def demonstrations_of(config: Config) -> Path | None:
+    """Return the held-out demonstrations of a configuration, which exist, if any."""
+    return None if config["demonstrations"] is None else check(config["demonstrations"])
 
 
 def env_of(config: Config) -> EnvSpec:
