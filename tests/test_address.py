@@ -1,5 +1,6 @@
 """A token goes to the one server that it was given for, whatever a server answers."""
 
+import re
 import socket
 import time
 from contextlib import contextmanager
@@ -141,9 +142,51 @@ def test_a_call_that_must_connect_again_ends_in_its_time_too():
         client = RemotePolicy(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", timeout=0.8)
         for _ in range(2):  # the second opens a connection
             began = time.monotonic()
-            with pytest.raises(RunError, match=r"gave no answer within 0.8 s"):
+            with pytest.raises(RunError, match=r"within 0.8 s; its limit is timeout=, in gpc deploy watchdog"):
                 client.call({})
             assert time.monotonic() - began < 1.1
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ("?timout=6", "has no parameter 'timout'; did you mean 'timeout'"),
+        ("?timeout=6&seed=1", "has no parameter 'seed'"),
+        ("?timeout=soon", "timeout=soon: give seconds above 0"),
+        ("?timeout=", "timeout=: give seconds above 0"),
+        ("?timeout=0", "timeout=0: give seconds above 0"),
+        ("?timeout=nan", "timeout=nan: give seconds above 0"),
+        ("?timeout=inf", "timeout=inf: give seconds above 0"),
+    ],
+)
+def test_a_parameter_of_a_url_is_a_number_of_seconds_or_named(parameters, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        Address.parse(f"ws://127.0.0.1:9{parameters}")
+
+
+def test_the_limit_of_a_call_is_in_the_url_or_ten_seconds():
+    assert Address.parse("ws://host:1/path?timeout=60") == Address("ws://host:1/path", "host", 1, False, 60.0)
+    paths = []
+
+    def slow(connection):
+        paths.append(connection.request.path)
+        connection.send(pack({"timeout": 9, "fingerprint": "x"}))
+        while connection.recv():
+            time.sleep(0.4)
+            connection.send(pack({"timeout": 9}))
+
+    with serve(slow, "127.0.0.1", 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        short, long, default = RemotePolicy(f"{url}?timeout=0.2"), RemotePolicy(f"{url}?timeout=60"), RemotePolicy(url)
+        with pytest.raises(RunError, match=rf"gave no answer within 0.2 s; {re.escape(url)}\?timeout=60 waits longer"):
+            short.call({})
+        assert long.call({}) == {"timeout": 9}
+        assert (short.timeout, long.timeout, default.timeout) == (0.2, 60, 10)  # not what the server sends
+        assert set(paths) == {"/"}
+        with pytest.raises(InputError, match=r"in gpc deploy watchdog\.max_age; leave it out of the url"):
+            RemotePolicy(f"{url}?timeout=60", timeout=1.0)
         server.shutdown()
 
 

@@ -6,11 +6,13 @@ import netrc
 import os
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from math import inf
+from urllib.parse import parse_qsl, urlsplit
 
-from gpc.errors import InputError, one_line
+from gpc.errors import InputError, one_line, suggest
 
 PORTS = {"ws": 80, "wss": 443}
+LONGEST = 86_400.0  # seconds for a call
 PRIVACY = (
     "a token is sent over wss:// or to this machine only; serve with certificate=FILE, or come through a tunnel (ssh -L) to "
     "ws://127.0.0.1"
@@ -22,16 +24,18 @@ class Address:
     """Where a policy server listens.
 
     Attributes:
-        url: the url.
+        url: the url, without parameters.
         host: name or address of the host.
         port: the port.
         secure: whether TLS proves the host and hides what is sent.
+        timeout: seconds for each call, as in ws://host:port?timeout=60; None if the url has none.
     """
 
     url: str
     host: str
     port: int
     secure: bool
+    timeout: float | None = None
 
     @classmethod
     def parse(cls, url: str) -> Address:
@@ -49,7 +53,8 @@ class Address:
             raise InputError("the url of a policy server holds no name or password; give token=, or a line of ~/.netrc")
         if parts.scheme not in PORTS or not host:
             raise InputError(f"policy server {url!r}: write ws://host:port, or wss:// if it has a certificate")
-        return cls(url, host, port or PORTS[parts.scheme], parts.scheme == "wss")
+        timeout = _timeout(url, parts.query)
+        return cls(parts._replace(query="").geturl(), host, port or PORTS[parts.scheme], parts.scheme == "wss", timeout)
 
     @property
     def names(self) -> tuple[str, str]:
@@ -79,6 +84,25 @@ class Address:
         if explicit and not self.private:
             raise InputError(f"policy server {self.url}: {PRIVACY}")
         return explicit or None
+
+
+def _timeout(url: str, query: str) -> float | None:
+    """Return the one parameter that a url may have.
+
+    Raises:
+        InputError: If there is another one, or the value is no number above 0.
+    """
+    seconds = None
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key != "timeout":
+            raise InputError(f"policy server {url!r} has no parameter {key!r}{suggest(key, ['timeout'])}")
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = inf
+        if not 0 < seconds < LONGEST:
+            raise InputError(f"policy server {url!r}: timeout={value}: give seconds above 0, below {LONGEST:g}")
+    return seconds
 
 
 def is_loopback(host: str) -> bool:

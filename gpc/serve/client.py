@@ -20,6 +20,8 @@ from gpc.serve.address import PRIVACY, Address
 from gpc.serve.codec import CHUNK, FRAME, SEED, pack, read_array, read_int, unpack
 
 T = TypeVar("T")
+TIMEOUT = 10.0  # seconds for a call
+IN_DEPLOY = "in gpc deploy watchdog.max_age"
 
 
 class RemotePolicy:
@@ -35,25 +37,34 @@ class RemotePolicy:
         metadata: what the server sent when the client connected.
     """
 
-    def __init__(self, url: str, token: str | None = None, timeout: float = 10.0) -> None:
+    def __init__(self, url: str, token: str | None = None, timeout: float | None = None) -> None:
         """Connect.
 
         Args:
-            url: ws://host:port, or wss://; SSL_CERT_FILE names a certificate that no authority signed.
+            url: ws://host:port, or wss://, and ?timeout=60 for the seconds for each call; SSL_CERT_FILE names a certificate
+                that no authority signed.
             token: token that this server requires; None: the password of its host in ~/.netrc, "": none.
-            timeout: seconds for each call.
+            timeout: seconds for each call; None: those of the url, by default 10.
 
         Raises:
-            InputError: If the url is malformed, the token is wrong, or it would cross a network in clear text.
+            InputError: If the url is malformed or has another timeout, the token is wrong, or it would cross a network in
+                clear text.
             RunError: If no server answers.
         """
         self._address = Address.parse(url)
         self._token = self._address.token(token)
-        self.url, self.timeout = url, timeout
+        if timeout is not None and self._address.timeout is not None:
+            raise InputError(
+                f"policy server {url}: its limit is timeout={timeout:g}, {IN_DEPLOY}; leave it out of the url"
+            )
+        self.url, self.timeout = self._address.url, timeout or self._address.timeout or TIMEOUT
+        self._limit = (
+            f"{self.url}?timeout=60 waits longer" if timeout is None else f"its limit is timeout=, {IN_DEPLOY}"
+        )
         self._lock = Lock()
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
-        self._connect(time.monotonic() + timeout)
+        self._connect(time.monotonic() + self.timeout)
         openpi = "seed" not in self.metadata
         self._seed = None if openpi else self._reading(lambda: read_int(self.metadata, "seed"))
         self._chunks = 0
@@ -93,7 +104,7 @@ class RemotePolicy:
                 answer = connection.recv(_remaining(end))
             except TimeoutError:
                 self._drop()
-                raise RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s") from None
+                raise self._late() from None
             except (OSError, WebSocketException) as error:
                 self._drop()
                 raise RunError(f"policy server {self.url} is gone ({one_line(error)})") from None
@@ -149,11 +160,14 @@ class RemotePolicy:
             line = socket.create_connection((self._address.host, self._address.port), _remaining(end))
             self._connection = connect(
                 self.url, sock=line, additional_headers=headers, compression=None, max_size=FRAME, proxy=None,
-                open_timeout=_remaining(end), close_timeout=1,
+                open_timeout=_remaining(end), close_timeout=1, ping_interval=None,  # each call has its own limit
             ).__enter__()  # fmt: skip
             metadata = _map(self._connection.recv(_remaining(end)), self.url)
         except InvalidStatus as error:
             raise self._refusal(error) from None
+        except TimeoutError:
+            self._drop()
+            raise self._late() from None
         except (OSError, EOFError, WebSocketException) as error:
             self._drop()
             raise RunError(f"policy server {self.url} does not answer ({one_line(error)}); is it running?") from None
@@ -172,6 +186,9 @@ class RemotePolicy:
             raise RunError(f"policy server {self.url} serves another policy than before: {name}")
         self.metadata = metadata
         return self._connection
+
+    def _late(self) -> RunError:
+        return RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s; {self._limit}")
 
     def _refusal(self, error: InvalidStatus) -> InputError:
         """Return the error for an answer that opens no connection."""
