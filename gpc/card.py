@@ -151,9 +151,20 @@ class Measured(Struct):
     avg_max_reward_ci95: tuple[Number, Number]
 
 
+class Sampler(Struct, forbid_unknown_fields=True):
+    """Fields of `gpc.inference.settings.Sampling`, which checks their ranges."""
+
+    method: str
+    steps: int
+    sigma_max: float | UnsetType = UNSET
+    sigma_min: float | UnsetType = UNSET
+    grid: str | UnsetType = UNSET
+
+
 class Inference(Struct, forbid_unknown_fields=True):
     """How the policy was measured."""
 
+    sampler: Sampler | UnsetType = UNSET
     n_action_steps: Annotated[int, Meta(ge=1, le=10_000)] | UnsetType = UNSET
 
 

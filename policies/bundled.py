@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from gpc.card import CARD, check, chosen, read
 from gpc.errors import InputError, one_line, suggest
+from gpc.inference.settings import Sampling
+from gpc.objects import build as build_object
 from gpc.policies.dry_run import dry_run
 from gpc.policies.networks import Encoder, Transformer, UNet
 from gpc.policy.load import load_registered
@@ -72,17 +74,13 @@ class BundledPolicy:
     observations: ObservationSpec
     card: Mapping[str, Any]
     folder: Path | None = None
+    n_action_steps: int | None = None
+    sampling: Sampling | None = None
 
     @property
     def levels(self) -> NoiseLevels:
         """Noise levels of the schedule."""
         return self.schedule.levels
-
-    @property
-    def n_action_steps(self) -> int | None:
-        """Actions of a chunk that were executed when the policy was measured."""
-        count: int | None = self.card.get("inference", {}).get("n_action_steps")
-        return count
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,7 +109,7 @@ def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
         InputError: If the card does not fit its schema (`gpc.card`), or its parts do not fit each other.
     """
     check(card, where)
-    model = card["model"]
+    model, measured = card["model"], card.get("inference", {})
     with _naming(where):
         return BundledPolicy(
             name=card["name"],
@@ -121,6 +119,8 @@ def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:
             actions=_actions(card),
             observations=_observations(model),
             card=card,
+            n_action_steps=measured.get("n_action_steps"),
+            sampling=build_object(Sampling, measured["sampler"], "sampler") if "sampler" in measured else None,
         )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
+from gpc.inference.settings import Sampling
 from gpc.policies.numpy_pickles import NUMPY
 from gpc.policies.pickles import DEPTH, measure
 from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, is_whole
@@ -54,6 +55,7 @@ class CheckpointPolicy:
     schedule: Schedule
     n_action_steps: int | None = field(default=None, kw_only=True)
     folder: Path = field(kw_only=True)
+    sampling: Sampling | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _ = self.levels  # raises InputError here, not at the first chunk

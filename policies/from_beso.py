@@ -20,12 +20,13 @@ from torch.nn import functional as F
 
 from gpc import schema
 from gpc.errors import InputError, one_line
+from gpc.inference.settings import Sampling
 from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation, unwrapped
 from gpc.policies.dry_run import dry_run
 from gpc.policies.settings import Settings, read_yaml
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, is_whole
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
-from gpc.score.noise import Karras
+from gpc.score.noise import STEPS, Karras
 
 Number = TypeVar("Number", int, float)
 CONFIG, WEIGHTS, SCALER = ".hydra/config.yaml", "model_state_dict.pth", "scaler.json"
@@ -37,6 +38,8 @@ SERVED = {
     "agents.model._target_": "beso.agents.diffusion_agents.k_diffusion.score_wrappers.GCDenoiser",
     f"{INNER}._target_": "beso.agents.diffusion_agents.k_diffusion.score_gpts.DiffusionGPT",
 }
+SAMPLERS = {"ddim": "euler", "euler": "euler", "euler_ancestral": "ancestral", "dpmpp_2m": "dpmpp_2m"}
+"""BESO's names of gpc's samplers; it has others."""
 LARGEST = 10**9  # of a setting; the size of a network is limited by its weights
 TINY = 1e-12  # BESO adds it to every standard deviation
 HIDDEN = {10: [2, 5, 6, 7, 8, 9]}  # length of a goal -> numbers that BESO sets to zero: all except block positions
@@ -220,7 +223,17 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
         mean=scaler.mean,
         std=scaler.std,
         n_action_steps=1,
+        sampling=_sampling(settings, schedule),
     )
+
+
+def _sampling(settings: Settings, schedule: Karras) -> Sampling | None:
+    """Return the sampler of BESO's agent; None if it is none of gpc's."""
+    method = SAMPLERS.get(str(settings.find("agents.sampler_type", None)))
+    steps = settings.find("agents.num_sampling_steps", None)
+    if method is None or not is_whole(steps, STEPS, 1):
+        return None
+    return Sampling(method, steps, schedule.sigma_max, schedule.sigma_min, "exponential")
 
 
 def _positive(settings: Settings, key: str, kind: type[Number] = int) -> Number:

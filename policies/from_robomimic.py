@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
+from gpc.inference.settings import Sampling
 from gpc.policies.checkpoint import (
     MALFORMED,
     NO_AVERAGE,
@@ -35,7 +36,7 @@ from gpc.policies.checkpoint import (
     unwrapped,
 )
 from gpc.policies.dry_run import dry_run
-from gpc.policies.schedulers import Scheduler, read_scheduler
+from gpc.policies.schedulers import Scheduler, read_scheduler, sampling_of
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import DIMENSIONS, ActionSpec, Observation, ObservationSpec, is_whole
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
@@ -127,6 +128,7 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
         normalisers={key: _statistics(path, key, statistics, len(shapes.get(key, ()))) for key in statistics},
         simulator=_simulator(path, config, environments, shapes),
         n_action_steps=config["algo"]["horizon"]["action_horizon"],
+        sampling=_sampling(config["algo"]),
     )
 
 
@@ -156,6 +158,11 @@ def _scheduler(path: Path, config: Mapping[str, Any]) -> Scheduler:
     if scheduler.prediction != "noise":
         raise InputError(f"{path}: prediction type {settings['prediction_type']!r}; robomimic trains 'epsilon' only")
     return scheduler
+
+
+def _sampling(algo: Mapping[str, Any]) -> Sampling | None:
+    kind = "ddpm" if algo["ddpm"]["enabled"] else "ddim"
+    return sampling_of(f"{kind.upper()}Scheduler", algo[kind]["num_inference_timesteps"], algo[kind])
 
 
 def _algorithm(content: Mapping[str, Any], device: str) -> Any:

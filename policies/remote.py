@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
@@ -48,6 +49,7 @@ class RemoteMember:
     levels: NoiseLevels
     fingerprint: str
     n_action_steps: int | None = None
+    sampling: Sampling | None = None
 
     def condition(self, observation: Observation) -> Denoiser:
         """Send the observations, which the server encodes."""
@@ -65,5 +67,12 @@ def load(url: str) -> RemoteMember:
     server = RemotePolicy(url)
     served = check_metadata(server.metadata, url)
     return RemoteMember(
-        server, served.policy, served.actions, served.spec, served.levels, served.fingerprint, served.n_action_steps
+        server,
+        served.policy,
+        served.actions,
+        served.spec,
+        served.levels,
+        served.fingerprint,
+        served.n_action_steps,
+        served.sampling,
     )

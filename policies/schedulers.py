@@ -1,4 +1,7 @@
-"""diffusers' schedulers as noise schedules: each setting is read, has no effect on the denoiser, or is refused by name."""
+"""diffusers' schedulers as noise schedules and samplers.
+
+Each setting is read, has no effect on the denoiser, or is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from gpc.errors import InputError, one_line
+from gpc.inference.settings import Sampling
+from gpc.policy.spec import is_whole
 from gpc.score.denoiser import Prediction
-from gpc.score.noise import VariancePreserving, check_steps
+from gpc.score.noise import SPACINGS, VariancePreserving, check_steps
 
 KINDS = ("DDPMScheduler", "DDIMScheduler")
 PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "sample": "sample"}
@@ -84,3 +89,40 @@ def _check_names(settings: Mapping[str, Any], where: str) -> None:
             )
         if key not in {*READ, *ONLY, *SAMPLING, *WITHOUT_EFFECT, "_target_"}:
             raise InputError(f"{where} has the setting {one_line(key, 80)}, which gpc does not know")
+
+
+def sampling_of(kind: str, steps: int, settings: Mapping[str, Any]) -> Sampling | None:
+    """Return the sampler of a scheduler.
+
+    Args:
+        kind: one of `KINDS`.
+        steps: number of inference steps.
+        settings: arguments of the scheduler; those that are missing have diffusers' defaults.
+
+    Returns:
+        None for what gpc has no sampler for: other variances, a grid or an end that is shifted, and DDIM on a grid whose
+        steps differ from num_train_timesteps / steps, by which diffusers' DDIM takes the next level.
+    """
+    arguments: dict[str, Any] = {
+        "timestep_spacing": "leading", "steps_offset": 0, "num_train_timesteps": 1000, "clip_sample": True,
+        "set_alpha_to_one": True, "variance_type": "fixed_small", **settings,
+    }  # fmt: skip
+    spacing, trained = arguments["timestep_spacing"], arguments["num_train_timesteps"]
+    if (
+        spacing not in SPACINGS
+        or (spacing == "leading" and arguments["steps_offset"])
+        or not is_whole(steps, trained, 1)
+    ):
+        return None
+    if kind == "DDPMScheduler":
+        small = arguments["variance_type"] in ("fixed_small", "fixed_small_log")
+        return Sampling("ancestral", steps, grid=spacing) if small else None
+    even = spacing == "leading" or trained % steps == 0
+    if (
+        kind != "DDIMScheduler"
+        or not arguments["set_alpha_to_one"]
+        or not even
+        or (spacing == "linspace" and steps != trained)
+    ):
+        return None
+    return Sampling("ddim" if arguments["clip_sample"] else "euler", steps, grid=spacing)

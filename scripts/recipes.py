@@ -53,7 +53,7 @@ class Recipe:
             "summary": self.summary,
             "actions": dict(self.actions),
             "model": {**self.model, "inputs": inputs},
-            "inference": {"n_action_steps": 8},
+            "inference": {"sampler": {"method": "dpmpp_2m", "steps": 8}, "n_action_steps": 8},
         }
 
 

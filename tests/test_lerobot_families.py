@@ -31,6 +31,7 @@ from models import flow_sigmas
 import gpc
 from gpc.commands.cli import main
 from gpc.errors import InputError
+from gpc.inference.chunk import sample_chunk
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
 from gpc.policy.observation import write_text
 from gpc.score.samplers import Sampler, euler, last, renoise
@@ -113,6 +114,15 @@ def test_the_chunk_is_that_of_predict_action_chunk(vla):
     ]
     assert apart[0] < 1e-5
     assert min(apart[1:]) > 1e-4
+
+
+def test_the_native_sampler_is_lerobots(vla):
+    mine, lerobots = look(vla.policy, 0)
+    noise = drawn(5, 1, 2, 12, vla.policy.actions.dim).double()
+    torch.manual_seed(5)
+    wanted = vla.theirs.predict_action_chunk(vla.pre(lerobots))
+    assert vla.policy.sampling == gpc.Sampling("renoise" if vla.case.sampler is renoise else "euler", 10, grid="flow")
+    assert float((sample_chunk(vla.policy, mine, noise, vla.policy.sampling) - wanted).abs().max()) < 1e-5
 
 
 def test_30_steps_are_those_of_select_action(vla):

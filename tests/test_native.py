@@ -1,23 +1,38 @@
-"""The checkpoint's own inference: how much of a chunk is executed."""
+"""The checkpoint's own inference: how much of a chunk is executed, and the sampler."""
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
+import beso_checkpoints as beso
+import diffusion_policy_checkpoints as pickled
 import numpy as np
 import pytest
+import robomimic.utils.file_utils as file_utils
 import test_from_robomimic as robomimic
+import torch
 from conftest import make_card, save_policy
-from diffusion_policy_checkpoints import payload
+from diffusers import DDIMScheduler, DDPMScheduler
+from diffusion_policy_checkpoints import POLICIES, payload
 from diffusion_policy_checkpoints import save as save_pickled
-from lerobot_checkpoints import save
+from lerobot_checkpoints import as_lerobot, save
 from models import FixedPolicy, Gaussian
+from test_from_lerobot import draw, observe
 
 import gpc
 from gpc.commands.cli import main
 from gpc.errors import InputError
-from gpc.inference.native import common_action_steps
+from gpc.inference.chunk import sample_chunk
+from gpc.inference.native import common_action_steps, resolved
+from gpc.policies.from_robomimic import unet
+from gpc.policies.schedulers import sampling_of
 from gpc.policy.adapt import rename
+from gpc.results.run_folder import read_rows
 from gpc.results.trajectories import read_trajectory
+from gpc.score.noise import SPACINGS, VariancePreserving
+from gpc.serve.metadata import check_metadata, policy_metadata
+
+PUSHT = {"observation.state": "agent_pos", "observation.environment_state": "keypoints"}
 
 
 @dataclass(frozen=True)
@@ -95,3 +110,190 @@ def test_a_number_that_is_none_is_refused(tmp_path):
     content["cfg"]["n_action_steps"] = 2.5
     with pytest.raises(InputError, match=r"wrong has n_action_steps=2\.5, no whole number above 0"):
         gpc.load_policy(f"diffusion_policy:{save_pickled(content, tmp_path / 'wrong.ckpt')}")
+
+
+def chunk(policy, observation, noise):
+    """The normalised chunk under the policy's own sampler; noise (1 + draws, batch, horizon, action)."""
+    composed = gpc.compose([policy])
+    noise = noise[: policy.sampling.n_noise_draws(composed)].double()
+    return sample_chunk(composed, observation, noise, policy.sampling)
+
+
+def apart(ours, theirs):
+    return float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("steps", [None, 10, 8])
+@pytest.mark.parametrize(("scheduler", "clip"), [("DDPM", True), ("DDPM", False), ("DDIM", True), ("DDIM", False)])
+def test_the_chunk_is_lerobots(tmp_path, monkeypatch, scheduler, clip, steps):
+    options = {"noise_scheduler_type": scheduler, "clip_sample": clip, "num_inference_steps": steps}
+    folder, theirs, pre, _ = save(tmp_path / "tiny", **options)
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    observation = observe(policy)
+    frames = [pre(as_lerobot({key: value[:, i] for key, value in observation.items()})) for i in (0, 1)]
+    batch = {key: torch.stack([frame[key] for frame in frames], 1) for key in observation}
+    noise = torch.randn(101, 3, 16, 2, generator=torch.Generator().manual_seed(1))
+    draw(monkeypatch, noise[1:])
+    with torch.no_grad():
+        condition = theirs.diffusion._prepare_global_conditioning(batch)
+        wanted = theirs.diffusion.conditional_sample(3, condition, noise=noise[0])
+    rounding = 1e-5 if (scheduler, clip, steps) != ("DDIM", True, None) else 1e-4  # of theirs, at sigma 2029 in float32
+    assert apart(chunk(policy, observation, noise), wanted) < rounding
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_the_chunk_is_robomimics(tmp_path, monkeypatch, solver, clip):
+    path = robomimic.save(tmp_path / "tiny.pth", solver=solver)
+    content = torch.load(path, weights_only=True)
+    config = json.loads(content["config"])
+    config["algo"][solver] |= {"clip_sample": clip, "num_inference_timesteps": 8}
+    torch.save(content | {"config": json.dumps(config)}, path)
+    with unet(**robomimic.SMALL):
+        theirs, _ = file_utils.policy_from_checkpoint(device=torch.device("cpu"), ckpt_path=str(path))
+    policy = gpc.load_policy(f"robomimic:{path}")
+    stack = {key: np.stack([value, value]) for key, value in robomimic.observe(0, False).items()}
+    noise = torch.randn(9, 1, 16, 7, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr("robomimic.algo.diffusion_policy.torch.randn", lambda *_, **__: noise[0])
+    draw(monkeypatch, noise[1:])
+    theirs.start_episode()
+    wanted = theirs.policy._get_action_trajectory(theirs._prepare_observation(stack))
+    monkeypatch.undo()
+    seen = {key: torch.from_numpy(value)[None] for key, value in stack.items()}
+    assert policy.sampling == gpc.Sampling(
+        "ancestral" if solver == "ddpm" else "ddim" if clip else "euler", 8, grid="leading"
+    )
+    assert apart(chunk(policy, seen, noise)[:, 1:9], wanted) < 1e-5
+
+
+@pytest.mark.parametrize("case", POLICIES)
+def test_the_chunk_is_diffusion_policys(tmp_path, case):
+    policy = gpc.load_policy(f"diffusion_policy:{save_pickled(payload(case), tmp_path / 'tiny.ckpt')}")
+    ours = policy.actions.decode(chunk(policy, pickled.observe(case), pickled.noise()))
+    assert apart(ours, pickled.recorded()[case]["chunk"]) < 1e-5
+
+
+@pytest.mark.parametrize("case", beso.CASES)
+def test_the_chunk_is_besos(tmp_path, case):
+    golden = json.loads((Path(__file__).parent / "data" / "beso.json").read_text())[case]
+    changes = {"agents.sampler_type": "ddim", "agents.num_sampling_steps": 4}
+    policy = gpc.load_policy(f"beso:{beso.save(tmp_path / case, case, golden, changes)}")
+    states, goals, noise = beso.inputs(case)
+    seen = {"state": states, "goal": goals[:, None].expand(-1, states.shape[1], *goals.shape[1:])}
+    found = policy.actions.decode(chunk(policy, {key: seen[key] for key in policy.observations.shapes}, noise[None]))
+    assert apart(found, torch.tensor(golden["ddim"]["actions"])) < 1e-5
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("scheduler", [DDPMScheduler, DDIMScheduler])
+def test_the_levels_are_those_of_diffusers(scheduler, spacing):
+    schedule = VariancePreserving.squaredcos(100)
+    theirs = scheduler(100, beta_schedule="squaredcos_cap_v2", timestep_spacing=spacing)
+    for steps in (1, 7, 8, 10, 30, 100):
+        theirs.set_timesteps(steps)
+        wanted = [schedule.levels.trained[i] for i in theirs.timesteps.tolist()]
+        assert gpc.Sampling(steps=steps, grid=spacing).sigmas(schedule.levels).tolist() == [*wanted, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "settings"),
+    [
+        ("DDPMScheduler", 10, {"variance_type": "fixed_large"}),
+        ("DDPMScheduler", 10, {"steps_offset": 1}),
+        ("DDIMScheduler", 10, {"set_alpha_to_one": False}),
+        ("DDIMScheduler", 8, {"timestep_spacing": "trailing"}),
+        ("DDIMScheduler", 10, {"timestep_spacing": "linspace"}),
+        ("DDIMScheduler", 101, {}),
+        ("DDIMScheduler", 2.5, {}),
+        ("DPMSolverMultistepScheduler", 10, {}),
+    ],
+)
+def test_a_scheduler_that_gpc_does_not_have_is_none(kind, steps, settings):
+    assert sampling_of(kind, steps, {"num_train_timesteps": 100, **settings}) is None
+    assert sampling_of("DDPMScheduler", 10, {"num_train_timesteps": 100}) == gpc.Sampling(
+        "ancestral", 10, grid="leading"
+    )
+
+
+def test_a_native_run_prints_and_records_the_sampler_and_is_replayed_without_the_policys_word(
+    tmp_path, capsys, monkeypatch
+):
+    folder = save(tmp_path / "tiny", noise_scheduler_type="DDIM", num_inference_steps=3)[0]
+    run = ["evaluate", f"policies=[lerobot:{folder}]", "sampler=native", "env.max_steps=12", "episodes=1", "video=0"]
+    assert main([*run, "engine.workers=1", f"run_dir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("sampler=native is sampler.method=ddim sampler.steps=3 sampler.grid=leading") == 1
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["resolved"]["sampler"] == manifest["config"]["sampler"]
+    assert (
+        manifest["config"]["sampler"] | {"method": "ddim", "steps": 3, "grid": "leading"}
+        == manifest["config"]["sampler"]
+    )
+    monkeypatch.setattr("gpc.policies.from_lerobot.families.sampling_of", lambda *_: None)
+    assert main(["replay", str(tmp_path / "run"), "--episode", "0", f"--policies=lerobot:{folder}"]) == 0
+    monkeypatch.undo()
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    result = gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=12, rename_map=PUSHT), episodes=1, sampling="native")
+    assert result.rows == tuple(read_rows(tmp_path / "run" / "episodes.jsonl"))
+
+
+@dataclass(frozen=True)
+class Sampled(FixedPolicy):
+    sampling: gpc.Sampling | None = None
+
+
+def test_a_run_has_one_sampler():
+    one, other = gpc.Sampling("ancestral", 100, grid="leading"), gpc.Sampling("euler", 10, grid="flow")
+    a, b, none = (Sampled(Gaussian(), name=name, sampling=own) for name, own in (("a", one), ("b", other), ("c", None)))
+    assert resolved("native", [gpc.compose([a, rename(a, {"state": "pose"})])]) == one
+    assert resolved(other, [none]) == other
+    with pytest.raises(
+        InputError, match=r"a has sampler.method=ancestral sampler.steps=100 sampler.grid=leading, b has"
+    ):
+        resolved("native", [gpc.AveragedChunks([a, b])])
+    with pytest.raises(
+        InputError, match=r"c declares no sampler that gpc has; give one, as in sampler.method=ancestral"
+    ):
+        resolved("native", [a, none])
+    with pytest.raises(InputError, match=r"sampling='euler': give a gpc.Sampling, or 'native'"):
+        resolved("euler", [a])
+
+
+@pytest.mark.parametrize(
+    "name", ["pusht-diffusion", "pusht-flow", "pusht-beso", "pusht-image", "lift-flow", "can-flow"]
+)
+def test_a_bundled_policy_was_measured_with_the_default_sampler(name):
+    assert gpc.load_policy(name).sampling == gpc.Sampling()
+
+
+def test_steps_of_a_native_sampler_are_not_changed_beside_it(tiny, capsys):
+    assert main(["evaluate", f"policies=[{tiny[0]}]", "sampler=native", "sampler.steps=4"]) == 2
+    assert "steps" in capsys.readouterr().err
+    assert main(["evaluate", f"policies=[{tiny[0]}]", "sampler.method=native"]) == 2
+    assert "write sampler=native" in capsys.readouterr().err
+
+
+def test_a_deployed_run_records_what_it_resolves(tmp_path, capsys):
+    keys = ["policies=[pusht-flow]", "sampler=native", "robot=simulated", "fps=10", "mode=live", "seconds=1"]
+    keys += ["safety.actions=absolute", "virtual_latency=0", f"run_dir={tmp_path / 'run'}"]
+    assert main(["deploy", *keys]) == 0
+    out = capsys.readouterr().out
+    assert "sampler=native is sampler=dpmpp_2m" in out
+    assert "n_action_steps=8, as pusht-flow has it" in out
+    config = json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]
+    assert (config["sampler"]["method"], config["sampler"]["steps"], config["stitch"]["n_action_steps"]) == (
+        "dpmpp_2m",
+        8,
+        8,
+    )
+
+
+def test_a_server_declares_what_its_policy_does():
+    flow, diffusion = gpc.load_policy("pusht-flow"), Sampled(Gaussian(), name="a", sampling=gpc.Sampling("euler"))
+    served = check_metadata(policy_metadata(gpc.compose([flow])), "url")
+    assert (served.n_action_steps, served.sampling) == (8, gpc.Sampling())
+    served = check_metadata(policy_metadata(gpc.compose([diffusion, Sampled(Gaussian(), name="b")])), "url")
+    assert (served.n_action_steps, served.sampling) == (None, None)
+    hostile = policy_metadata(flow) | {"sampling": {"method": "euler", "best_of": {"n": 2, "cost": "os.system"}}}
+    with pytest.raises(InputError, match="its own sampler names a cost"):
+        check_metadata(hostile, "url")

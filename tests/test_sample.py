@@ -10,7 +10,7 @@ from gpc.errors import InputError
 from gpc.inference.methods import NAMED
 from gpc.score.denoiser import Clamp, NetworkDenoiser
 from gpc.score.noise import LinearFlow, VariancePreserving, karras_sigmas, trained_sigmas
-from gpc.score.samplers import DETERMINISTIC, ancestral, dpmpp_2m, euler, heun, last, renoise
+from gpc.score.samplers import DETERMINISTIC, ancestral, ddim, dpmpp_2m, euler, heun, last, renoise
 
 COSINE = VariancePreserving.squaredcos(100)
 SIGMAS = trained_sigmas(COSINE.levels)
@@ -45,11 +45,14 @@ def ours_from(native):
     return native / COSINE.scale(SIGMAS[0])
 
 
-def test_euler_is_ddim():
-    scheduler = double(DDIMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=False))
+@pytest.mark.parametrize(
+    ("sampler", "clip"), [(euler, False), (ddim, False), (ddim, True)], ids=["euler", "ddim", "ddim, clipped"]
+)
+def test_euler_is_ddim_and_the_sampler_of_that_name_clips_as_it_does(sampler, clip):
+    scheduler = double(DDIMScheduler(100, beta_schedule="squaredcos_cap_v2", clip_sample=clip))
     scheduler.set_timesteps(100)
     wanted = theirs(scheduler, start(), eta=0.0)
-    found = last(euler(DENOISER, ours_from(start()), SIGMAS))
+    found = last(sampler(Clamp(DENOISER, 1.0) if clip else DENOISER, ours_from(start()), SIGMAS))
     assert (found - wanted).abs().max() <= 1e-8
 
 

@@ -16,6 +16,7 @@ from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import spec_of
 from gpc.composition.composed import Composition, compose
 from gpc.inert import Console
+from gpc.inference.native import Native
 from gpc.inference.settings import Sampling
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import Policy
@@ -79,7 +80,7 @@ def evaluate(
     *,
     episodes: int = 50,
     seed: int = 100_000,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
     run_dir: str | Path | None = None,
@@ -91,7 +92,7 @@ def evaluate(
         env: name as for `env=`, spec, `gymnasium.Env`, or a class or function that makes one (docs/environments.md).
         episodes: number of episodes, on seeds `seed`, `seed + 1`, ...
         seed: first seed, of the environment and of the policy's noise.
-        sampling: settings of the sampler.
+        sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
         run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
@@ -117,7 +118,7 @@ def search(
     demonstrations: str | Path | None = None,
     report_episodes: int = 50,
     report_seed: int = 200_000,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
     run_dir: str | Path | None = None,
@@ -132,7 +133,7 @@ def search(
         demonstrations: file of held-out demonstrations (docs/demonstrations.md), which start the search.
         report_episodes: number of report seeds.
         report_seed: first report seed; report seeds never overlap the search seeds.
-        sampling: settings of the sampler.
+        sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
         run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.

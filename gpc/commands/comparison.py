@@ -21,6 +21,7 @@ from gpc.commands.setup import load_policies, print_execution, run_dir_of, spec_
 from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.inference.native import Native
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import distinct
 from gpc.policy.spec import Policy
@@ -93,7 +94,7 @@ def compare(
     episodes: int = 500,
     block: int = 32,
     seed: int = 300_000,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
     run_dir: str | Path | None = None,
@@ -107,7 +108,7 @@ def compare(
         episodes: largest number of episodes of each side.
         block: episodes of each side between two tests.
         seed: first seed; neither that of a search nor of a report.
-        sampling: settings of the sampler.
+        sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
         run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.

@@ -18,12 +18,12 @@ from gpc.bridge.run import DeployResult, EpisodeSettings, deploy
 from gpc.bridge.safety import SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.commands.config import plain
-from gpc.commands.setup import compose_from, sampling_of
+from gpc.commands.setup import compose_from, print_native, sampling_of
 from gpc.errors import InputError, RunError, Stopped
 from gpc.inert import Console, file_name
-from gpc.inference.native import common_action_steps, origin_of_action_steps
+from gpc.inference.native import common_action_steps, origin_of_action_steps, resolved
 from gpc.inference.threads import serving_threads, torch_threads
-from gpc.objects import build, choose
+from gpc.objects import build, choose, settings_in
 from gpc.policy.spec import Policy
 from gpc.registry import load_entry
 from gpc.serve.client import RemotePolicy
@@ -61,7 +61,10 @@ def chunk_source_from(config: DictConfig, console: Console) -> ChunkSource:
     if config.server is not None:
         watchdog: Watchdog = build(Watchdog, plain(config.watchdog), "watchdog")
         return RemoteSource(RemotePolicy(config.server, config.token, watchdog.max_age), config.seed)
-    return LocalSource(compose_from(config, console), sampling_of(config), config.seed, config.reproducible)
+    policy = compose_from(config, console)
+    sampling = resolved(sampling_of(config), [policy])
+    print_native(config, sampling, console)
+    return LocalSource(policy, sampling, config.seed, config.reproducible)
 
 
 def robot_from(config: DictConfig) -> Robot:
@@ -106,6 +109,8 @@ def deploy_from(
     """Run the episode of a configuration; see `gpc.bridge.run.deploy`."""
     content = plain(config)
     content["stitch"] = with_action_steps(content["stitch"], source, console)
+    if isinstance(source, LocalSource):
+        content["sampler"] = settings_in(source.sampling)
     settings = EpisodeSettings(**{field.name: content[field.name] for field in fields(EpisodeSettings)})
     return deploy(
         source,

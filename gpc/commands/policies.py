@@ -11,6 +11,7 @@ from rich.text import Text
 
 from gpc.errors import InputError, suggest
 from gpc.inert import Console
+from gpc.inference.native import HasSampling, as_arguments, declared_action_steps
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import Policy
 
@@ -58,6 +59,8 @@ def _facts(source: str, policy: Policy) -> Table:
     names = f" ({', '.join(actions.names)})" if actions.names else ""
     first, last = actions.start * actions.dt, (actions.start + actions.horizon - 1) * actions.dt
     trained = "every level" if levels.trained is None else f"{len(levels.trained)} levels"
+    counts = declared_action_steps([policy])
+    sampling = policy.sampling if isinstance(policy, HasSampling) else None
     facts = {
         "source": source,
         "reads": "\n".join(f"{key} {shape}" for key, shape in observations.shapes.items()),
@@ -65,6 +68,8 @@ def _facts(source: str, policy: Policy) -> Table:
         "actions": f"{actions.dim} numbers{names}, {kind[actions.relative]}",
         "chunk": f"{actions.horizon} steps, {first:g} to {last:g} control steps from now",
         "noise": f"{trained} of sigma from {levels.sigma_min:.3g} to {levels.sigma_max:.4g}",
+        "executes": "not declared" if not counts else f"{counts[0][1]} actions of a chunk",
+        "sampler": "not declared" if sampling is None else as_arguments(sampling),
         "hash": policy.fingerprint[:16],
     }
     table = Table(Column(no_wrap=True), Column(), title=Text(policy.name), show_header=False)

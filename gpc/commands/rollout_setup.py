@@ -17,7 +17,7 @@ from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy, Composition, as_composition, compose
 from gpc.errors import GpcError, InputError, RunError, one_line, type_and_text
 from gpc.inference.actor import ChunkActor
-from gpc.inference.native import common_action_steps
+from gpc.inference.native import Native, common_action_steps, resolved
 from gpc.inference.settings import Sampling
 from gpc.objects import describe, described, settings_in
 from gpc.policy.adapt import PolicyView, rename
@@ -85,14 +85,14 @@ class RolloutSetup:
 
 
 def prepare(
-    policy: Composition, env: EnvSpec, sampling: Sampling, opponents: Sequence[Policy] = (), video: int = 0
+    policy: Composition, env: EnvSpec, sampling: Sampling | Native, opponents: Sequence[Policy] = (), video: int = 0
 ) -> RolloutSetup:
     """Check a composition in an environment, which is built once.
 
     Args:
         policy: the composition.
         env: the environment; of type "policy" it stands for the simulator of the policies' checkpoints.
-        sampling: settings of the sampler.
+        sampling: settings of the sampler; "native" for those of the policies' checkpoints.
         opponents: policies of the other side of a comparison, for the choice of the simulator.
         video: number of episodes to draw, for error lines; 0 draws none.
 
@@ -103,7 +103,7 @@ def prepare(
     if env.type == "policy":
         env = common_simulator(policies, env)
     steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
-    actor = ChunkActor(policy, sampling, steps)
+    actor = ChunkActor(policy, resolved(sampling, policies), steps)
     env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
     observations = policy.observations
     images = {key: observations.shapes[key] for key in sorted(observations.images)}

@@ -6,8 +6,9 @@ from dataclasses import fields
 
 from omegaconf import DictConfig
 
-from gpc.commands.setup import compose_from, sampling_of
+from gpc.commands.setup import compose_from, print_native, sampling_of
 from gpc.inert import Console
+from gpc.inference.native import resolved
 from gpc.serve.server import Access, serve_policy
 
 
@@ -24,7 +25,8 @@ def run(config: DictConfig, console: Console) -> None:
     """Serve the policies of a configuration until a signal ends the process."""
     access = access_of(config)
     policy = compose_from(config, console)
-    weights = policy.weights.tolist()
+    sampling, weights = resolved(sampling_of(config), [policy]), policy.weights.tolist()
+    print_native(config, sampling, console)
 
     def ready(address: str) -> None:
         console.print(f"{policy.name} is served on {address}; Ctrl-C ends it", highlight=False, soft_wrap=True)
@@ -34,7 +36,7 @@ def run(config: DictConfig, console: Console) -> None:
 
     serve_policy(
         policy,
-        sampling_of(config),
+        sampling,
         access,
         seed=config.seed,
         max_batch=config.max_batch,

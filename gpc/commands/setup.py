@@ -18,7 +18,7 @@ from gpc.composition.steering import steer
 from gpc.demonstrations import check
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
-from gpc.inference.native import origin_of_action_steps
+from gpc.inference.native import NATIVE, Native, as_arguments, origin_of_action_steps
 from gpc.inference.settings import Sampling
 from gpc.objects import build, build_registered, choose, settings_of, split_type
 from gpc.policy.adapt import check_names, distinct, rename, to_absolute, with_action_names
@@ -36,9 +36,14 @@ PER_POLICY_KEYS = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": 
 """Keys that hold settings by policy, and an example of each."""
 
 
-def sampling_of(config: Config) -> Sampling:
+def sampling_of(config: Config) -> Sampling | Native:
     """Return the sampler of a configuration."""
-    return build(Sampling, plain(config["sampler"]), "sampler")
+    settings = plain(config["sampler"])
+    if settings == {"method": NATIVE}:
+        return NATIVE
+    if settings["method"] == NATIVE:
+        raise InputError("sampler.method=native: write sampler=native, whose settings are all the checkpoints'")
+    return build(Sampling, settings, "sampler")
 
 
 def engine_of(config: Config) -> Engine:
@@ -178,13 +183,20 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
 
 
 def print_execution(config: Config, setup: RolloutSetup, console: Console, opponents: Sequence[Policy] = ()) -> None:
-    """Print what the user left open (`n_action_steps`, `max_steps`), and notes."""
+    """Print what is left open (`n_action_steps`, `max_steps`), the native sampler, and notes."""
     if config["env"]["n_action_steps"] is None:
         origin = origin_of_action_steps([*setup.policy.policies, *opponents])
         console.print(f"n_action_steps={setup.actor.n_action_steps}, {origin}", soft_wrap=True)
     if config["env"]["max_steps"] is None:
         console.print(f"max_steps={setup.env.max_steps}, the longest episode of {setup.env.name}", soft_wrap=True)
+    print_native(config, setup.actor.sampling, console)
     print_notes(setup.notes, console)
+
+
+def print_native(config: Config, sampling: Sampling, console: Console) -> None:
+    """Print which sampler is the checkpoints' own, if that is configured."""
+    if sampling_of(config) == NATIVE:
+        console.print(f"sampler=native is {as_arguments(sampling)}", soft_wrap=True)
 
 
 def compose_from(config: Config, console: Console) -> Composition:

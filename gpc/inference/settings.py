@@ -12,9 +12,17 @@ from gpc.inference.best_of import BestOf
 from gpc.inference.methods import Langevin, Teleport, method_of
 from gpc.policy.spec import Policy, is_stochastic
 from gpc.score.denoiser import Denoiser
-from gpc.score.noise import NoiseLevels, snap_sigmas, trained_sigmas
+from gpc.score.noise import (
+    SPACINGS,
+    NoiseLevels,
+    exponential_sigmas,
+    flow_sigmas,
+    snap_sigmas,
+    spaced_sigmas,
+    trained_sigmas,
+)
 
-GRIDS = ("karras", "trained")
+GRIDS = ("karras", "exponential", "flow", "trained", *SPACINGS)
 
 
 @dataclass(frozen=True)
@@ -22,12 +30,14 @@ class Sampling:
     """How a chunk is sampled.
 
     Attributes:
-        method: "dpmpp_2m", "euler", "ancestral" or "renoise", or an object: `Langevin`, `Teleport`.
+        method: "dpmpp_2m", "euler", "ddim", "ancestral" or "renoise", or an object: `Langevin`, `Teleport`.
         steps: Number of levels.
         sigma_max: First level, in normalised units of the first policy; cut to the range of the policy's training.
         sigma_min: Last level before zero, likewise.
-        grid: "karras" (Karras et al. 2022), or "trained": `steps` of a discrete policy's own levels, evenly spaced in index
-            as in DDPM and DDIM; the range is ignored.
+        grid: "karras" (Karras et al. 2022) or "exponential" (evenly spaced in log sigma), within the range. The others
+            ignore the range. "flow": t = 1, 1 - 1 / steps, ... of a flow, sigma = t / (1 - t). "trained": `steps` of a
+            discrete policy's own levels, evenly spaced in index. "leading", "trailing", "linspace": such levels as
+            diffusers' schedulers choose them, and its start from noise of variance 1.
         best_of: Sample several chunks and keep one.
 
     Raises:
@@ -49,8 +59,8 @@ class Sampling:
             raise InputError(f"sampler.steps={self.steps}: choose a number from 1 to 10000")
         if not 0 < self.sigma_min < self.sigma_max < float("inf"):
             raise InputError(f"sampler needs 0 < sigma_min < sigma_max, not {self.sigma_min:g}, {self.sigma_max:g}")
-        if isinstance(method, Teleport) and self.grid == "trained":
-            raise InputError("a teleport goes to a level of its own, not to a trained one; give it sampler.grid=karras")
+        if isinstance(method, Teleport) and self.grid != "karras":
+            raise InputError("a teleport goes to a level of its own, not to one of a grid; give it sampler.grid=karras")
         method.grid(self.steps, self.sigma_min, self.sigma_max)
 
     def n_noise_draws(self, policy: Policy) -> int:
@@ -83,13 +93,19 @@ class Sampling:
         """
         if self.grid == "trained":
             return trained_sigmas(levels, self.steps)
+        if self.grid in SPACINGS:
+            return spaced_sigmas(levels, self.steps, self.grid)
+        if self.grid == "flow":
+            even = flow_sigmas(self.steps)[:-1].clamp(levels.sigma_min, levels.sigma_max)
+            return snap_sigmas(even, levels)
         low, high = max(self.sigma_min, levels.sigma_min), min(self.sigma_max, levels.sigma_max)
         if low >= high:
             raise InputError(
                 f"sampler.sigma_min={self.sigma_min:g}, sampler.sigma_max={self.sigma_max:g}: the policy was trained from "
                 f"sigma={levels.sigma_min:.4g} to {levels.sigma_max:.4g}"
             )
-        return snap_sigmas(method_of(self.method).grid(self.steps, low, high), levels)
+        grid = exponential_sigmas if self.grid == "exponential" else method_of(self.method).grid
+        return snap_sigmas(grid(self.steps, low, high), levels)
 
     def sample(self, denoiser: Denoiser, levels: NoiseLevels, noise: Tensor) -> Tensor:
         """Return a sample of a denoiser.
@@ -100,4 +116,5 @@ class Sampling:
             noise: (draws of one sample, batch, horizon, action).
         """
         sigmas = self.sigmas(levels)
-        return method_of(self.method).sample(denoiser, sigmas[0] * noise[0], sigmas, noise[1:])
+        start = (1 + sigmas[0] ** 2).sqrt() if self.grid in SPACINGS else sigmas[0]
+        return method_of(self.method).sample(denoiser, start * noise[0], sigmas, noise[1:])

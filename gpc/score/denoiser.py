@@ -147,7 +147,11 @@ class Clamp(Wrapper):
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise a batch of chunks, see `Denoiser`."""
-        return self.denoiser(x, sigma).clamp(-self.bound, self.bound)
+        return self.clip(self.denoiser(x, sigma))
+
+    def clip(self, denoised: Tensor) -> Tensor:
+        """Return a denoised action within the bound."""
+        return denoised.clamp(-self.bound, self.bound)
 
 
 @dataclass(frozen=True)

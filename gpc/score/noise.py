@@ -20,6 +20,8 @@ from gpc.errors import InputError, one_line
 
 SAME_LEVEL = 1e-6  # relative distance under which two noise levels count as one
 STEPS = 10_000  # the most levels of a discrete-time model
+SPACINGS = ("leading", "trailing", "linspace")  # of diffusers (Lin et al. 2024, arXiv 2305.08891, table 2)
+FLOW_START = 1e9  # sigma in place of the infinite one of t = 1; float32 does not tell them apart
 NEAR_LEVEL = 0.05  # relative distance between a network's label and its noise that is taken (docs/design.md, section 1)
 
 
@@ -219,14 +221,52 @@ def trained_sigmas(levels: NoiseLevels, steps: int | None = None) -> Tensor:
     Raises:
         InputError: If the model is continuous, or has fewer levels.
     """
+    count = len(levels.trained or ())
+    steps = count if steps is None else steps
+    return _trained(levels, torch.linspace(count - 1, 0, steps, dtype=torch.float64).round().long().tolist())
+
+
+def spaced_sigmas(levels: NoiseLevels, steps: int, spacing: str) -> Tensor:
+    """Return trained levels as diffusers spaces them, descending, and a final zero.
+
+    Args:
+        levels: Levels of a discrete-time model.
+        steps: Number of levels.
+        spacing: One of `SPACINGS`.
+
+    Raises:
+        InputError: If the model is continuous, or has fewer levels.
+    """
+    count = len(levels.trained or ())
+    match spacing:
+        case "leading":
+            index = [i * (count // steps) for i in reversed(range(steps))]
+        case "trailing":
+            index = [round(count - i * count / steps) - 1 for i in range(steps)]
+        case _:
+            index = torch.linspace(0, count - 1, steps, dtype=torch.float64).round().flip(0).long().tolist()
+    return _trained(levels, index)
+
+
+def _trained(levels: NoiseLevels, index: Sequence[int]) -> Tensor:
     if levels.trained is None:
         raise InputError("this model is continuous in sigma and has no trained levels; use a Karras grid")
     count = len(levels.trained)
-    steps = count if steps is None else steps
-    if not 1 <= steps <= count:
-        raise InputError(f"steps={steps}: this model has {count} trained levels, choose 1 to {count}")
-    index = torch.linspace(count - 1, 0, steps, dtype=torch.float64).round().long().tolist()
+    if not 1 <= len(index) <= count:
+        raise InputError(f"steps={len(index)}: this model has {count} trained levels, choose 1 to {count}")
     return torch.tensor([levels.trained[i] for i in index] + [0.0], dtype=torch.float64)
+
+
+def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Return levels evenly spaced in log sigma, descending, and a final zero."""
+    even = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
+    return torch.cat([even, torch.zeros(1, dtype=torch.float64)])
+
+
+def flow_sigmas(steps: int) -> Tensor:
+    """Return the levels of t = 1, 1 - 1 / steps, ..., 0, a flow's uniform grid."""
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return (t / (1 - t)).clamp(max=FLOW_START)
 
 
 def snap_sigmas(sigmas: Tensor, levels: NoiseLevels) -> Tensor:

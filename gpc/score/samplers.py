@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpc.errors import InputError
-from gpc.score.denoiser import Denoiser
+from gpc.score.denoiser import Clamp, Denoiser
 
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterator[Tensor]]
 
@@ -30,6 +30,20 @@ def euler(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
 def _euler_step(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor) -> Tensor:
     denoised = denoiser(x, sigma)
     return denoised + after / sigma * (x - denoised)
+
+
+def ddim(denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Tensor]:
+    """Take Euler steps with a clipped action and the noise of the unclipped one.
+
+    This is diffusers' DDIM with `clip_sample`. If the denoiser is no `Clamp`, the steps are those of `euler`.
+    """
+    clamp = denoiser if isinstance(denoiser, Clamp) else None
+    network = denoiser if clamp is None else clamp.denoiser
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        denoised = network(x, sigma)
+        clipped = denoised if clamp is None else clamp.clip(denoised)
+        x = clipped + after / sigma * (x - denoised)
+        yield x
 
 
 def ancestral(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Callable[[int], Tensor]) -> Iterator[Tensor]:
@@ -135,7 +149,7 @@ def teleport(denoiser: Denoiser, x: Tensor, sigma: Tensor, after: Tensor, spread
     return mean + shrink * (x - mean)
 
 
-DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
+DETERMINISTIC: dict[str, Sampler] = {"euler": euler, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
 """The samplers that draw no noise after the start, by name."""
 
 

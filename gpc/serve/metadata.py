@@ -10,7 +10,9 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from gpc.errors import InputError
-from gpc.inference.native import declared_action_steps
+from gpc.inference.native import NATIVE, declared_action_steps, resolved
+from gpc.inference.settings import Sampling
+from gpc.objects import settings_in
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.schema import convert
 from gpc.score.noise import NoiseLevels
@@ -33,7 +35,15 @@ def policy_metadata(policy: Policy) -> dict[str, Any]:
         "n_obs_steps": spec.n_obs_steps,
         "levels": asdict(policy.levels),
         "n_action_steps": counts.pop() if len(counts) == 1 else None,
+        "sampling": _native(policy),
     }
+
+
+def _native(policy: Policy) -> dict[str, Any] | None:
+    try:
+        return settings_in(resolved(NATIVE, [policy]))
+    except InputError:  # it has none, or its members differ
+        return None
 
 
 Text = Annotated[str, Meta(min_length=1, max_length=1000)]
@@ -50,7 +60,12 @@ class ServedPolicy(Struct):
     n_obs_steps: int
     levels: NoiseLevels
     n_action_steps: Annotated[int, Meta(ge=1, le=10**4)] | None = None
+    sampling: Sampling | None = None
     images: list[Text] | None = None  # not sent by servers of earlier versions
+
+    def __post_init__(self) -> None:
+        if self.sampling is not None and self.sampling.best_of is not None:
+            raise ValueError("its own sampler names a cost")
 
     @property
     def spec(self) -> ObservationSpec:

@@ -24,6 +24,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from gpc.errors import GpcError, InputError
+from gpc.inference.native import Native, resolved
 from gpc.inference.settings import Sampling
 from gpc.inference.threads import serving_threads, torch_threads
 from gpc.policy.spec import Policy
@@ -207,7 +208,7 @@ class PolicyServer:
 
 def serve_policy(
     policy: Policy,
-    sampling: Sampling,
+    sampling: Sampling | Native,
     access: Access | None = None,
     *,
     seed: int = 0,
@@ -222,7 +223,7 @@ def serve_policy(
 
     Args:
         policy: the policy, or a composition.
-        sampling: settings of the sampler.
+        sampling: settings of the sampler; "native" for those of the policies' checkpoints.
         access: where to listen, and which clients to accept; by default this machine alone, on port 8000.
         seed: the noise of the k-th client has the seed `seed` + k.
         max_batch: largest number of chunks in a batch.
@@ -241,7 +242,7 @@ def serve_policy(
         await PolicyServer(inference, access or Access(), metadata, seed).run(ready, stop)
 
     with torch_threads(serving_threads(reproducible)):
-        inference = InferenceThread(policy, sampling, max_batch, reproducible)
+        inference = InferenceThread(policy, resolved(sampling, [policy]), max_batch, reproducible)
         try:
             asyncio.run(until_signal(inference))
         finally:

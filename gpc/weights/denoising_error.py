@@ -29,7 +29,7 @@ from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError
 from gpc.inference.settings import Sampling
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
-from gpc.score.noise import snap_sigmas
+from gpc.score.noise import FLOW_START, snap_sigmas
 from gpc.types import Array
 from gpc.weights.simplex import Weights, one_hot
 
@@ -176,6 +176,7 @@ def measure(policy: Composition, sampling: Sampling, demonstrations: Demonstrati
 def _levels(policy: Composition, sampling: Sampling) -> Tensor:
     """Return descending levels of the sampler's range, even in log sigma."""
     visited = sampling.sigmas(policy.levels)[:-1]
+    visited = visited[visited < FLOW_START] if len(visited) > 1 else visited  # t = 1 has no finite level
     even = np.geomspace(float(visited[0]), float(visited[-1]), LEVELS)
     return snap_sigmas(torch.from_numpy(even), policy.levels)[:-1]
 

@@ -40,7 +40,7 @@ from gpc.composition.composed import ComposedPolicy, compose
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
 from gpc.inference.chunk import sample_chunk
-from gpc.inference.native import common_action_steps
+from gpc.inference.native import Native, common_action_steps, resolved
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_registered
 from gpc.policy.observation import TASK
@@ -255,7 +255,7 @@ def save(
     policies: Sequence[str],
     weights: Sequence[float],
     *,
-    sampling: Sampling | None = None,
+    sampling: Sampling | Native = Sampling(),
     n_action_steps: int | None = None,
     rename_map: Mapping[str, str] | None = None,
     **by_policy: Mapping[str, Any],
@@ -270,7 +270,7 @@ def save(
         raise InputError(f"unknown setting {unknown[0]!r}{suggest(unknown[0], list(PER_POLICY_KEYS))}")
     settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
     policy = _composition(policies, weights, settings, None)
-    sampling = sampling or Sampling()
+    sampling = resolved(sampling, [policy])
     n_action_steps = n_action_steps or common_action_steps([policy], "n_action_steps")
     spec = policy.actions
     if not 1 <= n_action_steps <= spec.start + spec.horizon:

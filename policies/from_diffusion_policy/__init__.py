@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gpc.errors import InputError, one_line
 from gpc.inert import notice
+from gpc.inference.settings import Sampling
 from gpc.policies.checkpoint import (
     MALFORMED,
     NO_AVERAGE,
@@ -28,7 +29,7 @@ from gpc.policies.checkpoint import (
 )
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_diffusion_policy.networks import CloudEncoder, ObservationEncoder, Transformer, simple_unet, unet
-from gpc.policies.schedulers import Scheduler, read_scheduler
+from gpc.policies.schedulers import Scheduler, read_scheduler, sampling_of
 from gpc.policies.settings import Settings
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
@@ -231,6 +232,7 @@ def _build(kind: Kind, scheduler: Scheduler, settings: Settings, state: Mapping[
         observations=observations,
         normalisers=normalisers,
         n_action_steps=settings.find("n_action_steps", None) or settings.find("policy.n_action_steps", None),
+        sampling=_sampling(settings),
     )
 
 
@@ -288,6 +290,14 @@ def _actions(kind: Kind, scheduler: Scheduler, settings: Settings, scale: Tensor
         bound=scheduler.bound,
         relative=_relative(settings),
     )
+
+
+def _sampling(settings: Settings) -> Sampling | None:
+    """Return the sampler; None if it is none of gpc's."""
+    scheduler: dict[str, Any] = settings.get(SCHEDULER)
+    kind = str(scheduler.get("_target_", "DDPMScheduler")).rpartition(".")[2]
+    steps = settings.find("policy.num_inference_steps", None) or scheduler.get("num_train_timesteps", 1000)
+    return None if settings.find("policy.eta", 0) else sampling_of(kind, steps, scheduler)
 
 
 def _relative(settings: Settings) -> bool | None:

@@ -116,6 +116,7 @@ def _load(folder: Path) -> LeRobotPolicy:
         family,
         n_action_steps=config.n_action_steps,
         folder=folder,
+        sampling=family.sampling(config),
     )
 
 

@@ -12,7 +12,8 @@ from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
 from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
 
-from gpc.policies.schedulers import READ, Scheduler, read_scheduler
+from gpc.inference.settings import Sampling
+from gpc.policies.schedulers import READ, Scheduler, read_scheduler, sampling_of
 from gpc.score.denoiser import Network, Prediction
 from gpc.score.noise import LinearFlow, Schedule
 
@@ -35,6 +36,7 @@ class Family(NamedTuple):
         steps: processor steps without which the network's input differs from the training.
         added: keys that those steps add to a batch.
         refusal: returns why a configuration is not supported, or None.
+        sampling: returns the sampler of a configuration.
     """
 
     schedule: Callable[[Any], Schedule]
@@ -45,6 +47,9 @@ class Family(NamedTuple):
     steps: frozenset[str] = frozenset()
     added: tuple[str, ...] = ()
     refusal: Callable[[Any], str | None] = lambda config: None
+    sampling: Callable[[Any], Sampling | None] = lambda config: Sampling(
+        "euler", config.num_inference_steps, grid="flow"
+    )
 
     @property
     def language(self) -> bool:
@@ -63,6 +68,11 @@ def _diffusion_network(policy: Any, batch: Batch) -> Network:
 def _scheduler(config: Any) -> Scheduler:
     settings = {key: value for key, value in vars(config).items() if key in READ}
     return read_scheduler(settings, "LeRobot's configuration")
+
+
+def _sampling(config: Any) -> Sampling | None:
+    steps = config.num_inference_steps or config.num_train_timesteps
+    return sampling_of(f"{config.noise_scheduler_type}Scheduler", steps, vars(config))
 
 
 def _now(batch: Batch) -> Batch:
@@ -200,8 +210,13 @@ FAMILIES = {
         horizon=lambda config: config.horizon,
         bind=_diffusion_network,
         bound=lambda config: _scheduler(config).bound,
+        sampling=_sampling,
     ),
-    "smolvla": PI0._replace(bind=_smolvla_network, refusal=_bends_grippers),
+    "smolvla": PI0._replace(
+        bind=_smolvla_network,
+        refusal=_bends_grippers,
+        sampling=lambda config: Sampling("euler", config.num_steps, grid="flow"),
+    ),
     "pi0": PI0,
     "pi05": PI0._replace(steps=PI0.steps | {"pi05_prepare_state_tokenizer_processor_step"}),
     "xvla": PI0._replace(
@@ -210,6 +225,7 @@ FAMILIES = {
         steps=frozenset({"tokenizer_processor", "xvla_add_domain_id"}),
         added=(OBS_LANGUAGE_TOKENS, "domain_id"),
         refusal=_action_space,
+        sampling=lambda config: Sampling("renoise", max(1, config.num_denoising_steps), grid="flow"),
     ),
 }
 REFUSED = {
