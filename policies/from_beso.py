@@ -265,7 +265,7 @@ def _scaler(path: Path, settings: Settings, state: int, action: int) -> Scaler:
     first, second = ("min", "max") if ends else ("mean", "std")
     statistics = _statistics(path, {"state": {"mean": state, "std": state}, "action": {first: action, second: action}})
     a, b = (torch.tensor(statistics["action"][name], dtype=torch.float64) for name in (first, second))
-    scale, offset = ((b - a) / 2, (a + b) / 2) if ends else (b + TINY, a)
+    scale, offset = ((b - a) / 2, (a + b) / 2) if ends else (torch.where(b > 0, b + TINY, b), a)
     mean, std = (torch.tensor(statistics["state"][name]) for name in ("mean", "std"))
     return Scaler(mean, std + TINY, tuple(scale.tolist()), tuple(offset.tolist()), CLIP if ends else None)
 

@@ -332,7 +332,7 @@ def test_every_member_reads_its_own_keys_and_its_own_history():
     [
         lambda: ActionSpec(16, (1.0, 1.0), (0.0,), ("x",)),
         lambda: ActionSpec(0, (1.0,), (0.0,), ("x",)),
-        lambda: ActionSpec(16, (0.0,), (0.0,), ("x",)),
+        lambda: ActionSpec(16, (-1.0,), (0.0,), ("x",)),
     ],
 )
 def test_an_action_spec_that_cannot_be_is_refused(wrong):

@@ -207,6 +207,19 @@ def test_a_scheduler_that_gpc_does_not_have_is_refused_by_name(tmp_path, changes
         gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
 
 
+def test_a_constant_has_the_repositorys_scale_of_1_and_acts_as_its_unnormaliser(tmp_path):
+    """That is (x - offset) / scale."""
+    content = payload("unet")
+    names = [f"normalizer.params_dict.action.{part}" for part in ("scale", "offset")]
+    scale, offset = torch.tensor([0.004, 1.0]), torch.tensor([-1.0, -37.5])
+    content["state_dicts"]["ema_model"] |= dict(zip(names, (scale, offset), strict=True))
+    spec = gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}").actions
+    x = torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(spec.decode(x), (x - offset.double()) / scale.double(), rtol=1e-14, atol=0)
+    assert spec.decode(torch.zeros(2))[1] == 37.5
+    assert spec.constants == (None, None)
+
+
 def test_a_file_without_the_average_of_its_training_is_loaded_with_a_notice(tmp_path, capsys):
     content = configured(("training.use_ema", True))(payload("unet"))
     gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")

@@ -330,7 +330,8 @@ def _range(spec: ActionSpec, position: str | Sequence[Any] | None) -> tuple[Arra
             raise InputError(
                 f"safety.position={position}{needs}; give [low, high], as in 'safety.position=[-1,1]', or null: not limited"
             )
-        width = np.array(spec.scale) * spec.bound
+        resolved = np.spacing(np.abs(spec.offset).astype(np.float32))  # of a constant, whose range is 0
+        width = np.maximum(np.array(spec.scale) * spec.bound, resolved)
         return np.array(spec.offset) - width, np.array(spec.offset) + width
     if len(position) != 2:
         raise InputError(f"safety.position={list(position)} must be [low, high], each a number or a list of {spec.dim}")

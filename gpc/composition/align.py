@@ -4,7 +4,8 @@ A member has some steps and dimensions of the common normalised chunk x: `y = r 
 offset`. Its noise is then `r sigma`. If r is one number, that is exact. If r differs per dimension, no sigma is right
 for all dimensions of a network that was trained with one. Up to `NEAR_LEVEL` around the geometric mean the network gets
 the mean level: the points stay exact, and the level is off by less than its trained levels are apart. Above, the
-dimensions with less noise are brought to the level of the dimension with most (`gpc.composition.noise_matching`).
+dimensions with less noise are brought to the level of the dimension with most (`gpc.composition.noise_matching`). So is a
+dimension in which only this policy is constant: it has no noise of its own.
 `AlignedMember.warning` lists what is not exact (docs/alignment.md).
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from gpc.composition.noise_matching import NoiseMatched
 from gpc.errors import InputError
 from gpc.policy.observation import TASK
-from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
+from gpc.policy.spec import CONSTANT, EPS, ActionSpec, ObservationSpec, Policy
 from gpc.score.denoiser import Clamp, Denoiser
 from gpc.score.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
 
@@ -32,6 +33,8 @@ MAX_SCALE_RATIO = 100.0  # ratios that differ more than this are a mistake in a 
 @dataclass(frozen=True)
 class AlignedMember:
     """A policy in the common coordinate: `y = ratios * x[steps, dims] + shift`.
+
+    A dimension that is constant for the policy, and not the same constant in the common coordinate, has the ratio 0.
 
     Attributes:
         policy: The policy, whose normalised action is y.
@@ -64,26 +67,46 @@ class AlignedMember:
     @cached_property
     def ratios(self) -> tuple[float, ...]:
         """Noise of y over that of x, for each of the policy's dimensions."""
-        return tuple(
-            self.common.scale[d] / scale for d, scale in zip(self.dims, self.policy.actions.scale, strict=True)
-        )
+        return tuple(ratio for ratio, _ in self._lines)
 
     @cached_property
     def shift(self) -> tuple[float, ...]:
         """The y at x = 0."""
-        spec = self.policy.actions
-        pairs = zip(self.dims, spec.scale, spec.offset, strict=True)
-        return tuple((self.common.offset[d] - offset) / scale for d, scale, offset in pairs)
+        return tuple(shift for _, shift in self._lines)
+
+    @cached_property
+    def _lines(self) -> tuple[tuple[float, float], ...]:
+        """Return ratio and shift of each of the policy's dimensions."""
+        spec, lines = self.policy.actions, []
+        for d, scale, offset, constant in zip(self.dims, spec.scale, spec.offset, spec.constants, strict=True):
+            common = self.common.scale[d], self.common.offset[d]
+            if common == (scale, offset):
+                lines.append((1.0, 0.0))
+            elif constant is not None:
+                lines.append((0.0, constant))
+            else:
+                lines.append((common[0] / scale, (common[1] - offset) / scale))
+        return tuple(lines)
+
+    @cached_property
+    def _constants(self) -> dict[int, float]:
+        """Return the common x of each dimension with ratio 0, by the policy's dimension."""
+        spec, constants = self.policy.actions, {}
+        for i, (d, ratio) in enumerate(zip(self.dims, self.ratios, strict=True)):
+            if ratio == 0:
+                x, value = self.common.constants[d], spec.offset[i] + spec.scale[i] * (spec.constants[i] or 0.0)
+                constants[i] = (value - self.common.offset[d]) / self.common.scale[d] if x is None else x
+        return constants
 
     @cached_property
     def needs_noise_matching(self) -> bool:
         """True if noise is added to the policy's input."""
-        return self._off > NEAR_LEVEL
+        return self._off > NEAR_LEVEL or bool(self._constants)
 
     @cached_property
     def ratio(self) -> float:
         """Level at the network's input over the common level."""
-        return max(self.ratios) if self.needs_noise_matching else self._mean
+        return max(self._varying) if self.needs_noise_matching else self._mean
 
     @cached_property
     def levels(self) -> NoiseLevels:
@@ -110,8 +133,11 @@ class AlignedMember:
             reasons.append(f"acts in {', '.join(_names(self.policy.actions))} of {everything}")
         if self.stride > 1:
             reasons.append(f"plans every {self.stride} steps, between which its actions are interpolated")
-        if self.needs_noise_matching:
-            most = self.ratio / min(self.ratios)
+        if self._constants:
+            names = ", ".join(_names(self.policy.actions)[i] for i in self._constants)
+            reasons.append(f"is constant in {names}, where its network is given noise around its constant")
+        if self._off > NEAR_LEVEL:
+            most = self.ratio / min(self._varying)
             reasons.append(f"is given up to {most:.3g} times the noise: its normaliser differs per dimension")
         elif self._off > SAME_LEVEL:
             reasons.append(
@@ -150,7 +176,10 @@ class AlignedMember:
 
     def to_common(self, y: Tensor) -> Tensor:
         """Convert y (batch, policy's horizon, policy's action) to x."""
-        return self.resample(y if self._same_units else (y - y.new_tensor(self.shift)) / y.new_tensor(self.ratios))
+        x = y if self._same_units else (y - y.new_tensor(self.shift)) / y.new_tensor(self.ratios)
+        for dim, constant in self._constants.items():
+            x[..., dim] = constant
+        return self.resample(x)
 
     def resample(self, chunk: Tensor) -> Tensor:
         """Put a chunk of the policy on the common steps and dimensions.
@@ -186,13 +215,18 @@ class AlignedMember:
         return (torch.arange(self.common.horizon, dtype=torch.float64) - self.first) / self.stride
 
     @cached_property
+    def _varying(self) -> tuple[float, ...]:
+        """Return the ratios above 0; 1 if there are none."""
+        return tuple(ratio for ratio in self.ratios if ratio > 0) or (1.0,)
+
+    @cached_property
     def _mean(self) -> float:
-        return self.ratios[0] if len(set(self.ratios)) == 1 else geometric_mean(self.ratios)
+        return self._varying[0] if len(set(self._varying)) == 1 else geometric_mean(self._varying)
 
     @cached_property
     def _off(self) -> float:
         """Return the largest relative distance of a dimension's noise from the mean."""
-        return max(abs(r / self._mean - 1) for r in self.ratios)
+        return max(abs(r / self._mean - 1) for r in self._varying)
 
 
 def align(policies: Sequence[Policy], common: ActionSpec) -> tuple[AlignedMember, ...]:
@@ -234,8 +268,10 @@ def union_spec(policies: Sequence[Policy]) -> ActionSpec:
     """Return the common coordinate of policies.
 
     It has all dimensions by name, in order of appearance, the smallest dt, and the union of all chunks. Scale, offset
-    and bound of a dimension are those of the first policy that has it. If these bounds differ there is no common bound,
-    and each policy keeps its own. A policy without names has all dimensions.
+    and bound of a dimension are those of the first policy in which it varies. If it is constant in all of them, they
+    are those of the first; if the constants differ, the scale is the largest distance from the first. If the bounds of
+    these policies differ there is no common bound, and each policy keeps its own. A policy without names has all
+    dimensions.
 
     Raises:
         InputError: If a policy without names has another number of dimensions, or a dt is no multiple of the smallest.
@@ -255,15 +291,30 @@ def union_spec(policies: Sequence[Policy]) -> ActionSpec:
                 f"{policy.name} predicts every {spec.dt:g} control steps, another policy every {dt:g}: no multiple of it"
             )
     start, horizon = _extent(specs, dt)
-    owners: dict[int, tuple[ActionSpec, int]] = {}
+    having: dict[int, list[tuple[ActionSpec, int]]] = {d: [] for d in range(dim)}
     for spec in specs:
         for i, d in enumerate(_dims(spec, names)):
-            owners.setdefault(d, (spec, i))
-    scale, offset = zip(*((spec.scale[i], spec.offset[i]) for spec, i in (owners[d] for d in range(dim))), strict=True)
+            having[d].append((spec, i))
+    owners = {d: next((pair for pair in pairs if _varies(*pair)), pairs[0]) for d, pairs in having.items()}
+    scale, offset = zip(*(_normaliser(having[d], *owners[d]) for d in range(dim)), strict=True)
     bounds, moves = {spec.bound for spec, _ in owners.values()}, {spec.relative for spec, _ in owners.values()}
     bound = bounds.pop() if len(bounds) == 1 else None
     relative = moves.pop() if len(moves) == 1 else None
     return ActionSpec(horizon, scale, offset, names, start, dt, bound, relative)
+
+
+def _varies(spec: ActionSpec, dim: int) -> bool:
+    """Return whether a dimension of a policy is not constant."""
+    return spec.constants[dim] is None
+
+
+def _normaliser(pairs: Sequence[tuple[ActionSpec, int]], owner: ActionSpec, dim: int) -> tuple[float, float]:
+    """Return scale and offset of a common dimension, see `union_spec`."""
+    scale, offset = owner.scale[dim], owner.offset[dim]
+    if _varies(owner, dim):
+        return scale, offset
+    apart = max(abs(spec.offset[i] - offset) for spec, i in pairs)
+    return (apart if apart > 10 * max(CONSTANT, EPS * abs(offset)) else scale), offset
 
 
 def subset_spec(policies: Sequence[Policy], full: ActionSpec) -> ActionSpec:
@@ -310,7 +361,7 @@ def _names(spec: ActionSpec) -> tuple[str, ...]:
 
 
 def _check_normaliser(member: AlignedMember) -> None:
-    if max(member.ratios) <= MAX_SCALE_RATIO * min(member.ratios):
+    if max(member._varying) <= MAX_SCALE_RATIO * min(member._varying):
         return
     names, spec = _names(member.policy.actions), member.policy.actions
     common = [member.common.scale[d] for d in member.dims], [member.common.offset[d] for d in member.dims]
@@ -320,7 +371,8 @@ def _check_normaliser(member: AlignedMember) -> None:
     )
     raise InputError(
         f"{member.policy.name} normalises its actions with ratios to the other policies' that differ more than "
-        f"{MAX_SCALE_RATIO:g} times: {' against '.join(sides)}; one of them has the wrong units or names"
+        f"{MAX_SCALE_RATIO:g} times: {' against '.join(sides)}; one of them has the wrong units or names, or was trained on "
+        "data that is constant in a dimension, whose scale is then arbitrary"
     )
 
 

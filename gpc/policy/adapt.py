@@ -228,6 +228,10 @@ def to_absolute(policy: Policy, key: str) -> Policy:
         raise InputError(f"origin gives {policy.name} {key}, which is no observation's name")
     if moves.relative is False:
         raise InputError(f"origin: {policy.name} predicts absolute targets already")
+    if any(constant is not None for constant in moves.constants):
+        raise InputError(
+            f"origin: {policy.name} has constant moves in some dimensions, which its x cannot hold as targets"
+        )
     if reads.shapes.get(key, (moves.dim,)) != (moves.dim,):
         raise InputError(
             f"origin: {policy.name} reads {key!r} as {reads.shapes[key]}, its moves have {moves.dim} dimensions"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -20,7 +21,9 @@ from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 
 LONGEST, DIMENSIONS = 4096, 1024  # steps of a chunk; of an action
+EPS = float(np.finfo(np.float32).eps)
 KEYS, STEPS, NUMBERS = 256, 1024, 2**24  # of an observation; steps in its history; numbers in one key at one time
+CONSTANT = 1e-8  # a scale by which no action differs; LeRobot puts 5e-9 and 0, BESO 1e-12 for data without a range
 NAME = 200  # characters of a key or of an action's dimension
 
 Observation = Mapping[str, Tensor]
@@ -41,7 +44,8 @@ class ActionSpec:
 
     Attributes:
         horizon: steps of a chunk.
-        scale: one number for each dimension, in the environment's units.
+        scale: one number for each dimension, in the environment's units; 0 or hardly more if the dimension is constant
+            in the data.
         offset: one number for each dimension, in the environment's units.
         names: names of the dimensions; None if the checkpoint has none.
         start: first step, counted from the newest observation. Chunks of Diffusion Policy begin at the oldest one:
@@ -72,8 +76,10 @@ class ActionSpec:
             )
         if self.names is not None and len(set(self.names)) != len(self.names):
             raise InputError(f"action spec: two dimensions have the same name: {', '.join(self.names)}")
-        if self.horizon < 1 or not self.dt > 0 or not all(s > 0 and np.isfinite(s) for s in self.scale):
-            raise InputError(f"action spec: horizon, dt and every scale must be positive: {one_line(self)}")
+        if self.horizon < 1 or not self.dt > 0 or not all(s >= 0 and np.isfinite(s) for s in self.scale):
+            raise InputError(
+                f"action spec: horizon and dt must be positive, every scale positive or, of a constant, 0: {one_line(self)}"
+            )
         whole = is_whole(self.horizon, LONGEST) and is_whole(abs(self.start), LONGEST)
         if not whole or self.start + self.horizon > LONGEST or not 1 <= self.dim <= DIMENSIONS:
             raise InputError(
@@ -96,13 +102,30 @@ class ActionSpec:
         """Shape of a chunk, (horizon, dim)."""
         return self.horizon, self.dim
 
+    @cached_property
+    def constants(self) -> tuple[float | None, ...]:
+        """The x of each constant dimension in the training data; None of the others.
+
+        Actions differ there by less than `CONSTANT`, or than float32 resolves. The x is -1, the least value of
+        normalisers by range, which put a tiny scale for 0; with a scale of 0 it is 0.
+        """
+        tiny = (s <= max(CONSTANT, EPS * abs(o)) for s, o in zip(self.scale, self.offset, strict=True))
+        return tuple((-1.0 if s > 0 else 0.0) if flat else None for s, flat in zip(self.scale, tiny, strict=True))
+
     def decode(self, x: Tensor) -> Tensor:
         """Convert normalised x (..., dim) to actions in the environment's units."""
         return x * x.new_tensor(self.scale) + x.new_tensor(self.offset)
 
     def encode(self, action: Tensor) -> Tensor:
-        """Convert actions in the environment's units (..., dim) to normalised x."""
-        return (action - action.new_tensor(self.offset)) / action.new_tensor(self.scale)
+        """Convert actions in the environment's units (..., dim) to normalised x.
+
+        A constant dimension has its x in the training data, whatever the action is.
+        """
+        x = (action - action.new_tensor(self.offset)) / action.new_tensor(self.scale)
+        for dim, constant in enumerate(self.constants):
+            if constant is not None:
+                x[..., dim] = constant
+        return x
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _check_statistics(
 
 def affine(folder: Path, post: PolicyProcessorPipeline, dim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure scale and offset of `action = scale * x + offset` on the postprocessor."""
-    rows = torch.tensor([0.0, 1.0, -2.0])[:, None].expand(3, dim)
+    rows = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)[:, None].expand(3, dim)
     zero, one, minus = (post(row[None].clone())[0].double() for row in rows)
     scale = one - zero
     if zero.shape != (dim,) or not torch.allclose(
