@@ -25,6 +25,7 @@ from gpc.policy.env_spec import EnvSpec
 from gpc.results.run_folder import read_rows
 from gpc.results.trajectories import read_trajectory
 from gpc.rollout.engine import Engine, Job, LaneSpec, RolloutStats, rollout
+from gpc.rollout.gl import Probe
 from gpc.testing import check_env
 
 TASKS = ("Lift", "PickPlaceCan", "NutAssemblySquare", "ToolHang", "TwoArmTransport")
@@ -315,20 +316,36 @@ def test_a_simulator_process_is_light_and_quiet() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("", "apt-get install one of libegl1, libosmesa6"),
-        ("osmesa", "MUJOCO_GL=osmesa does not work here: .* libosmesa6"),
-    ],
-)
-def test_without_anything_to_draw_with_the_package_is_named_and_numbers_still_work(monkeypatch, given, said) -> None:
-    monkeypatch.setenv("MUJOCO_GL", given)
-    monkeypatch.setattr(gpc.rollout.gl, "probe", lambda backend: "cannot open shared object file")
+def test_without_anything_to_draw_with_the_package_is_named_and_numbers_still_work(monkeypatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(gpc.rollout.gl, "probe", lambda settings: Probe("cannot open shared object file"))
+    monkeypatch.setattr(gpc.rollout.gl, "find_library", lambda name: None)
     monkeypatch.setattr("gpc.envs.from_robosuite.choose_gl", gpc.rollout.gl.choose_gl.__wrapped__)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(
+        InputError, match=r"apt-get install libegl1, or MUJOCO_GL=osmesa .*: apt-get install libosmesa6"
+    ):
         Robosuite(("object", "agentview_image"))
     check_env(Robosuite(("object",)), steps=1)
+
+
+CLUSTER = """
+import numpy as np
+from gpc.envs.from_robosuite import Robosuite
+env = Robosuite(("agentview_image",))
+print(env.reset(seed=0)[0]["agentview_image"].std() > 10)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "device"),
+    [("3", {}), ("3", {"MUJOCO_EGL_DEVICE_ID": "0"}), ("GPU-8f2", {})],
+    ids=["index", "both", "name"],
+)
+def test_a_device_of_egl_is_no_device_of_cuda(visible, device) -> None:
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": visible, "MUJOCO_GL": "egl"} | device
+    env.pop("PYOPENGL_PLATFORM", None)
+    done = subprocess.run([sys.executable, "-P", "-c", CLUSTER], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_bad_input_is_named() -> None:

@@ -45,7 +45,7 @@ sys.path.insert(0, "")  # as Python does at a prompt; this process has what it n
 import gpc.rollout.gl, numpy
 from gpc.policy.env_spec import EnvSpec
 from gpc.rollout.engine import Job, LaneSpec, rollout
-gpc.rollout.gl.probe("egl")
+gpc.rollout.gl.probe({"MUJOCO_GL": "egl"})
 spec = LaneSpec(EnvSpec("pusht", 4, 8), ("state",))
 (episode,) = rollout([Job(0, (1.0,), 0)], lambda o, w, s, c: numpy.full((len(w), 4, 2), 256.0), spec)
 print(os.getpid(), episode.steps)

@@ -47,7 +47,7 @@ def findings() -> list[Finding]:
     """Return all findings, in order."""
     rows = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
     rows += [_package(*row) for row in PACKAGES]
-    rows += [_gl(backend) for backend in gl.PACKAGES]
+    rows += _pictures()
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     return [*rows, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
 
@@ -68,12 +68,21 @@ def _package(name: str, needed_for: str, fix: str) -> Finding:
         return Finding(name, "missing", needed_for, fix)
 
 
-def _gl(backend: str) -> Finding:
-    """Try off-screen rendering with this backend in a process of its own."""
-    what, needed_for = f"MUJOCO_GL={backend}", "camera images from MuJoCo"
-    error = gl.probe(backend)
-    if not error:
-        return Finding(what, "works", needed_for)
-    if "No module named 'mujoco'" in error:
-        return Finding(what, "not tried: no mujoco", needed_for, "pip install 'gpc[robosuite]'")
-    return Finding(what, "does not work", needed_for, f"apt-get install {gl.PACKAGES[backend]}")
+def _pictures() -> list[Finding]:
+    """Draw without a screen: with each backend, and with the settings of this shell."""
+    needed_for, given = "camera images from MuJoCo", gl.given_settings()
+    tries = {backend: gl.first_that_works({gl.BACKEND: backend}) for backend in gl.LIBRARIES}
+    failed = [choice.failures[backend] for backend, choice in tries.items() if choice.settings is None]
+    if any("No module named 'mujoco'" in probe.error for probe in failed):
+        return [Finding("pictures", "not tried: no mujoco", needed_for, "pip install 'gpc[robosuite]'")]
+    works = next((choice.settings for choice in tries.values() if choice.settings), None)
+    rows = []
+    for backend, choice in tries.items():
+        reason = "" if choice.settings else gl.why(backend, {gl.BACKEND: backend}, choice.failures[backend])
+        state = (reason + ("; not needed" if works else "")) if reason else "works"
+        rows.append(Finding(f"{gl.BACKEND}={backend}", state, needed_for, "" if works else reason))
+    if works:
+        choice = gl.first_that_works(given)
+        broken = "" if choice.settings else gl.explain(given, choice.failures)
+        rows.append(Finding("pictures", gl.commands(given, choice.settings or works), needed_for, broken))
+    return rows
