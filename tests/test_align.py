@@ -133,7 +133,7 @@ def test_policies_without_names_have_all_dimensions():
     assert compose([unnamed, FixedPolicy(Gaussian())]).actions.names == ("x", "y")
     with pytest.raises(
         InputError,
-        match=r"fixed acts in 2 dimensions without names, the named ones are x, y, z; say .*action_names={fixed",
+        match=r"fixed-2 acts in 2 dimensions without names, the named ones are x, y, z; say .*action_names={fixed-2",
     ):
         compose([FixedPolicy(Gaussian()), unnamed, plan_of([[0.0]] * 16, names=("z",))])
 
@@ -167,9 +167,9 @@ def test_a_slower_policy_sees_its_own_steps_and_is_interpolated_between_them():
 
 def test_moves_are_neither_interpolated_nor_held():
     slow = plan_of([[1.0]] * 4, names=("x",), dt=2.0, relative=True)
-    with pytest.raises(InputError, match="x predicts moves, which are neither interpolated nor held"):
+    with pytest.raises(InputError, match="x-2 predicts moves, which are neither interpolated nor held"):
         compose([plan_of([[1.0]] * 7, names=("x",), relative=True), slow])
-    with pytest.raises(InputError, match="x predicts moves, which are neither interpolated nor held"):
+    with pytest.raises(InputError, match="x-2 predicts moves, which are neither interpolated nor held"):
         compose([plan_of([[1.0]] * 4, names=("x",), relative=True), plan_of([[1.0]] * 7, names=("grip",))])
 
 
