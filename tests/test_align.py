@@ -169,7 +169,7 @@ def test_moves_are_neither_interpolated_nor_held():
     slow = plan_of([[1.0]] * 4, names=("x",), dt=2.0, relative=True)
     with pytest.raises(InputError, match="x-2 predicts moves, which are neither interpolated nor held"):
         compose([plan_of([[1.0]] * 7, names=("x",), relative=True), slow])
-    with pytest.raises(InputError, match="x-2 predicts moves, which are neither interpolated nor held"):
+    with pytest.raises(InputError, match="x predicts moves, which are neither interpolated nor held"):
         compose([plan_of([[1.0]] * 4, names=("x",), relative=True), plan_of([[1.0]] * 7, names=("grip",))])
 
 
