@@ -90,6 +90,21 @@ class Gymnasium(Environment):
         """Return whether gymnasium or its robotics package has an environment."""
         return name in gymnasium.registry or name.startswith(ROBOTICS)
 
+    @staticmethod
+    def check_task(task: str) -> None:
+        """Import the module that registers an id, and check the id.
+
+        Raises:
+            InputError: If the module does not import, or registers no such id.
+        """
+        module, _, name = task.rpartition(":")
+        if module:
+            import_named(module, "env.options.task")
+        elif name not in gymnasium.registry and name.startswith(ROBOTICS):
+            gymnasium.register_envs(import_module("gymnasium_robotics"))
+        if name not in gymnasium.registry:
+            raise InputError(_unknown(module, name))
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start the environment's episode of `seed`.
 
@@ -167,15 +182,10 @@ class Gymnasium(Environment):
 
 
 def _make(task: str, max_steps: int | None, settings: Mapping[str, Any]) -> Any:
-    module, _, name = task.rpartition(":")
+    name = task.rpartition(":")[2]
     try:
         with undecided():
-            if module:
-                import_named(module, "env.options.task")
-            elif name not in gymnasium.registry and name.startswith(ROBOTICS):
-                gymnasium.register_envs(import_module("gymnasium_robotics"))
-            if name not in gymnasium.registry:
-                raise InputError(_unknown(module, name))
+            Gymnasium.check_task(task)
             arguments = {**_drawing(name), "disable_env_checker": True, **settings}
             return gymnasium.make(name, max_episode_steps=max_steps, **arguments)
     except (ImportError, OSError, gymnasium.error.Error, TypeError, ValueError) as error:

@@ -94,8 +94,7 @@ class Robosuite(Environment):
         points: int = 512,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        if task not in REGISTERED_ENVS:
-            raise InputError(f"robosuite has no task {task!r}{suggest(task, list(REGISTERED_ENVS))}")
+        self.check_task(task)
         if max_steps < 1 or points < 1:
             raise InputError(f"{task}: max_steps={max_steps}, points={points}: give 1 or more")
         self.render_mode = "rgb_array"
@@ -115,6 +114,16 @@ class Robosuite(Environment):
         space: Any = spaces.Dict({key: known[key] for key in keys})
         self.observation_space = space
         self.action_space = self._actions(configs)
+
+    @staticmethod
+    def check_task(task: str) -> None:
+        """Check the name of a task.
+
+        Raises:
+            InputError: If robosuite has none of this name.
+        """
+        if task not in REGISTERED_ENVS:
+            raise InputError(f"robosuite has no task {task!r}{suggest(task, list(REGISTERED_ENVS))}")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start the episode that robosuite draws after `numpy.random.seed(seed)`."""

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from gpc.errors import InputError, one_line
-from gpc.inert import notice
 from gpc.inference.settings import Sampling
 from gpc.policies.numpy_pickles import NUMPY
 from gpc.policies.pickles import DEPTH, measure
@@ -151,25 +150,13 @@ def _check_cost(path: Path, called: Collection[str]) -> None:
                 measure(io.BytesIO(archive.read(name)), path.stat().st_size, called)
 
 
-def representation(path: Path, declared: Iterable[bool], where: str) -> bool | None:
-    """Return whether a checkpoint declares its actions as moves (delta actions).
+def representation(declared: Iterable[bool]) -> bool | None:
+    """Return whether actions are moves (delta actions), as all declarations have it.
 
-    Args:
-        path: checkpoint, for the notice.
-        declared: declarations of its parts.
-        where: settings with the declaration, for the notice.
-
-    Returns:
-        True for moves, False for absolute targets; None, with a notice, if there is no declaration or they differ.
+    None if there is no declaration, or they differ.
     """
     answers = set(declared)
-    if len(answers) == 1:
-        return answers.pop()
-    notice(
-        f"{path} does not declare whether its actions are moves (delta) or absolute targets ({where}); gpc cannot refuse a "
-        "composition of both"
-    )
-    return None
+    return answers.pop() if len(answers) == 1 else None
 
 
 def unwrapped(weights: Mapping[str, T], where: object) -> dict[str, T]:

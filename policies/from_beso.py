@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from gpc import schema
 from gpc.errors import InputError, one_line
 from gpc.inference.settings import Sampling
-from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, representation, unwrapped
+from gpc.policies.checkpoint import MALFORMED, CheckpointPolicy, fingerprint, read, unwrapped
 from gpc.policies.dry_run import dry_run
 from gpc.policies.settings import Settings, read_yaml
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, is_whole
@@ -217,7 +217,6 @@ def _policy(folder: Path, settings: Settings, conditional: bool) -> BesoPolicy:
             scaler.offset,
             start=1 - window,
             bound=scaler.bound,
-            relative=representation(folder, (), "BESO's configurations do not"),
         ),
         observations=ObservationSpec(shapes, window),
         mean=scaler.mean,

@@ -324,12 +324,12 @@ def _action_spec(
         tuple(offset.tolist()),
         start=1 - horizon["observation_horizon"],
         bound=bound,
-        relative=False if _rotations(train) else _relative(path, environments),
+        relative=False if _rotations(train) else _relative(environments),
     )
 
 
-def _relative(path: Path, environments: list[Mapping[str, Any]]) -> bool | None:
+def _relative(environments: list[Mapping[str, Any]]) -> bool | None:
     """Return whether the simulator's controller takes moves (delta actions)."""
     names = ("input_type", "control_delta")  # robosuite 1.5 reads the first, 1.4 the second
     declared = [[node[key] in (True, "delta") for node, key in _walk(environments) if key == name] for name in names]
-    return representation(path, declared[0] or declared[1], f"{' or '.join(names)} of its controller")
+    return representation(declared[0] or declared[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "lerobot", "transformers", "diffusers", "robomimic", "gymnasium", "mujoco", "scipy", "zarr", "pandas")
+HEAVY = ("torch", "lerobot", "transformers", "diffusers", "robomimic", "robosuite", "mujoco", "scipy", "zarr", "pandas")
 """Blocked: a command that imports one of them ends in an error of its own."""
 RUNNER = f"""
 import contextlib, io, json, sys
@@ -61,11 +61,20 @@ CASES = {
     "too few weights": ([PAIR, "weights=[1]"], "1 weights for 2 policies"),
     "words as weights": ([PAIR, "weights=[a,b]"], "must be numbers"),
     "an environment": ([PAIR, WEIGHTS, "env=pusth"], "did you mean 'pusht'"),
+    "an id of gymnasium": ([PAIR, WEIGHTS, "env=gymnasium", "env.options.task=Pend-v1"], "environment 'Pend"),
     "an option of an environment": ([PAIR, WEIGHTS, "env.options.taks=x"], "unknown key 'env.options.taks'"),
     "a key": ([PAIR, WEIGHTS, "epsiodes=3"], "did you mean 'episodes'"),
+    "a run of another seed": (
+        [PAIR, WEIGHTS, "run_dir=run"],
+        "run was started with seed=5, now it is 100000; use another",
+    ),
     "a run folder that is a file": ([PAIR, WEIGHTS, "run_dir=notes.txt"], "run_dir=notes.txt is a file"),
 }
 OTHERS = {
+    "a run of other report seeds": (
+        ["search", PAIR, "run_dir=searched"],
+        "started with report.episodes=3, now it is 50",
+    ),
     "one policy to search": (["search", "policies=[pusht-flow]"], "a search needs at least two policies"),
     "demonstrations": (["search", PAIR, "demonstrations=no.zarr"], "no.zarr does not exist"),
     "one policy to diagnose": (["diagnose", "policies=[pusht-flow]"], "a diagnosis needs at least two policies"),
@@ -88,6 +97,9 @@ def answers(tmp_path_factory):
     for name in FILES:
         Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
         Path(folder, name).touch()
+    for name, config in {"run": {"seed": 5}, "searched": {"report": {"seed": 200000, "episodes": 3}}}.items():
+        Path(folder, name).mkdir()
+        Path(folder, name, "manifest.json").write_text(json.dumps({"config": config}))
     commands = json.dumps([arguments for arguments, _ in ALL.values()])
     run = subprocess.run([sys.executable, "-c", RUNNER], input=commands, capture_output=True, text=True, cwd=folder)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from gpc.commands.config import Config
-from gpc.errors import InputError
+from gpc import schema
+from gpc.commands.config import Config, plain
+from gpc.errors import InputError, started_with
 from gpc.policy.sources import check_source, split_source
+from gpc.registry import ENVS, load_entry, names
 from gpc.serve.address import Address
 from gpc.weights.simplex import Weights
 
 WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
+SAME = ("seed", "episodes", "weights", "block", "report.seed", "report.episodes")
+"""Settings that a run folder records as a configuration has them."""
 SEVERAL = {"search": "a search", "diagnose": "a diagnosis"}
 
 
+@runtime_checkable
+class HasTasks(Protocol):
+    """An environment whose class has the names of its tasks."""
+
+    def check_task(self, task: str) -> None:
+        """Raise an InputError if there is no such task."""
+
+
 def check_config(name: str, config: Config) -> None:
-    """Check sources, weights and paths of a command.
+    """Check sources, weights, paths and the environment's task of a command.
 
     Raises:
         InputError: If one does not fit.
@@ -33,6 +45,7 @@ def check_config(name: str, config: Config) -> None:
     elif config.get("server") is not None:
         Address.parse(config["server"])
     _check_paths(config)
+    _check_task(config)
 
 
 def sources_of(config: Config) -> Sequence[str]:
@@ -112,3 +125,30 @@ def _check_paths(config: Config) -> None:
         raise InputError(f"demonstrations: {demonstrations} does not exist")
     if run_dir and Path(run_dir).exists() and not Path(run_dir).is_dir():
         raise InputError(f"run_dir={run_dir} is a file; give a folder, new or of the same run")
+    if run_dir and (manifest := Path(run_dir, "manifest.json")).is_file():
+        _check_same(Path(run_dir), schema.read(dict[str, Any], manifest).get("config"), config)
+
+
+def _check_same(folder: Path, recorded: Any, config: Config) -> None:
+    """Compare what needs no policy with the run in a folder; `RunFolder` compares the rest."""
+    for key in SAME:
+        old, new = _value(recorded, key), _value(plain(config), key)
+        if old is not None and new is not None and old != new:
+            raise InputError(started_with(folder, key, old, new))
+
+
+def _value(node: Any, key: str) -> Any:
+    """Return the value of a dotted key; None if there is none."""
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _check_task(config: Config) -> None:
+    """Check the environment's task, if its class has the names."""
+    node: Any = config.get("env") or {}
+    task = (node.get("options") or {}).get("task")
+    if task and node.get("type") in names(ENVS):
+        kind = load_entry(ENVS, "env", node["type"])
+        if isinstance(kind, HasTasks):
+            kind.check_task(task)

@@ -17,7 +17,7 @@ from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
-from gpc.commands.setup import load_policies, print_execution, run_dir_of, spec_of
+from gpc.commands.setup import load_policies, print_execution, print_warnings, run_dir_of, spec_of
 from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -165,7 +165,9 @@ def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> li
         pairs = ((first, second), (second, first))
         return [Side(experiment_of(config, console, [policy], [opponent]), (1.0,)) for policy, opponent in pairs]
     experiment = experiment_of(config, console, policies)
-    return [Side(experiment, weights) for weights in weightings]
+    sides = [Side(experiment, weights) for weights in weightings]  # their weights are checked
+    print_warnings(experiment.setup.policy, console, *weightings)
+    return sides
 
 
 def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) -> dict[str, Any]:

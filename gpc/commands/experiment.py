@@ -133,8 +133,10 @@ def evaluate_from(config: Config, console: Console) -> Path:
     experiment = experiment_of(config, console)
     print_execution(config, experiment.setup, console)
     names, seed = experiment.setup.names, config["seed"]
+    weights = weights_of(config, len(names))
+    print_warnings(experiment.setup.policy, console, weights)
     folder = run_dir_of(config, "evaluate", experiment.setup.env.name, names)
-    run_evaluation(experiment, weights_of(config, len(names)), range(seed, seed + config["episodes"]), folder)
+    run_evaluation(experiment, weights, range(seed, seed + config["episodes"]), folder)
     write_outputs(experiment, folder, config["video"])
     return folder
 
@@ -145,6 +147,7 @@ def search_from(config: Config, console: Console) -> Path:
     demonstrations = demonstrations_of(config)
     experiment = experiment_of(config, console)
     print_execution(config, experiment.setup, console)
+    print_warnings(experiment.setup.policy, console)
     folder = run_dir_of(config, "search", experiment.setup.env.name, experiment.setup.names)
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
     run_search(experiment, method, report, folder, demonstrations)
@@ -166,7 +169,6 @@ def experiment_of(
     _ = sampling_of(config), env_of(config)  # errors before networks are loaded
     engine, executor = engine_of(config), executor_of(config)
     setup = setup_of(config, policies or load_policies(config), opponents)
-    print_warnings(setup.policy, console)
     members = {key: plain(config)[key] for key in ("policies", *PER_POLICY_KEYS)}
     return Experiment(setup, engine, executor, console, members)
 

@@ -149,7 +149,7 @@ def replay(
     if of_study and recorded.resolved and not sources:
         _check_bundled(recorded.resolved.policies)
     setup = _setup(source.command, recorded, row, sources, bool(clip), trust)
-    print_warnings(setup.policy, console)
+    print_warnings(setup.policy, console, row.weights)
     job = Job(row.candidate, row.weights, row.seed)
     with torch_threads(1):  # as in every rollout: more would change the networks' rounding
         (again,) = rollout([job], setup.actor, setup.lane, Engine(lanes=1, workers=1))

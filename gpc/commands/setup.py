@@ -30,6 +30,7 @@ from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
 from gpc.rollout.instances import instance
 from gpc.weights.searches import Search
+from gpc.weights.simplex import Weights
 
 EXECUTORS = {"local": Local, "ray": Ray}
 PER_POLICY_KEYS = {"origin": "OBSERVATION", "action_names": "[x,y,z]", "steer": "{cost: smoothness, scale: 1}"}
@@ -171,9 +172,22 @@ def _adapted(policy: Policy, settings: Mapping[str, Any]) -> Policy:
     return policy
 
 
-def print_warnings(policy: Composition, console: Console) -> None:
-    """Print what is approximate about a composition."""
-    print_notes([member.warning for member in policy.members if member.warning], console)
+def print_warnings(policy: Composition, console: Console, *weightings: Weights) -> None:
+    """Print what is approximate about a composition under each weights."""
+    rows = [policy.with_weights(torch.tensor(weights, dtype=torch.float64)) for weights in weightings] or [policy]
+    print_notes(dict.fromkeys(note for row in rows for note in warnings_of(row)), console)
+
+
+def warnings_of(policy: Composition) -> list[str]:
+    """Return what is approximate about a composition, and what cannot be checked."""
+    notes = [member.warning for member in policy.members if member.warning]
+    undeclared = [member.policy.name for member in policy.members if member.policy.actions.relative is None]
+    if undeclared and len(policy.members) > 1:
+        notes.append(
+            f"{', '.join(undeclared)} without a declaration whether actions are moves (delta) or absolute targets: a mixture of "
+            "both would not be refused (docs/alignment.md)"
+        )
+    return notes
 
 
 def print_notes(notes: Iterable[str], console: Console) -> None:
@@ -210,9 +224,8 @@ def compose_from(config: Config, console: Console) -> Composition:
     policies = adapt_policies(plain(config), load_policies(config))
     weights = weights_of(config, len(policies))
     composition = composition_of(config["composer"], policies, weights)
-    policy = composition.with_weights(torch.tensor(weights, dtype=torch.float64))
-    print_warnings(policy, console)
-    return policy
+    print_warnings(composition, console, weights)
+    return composition.with_weights(torch.tensor(weights, dtype=torch.float64))
 
 
 def run_dir_of(config: Config, kind: str, env: str, names: Sequence[str]) -> Path:

@@ -26,7 +26,7 @@ from msgspec import Meta
 
 from gpc import schema
 from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
-from gpc.errors import GpcError, InputError, RunError, one_line
+from gpc.errors import GpcError, InputError, RunError, one_line, started_with
 from gpc.registry import USER_MODULES
 from gpc.results.trajectories import Trajectories
 from gpc.results.upgrade import upgraded, upgraded_config
@@ -215,9 +215,7 @@ class RunFolder:
             return versions()
         recorded = read_versioned(Manifest, path)
         for key, old, new in _differences(upgraded(recorded)["config"], upgraded_config(config)):
-            raise InputError(
-                f"{self.path} was started with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
-            )
+            raise InputError(started_with(self.path, key, old, new))
         return dict(recorded["versions"])
 
 

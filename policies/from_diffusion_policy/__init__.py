@@ -301,10 +301,10 @@ def _sampling(settings: Settings) -> Sampling | None:
 
 
 def _relative(settings: Settings) -> bool | None:
-    """Return whether actions are moves (delta actions), with a notice if undeclared."""
+    """Return whether actions are moves (delta actions); None if undeclared."""
     values = {key: settings.find(key, None) for key in MOVES}
     declared = [values[key] == moves for key, moves in MOVES.items() if isinstance(values[key], bool)]
-    return representation(settings.path, declared[:1], ", ".join(MOVES))
+    return representation(declared[:1])
 
 
 def _networks(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import NOT_FETCHED, offline
-from gpc.policies.checkpoint import CheckpointPolicy, representation
+from gpc.policies.checkpoint import CheckpointPolicy
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
 from gpc.policies.from_lerobot.files import check_version, find, fingerprint, policy_name, read_weights, weight_files
@@ -99,7 +99,6 @@ def _load(folder: Path) -> LeRobotPolicy:
         offset,
         start=config.action_delta_indices[0],
         bound=family.bound(config),
-        relative=representation(folder, (), "LeRobot's configurations do not"),
     )
     shapes, images = raw_shapes(folder, config, pre)
     text = {TASK: (TASK_BYTES,)} if family.language else {}
