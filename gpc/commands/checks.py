@@ -130,7 +130,7 @@ def _check_paths(config: Config) -> None:
 
 
 def _check_same(folder: Path, recorded: Any, config: Config) -> None:
-    """Compare what needs no policy with the run in a folder; `RunFolder` compares the rest."""
+    """Compare what needs no policy with a run; `RunFolder` compares the rest."""
     for key in SAME:
         old, new = _value(recorded, key), _value(plain(config), key)
         if old is not None and new is not None and old != new:
