@@ -14,7 +14,7 @@ import threading
 import traceback
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,12 @@ class Console(rich.console.Console):  # noqa: TID251
 def notice(text: str) -> None:
     """Print one line about the work on stderr."""
     Console(stderr=True).print(f"gpc: {text}", soft_wrap=True)
+
+
+@lru_cache(maxsize=256)
+def notice_once(text: str) -> None:
+    """Print one line on stderr, at its first call only."""
+    notice(text)
 
 
 class _LogFormat(logging.Formatter):

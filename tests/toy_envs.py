@@ -51,3 +51,41 @@ class Walk(Environment):
         if self.trouble == "hang":
             time.sleep(60)
         raise RuntimeError("the physics exploded")
+
+
+FORMS = {
+    "bytes": lambda image: image,
+    "floats": lambda image: np.float32(image / 255),
+    "floats, channels first": lambda image: (image / 255).transpose(2, 0, 1),
+    "int64": lambda image: image.astype(np.int64),
+    "0 to 255 in floats": lambda image: image.astype(np.float32),
+}
+"""What an environment makes of its image (height, width, 3) uint8."""
+
+
+class Window(gymnasium.Env):
+    """Shows another image at each step, in one of `FORMS`, and a gripper in bytes, under these names."""
+
+    def __init__(self, form="bytes", image="front", state="gripper", text=""):
+        self.form, self.names, self.text = form, (image, state), text
+        example = FORMS[form](np.zeros((4, 6, 3), np.uint8))
+        high = 255 if example.dtype.kind in "iu" else 1
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                image: gymnasium.spaces.Box(0, high, example.shape, example.dtype.type),
+                state: gymnasium.spaces.Box(0, 255, (2,), np.uint8),
+            }
+        )
+        self.action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.look(), {}
+
+    def look(self):
+        image, state = self.names
+        picture = self.np_random.integers(0, 256, (4, 6, 3), np.uint8)
+        return {image: FORMS[self.form](picture), state: np.array([3, 200], np.uint8)}
+
+    def step(self, action):
+        return self.look(), float(np.abs(action).sum()), False, False, {"is_success": False}

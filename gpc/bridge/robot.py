@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from gpc.errors import GpcError, InputError, RunError, type_and_text
+from gpc.inert import notice_once
+from gpc.policy.names import describe_names, fitting_names
 from gpc.policy.observation import TASK, fits, write_text
 from gpc.policy.spec import ObservationSpec
 from gpc.types import Array, Frame
@@ -18,6 +20,8 @@ Reading = Mapping[str, Any]
 """What `get_observation` returns: feature -> a number, or an array (height, width, channels)."""
 Command = dict[str, float]
 """What `send_action` takes and returns: feature -> a number."""
+LEROBOT_STATE = "observation.state"
+"""LeRobot's name for all numbers that a robot senses, in the robot's order."""
 
 
 class Robot(Protocol):
@@ -232,7 +236,8 @@ def map_features(
         robot: the robot, which need not be connected.
         spec: observations of the policy.
         dim: dimensions of the policy's actions.
-        observations: features of a key K; by default the robot's array K, or its scalars K.0, K.1, ...
+        observations: features of a key K; by default the robot's array K, or its scalars K.0, K.1, ..., or those whose name
+            fits by convention (`gpc.policy.names`). LeRobot's observation.state is all of a robot's scalars in their order.
         actions: a feature for each action dimension; by default all of the robot's, in its order.
         task: instruction in words.
 
@@ -245,12 +250,35 @@ def map_features(
         raise InputError(f"robot.observations names {unread[0]!r}; the policy reads {', '.join(shapes)}")
     if TASK in shapes and not task:
         raise InputError("the policy reads an instruction; give it, as in 'task=\"push the block onto its goal\"'")
+    chosen |= _by_convention(spec, offered, chosen)
     names = {key: tuple(chosen.get(key) or _default(key, shapes[key], offered)) for key in shapes if key != TASK}
     for key, features in names.items():
         _check_key(robot, key, spec, features)
     if TASK in shapes:
         write_text(task, *shapes[TASK])
     return FeatureMap(names, spec, _check_actions(robot, dim, actions), task)
+
+
+def _by_convention(
+    spec: ObservationSpec, offered: Mapping[str, Any], chosen: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Return the features of keys that fit by convention, after a notice."""
+    arrays = {name: tuple(kind) for name, kind in offered.items() if isinstance(kind, tuple | list)}
+    scalars = tuple(name for name in offered if name not in arrays)
+    groups: dict[str, tuple[str, ...]] = {name: (name,) for name in arrays}
+    for name in scalars:
+        base, _, number = name.rpartition(".")
+        if number.isdecimal():
+            groups[base] = (*groups.get(base, ()), name)
+    sizes = {name: arrays.get(name, (len(group),)) for name, group in groups.items()}
+    left = {key: shape for key, shape in spec.shapes.items() if key not in chosen and key not in offered}
+    wanted = ObservationSpec(left, spec.n_obs_steps, [key for key in spec.images if key in left])
+    named = {key: groups[name] for key, name in fitting_names(wanted, sizes, "robot.observations={{{}: [{}]}}").items()}
+    if LEROBOT_STATE in left.keys() - named.keys() - groups.keys() and left[LEROBOT_STATE] == (len(scalars),):
+        named[LEROBOT_STATE] = scalars
+    if named:
+        notice_once(describe_names({key: ", ".join(features) for key, features in named.items()}))
+    return named
 
 
 def _default(key: str, shape: tuple[int, ...], offered: Mapping[str, Any]) -> tuple[str, ...]:

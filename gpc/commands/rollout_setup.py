@@ -22,6 +22,7 @@ from gpc.inference.settings import Sampling
 from gpc.objects import describe, described, settings_in
 from gpc.policy.adapt import PolicyView, rename
 from gpc.policy.env_spec import EnvSpec
+from gpc.policy.names import describe_names, fitting_names
 from gpc.policy.observation import TASK, fits
 from gpc.policy.spec import Policy
 from gpc.registry import COMPOSERS, ENVS, load_entry, name_of
@@ -104,11 +105,11 @@ def prepare(
         env = common_simulator(policies, env)
     steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
     actor = ChunkActor(policy, resolved(sampling, policies), steps)
-    env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
+    policy, env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
     observations = policy.observations
     images = {key: observations.shapes[key] for key in sorted(observations.images)}
     lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies), images)
-    return RolloutSetup(policy, env, lane, actor, notes)
+    return RolloutSetup(policy, env, lane, replace(actor, policy=policy), notes)
 
 
 def composition_in(policy: Policy, names: Mapping[str, str] | None = None) -> Composition:
@@ -192,11 +193,11 @@ def _history(policies: Sequence[Policy]) -> dict[str, int]:
     return history
 
 
-def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> tuple[EnvSpec, tuple[str, ...]]:
+def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> tuple[Composition, EnvSpec, tuple[str, ...]]:
     """Build the environment once and compare its spaces with the policies.
 
     Returns:
-        The environment with its longest episode, and notes.
+        The policies with the environment's names, the environment with its longest episode, and notes.
     """
     _check_pickled(spec)
     try:
@@ -209,16 +210,33 @@ def _check_environment(policy: Composition, spec: EnvSpec, video: int) -> tuple[
             raise InputError(
                 f"{spec.name} has no registered limit of an episode; give its longest one in steps, as in env.max_steps=300"
             )
-        _check_spaces(policy, spec, env)
-        notes = _rehearse(env) if isinstance(env, load_entry(ENVS, "env", "gymnasium")) else []
+        policy, names = _renamed(policy, _offered(env))
+        sized = replace(sized, rename_map={**(spec.rename_map or {}), **names}) if names else sized
+        _check_spaces(policy, sized, env)
+        notes = [describe_names(names)] if names else []
+        if isinstance(env, load_entry(ENVS, "env", "gymnasium")):
+            notes += _rehearse(env)
         if video:
             notes += _check_picture(env, video)
-    return sized, tuple(notes)
+    return policy, sized, tuple(notes)
+
+
+def _offered(env: Environment) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an environment's observations."""
+    return {key: box.shape or () for key, box in cast(spaces.Dict, env.observation_space).items()}
+
+
+def _renamed(policy: Composition, offered: Mapping[str, tuple[int, ...]]) -> tuple[Composition, dict[str, str]]:
+    """Return the policies with the names that fit by convention, and these."""
+    names: dict[str, str] = {}
+    for member in policy.policies:
+        names |= fitting_names(member.observations, offered)
+    return composition_in(policy, names), names
 
 
 def _check_spaces(policy: Composition, spec: EnvSpec, env: Environment) -> None:
     """Compare the spaces of an environment with what the policies read and do."""
-    offered = {key: box.shape for key, box in cast(spaces.Dict, env.observation_space).items()}
+    offered = _offered(env)
     if env.action_space.shape != (policy.actions.dim,):
         actions = policy.actions
         names = f" ({', '.join(actions.names)})" if actions.names else ""
@@ -272,11 +290,13 @@ def _check_pickled(spec: EnvSpec) -> None:
 
 
 def _not_offered(
-    env: str, key: str, original: str, shape: tuple[int, ...], offered: Mapping[str, tuple[int, ...] | None]
+    env: str, key: str, original: str, shape: tuple[int, ...], offered: Mapping[str, tuple[int, ...]]
 ) -> str:
     """Return what the environment offers instead, and the map to write."""
     if key in offered:
         return f"{env} offers it as {offered[key]}"
+    if key == TASK:
+        return f"an instruction; {env} offers none: its environment must have the text as the observation {TASK!r}"
     fits = [name for name, size in offered.items() if size == shape]
     hint = f"; if {fits[0]!r} is it, add 'rename_map={{{original}: {fits[0]}}}'" if fits else ""
     return f"{env} offers " + ", ".join(f"{name} {size}" for name, size in offered.items()) + hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from gpc.errors import InputError, one_line
 from gpc.types import Array
 
+NAME = 200  # characters of a key
 TASK, TASK_BYTES = "task", 1024
 """Key of an instruction in words, and its longest: UTF-8 in uint8, padded with zeros."""
 
@@ -59,7 +61,7 @@ def conform(key: str, value: Any, shape: tuple[int, ...], image: bool = False) -
         image: whether the policy declares an image, (height, width, channels).
 
     Returns:
-        Array (..., *shape). A image is uint8: integers from 0 to 255 keep their value, floats from 0 to 1 are scaled to 255 and
+        Array (..., *shape). An image is uint8: integers from 0 to 255 keep their value, floats from 0 to 1 are scaled to 255 and
         rounded, and (channels, height, width) is transposed if only that fits. An instruction is uint8 (`write_text`).
         Anything else is float32.
 
@@ -84,6 +86,19 @@ def conform(key: str, value: Any, shape: tuple[int, ...], image: bool = False) -
         return _image(key, array)
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
+
+
+def flatten(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[Any, Any]]:
+    """Yield the entries of nested maps, with names joined by dots.
+
+    Raises:
+        InputError: If a name is longer than `NAME`, as no policy's is.
+    """
+    for key, value in node.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(name, str) and len(name) > NAME:
+            raise InputError(f"observation {one_line(name, 40)}... has a name of more than {NAME} characters")
+        yield from flatten(value, name) if isinstance(value, Mapping) else [(name, value)]
 
 
 def fits(offered: tuple[int, ...], shape: tuple[int, ...], image: bool) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpc.errors import InputError, one_line
 from gpc.policy.env_spec import EnvSpec
-from gpc.policy.observation import TASK, conform
+from gpc.policy.observation import NAME, TASK, conform
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 
@@ -24,7 +24,6 @@ LONGEST, DIMENSIONS = 4096, 1024  # steps of a chunk; of an action
 EPS = float(np.finfo(np.float32).eps)
 KEYS, STEPS, NUMBERS = 256, 1024, 2**24  # of an observation; steps in its history; numbers in one key at one time
 CONSTANT = 1e-8  # a scale by which no action differs; LeRobot puts 5e-9 and 0, BESO 1e-12 for data without a range
-NAME = 200  # characters of a key or of an action's dimension
 
 Observation = Mapping[str, Tensor]
 """key -> (batch, n_obs_steps, *shape)."""

@@ -165,6 +165,7 @@ class _Worker:
 
         Raises:
             RunError: If the process raised, died, or is late.
+            InputError: If it raised that, so that another process would raise it, too.
         """
         if self.seconds_left is not None and not self.connection.poll(0):
             raise RunError(f"the simulator did not answer within {self.timeout:g} s")
@@ -174,7 +175,7 @@ class _Worker:
             code = self.process.wait()
             raise RunError(f"the simulator process died (exit code {code})") from None
         if isinstance(answer, Failure):
-            raise RunError(answer.cause)
+            raise RunError(answer.cause) if answer.again else InputError(answer.cause)
         self.started, self.seconds_left = True, None
         return cast(list[LaneResult], answer)
 
@@ -223,6 +224,8 @@ class _Run:
         except RunError as error:
             self._replace(worker, str(error))
             return
+        except InputError as error:
+            raise RunError(f"{self.spec.env.name}: {error}") from None
         self.startup_retries = self.engine.retries
         waiting = []
         for result in results:

@@ -17,6 +17,7 @@ from typing import NamedTuple, cast
 import numpy as np
 from gymnasium import spaces
 
+from gpc.errors import InputError, one_line, type_and_text
 from gpc.policy.observation import conform
 from gpc.rollout.env import Environment, LaneSpec, make_env
 from gpc.types import Array, Frame
@@ -55,9 +56,13 @@ def either(one: bool | None, other: bool | None) -> bool | None:
 
 
 class Failure(NamedTuple):
-    """An exception of the simulator; `cause` is the last line of its traceback."""
+    """An exception of the simulator; `cause` is the last line of its traceback.
+
+    Bad input (`InputError`) would fail again, so `again` is false.
+    """
 
     cause: str
+    again: bool
 
 
 @dataclass
@@ -123,7 +128,8 @@ def serve(connection: Connection) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except Exception as error:
-        connection.send(Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        again = not isinstance(error, InputError)
+        connection.send(Failure(type_and_text(error) if again else one_line(error), again))
 
 
 if __name__ == "__main__":

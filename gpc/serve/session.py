@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from gpc.errors import InputError
-from gpc.policy.observation import TASK
+from gpc.inert import notice_once
+from gpc.policy.names import describe_names, fitting_names
+from gpc.policy.observation import TASK, flatten
 from gpc.policy.spec import ActionSpec, ObservationSpec
 from gpc.score.denoiser import Denoiser
 from gpc.serve.batching import InferenceRequest, InferenceResult, InferenceThread
@@ -25,7 +27,7 @@ from gpc.serve.codec import CHUNK, DENOISED, ENCODE, HANDLE, KNOWN, RESET, SEED,
 from gpc.types import Array
 
 HANDLES = 4  # encoded observations that a session keeps; the oldest is dropped first
-PROMPT = "prompt"  # openpi's name for the instruction
+SENT = (np.ndarray, np.number, np.bool_, int, float, str)  # types of an observation in a message
 
 Message = Mapping[Any, Any]
 Reply = dict[str, Any]
@@ -106,13 +108,19 @@ class Session:
 def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array]:
     """Return a client's observation, key -> (n_obs_steps, *shape).
 
-    One frame is repeated for the entire history.
+    Maps in maps are flattened, with names joined by dots. One frame is repeated for the entire history.
 
     Raises:
-        InputError: If a key is missing or has another shape or type.
+        InputError: If a key is missing or has another shape or type, or may be one of several.
     """
-    if PROMPT in message and TASK not in message:
-        message = {**message, TASK: message[PROMPT]}
+    message = dict(flatten(message))
+    offered = {
+        key: np.shape(value) for key, value in message.items() if isinstance(key, str) and isinstance(value, SENT)
+    }
+    names = fitting_names(spec, offered, "{}")
+    if names:
+        notice_once(describe_names(names))
+        message |= {key: message[name] for key, name in names.items()}
     arrays = {}
     for key, shape in spec.shapes.items():
         value = read_key(message, key, spec)
@@ -149,9 +157,11 @@ def read_key(observation: Message, key: str, spec: ObservationSpec) -> Array:
     """
     if key not in observation:
         offered = ", ".join(sorted(map(str, observation))) or "nothing"
+        if key == TASK:
+            raise InputError(f"observation has no {key!r}; send the instruction as text under 'prompt' or 'task'")
         raise InputError(f"observation has no {key!r} {spec.shapes[key]}; it has {offered}"[:300])
     value = observation[key]
-    if not isinstance(value, np.ndarray | np.number | int | float) and not (key == TASK and isinstance(value, str)):
+    if not isinstance(value, SENT) or (isinstance(value, str) and key != TASK):
         raise InputError(
             f"observation {key!r} is a {type(value).__name__}; send a numpy array of shape {spec.shapes[key]}"
         )

@@ -39,10 +39,12 @@ from gpc.commands.setup import PER_POLICY_KEYS, adapt_policies
 from gpc.composition.composed import ComposedPolicy, compose
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
+from gpc.inert import notice_once
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.native import Native, common_action_steps, resolved
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_registered
+from gpc.policy.names import describe_names, fitting_names
 from gpc.policy.observation import TASK
 from gpc.policy.spec import Observation, ObservationSpec, Policy
 from gpc.results.upgrade import upgraded_sampler
@@ -181,10 +183,14 @@ class GpcPolicy(PreTrainedPolicy):
     def _observe(self, batch: Mapping[str, Tensor]) -> Observation:
         """Return the observation of a batch, (batch, steps, ...)."""
         spec = self.policy.observations
-        missing = sorted(set(spec.shapes) - set(batch))
+        offered = {key: tuple(np.shape(value)) for key, value in batch.items()}
+        names = fitting_names(spec, offered, "{}: {} in rename_map of config.json")
+        if names:
+            notice_once(describe_names(names))
+        missing = sorted(set(spec.shapes) - set(batch) - set(names))
         if missing:
             raise InputError(f"the robot or environment offers no {missing[0]!r}; add it to rename_map of config.json")
-        values = {key: torch.from_numpy(spec.conform(key, batch[key])) for key in spec.shapes}
+        values = {key: torch.from_numpy(spec.conform(key, batch[names.get(key, key)])) for key in spec.shapes}
         return {k: value[:, None] if value.ndim == len(spec.shapes[k]) + 1 else value for k, value in values.items()}
 
     def _last(self, observation: Observation) -> Observation:
