@@ -45,6 +45,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints a page on its macro
     import robomimic.models.base_nets as base_nets
     import robomimic.models.diffusion_policy_nets as networks
     import robomimic.utils.file_utils as file_utils
+    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.algo import algo_factory
 
 
 ROBOSUITE = 1  # robomimic's number for this simulator
@@ -114,14 +116,15 @@ def _build(path: Path, content: dict[str, Any]) -> RobomimicPolicy:
     images = [key for key in config["observation"]["modalities"]["obs"].get("rgb", []) if key in stored]
     shapes = {k: (*shape[1:], shape[0]) if k in images else tuple(shape) for k, shape in stored.items()}
     observations = ObservationSpec(shapes, config["algo"]["horizon"]["observation_horizon"], images)
-    dry_run(lambda: _algorithm(content, "meta").nets, weights, path.stat().st_size, str(path))
-    nets = _algorithm(content, "cpu").nets["policy"].eval().requires_grad_(False)
+    dry_run(lambda: _networks(content, "meta"), weights, path.stat().st_size, str(path))
+    nets = _networks(content, "cpu")
+    nets.load_state_dict(weights)
     statistics = content.get("obs_normalization_stats") or {}
     return RobomimicPolicy(
         name=path.stem,
         folder=path.parent,
         fingerprint=fingerprint(path),
-        nets=nets,
+        nets=nets["policy"].eval().requires_grad_(False),
         schedule=scheduler.schedule,
         actions=actions,
         observations=observations,
@@ -165,11 +168,16 @@ def _sampling(algo: Mapping[str, Any]) -> Sampling | None:
     return sampling_of(f"{kind.upper()}Scheduler", algo[kind]["num_inference_timesteps"], algo[kind])
 
 
-def _algorithm(content: Mapping[str, Any], device: str) -> Any:
-    """Build the algorithm with its networks by robomimic."""
+def _networks(content: Mapping[str, Any], device: str) -> Any:
+    """Build the networks by robomimic, without their weights."""
+    shapes = content["shape_metadata"]
     with contextlib.redirect_stdout(io.StringIO()), unet(**size_of(content["model"]["nets"])):
-        rollout, _ = file_utils.policy_from_checkpoint(device=torch.device(device), ckpt_dict=dict(content))
-    return rollout.policy
+        config, _ = file_utils.config_from_checkpoint(ckpt_dict=dict(content))
+        obs_utils.initialize_obs_utils_with_config(config)
+        algorithm = algo_factory(
+            content["algo_name"], config, shapes["all_shapes"], shapes["ac_dim"], torch.device(device)
+        )
+    return algorithm.nets
 
 
 @contextlib.contextmanager

@@ -230,7 +230,7 @@ def test_robomimic_builds_the_simulator_from_what_is_collected():
     import robomimic.utils.obs_utils as obs_utils
 
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(collect.LOW_DIM), "rgb": []}})
-    metadata = {"env_name": "Lift", "env_version": "1.5.1", "type": 1, "env_kwargs": collect.settings()}
+    metadata = {"env_name": "Lift", "env_version": "1.5.1", "type": 1, "env_kwargs": dict(collect.settings())}
     theirs = env_utils.create_env_from_metadata(metadata, render=False, render_offscreen=False, use_image_obs=False)
     frame, ours = theirs.reset(), collect.environment("lift", collect.LOW_DIM)
     assert all(frame[key].shape == ours.observation_space[key].shape for key in collect.LOW_DIM)

@@ -352,7 +352,7 @@ BREAKAGES = {
     ),
     "another network": (
         lambda c: c | {"shape_metadata": c["shape_metadata"] | {"ac_dim": 3}, "action_normalization_stats": None},
-        "does not fit the network it describes",
+        r"its weights do not fit: 4 of another shape \(\S+\.block\.0\.weight: \(16, 7, 5\) instead of \(16, 3, 5\), ",
     ),
 }
 
