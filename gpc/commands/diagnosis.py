@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
-from gpc.commands.experiment import denoising_error
+from gpc.commands.experiment import demonstrations_for, denoising_error
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     composition_of,
@@ -39,16 +39,19 @@ from gpc.commands.setup import (
 )
 from gpc.composition.composed import Composition, compose
 from gpc.composition.composers import Composer
+from gpc.demonstrations import Demonstrations
 from gpc.disk import write_atomically, writing
 from gpc.errors import missing
 from gpc.inert import Console, notice
 from gpc.inference.chunk import sample_actions, sample_chunk
 from gpc.inference.settings import Sampling
+from gpc.policy.spec import Policy
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.rollout.env import Pointing
 from gpc.rollout.worker import Lane, LaneCommand
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.types import Array, Frame
+from gpc.weights.faults import find_fault
 from gpc.weights.simplex import one_hot, simplex
 
 if TYPE_CHECKING:
@@ -187,7 +190,8 @@ def diagnose(
         The diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name.
     """
     sampling = setup.actor.sampling
-    errors = None if demonstrations is None else denoising_error(setup, demonstrations, console)
+    content = None if demonstrations is None else demonstrations_for(setup, demonstrations)
+    errors = None if content is None else denoising_error(setup, content, console)
     lane = Lane.of(setup.lane)
     with closing(lane.env), console.status("playing an episode"):
         decisions = list(play(setup, lane, policy, seed))
@@ -216,9 +220,17 @@ def diagnose(
         "chunks.png": partial(chunk_plot, actions, decisions[middle][1], pixels),
     }
     if errors:
+        diagnosis["faults"] = _faults(setup.policy.policies, content) if content else {}
         diagnosis["denoising_error"] = errors.explain(setup.names, simplex(count), {})
         pictures["errors.png"] = partial(error_plot, diagnosis["denoising_error"])
     return diagnosis, pictures
+
+
+def _faults(policies: Sequence[Policy], demonstrations: Demonstrations) -> dict[str, str]:
+    """Return what demonstrations show to be wrong in a policy's description, by name."""
+    dim = demonstrations.actions.shape[1]
+    faults = {policy.name: find_fault(policy, demonstrations) for policy in policies if policy.actions.dim == dim}
+    return {name: fault for name, fault in faults.items() if fault}
 
 
 def _chunks(policy: Composition, sampling: Sampling, observation: Frame, seed: int, count: int) -> Array:
@@ -250,6 +262,8 @@ def show(diagnosis: Mapping[str, Any], console: Console) -> None:
             f"action) and end {distances[-1]:.3f} apart.",
             soft_wrap=True,
         )
+    for name, fault in diagnosis.get("faults", {}).items():
+        console.print(f"note: {name}: {fault}", soft_wrap=True)
     verdict = diagnosis.get("denoising_error", {}).get("verdict")
     console.print(verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE.", soft_wrap=True)
 

@@ -28,7 +28,7 @@ from gpc.commands.setup import (
     search_of,
     setup_of,
 )
-from gpc.demonstrations import read
+from gpc.demonstrations import Demonstrations, read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
 from gpc.inference.threads import torch_threads
@@ -218,7 +218,8 @@ def run_search(
     if not setup.policy.convex:
         raise InputError("a search mixes with convex weights; choose composer=convex")
     setup.check_parents()
-    prior = None if demonstrations is None else denoising_error(setup, demonstrations, experiment.console)
+    content = None if demonstrations is None else demonstrations_for(setup, demonstrations)
+    prior = None if content is None else denoising_error(setup, content, experiment.console)
     search = _start(method, names, prior, report)
     settings = setup.settings | {
         "search": describe(SEARCHES, method),
@@ -258,11 +259,15 @@ def _start(method: Search, names: Sequence[str], prior: DenoisingError | None, r
     return search
 
 
-def denoising_error(setup: RolloutSetup, demonstrations: str | Path, console: Console) -> DenoisingError:
+def demonstrations_for(setup: RolloutSetup, path: str | Path) -> Demonstrations:
+    """Read demonstrations with the observations that the policies read."""
+    return read(path, list(setup.policy.observations.shapes), setup.env.rename_map)
+
+
+def denoising_error(setup: RolloutSetup, demonstrations: Demonstrations, console: Console) -> DenoisingError:
     """Measure the policies' denoising errors on held-out demonstrations."""
-    content = read(demonstrations, list(setup.policy.observations.shapes), setup.env.rename_map)
     with console.status("denoising the demonstrations"):
-        return measure(setup.policy, setup.actor.sampling, content)
+        return measure(setup.policy, setup.actor.sampling, demonstrations)
 
 
 def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gpc.demonstrations import Demonstrations, read
 from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.score.noise import karras_sigmas, snap_sigmas
 from gpc.score.samplers import euler, last
 from gpc.testing.contract import require
+from gpc.weights.denoising_error import demonstrated
+from gpc.weights.faults import find_fault
 
 EVAL = "if the network has dropout or batch normalisation, call its eval()"
 
 
 @torch.no_grad()
 def check_policy(
-    policy: Policy, *, trained: bool = True, seed: int = 0, observation: dict[str, Tensor] | None = None
+    policy: Policy,
+    *,
+    trained: bool = True,
+    seed: int = 0,
+    observation: Mapping[str, Tensor] | None = None,
+    demonstrations: Demonstrations | str | Path | None = None,
 ) -> None:
     """Check the contract of `gpc.policy.spec.Policy`.
 
@@ -33,12 +43,21 @@ def check_policy(
         seed: seed of noise and observations.
         observation: key -> (4, n_obs_steps, *shape); by default random images, texts and numbers, as the spec declares them.
             Pass real observations if random ones are far from the training data.
+        demonstrations: what the policy was trained on or held-out episodes of the same task, or their file
+            (docs/demonstrations.md). Then the check also requires that the policy denoises them better than their mean and
+            variance alone do, and names the likely cause if not: reversed time, prediction type, scale and offset, order of
+            the dimensions (`gpc.weights.faults`). `observation` is theirs by default.
 
     Raises:
         AssertionError: If the contract is broken; the message names the requirement.
+        InputError: If the demonstrations lack what the policy reads.
     """
     try:
         _check_specs(policy)
+        if isinstance(demonstrations, str | Path):
+            demonstrations = read(demonstrations, list(policy.observations.shapes))
+        if demonstrations is not None:
+            observation = observation or next(demonstrated(policy, demonstrations, 1, most=4)).observation
         generator = torch.Generator().manual_seed(seed)
         observation = policy.observations.read(observation or _random(policy.observations, generator))
         shape = (4, policy.actions.horizon, policy.actions.dim)
@@ -50,6 +69,9 @@ def check_policy(
             _check_denoised(policy, observation, sigma * noise, sigma)
         for low, high in zip(sigmas[1:-1], sigmas[:-2], strict=True):
             _check_levels(policy, observation, high * noise, torch.stack([low, high, high, low]))
+        if demonstrations is not None:
+            fault = find_fault(policy, demonstrations)
+            require(fault is None, str(fault))
         if trained:
             _check_limits(policy, observation, noise, sigmas)
     except AssertionError as error:

@@ -13,10 +13,10 @@ prior: a small denoising error does not imply a successful episode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from gpc.composition.composed import ComposedDenoiser, Composition, compose
 from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError
 from gpc.inference.settings import Sampling
+from gpc.policy.spec import Observation, Policy
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.score.noise import FLOW_START, snap_sigmas
 from gpc.types import Array
@@ -149,28 +150,56 @@ def measure(policy: Composition, sampling: Sampling, demonstrations: Demonstrati
     Raises:
         InputError: If demonstrations and policies do not fit, or the policies share no action dimension.
     """
-    spec = policy.actions
-    if demonstrations.actions.shape[1:] != (spec.dim,):
-        raise InputError(
-            f"the demonstrations act in {demonstrations.actions.shape[1:]} dimensions, {policy.name} in {spec.dim}"
-        )
-    observed, acted = demonstrations.windows(policy.observations.n_obs_steps, spec.start, spec.horizon)
-    windows = np.unique(np.linspace(0, len(observed) - 1, WINDOWS).round().astype(int))
     sigmas = _levels(policy, sampling)
     composed = compose(policy.policies)
     if not bool(masks(composed.members).bool().all(0).any()):
         raise InputError(f"{policy.name} share no action dimension, so their errors cannot be compared")
     total = torch.zeros(len(sigmas), len(policy.policies), len(policy.policies), dtype=torch.float64)
-    for part in np.array_split(windows, -(-len(windows) // BATCH)):
-        observation = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
-        clean = spec.encode(torch.from_numpy(demonstrations.actions[acted[part]]).double())
-        noise = keyed_noise(part, np.zeros_like(part), len(sigmas), spec.shape)
-        denoiser = composed.condition(composed.observations.read(observation)).with_noise_keys(
-            NoiseKeys.of(part, part * 0)
+    for part in demonstrated(policy, demonstrations, len(sigmas)):
+        denoiser = composed.condition(part.observation).with_noise_keys(NoiseKeys.of(part.windows, part.windows * 0))
+        errors = [_errors(denoiser, part.clean, sigma, draw) for sigma, draw in zip(sigmas, part.noise, strict=True)]
+        total += torch.stack([error @ error.T / error.shape[1] for error in errors]) * len(part.windows) / part.total
+    return DenoisingError(sigmas.numpy(), total.numpy(), part.total, demonstrations.fingerprint)
+
+
+class Demonstrated(NamedTuple):
+    """Demonstrated chunks, and noise for each level.
+
+    Attributes:
+        windows: their numbers, (batch,).
+        total: number of windows in all batches.
+        observation: key -> (batch, n_obs_steps, *shape).
+        clean: normalised chunks (batch, horizon, action).
+        noise: (levels, batch, horizon, action).
+    """
+
+    windows: Array
+    total: int
+    observation: Observation
+    clean: Tensor
+    noise: Tensor
+
+
+def demonstrated(
+    policy: Policy, demonstrations: Demonstrations, levels: int, most: int = WINDOWS
+) -> Iterator[Demonstrated]:
+    """Yield at most `most` windows of demonstrations, evenly spread, in batches.
+
+    Raises:
+        InputError: If demonstrations and policy do not fit.
+    """
+    spec, reads = policy.actions, policy.observations
+    if demonstrations.actions.shape[1:] != (spec.dim,):
+        raise InputError(
+            f"the demonstrations act in {demonstrations.actions.shape[1:]} dimensions, {policy.name} in {spec.dim}"
         )
-        errors = [_errors(denoiser, clean, sigma, draw) for sigma, draw in zip(sigmas, noise, strict=True)]
-        total += torch.stack([error @ error.T / error.shape[1] for error in errors]) * len(part) / len(windows)
-    return DenoisingError(sigmas.numpy(), total.numpy(), len(windows), demonstrations.fingerprint)
+    observed, acted = demonstrations.windows(reads.n_obs_steps, spec.start, spec.horizon)
+    windows = np.unique(np.linspace(0, len(observed) - 1, most).round().astype(int))
+    for part in np.array_split(windows, -(-len(windows) // BATCH)):
+        frames = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
+        clean = spec.encode(torch.from_numpy(demonstrations.actions[acted[part]]).double())
+        noise = keyed_noise(part, np.zeros_like(part), levels, spec.shape)
+        yield Demonstrated(part, len(windows), reads.read(frames), clean, noise)
 
 
 def _levels(policy: Composition, sampling: Sampling) -> Tensor:
