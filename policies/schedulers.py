@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 
 from gpc.errors import InputError, one_line
 from gpc.inference.settings import Sampling
+from gpc.policies.checkpoint import MALFORMED
 from gpc.policy.spec import is_whole
 from gpc.score.denoiser import Prediction
 from gpc.score.noise import SPACINGS, VariancePreserving, check_steps
@@ -58,8 +59,10 @@ def read_scheduler(settings: Mapping[str, Any], where: str) -> Scheduler:
     Raises:
         InputError: If a setting is unknown, or changes the denoiser in a way that gpc does not have.
     """
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{where} is {one_line(settings, 80)}, no settings of a scheduler")
     _check_names(settings, where)
-    prediction = settings.get("prediction_type", "epsilon")
+    prediction = str(settings.get("prediction_type", "epsilon"))
     if prediction not in PREDICTIONS:
         raise InputError(
             f"{where} has prediction_type={one_line(repr(prediction), 80)}; gpc reads {', '.join(PREDICTIONS)}"
@@ -68,11 +71,11 @@ def read_scheduler(settings: Mapping[str, Any], where: str) -> Scheduler:
     check_steps(steps)
     try:
         scheduler: Any = DDPMScheduler(**{key: settings[key] for key in BETAS if key in settings})
-    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where}: diffusers makes no betas of it: {one_line(error, 200)}") from None
+        bound = float(settings.get("clip_sample_range", 1.0)) if settings.get("clip_sample", True) else None
+    except MALFORMED as error:
+        raise InputError(f"{where} does not fit diffusers: {one_line(error, 200)}") from None
     if scheduler.betas.dim() != 1 or len(scheduler.betas) < steps:
         raise InputError(f"{where} has num_train_timesteps={steps} and {scheduler.betas.numel()} trained_betas")
-    bound = float(settings.get("clip_sample_range", 1.0)) if settings.get("clip_sample", True) else None
     return Scheduler(VariancePreserving(tuple(scheduler.betas[:steps].tolist())), PREDICTIONS[prediction], bound)
 
 

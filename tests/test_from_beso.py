@@ -190,9 +190,9 @@ BREAKAGES = {
     "half a scaler": (file("scaler.json", '{"state": {}}'), r"scaler.json is not of the form .*: state.mean"),
     "a scaler that is a list": (file("scaler.json", "[]"), "scaler.json is not of the form"),
     "a damaged scaler": (file("scaler.json", "{"), "scaler.json is not of the form"),
-    "an action that never moves": (
-        spoil_scaler("action", min=[0.0, 1.0], max=[1.0, 1.0]),
-        "every scale must be positive",
+    "an action whose range is turned": (
+        spoil_scaler("action", min=[0.0, 1.0], max=[1.0, 0.5]),
+        "every scale positive or, of a constant, 0",
     ),
     "no weights": (gone("model_state_dict.pth"), "no file"),
     "damaged weights": (file("model_state_dict.pth", "x"), "model_state_dict.pth is not loaded"),

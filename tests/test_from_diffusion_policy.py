@@ -194,7 +194,9 @@ def test_a_setting_that_changes_the_denoiser_is_refused_by_name(tmp_path, key, v
         ({"predict_epsilon": True}, "has the setting predict_epsilon, which gpc does not know"),
         ({"_target_": "diffusers.EulerDiscreteScheduler"}, "is a diffusers.EulerDiscreteScheduler; gpc reads DDPM"),
         ({"trained_betas": [0.1] * 49}, "num_train_timesteps=50 and 49 trained_betas"),
-        ({"trained_betas": "x"}, "diffusers makes no betas"),
+        ({"clip_sample_range": "wide"}, "does not fit diffusers"),
+        ({"prediction_type": ["epsilon"]}, "gpc reads epsilon, sample"),
+        ({"trained_betas": "x"}, "does not fit diffusers"),
     ],
 )
 def test_a_scheduler_that_gpc_does_not_have_is_refused_by_name(tmp_path, changes, message):
@@ -214,6 +216,12 @@ def test_a_constant_has_the_repositorys_scale_of_1_and_acts_as_its_unnormaliser(
     torch.testing.assert_close(spec.decode(x), (x - offset.double()) / scale.double(), rtol=1e-14, atol=0)
     assert spec.decode(torch.zeros(2))[1] == 37.5
     assert spec.constants == (None, None)
+
+
+def test_settings_that_are_none_are_refused(tmp_path):
+    content = configured(("policy.noise_scheduler", "DDPM"))(payload("unet"))
+    with pytest.raises(InputError, match=r"policy\.noise_scheduler is DDPM, no settings of a scheduler"):
+        gpc.load_policy(f"diffusion_policy:{save(content, tmp_path / 'x.ckpt')}")
 
 
 def test_a_file_without_the_average_of_its_training_is_loaded_with_a_notice(tmp_path, capsys):
@@ -293,7 +301,7 @@ REFUSED = {
     "another schedule": (
         "unet",
         configured(("policy.noise_scheduler.beta_schedule", "wild")),
-        "policy.noise_scheduler: diffusers makes no betas of it: wild is not implemented",
+        "policy.noise_scheduler does not fit diffusers: wild is not implemented",
     ),
     "a setting that is code": (
         "unet",

@@ -336,7 +336,7 @@ BREAKAGES = {
     ),
     "a schedule that is none": (
         configured(lambda c: c["algo"]["ddpm"].update(beta_schedule="wild")),
-        "algo.ddpm: diffusers makes no betas of it",
+        "algo.ddpm does not fit diffusers: wild",
     ),
     "statistics of fewer dimensions": (
         lambda c: c | {"action_normalization_stats": {"actions": {"scale": [[1.0]], "offset": [[0.0]]}}},
