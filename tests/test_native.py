@@ -15,6 +15,8 @@ from conftest import make_card, save_policy
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusion_policy_checkpoints import POLICIES, payload
 from diffusion_policy_checkpoints import save as save_pickled
+from lerobot.envs.configs import PushtEnv
+from lerobot.envs.factory import make_env as make_lerobot
 from lerobot_checkpoints import as_lerobot, save
 from models import FixedPolicy, Gaussian
 from test_from_lerobot import draw, observe
@@ -29,6 +31,7 @@ from gpc.policies.schedulers import sampling_of
 from gpc.policy.adapt import rename
 from gpc.results.run_folder import read_rows
 from gpc.results.trajectories import read_trajectory
+from gpc.rollout.env import make_env
 from gpc.score.noise import SPACINGS, VariancePreserving
 from gpc.serve.metadata import check_metadata, policy_metadata
 
@@ -297,3 +300,31 @@ def test_a_server_declares_what_its_policy_does():
     hostile = policy_metadata(flow) | {"sampling": {"method": "euler", "best_of": {"n": 2, "cost": "os.system"}}}
     with pytest.raises(InputError, match="its own sampler names a cost"):
         check_metadata(hostile, "url")
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("evaluate", ["weights=[0.5,0.5]"]),
+        ("search", []),
+        ("compare", []),
+        ("diagnose", []),
+        ("serve", ["weights=[0.5,0.5]"]),
+        ("deploy", ["weights=[0.5,0.5]", "robot=simulated", "fps=10"]),
+    ],
+)
+def test_every_command_takes_the_native_sampler_and_names_who_has_none(tiny, tmp_path, command, more, capsys):
+    keys = [f"policies=[{','.join(tiny)}]", "sampler=native", *more]
+    assert main([command, *keys, *([] if command == "serve" else [f"run_dir={tmp_path / 'run'}"])]) == 2
+    assert "sampler=native: tiny-noise declares no sampler that gpc has; give one, as in" in capsys.readouterr().err
+
+
+def test_lerobots_own_evaluation_begins_in_the_same_states():
+    seeds = [100_000, 100_001, 100_002]
+    env = make_lerobot(PushtEnv(obs_type="environment_state_agent_pos"), n_envs=3, use_async_envs=False)["pusht"][0]
+    theirs, _ = env.reset(seed=seeds)
+    env.close()
+    ours = [make_env(gpc.EnvSpec("pusht", max_steps=300)).reset(seed=seed)[0] for seed in seeds]
+    for key, name in (("agent_pos", "agent_pos"), ("keypoints", "environment_state")):
+        np.testing.assert_allclose(np.stack([frame[key] for frame in ours]), theirs[name], rtol=1e-5)
+    assert len({tuple(frame["agent_pos"]) for frame in ours}) == 3

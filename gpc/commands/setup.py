@@ -197,7 +197,7 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
 
 
 def print_execution(config: Config, setup: RolloutSetup, console: Console, opponents: Sequence[Policy] = ()) -> None:
-    """Print what is left open (`n_action_steps`, `max_steps`), the native sampler, and notes."""
+    """Print what is left open: action steps, length, sampler; then notes."""
     if config["env"]["n_action_steps"] is None:
         origin = origin_of_action_steps([*setup.policy.policies, *opponents])
         console.print(f"n_action_steps={setup.actor.n_action_steps}, {origin}", soft_wrap=True)
