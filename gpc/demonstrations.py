@@ -13,8 +13,9 @@ import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from gpc.lerobot_folder import EPISODE, TASK, is_lerobot, open_folder, read_colu
 from gpc.stored_arrays import Budget, hdf5_child, read_hdf5, read_zarr
 from gpc.types import Array
 
+Choose = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, str]]
 PAD = 7  # Diffusion Policy's: a chunk of 16 of which 8 are executed
 ACTION = "action"  # a replay buffer's and a LeRobotDataset's name of the actions
 OBSERVATION = "observation."  # before a LeRobotDataset's names of observations
@@ -120,15 +122,13 @@ def check(path: str | Path) -> Path:
     return path
 
 
-def read(
-    path: str | Path, keys: Sequence[str] | None = None, rename_map: Mapping[str, str] | None = None
-) -> Demonstrations:
+def read(path: str | Path, keys: Sequence[str] | Choose | None = None) -> Demonstrations:
     """Read demonstrations of any of the three layouts.
 
     Args:
         path: file or folder.
-        keys: observation keys to read; None for all, under the file's names.
-        rename_map: the file's key -> the key to read; without an entry, a LeRobotDataset's "observation.K" is K.
+        keys: observation keys to read, None for all; or a function that takes the shape of each key at one time, and returns
+            the file's key by the key to read.
 
     Raises:
         InputError: If the path has another layout or version, is damaged, incomplete or lacks a key.
@@ -137,7 +137,7 @@ def read(
     layout = _read_robomimic
     if path.is_dir() or path.suffix == ".zip":
         layout = _read_lerobot if is_lerobot(path) else _read_replay_buffer
-    return layout(path, keys, rename_map or {})
+    return layout(path, keys if callable(keys) else partial(_choose, path, keys))
 
 
 def write_robomimic(
@@ -234,7 +234,7 @@ def _feature(value: Array) -> dict[str, Any]:
     return {"dtype": "float32", "shape": value.shape[1:], "names": [str(i) for i in range(value.shape[1])]}
 
 
-def _read_robomimic(path: Path, keys: Sequence[str] | None, rename_map: Mapping[str, str]) -> Demonstrations:
+def _read_robomimic(path: Path, choose: Choose) -> Demonstrations:
     h5py = _h5py(path)
     try:
         budget = Budget(path)
@@ -242,7 +242,8 @@ def _read_robomimic(path: Path, keys: Sequence[str] | None, rename_map: Mapping[
             data = hdf5_child(file, "data", budget)
             names = sorted(data, key=lambda name: int(name.rpartition("_")[2]))
             demos = [hdf5_child(data, name, budget) for name in names]
-            chosen = _choose(path, keys, list(hdf5_child(demos[0], "obs", budget)), rename_map)
+            first = hdf5_child(demos[0], "obs", budget)
+            chosen = choose({key: hdf5_child(first, key, budget).shape[1:] for key in first})
             parts = {key: [read_hdf5(demo, f"obs/{k}", budget) for demo in demos] for key, k in chosen.items()}
             actions = [read_hdf5(demo, "actions", budget) for demo in demos]
         observations = {key: np.concatenate(values) for key, values in parts.items()}
@@ -251,13 +252,13 @@ def _read_robomimic(path: Path, keys: Sequence[str] | None, rename_map: Mapping[
         raise InputError(f"{path} is not robomimic's HDF5: {one_line(error)}") from None
 
 
-def _read_replay_buffer(path: Path, keys: Sequence[str] | None, rename_map: Mapping[str, str]) -> Demonstrations:
+def _read_replay_buffer(path: Path, choose: Choose) -> Demonstrations:
     try:
         budget = Budget(path)
         store = zarr.storage.ZipStore(path, mode="r") if path.suffix == ".zip" else path
         root: Any = zarr.open_group(store, mode="r")
         data = root["data"]
-        chosen = _choose(path, keys, [key for key, _ in data.members() if key != ACTION], rename_map)
+        chosen = choose({key: array.shape[1:] for key, array in data.members() if key != ACTION})
         observations = {key: read_zarr(data, name, budget) for key, name in chosen.items()}
         actions, ends = read_zarr(data, ACTION, budget), read_zarr(root, "meta/episode_ends", budget)
         written = int(ends[-1]) if len(ends) else 0  # a killed recording may have more rows
@@ -266,10 +267,10 @@ def _read_replay_buffer(path: Path, keys: Sequence[str] | None, rename_map: Mapp
         raise InputError(f"{path} is neither a zarr replay buffer nor a LeRobotDataset: {one_line(error)}") from None
 
 
-def _read_lerobot(path: Path, keys: Sequence[str] | None, rename_map: Mapping[str, str]) -> Demonstrations:
+def _read_lerobot(path: Path, choose: Choose) -> Demonstrations:
     features = read_info(path).features
-    observations = [key for key in features if key.startswith(OBSERVATION)]
-    chosen = _choose(path, observations if keys is None else keys, [*observations, TASK], rename_map)
+    shapes = {key: feature.shape for key, feature in features.items() if key.startswith(OBSERVATION)}
+    chosen = choose(shapes | {TASK: ()})
     if ACTION not in features:
         raise InputError(f"{path} is a LeRobotDataset without {ACTION!r}")
     columns = read_columns(path, [*dict.fromkeys(chosen.values()), ACTION, EPISODE])
@@ -284,20 +285,11 @@ def _h5py(path: Path) -> Any:
         raise InputError(f"{path} needs h5py: pip install 'gpc[robosuite]'") from None
 
 
-def _choose(
-    path: Path, keys: Sequence[str] | None, known: Sequence[str], rename_map: Mapping[str, str]
-) -> dict[str, str]:
-    """Return each key's name in the file: itself, a renamed or a LeRobot one."""
-    if keys is None:
-        return {name: name for name in known}
-    names = {rename_map.get(name, name.removeprefix(OBSERVATION)): name for name in known}
-    names |= {name: name for name in known}
-    for key in keys:
-        if key not in names:
-            raise InputError(
-                f"{path} has no {key!r}; it has {', '.join(sorted(known))}; if one is it, add 'rename_map={{NAME: {key}}}'"
-            )
-    return {key: names[key] for key in keys}
+def _choose(path: Path, keys: Sequence[str] | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    unknown = sorted(set(keys or ()) - set(shapes))
+    if unknown:
+        raise InputError(f"{path} has no {unknown[0]!r}; it has {', '.join(sorted(shapes))}")
+    return {key: key for key in ([key for key in shapes if key != TASK] if keys is None else keys)}
 
 
 def _compression(value: Array) -> str | None:

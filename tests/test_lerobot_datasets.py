@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 import gpc
-from gpc.commands.experiment import denoising_error
+from gpc.commands.experiment import demonstrations_for, denoising_error
 from gpc.commands.rollout_setup import prepare
 from gpc.demonstrations import read, write_lerobot, write_replay_buffer
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.inference.settings import Sampling
 from gpc.policy.env_spec import EnvSpec
+from gpc.policy.names import stored_names
 from gpc.policy.spec import ObservationSpec
 
 HELD_OUT = Path(__file__).parent / "data" / "pusht-held-out.zarr.zip"
@@ -79,21 +81,28 @@ def no_request(monkeypatch):
     assert calls == []
 
 
+def names(shapes, rename_map, folder="data", images=()):
+    return partial(stored_names, ObservationSpec(shapes, 1, images), rename_map, str(folder))
+
+
 def test_observations_have_the_environments_names(folder):
-    """Without a map `observation.K` is K; `rename_map` gives other names, as it gives them to policies."""
-    keys = ["agent_pos", "environment_state", "image", "observation.state"]
-    found = read(folder, keys, {"observation.state": "agent_pos"})
-    assert list(found.observations) == keys
-    for key, name in zip(keys, ["state", "environment_state", "image", "state"], strict=True):
+    """By `rename_map`, as for policies, or by the convention of names: LeRobot's prefix, "image" and "pixels"."""
+    shapes = {"agent_pos": (2,), "keypoints": (16,), "pixels": (8, 6, 3), "task": (1024,)}
+    found = read(folder, names(shapes, {"observation.environment_state": "keypoints"}, images=["pixels"]))
+    wanted = dict(zip(shapes, ["state", "environment_state", "image"], strict=False))
+    for key, name in wanted.items():
         assert np.array_equal(found.observations[key], frames()[f"observation.{name}"])
     assert np.array_equal(found.actions, frames()["action"])
     assert found.episode_ends.tolist() == ENDS
-    with pytest.raises(
-        InputError, match=r"has no 'keypoints'; it has .*; if one is it, add 'rename_map=\{NAME: keypoints\}'"
-    ):
-        read(folder, ["keypoints"])
-    with pytest.raises(InputError, match="has no 'state'"):  # the map says that it is another
-        read(folder, ["state"], {"observation.state": "agent_pos"})
+    assert set(found.observations) == set(shapes)
+    assert set(read(folder).observations) == {f"observation.{name}" for name in wanted.values()}
+
+
+def test_a_missing_observation_is_said_with_the_map_to_write(folder):
+    with pytest.raises(InputError, match=r"has no 'goal'; it has observation.env.*'rename_map=\{ITS NAME: goal\}'"):
+        read(folder, names({"goal": (3,)}, {}, folder))
+    with pytest.raises(InputError, match="has no 'state'"):  # (5,), not the position (2,) of the same name
+        read(folder, names({"state": (5,)}, {}, folder))
 
 
 def test_an_instruction_is_that_of_the_episode(folder):
@@ -167,9 +176,9 @@ def test_version_2_1_is_refused_with_the_command_that_converts_it(folder, monkey
     assert options.pop("push-to-hub") == "false"
     convert = importlib.import_module(module).convert_dataset
     convert(options.pop("repo-id"), root=options.pop("root"), push_to_hub=False, **options)
-    found = read(folder, ["state", "image"])
-    assert np.array_equal(found.observations["state"], frames()["observation.state"])
-    assert np.array_equal(found.observations["image"], frames()["observation.image"])
+    found = read(folder)
+    assert np.array_equal(found.observations["observation.state"], frames()["observation.state"])
+    assert np.array_equal(found.observations["observation.image"], frames()["observation.image"])
     assert found.episode_ends.tolist() == ENDS
 
 
@@ -247,13 +256,16 @@ def test_a_folder_that_is_old_or_incomplete_is_refused_in_one_line(folder, spoil
 
 def test_a_search_has_the_same_prior_from_a_lerobot_dataset_as_from_a_replay_buffer(tmp_path):
     """The data set has LeRobot's names of PushT, which `rename_map` maps for policies, too."""
-    names = {"observation.state": "agent_pos", "observation.environment_state": "keypoints", "observation.all": "state"}
+    keys = {"observation.state": "agent_pos", "observation.environment_state": "keypoints", "observation.all": "state"}
     composition = gpc.compose([gpc.load_policy(name) for name in ("pusht-diffusion", "pusht-flow")], [0.5, 0.5])
-    setup = prepare(composition, EnvSpec("pusht", rename_map=names), Sampling())
-    some = read(HELD_OUT, list(names.values())).select([0, 1])
+    setup = prepare(composition, EnvSpec("pusht", rename_map=keys), Sampling())
+    some = read(HELD_OUT, list(keys.values())).select([0, 1])
     write_replay_buffer(tmp_path / "some.zarr", some)
-    theirs = {name.removeprefix("observation."): some.observations[key] for name, key in names.items()}
+    theirs = {name.removeprefix("observation."): some.observations[key] for name, key in keys.items()}
     write_lerobot(tmp_path / "lerobot", replace(some, observations=theirs), 10, "push the T")
-    ours, found = (denoising_error(setup, tmp_path / name, Console()) for name in ("some.zarr", "lerobot"))
+    ours, found = (
+        denoising_error(setup, demonstrations_for(setup, tmp_path / name), Console())
+        for name in ("some.zarr", "lerobot")
+    )
     assert (found.windows, len(found.gram)) == (ours.windows, len(ours.gram))
     np.testing.assert_allclose(found.gram, ours.gram, rtol=1e-5)

@@ -33,6 +33,7 @@ from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
 from gpc.inference.threads import torch_threads
 from gpc.objects import describe, described, settings_in
+from gpc.policy.names import stored_names
 from gpc.policy.spec import Policy
 from gpc.registry import SEARCHES
 from gpc.results.report import print_summary, write_report
@@ -261,7 +262,7 @@ def _start(method: Search, names: Sequence[str], prior: DenoisingError | None, r
 
 def demonstrations_for(setup: RolloutSetup, path: str | Path) -> Demonstrations:
     """Read demonstrations with the observations that the policies read."""
-    return read(path, list(setup.policy.observations.shapes), setup.env.rename_map)
+    return read(path, partial(stored_names, setup.policy.observations, setup.env.rename_map or {}, str(path)))
 
 
 def denoising_error(setup: RolloutSetup, demonstrations: Demonstrations, console: Console) -> DenoisingError:

@@ -54,6 +54,32 @@ def fitting_names(
     return fitting
 
 
+def stored_names(
+    spec: ObservationSpec, rename_map: Mapping[str, str], path: str, shapes: Mapping[str, Shape]
+) -> dict[str, str]:
+    """Return a file's name of each observation that policies read.
+
+    It is the observation's own, one that `rename_map` maps to it, or one that fits by convention (`fitting_names`).
+
+    Args:
+        spec: what the policies read, under the environment's names.
+        rename_map: another name -> the environment's name.
+        path: file, for errors.
+        shapes: shapes of the file's observations.
+
+    Raises:
+        InputError: If an observation is missing, or more than one name fits.
+    """
+    stored = {name if name in spec.shapes else rename_map.get(name, name): name for name in shapes}
+    offered = {name: shapes[key] for name, key in stored.items()}
+    fitting = fitting_names(spec, offered, "rename_map={{{1}: {0}}}")
+    for key in spec.shapes:
+        if fitting.get(key, key) not in stored:
+            fix = f"if one is it, add 'rename_map={{ITS NAME: {key}}}'"
+            raise InputError(f"{path} has no {key!r}; it has {', '.join(sorted(shapes))}; {fix}")
+    return {key: stored[fitting.get(key, key)] for key in spec.shapes}
+
+
 def describe_names(names: Mapping[str, str]) -> str:
     """Return the line for users on names that fit by convention."""
     pairs = ", ".join(f"{key} is {name}" for key, name in names.items())

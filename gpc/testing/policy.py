@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpc.demonstrations import Demonstrations, read
+from gpc.policy.names import stored_names
 from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.score.noise import karras_sigmas, snap_sigmas
@@ -55,7 +57,7 @@ def check_policy(
     try:
         _check_specs(policy)
         if isinstance(demonstrations, str | Path):
-            demonstrations = read(demonstrations, list(policy.observations.shapes))
+            demonstrations = read(demonstrations, partial(stored_names, policy.observations, {}, str(demonstrations)))
         if demonstrations is not None:
             observation = observation or next(demonstrated(policy, demonstrations, 1, most=4)).observation
         generator = torch.Generator().manual_seed(seed)
