@@ -59,6 +59,17 @@ def test_what_is_no_run_is_one_line_and_nothing_is_written(runs, capsys, argumen
     assert not (runs / "study.html").exists()
 
 
+def test_a_folder_without_a_finished_run_is_left_out_of_a_study_and_named(runs, capsys):
+    (runs / "diagnose-push").mkdir(exist_ok=True)
+    assert main(["report", "two", "diagnose-push", "three"]) == 0
+    assert "note: no finished run, left out: diagnose-push" in capsys.readouterr().out
+    page = (runs / "study.html").read_text()
+    (runs / "study.html").unlink()
+    assert "A study of 2 runs" in page
+    assert main(["report", "diagnose-push", "diagnose-push"]) == 2
+    assert "diagnose-push is not a finished gpc run" in capsys.readouterr().err
+
+
 class Elements(HTMLParser):
     """(tag, attributes' names) of a page, and its text."""
 

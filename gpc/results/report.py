@@ -124,15 +124,18 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
     """Write one page of several runs; print a leaderboard for each task.
 
     Args:
-        paths: Run folders.
+        paths: Run folders; those without a finished run, such as a diagnosis, are left out with a note.
         page: The HTML file.
         console: For the leaderboards.
 
     Raises:
-        InputError: If a folder is not a finished run.
+        InputError: If a folder is missing, or none is a finished run.
         RunError: If the page cannot be written.
     """
-    runs = [read_run(path) for path in dict.fromkeys(paths)]
+    other = [path for path in dict.fromkeys(paths) if path.is_dir() and not (path / "summary.json").exists()]
+    runs = [read_run(path) for path in dict.fromkeys(paths) if path not in other] or [read_run(paths[0])]
+    if other:
+        console.print(f"note: no finished run, left out: {', '.join(map(str, other))}", soft_wrap=True)
     blocks: list[Block] = []
     printed: list[tuple[Table, list[str]]] = []
     for task, group in tasks(runs).items():
