@@ -202,13 +202,18 @@ def write_replay_buffer(path: Path, demonstrations: Demonstrations) -> None:
 def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: str) -> None:
     """Add episodes to a LeRobotDataset in a local folder, or create one.
 
-    A key K becomes "observation.K"; pictures (height, width, 3) uint8 become images, other arrays float32 vectors.
+    A key K becomes "observation.K"; pictures (height, width, 3) uint8 become images, other arrays float32 vectors. An
+    instruction is the dataset's `task`.
     """
     try:
         lerobot = import_module("lerobot.datasets.lerobot_dataset")
     except ImportError as error:
         raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
-    columns = {f"{OBSERVATION}{key}": _column(value) for key, value in demonstrations.observations.items()}
+    columns = {
+        f"{OBSERVATION}{key.removeprefix(OBSERVATION)}": _column(value)
+        for key, value in demonstrations.observations.items()
+        if key != TASK
+    }
     columns[ACTION] = _column(demonstrations.actions)
     name = f"local/{path.name}"
     if is_lerobot(path):

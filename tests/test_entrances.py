@@ -13,6 +13,7 @@ import gpc
 from gpc.bridge.robot import map_features
 from gpc.commands.rollout_setup import prepare
 from gpc.composition.composed import compose
+from gpc.demonstrations import Demonstrations
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import sample_actions
 from gpc.policies.as_lerobot import GpcConfig, GpcPolicy
@@ -23,6 +24,7 @@ from gpc.policy.spec import ObservationSpec
 from gpc.rollout.engine import Engine, Job, rollout
 from gpc.serve.metadata import check_metadata, policy_metadata
 from gpc.testing import check_policy
+from gpc.weights.denoising_error import demonstrated
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (4, 6, 3), np.uint8)
@@ -222,3 +224,32 @@ def test_an_environment_without_the_instruction_that_a_policy_reads_is_named():
     reader = FixedPolicy(Gaussian(), observations=ObservationSpec({"gripper": (2,), "task": (TASK_BYTES,)}, 1))
     with pytest.raises(InputError, match=r"reads 'task' .*, an instruction; Window offers none"):
         episode("bytes", reader)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_demonstrations_hold_an_image_in_every_form_also_in_floats_up_to_255(form):
+    """Diffusion Policy's replay buffers have floats from 0 to 255; a file is whole, so that its range is known."""
+    images = RNG.integers(0, 256, (20, 4, 6, 3), np.uint8)
+    stored = np.stack([FORMS[form](image) for image in images])
+    frames = {"front": stored, "gripper": np.tile(GRIPPER, (20, 1))}
+    demonstrations = Demonstrations(frames, np.zeros((20, 2), np.float32), np.array([20]))
+    (part,) = demonstrated(looking(), demonstrations, 1)
+    np.testing.assert_array_equal(part.observation["front"][:, -1], images[part.windows])
+    assert part.observation["gripper"].dtype == torch.float32
+
+
+def test_a_lerobot_robot_needs_no_names_for_its_state_and_cameras(capsys):
+    class SO101(Arm):
+        joints = ("shoulder_pan.pos", "shoulder_lift.pos")
+        observation_features = dict.fromkeys(joints, float) | {"front": (3, 4, 6)}
+        action_features = dict.fromkeys(joints, float)
+
+    spec = looking(LEROBOT).observations
+    features = map_features(SO101(), spec, 2)
+    assert dict(features.observations) == {"observation.images.front": ("front",), "observation.state": SO101.joints}
+    assert "observation.images.front is front, observation.state is shoulder_pan.pos" in capsys.readouterr().err
+    chosen = map_features(SO101(), spec, 2, {"observation.state": SO101.joints[::-1]})
+    assert chosen.observations["observation.state"] == SO101.joints[::-1]
+    three = ObservationSpec({"observation.state": (3,)}, 1)
+    with pytest.raises(InputError, match=r"has no feature 'observation.state.0'"):
+        map_features(SO101(), three, 2)

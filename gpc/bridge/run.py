@@ -182,6 +182,8 @@ def deploy(
     start = loop.clock.now() if settings.virtual_latency is None else 0.0
     parts = {"stitch": blender, "watchdog": watchdog, "safety": safety}
     content = manifest or {"source": source.name, "robot": robot.name, **asdict(settings), **described(parts)}
+    names = loop.feature_map.observations
+    content = {**content, "features": {"observations": names, "actions": loop.feature_map.actions}}
     recorder = Recorder(Path(run_dir), content, console, settings.view, start)
     _announce(console, source, loop)
     loop.sink, stop_signal = recorder, stop_signal or StopSignal()

@@ -17,7 +17,7 @@ from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
-from gpc.commands.setup import load_policies, print_execution, print_warnings, run_dir_of, spec_of
+from gpc.commands.setup import load_policies, print_execution, print_notes, print_warnings, run_dir_of, spec_of
 from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -146,7 +146,9 @@ def compare_from(config: Config, console: Console) -> Path:
     """Run `gpc compare` and return the run folder."""
     sides = sides_of(config, load_policies(config), console)
     experiment, seed = sides[0].experiment, config["seed"]
-    print_execution(config, experiment.setup, console, sides[1].experiment.setup.policy.policies)
+    other = sides[1].experiment.setup
+    print_execution(config, experiment.setup, console, other.policy.policies)
+    print_notes([note for note in other.notes if note not in experiment.setup.notes], console)
     folder = run_dir_of(config, "compare", experiment.setup.env.name, [side.name for side in sides])
     run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
     write_outputs(experiment, folder, config["video"])

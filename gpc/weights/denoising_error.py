@@ -195,11 +195,19 @@ def demonstrated(
         )
     observed, acted = demonstrations.windows(reads.n_obs_steps, spec.start, spec.horizon)
     windows = np.unique(np.linspace(0, len(observed) - 1, most).round().astype(int))
+    recorded = {k: _image_bytes(v) if k in reads.images else v for k, v in demonstrations.observations.items()}
     for part in np.array_split(windows, -(-len(windows) // BATCH)):
-        frames = {key: value[observed[part]] for key, value in demonstrations.observations.items()}
+        frames = {key: value[observed[part]] for key, value in recorded.items()}
         clean = spec.encode(torch.from_numpy(demonstrations.actions[acted[part]]).double())
         noise = keyed_noise(part, np.zeros_like(part), levels, spec.shape)
         yield Demonstrated(part, len(windows), reads.read(frames), clean, noise)
+
+
+def _image_bytes(values: Array) -> Array:
+    """Return images as bytes; Diffusion Policy's files have 0 to 255 in floats."""
+    floats = values.dtype.kind == "f" and bool((values > 1).any())
+    whole = floats and bool(((values >= 0) & (values <= 255) & (values == np.rint(values))).all())
+    return values.astype(np.uint8) if whole else values
 
 
 def _levels(policy: Composition, sampling: Sampling) -> Tensor:
