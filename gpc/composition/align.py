@@ -314,7 +314,7 @@ def _normaliser(pairs: Sequence[tuple[ActionSpec, int]], owner: ActionSpec, dim:
     if _varies(owner, dim):
         return scale, offset
     apart = max(abs(spec.offset[i] - offset) for spec, i in pairs)
-    return (apart if apart > 10 * max(CONSTANT, EPS * abs(offset)) else scale), offset
+    return (apart if apart > max(CONSTANT, EPS * abs(offset)) else scale), offset
 
 
 def subset_spec(policies: Sequence[Policy], full: ActionSpec) -> ActionSpec:
