@@ -77,7 +77,7 @@ def import_named(module: str, kind: str) -> ModuleType:
 
 
 def is_module(name: str) -> bool:
-    """Return whether the working directory or an installed package holds a module; imports nothing."""
+    """Return whether a module is here or installed; imports nothing."""
     top = name.partition(".")[0]
     return top.isidentifier() and (_is_here(name) or top in sys.modules or find_spec(top) is not None)
 
@@ -88,7 +88,7 @@ def _is_here(module: str) -> bool:
 
 
 def cause(error: Exception) -> str:
-    """Return the type, text and place of an exception of the user's code, on one line."""
+    """Return type, text and place of an exception of the user's code."""
     *_, place = extract_tb(error.__traceback__)
     return f"{type_and_text(error)}, {place.filename}:{place.lineno}"
 

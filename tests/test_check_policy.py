@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from docs_blocks import run_python
 from models import FixedPolicy, Gaussian, RandomNetwork
 from test_denoise import COSINE, ideal
 
@@ -100,21 +99,3 @@ def test_an_untrained_network_is_told_from_a_trained_one():
     check_policy(policy, trained=False)
     with pytest.raises(AssertionError, match="the noise is not removed"):
         check_policy(policy)
-
-
-def test_the_blocks_of_the_page_run(user_folder):
-    shorter = {"check_policy(mine)": "check_policy(mine, trained=False)", "episodes=50": "episodes=1"}
-    names = run_python("your-own-policy.md", {"network": TrainingNetwork()}, shorter)
-    assert names["policy"].name == "mine + pusht-flow"
-    assert [row.seed for row in names["result"].rows] == [100_000]
-
-
-class TrainingNetwork(torch.nn.Module):
-    """A network as its training leaves it: its weights require gradients."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 2)
-
-    def forward(self, x, step, state):
-        return self.layer(x) * state.mean((1, 2))[:, None, None] / 256

@@ -48,21 +48,21 @@ def load_registered(source: str) -> Policy:
 def _load_own(source: str) -> Policy:
     """Return the policy that `module:name` is, or that calling it gives."""
     module, name, *argument = source.split(":", 2)
-    found: Any = load_named(f"{module}:{name}", "policy")
-    if (isinstance(found, type) or _lacking(found)) and callable(found):
+    policy: Any = load_named(f"{module}:{name}", "policy")
+    if (isinstance(policy, type) or _lacking(policy)) and callable(policy):
         try:
-            found = found(*argument)
+            policy = policy(*argument)
         except GpcError:
             raise
         except Exception as error:
             raise InputError(f"policy {source}: {cause(error)}") from None
     elif argument:
         raise InputError(f"policy {source}: {module}:{name} is no function; leave out {argument[0]!r}")
-    if lacking := _lacking(found):
+    if lacking := _lacking(policy):
         raise InputError(
-            f"policy {source} is a {type(found).__name__} without {', '.join(lacking)}; docs/your-own-policy.md has the protocol"
+            f"policy {source} is a {type(policy).__name__} without {', '.join(lacking)}; docs/your-own-policy.md has the protocol"
         )
-    return cast("Policy", found)
+    return cast("Policy", policy)
 
 
 def _lacking(thing: object) -> list[str]:
