@@ -27,6 +27,7 @@ except ImportError as error:
     raise InputError(f"PushT needs gym-pusht ({error}): pip install 'gpc[pusht]'") from error
 
 SUCCESS = 0.95  # coverage
+STATES = ("gym_pusht", "diffusion_policy")
 INSTRUCTION = "Push the T-shaped block onto the T-shaped target."  # LeRobot's data set has this task
 SUBSTEPS, DT = 10, 0.01  # 10 control steps a second
 STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that drives the tool to the action
@@ -44,6 +45,16 @@ DIFFUSION_POLICY_POINTS = np.array(  # medians over 25,650 states of pusht_cchi_
      (-16.82, 62.86), (23.54, -1.7)]
 )  # fmt: skip
 CENTRE, RADIUS = 45.9375, 75.57  # the smallest circle around the T: its centre is (0, CENTRE)
+
+
+def diffusion_policy_state(seed: int) -> list[float]:
+    """Return the initial state of Diffusion Policy's own environment.
+
+    It is tool x, y, block x, y (pixels) and angle (radians), drawn in this order.
+    """
+    random = np.random.RandomState(seed)
+    tool, block = random.randint(50, 450, 2), random.randint(100, 400, 2)
+    return [*map(float, (*tool, *block)), random.randn() * 2 * math.pi - math.pi]
 
 
 def keypoints(block_pose: Array) -> Array:
@@ -123,9 +134,10 @@ class PushT(Environment):
     Args:
         observation_keys: observations to compute.
         max_steps: steps after which an episode is truncated.
+        states: whose initial state a seed has, "gym_pusht" or "diffusion_policy".
 
     Raises:
-        InputError: If a key is unknown or `max_steps` is less than 1.
+        InputError: If a key or `states` is unknown, or `max_steps` is less than 1.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (gymnasium's declaration)
@@ -136,6 +148,7 @@ class PushT(Environment):
         self,
         observation_keys: Sequence[str] = ("state", "keypoints", "agent_pos", "pixels", "obs", TASK),
         max_steps: int = 300,
+        states: str = "gym_pusht",
     ) -> None:
         known: dict[str, tuple[spaces.Box, Callable[[], Array]]] = {
             "state": (_positions(5), self._state),
@@ -150,8 +163,10 @@ class PushT(Environment):
             raise InputError(f"PushT observations {unknown or '(none)'}: choose from {', '.join(known)}")
         if max_steps < 1:
             raise InputError(f"PushT: max_steps is {max_steps}, give 1 or more")
+        if states not in STATES:
+            raise InputError(f"PushT: states={states!r}: choose one of {', '.join(STATES)}")
         self.render_mode = "rgb_array"
-        self.max_steps = max_steps
+        self.max_steps, self.states = max_steps, states
         space: Any = spaces.Dict({key: known[key][0] for key in observation_keys})
         self.observation_space = space
         self.action_space = spaces.Box(0.0, 512.0, (2,), np.float32)
@@ -162,6 +177,8 @@ class PushT(Environment):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
         """Start gym-pusht's episode of `seed` (or of its option "reset_to_state")."""
         super().reset(seed=seed)
+        if self.states == "diffusion_policy" and seed is not None:
+            options = {"reset_to_state": diffusion_policy_state(seed), **(options or {})}
         self._stock.reset(seed=seed, options=options)
         self._stock._last_action = None  # otherwise the first picture has the last episode's action
         for shape in self._stock.space.shapes:

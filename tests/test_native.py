@@ -23,6 +23,7 @@ from test_from_lerobot import draw, observe
 
 import gpc
 from gpc.commands.cli import main
+from gpc.commands.setup import env_named
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.native import common_action_steps, resolved
@@ -328,3 +329,18 @@ def test_lerobots_own_evaluation_begins_in_the_same_states():
     for key, name in (("agent_pos", "agent_pos"), ("keypoints", "environment_state")):
         np.testing.assert_allclose(np.stack([frame[key] for frame in ours]), theirs[name], rtol=1e-5)
     assert len({tuple(frame["agent_pos"]) for frame in ours}) == 3
+
+
+@pytest.mark.parametrize("seed", [100_000, 100_001])
+def test_a_seed_has_the_initial_state_of_diffusion_policys_own_environment(seed):
+    """`PushTEnv.reset` there: five draws of a RandomState, in this order."""
+    random = np.random.RandomState(seed)
+    x, y, block_x, block_y = (random.randint(*ends) for ends in ((50, 450), (50, 450), (100, 400), (100, 400)))
+    angle = random.randn() * 2 * np.pi - np.pi
+    spec = env_named("pusht_diffusion_policy")
+    found = make_env(spec).reset(seed=seed)[0]["state"]
+    stock = make_env(env_named("pusht")).reset(seed=seed, options={"reset_to_state": [x, y, block_x, block_y, angle]})
+    assert found[:2].tolist() == [x, y]
+    np.testing.assert_array_equal(found, stock[0]["state"])
+    assert found[4] == pytest.approx(angle % (2 * np.pi), abs=1e-5)
+    assert (make_env(env_named("pusht")).reset(seed=seed)[0]["state"] != found).any()

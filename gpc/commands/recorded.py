@@ -35,6 +35,7 @@ class Options(Struct, forbid_unknown_fields=True):
     absolute: bool = False
     image_size: tuple[Size, Size] = (1, 1)
     points: Annotated[int, Meta(ge=1, le=10**6)] = 1
+    states: str = ""
     settings: dict[str, Any] | None = None
 
 
