@@ -204,6 +204,10 @@ BREAKAGES = {
     "no score": (change("config.json", type="act"), "LeRobot act policy has no score to compose: it regresses"),
     "a reward model": (change("config.json", type="sarm"), "judges progress and predicts no action"),
     "groot": (change("config.json", type="groot"), "which gpc does not run, and needs peft and dm-tree"),
+    "a configuration of 2024": (
+        change("config.json", type=None),
+        "has no policy type, as LeRobot wrote it before 2025",
+    ),
     "unknown type": (change("config.json", type="walk"), "type 'walk' is not supported; gpc reads diffusion, smolvla"),
     "unknown field": (change("config.json", surprise=1), "surprise"),
     "not JSON": (cut("config.json"), "config.json: Input data was truncated"),

@@ -123,6 +123,11 @@ def _read_config(folder: Path) -> Any:
     """Read the configuration of a supported policy type and check its settings."""
     content = read_json(folder / CONFIG)
     kind = convert(Sizes, content, str(folder / CONFIG)).type
+    if kind is None:
+        raise InputError(
+            f"{folder / CONFIG} has no policy type, as LeRobot wrote it before 2025; LeRobot 0.4.4 and its migration do not "
+            "read it either, so train the policy again"
+        )
     if kind in REFUSED:
         raise InputError(f"{folder}: a LeRobot {kind} policy {REFUSED[kind]}")
     if kind not in FAMILIES:
