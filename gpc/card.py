@@ -169,13 +169,14 @@ class Inference(Struct, forbid_unknown_fields=True):
 
 
 class About(Struct, kw_only=True):
-    """Fields of every card."""
+    """Fields of every card; `env` is the task of the training, as in `env=lift`."""
 
     name: Name
     summary: Text = ""
     license: Text = ""
     training: Training | UnsetType = UNSET
     measured: Measured | UnsetType = UNSET
+    env: Literal["pusht", "lift", "can", "square", "tool_hang", "transport"] | UnsetType = UNSET
 
 
 class OwnCard(About, forbid_unknown_fields=True, kw_only=True):

@@ -25,6 +25,7 @@ from gpc.inference.settings import Sampling
 from gpc.objects import build as build_object
 from gpc.policies.dry_run import dry_run
 from gpc.policies.networks import Encoder, Transformer, UNet
+from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_registered
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
@@ -81,6 +82,11 @@ class BundledPolicy:
     def levels(self) -> NoiseLevels:
         """Noise levels of the schedule."""
         return self.schedule.levels
+
+    @property
+    def simulator(self) -> EnvSpec | None:
+        """The environment that the card names, as in `env=lift`."""
+        return EnvSpec(self.card["env"]) if "env" in self.card else None
 
     @cached_property
     def fingerprint(self) -> str:

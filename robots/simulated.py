@@ -16,7 +16,7 @@ from gymnasium import spaces
 from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
-from gpc.commands.setup import env_named
+from gpc.commands.simulators import env_named
 from gpc.errors import InputError
 from gpc.policy.observation import TASK
 from gpc.rollout.env import Environment, make_env

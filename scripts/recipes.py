@@ -23,8 +23,9 @@ HELD_OUT = [5, 17, 29, 41, 53, 66, 78, 90, 102, 114, 127, 139, 151, 163, 175, 18
 
 @dataclass(frozen=True)
 class Task:
-    """A data set: its description, its reader, and its held-out episodes."""
+    """A data set: its environment, its description, its reader, and its held-out episodes."""
 
+    env: str
     data: str
     load: Callable[[Path, Sequence[str]], Demonstrations]
     held_out: Callable[[int], Sequence[int]]
@@ -51,6 +52,7 @@ class Recipe:
         return {
             "name": name,
             "summary": self.summary,
+            "env": self.task.env,
             "actions": dict(self.actions),
             "model": {**self.model, "inputs": inputs},
             "inference": {"sampler": {"method": "dpmpp_2m", "steps": 8}, "n_action_steps": 8},
@@ -85,10 +87,14 @@ def load_collected(task: str, folder: Path, keys: Sequence[str]) -> Demonstratio
 
 
 PUSHT = Task(
-    "PushT, 206 human demonstrations (Chi et al. 2023, pusht_cchi_v7_replay, MIT)", load_pusht, lambda _: HELD_OUT
+    "pusht",
+    "PushT, 206 human demonstrations (Chi et al. 2023, pusht_cchi_v7_replay, MIT)",
+    load_pusht,
+    lambda _: HELD_OUT,
 )
 ROBOSUITE = {
     task: Task(
+        task,
         f"robosuite {name}: the scripted, multi-modal expert of gpc.envs.experts, by scripts/collect.py",
         partial(load_collected, task),
         held_out,

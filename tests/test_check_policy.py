@@ -9,7 +9,7 @@ from models import FixedPolicy, Gaussian, RandomNetwork
 from test_denoise import COSINE, ideal
 
 import gpc
-from gpc.commands.setup import env_named
+from gpc.commands.simulators import env_named
 from gpc.policy.load import bundled_cards
 from gpc.rollout.env import make_env
 from gpc.score.denoiser import NetworkDenoiser

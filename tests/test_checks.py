@@ -25,8 +25,6 @@ HUB = (
     "`git ls-remote https://huggingface.co/lerobot/diffusion_pusht HEAD` prints the commit, 40 digits"
 )
 CASES = {
-    "a loader": (["policies=[bundeld:x]"], "unknown policy loader or module 'bundeld'; did you mean 'bundled'"),
-    "a file with a colon": (["policies=[exp2/models/a:b.pth]"], "it is robomimic:exp2/models/a:b.pth: write that"),
     "a file that is missing": (["policies=[robomimic:no.pth]"], "no file 'no.pth'; robomimic:FILE.pth takes"),
     "a folder that is missing": (["policies=[lerobot:no]"], "no folder 'no'; lerobot:FOLDER takes"),
     "an experiment instead of a file": (
@@ -90,7 +88,6 @@ FILES = (
     "pi/config.json", "pi/model.safetensors", "train/run/checkpoints/000002/pretrained_model/config.json",
     "dp/.hydra/config.yaml", "dp/checkpoints/epoch=1, a.ckpt", "dp/checkpoints/latest.ckpt", "exp/models/model_epoch_1.pth",
     "exp/models/model_epoch_2.pth", "beso/.hydra/config.yaml", "beso/model_state_dict.pth", "notes.txt",
-    "exp2/models/a:b.pth",
 )  # fmt: skip
 
 

@@ -16,7 +16,10 @@ import gpc
 import gpc.registry
 from gpc.commands.cli import main
 from gpc.commands.replay import replay
-from gpc.commands.setup import env_named, spec_of
+from gpc.commands.setup import (
+    spec_of,
+)
+from gpc.commands.simulators import env_named
 from gpc.errors import InputError
 from gpc.inert import Console
 from gpc.policy.load import load_policy

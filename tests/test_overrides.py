@@ -68,14 +68,6 @@ def test_input_that_was_valid_keeps_its_meaning(typed, meant):
     assert policies(f"policies={typed}") == meant
 
 
-def test_a_policy_is_named_in_a_map_as_its_file(monkeypatch):
-    name = "epoch=0550-test_mean_score=0.969"
-    typed = [f"steer={{{name}: {{cost: smoothness}}, pusht-flow: {{cost: 'a=b'}}}}", f"origin={{{name}: pose}}"]
-    config = load_config("evaluate", ["policies=[x]", *typed, r"action_names={a\=b: [x=1, y]}"])
-    assert config.steer == {name: {"cost": "smoothness"}, "pusht-flow": {"cost": "a=b"}}
-    assert (config.origin, config.action_names) == ({name: "pose"}, {"a=b": ["x=1", "y"]})
-
-
 def test_interpolations_still_resolve():
     assert run_dir("runs/${seed}") == "runs/100000"
 

@@ -7,7 +7,7 @@ from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnected
 
 from gpc.commands.config import load_config
 from gpc.commands.deploy import robot_from
-from gpc.commands.setup import env_named
+from gpc.commands.simulators import env_named
 from gpc.errors import InputError
 from gpc.robots.simulated import SimulatedRobot, SimulatedRobotConfig
 from gpc.rollout.engine import Engine, Job, LaneSpec, rollout

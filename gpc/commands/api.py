@@ -14,7 +14,8 @@ import gymnasium
 from gpc.commands.experiment import Experiment, run_evaluation, run_search
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import spec_of
-from gpc.composition.composed import Composition, compose
+from gpc.commands.simulators import common_simulator
+from gpc.composition.composed import Composition, as_composition, compose
 from gpc.inert import Console
 from gpc.inference.native import Native
 from gpc.inference.settings import Sampling
@@ -76,7 +77,7 @@ class Result:
 
 def evaluate(
     policy: Policy,
-    env: Env = "pusht",
+    env: Env = "policy",
     *,
     episodes: int = 50,
     seed: int = 100_000,
@@ -89,7 +90,8 @@ def evaluate(
 
     Args:
         policy: policy, or what `gpc.compose` returns.
-        env: name as for `env=`, spec, `gymnasium.Env`, or a class or function that makes one (docs/environments.md).
+        env: name as for `env=`, spec, `gymnasium.Env`, or a class or function that makes one (docs/environments.md); by
+            default what the policy was trained for.
         episodes: number of episodes, on seeds `seed`, `seed + 1`, ...
         seed: first seed, of the environment and of the policy's noise.
         sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
@@ -101,10 +103,10 @@ def evaluate(
         InputError: If policy, environment and settings do not fit, before anything runs.
     """
     seeds = seed_range(episodes, seed)
-    spec = spec_of(env)
+    spec, origin = common_simulator(as_composition(policy).policies, spec_of(env))
     composition = composition_in(policy, spec.rename_map)
     weights = weights_in(composition)
-    experiment = Experiment(prepare(composition, spec, sampling), engine, executor, Console(quiet=True))
+    experiment = Experiment(prepare(composition, spec, sampling, origin=origin), engine, executor, Console(quiet=True))
     with run_folder(run_dir) as folder:
         summary = run_evaluation(experiment, weights, seeds, folder)
         return Result(summary, rows_in(folder), experiment.stats)
@@ -112,7 +114,7 @@ def evaluate(
 
 def search(
     policies: Sequence[Policy] | Composition,
-    env: Env = "pusht",
+    env: Env = "policy",
     *,
     method: Search = Racing(),
     demonstrations: str | Path | None = None,
@@ -142,10 +144,10 @@ def search(
         InputError: If policies, environment and settings do not fit, before anything runs.
     """
     report = seed_range(report_episodes, report_seed, "report_")
-    spec = spec_of(env)
     composition = policies if isinstance(policies, Composition) else compose(policies)
+    spec, origin = common_simulator(composition.policies, spec_of(env))
     composition = composition_in(composition, spec.rename_map)
-    experiment = Experiment(prepare(composition, spec, sampling), engine, executor, Console(quiet=True))
+    experiment = Experiment(prepare(composition, spec, sampling, origin=origin), engine, executor, Console(quiet=True))
     with run_folder(run_dir) as folder:
         summary = run_search(experiment, method, report, folder, demonstrations)
         return Result(summary, rows_in(folder), experiment.stats)

@@ -18,6 +18,7 @@ from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
 from gpc.commands.setup import load_policies, print_execution, print_notes, print_warnings, run_dir_of, spec_of
+from gpc.commands.simulators import common_simulator
 from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -89,7 +90,7 @@ class Side:
 def compare(
     a: Policy,
     b: Policy,
-    env: Env = "pusht",
+    env: Env = "policy",
     *,
     episodes: int = 500,
     block: int = 32,
@@ -116,14 +117,15 @@ def compare(
     Raises:
         InputError: If policies, environment and settings do not fit, before anything runs.
     """
-    seeds, spec = seed_range(episodes, seed), spec_of(env)
+    seeds, requested = seed_range(episodes, seed), spec_of(env)
     check(Count, block, "block")
     compositions = _named_apart([as_composition(policy) for policy in (a, b)])
     members = [member for composition in compositions for member in composition.policies]
+    spec, origin = common_simulator(members, requested)
     sides = []
     for composition in compositions:
         opponents = [member for member in members if all(member is not p for p in composition.policies)]
-        setup = prepare(composition_in(composition, spec.rename_map), spec, sampling, opponents)
+        setup = prepare(composition_in(composition, spec.rename_map), spec, sampling, opponents, origin=origin)
         sides.append(Side(Experiment(setup, engine, executor, Console(quiet=True)), weights_in(composition)))
     with run_folder(run_dir) as folder:
         summary = run_comparison(sides, seeds, block, folder)

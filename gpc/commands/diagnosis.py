@@ -29,7 +29,6 @@ from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     composition_of,
     demonstrations_of,
-    env_of,
     load_policies,
     print_execution,
     print_warnings,
@@ -37,6 +36,7 @@ from gpc.commands.setup import (
     sampling_of,
     setup_of,
 )
+from gpc.commands.simulators import env_of
 from gpc.composition.composed import Composition, compose
 from gpc.composition.composers import Composer
 from gpc.demonstrations import Demonstrations

@@ -18,7 +18,6 @@ from gpc.commands.setup import (
     PER_POLICY_KEYS,
     demonstrations_of,
     engine_of,
-    env_of,
     executor_of,
     load_policies,
     print_execution,
@@ -28,6 +27,7 @@ from gpc.commands.setup import (
     search_of,
     setup_of,
 )
+from gpc.commands.simulators import env_of
 from gpc.demonstrations import Demonstrations, read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice

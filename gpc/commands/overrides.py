@@ -20,16 +20,14 @@ from gpc.policy.sources import split_source
 
 PIECE = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|(?:\\.|[^,])*""", re.DOTALL)
 """An entry of a list up to its comma: in quotes, or with escaped commas alone."""
-OUTSIDE_QUOTES = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|\\.|\$\{[^}]*\})|=""")
-"""A part that stays as it is, or a "=" that Hydra takes only with a backslash."""
 
 
 def quoted(override: str, kind: Any) -> str:
-    """Quote the text in an override, and "=" in the names of a map.
+    """Quote the text in an override.
 
     Args:
         override: KEY=VALUE.
-        kind: type of the key's value; text and lists of texts are quoted.
+        kind: type of the key's value; only text and lists of texts are quoted.
 
     Raises:
         InputError: If it has no "=", a list does not end, or it can be read in two ways.
@@ -45,8 +43,6 @@ def quoted(override: str, kind: Any) -> str:
     if kind in (str, str | None, list[str] | str) and equals:
         text = _text(value)
         return override if text is None else f"{key}={_quote(text)}"
-    if entries[:1] == "{":  # names of policies, as in {epoch=0550: ...}
-        return f"{key}=" + re.sub(OUTSIDE_QUOTES, lambda part: part[0] if part[1] else r"\=", entries)
     return override
 
 

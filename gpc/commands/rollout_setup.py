@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 from gymnasium import spaces
 
-from gpc.commands.simulators import common_simulator
+from gpc.commands.simulators import choices
 from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy, Composition, as_composition, compose
 from gpc.errors import GpcError, InputError, RunError, one_line, type_and_text
@@ -42,6 +42,7 @@ class RolloutSetup:
         lane: the environment with the observations that the policies read.
         actor: what acts in each lane of the engine.
         notes: what a user should know of the environment before it runs.
+        origin: where the environment comes from, as text, if the user does not name it.
     """
 
     policy: Composition
@@ -49,6 +50,7 @@ class RolloutSetup:
     lane: LaneSpec
     actor: ChunkActor
     notes: tuple[str, ...] = ()
+    origin: str = ""
 
     @property
     def names(self) -> list[str]:
@@ -86,30 +88,38 @@ class RolloutSetup:
 
 
 def prepare(
-    policy: Composition, env: EnvSpec, sampling: Sampling | Native, opponents: Sequence[Policy] = (), video: int = 0
+    policy: Composition,
+    env: EnvSpec,
+    sampling: Sampling | Native,
+    opponents: Sequence[Policy] = (),
+    video: int = 0,
+    origin: str = "",
 ) -> RolloutSetup:
     """Check a composition in an environment, which is built once.
 
     Args:
         policy: the composition.
-        env: the environment; of type "policy" it stands for the simulator of the policies' checkpoints.
+        env: the environment.
         sampling: settings of the sampler; "native" for those of the policies' checkpoints.
         opponents: policies of the other side of a comparison, for the choice of the simulator.
         video: number of episodes to draw, for error lines; 0 draws none.
+        origin: where the environment comes from, as text, if the user does not name it.
 
     Raises:
         InputError: If policies, environment and settings do not fit.
     """
     policies = [*policy.policies, *opponents]
-    if env.type == "policy":
-        env = common_simulator(policies, env)
     steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
     actor = ChunkActor(policy, resolved(sampling, policies), steps)
-    policy, env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
+    try:
+        policy, env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
+    except InputError as error:
+        chosen = f"; env={env.name}, {origin}: another is named by env=, as one of {choices()}" if origin else ""
+        raise InputError(f"{error}{chosen}") from None
     observations = policy.observations
     images = {key: observations.shapes[key] for key in sorted(observations.images)}
     lane = LaneSpec(env, tuple(observations.shapes), observations.n_obs_steps, _history(policy.policies), images)
-    return RolloutSetup(policy, env, lane, replace(actor, policy=policy), notes)
+    return RolloutSetup(policy, env, lane, replace(actor, policy=policy), notes, origin)
 
 
 def composition_in(policy: Policy, names: Mapping[str, str] | None = None) -> Composition:

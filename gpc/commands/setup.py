@@ -11,8 +11,9 @@ import gymnasium
 import torch
 
 from gpc.commands.checks import sources_of, weights_of
-from gpc.commands.config import Config, load_config, plain
+from gpc.commands.config import Config, plain
 from gpc.commands.rollout_setup import RolloutSetup, prepare
+from gpc.commands.simulators import common_simulator, env_named, env_of
 from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
 from gpc.demonstrations import check
@@ -69,16 +70,6 @@ def demonstrations_of(config: Config) -> Path | None:
     return None if config["demonstrations"] is None else check(config["demonstrations"])
 
 
-def env_of(config: Config) -> EnvSpec:
-    """Return the environment of a configuration."""
-    return build(EnvSpec, plain(config["env"]), "env", rename_map=plain(config["rename_map"]))
-
-
-def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
-    """Return an environment by name, with overrides as on the command line."""
-    return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
-
-
 def spec_of(env: str | EnvSpec | gymnasium.Env[Any, Any] | Callable[..., Any]) -> EnvSpec:
     """Return the spec of an environment.
 
@@ -120,9 +111,10 @@ def setup_of(config: Config, policies: Sequence[Policy], opponents: Sequence[Pol
         policies: policies that act together.
         opponents: policies of the other side of a comparison.
     """
-    members = adapt_policies(plain(config), policies, opponents)
+    env, origin = common_simulator([*policies, *opponents], env_of(config))
+    members = adapt_policies({**plain(config), "rename_map": env.rename_map}, policies, opponents)
     composition = composition_of(config["composer"], members)
-    return prepare(composition, env_of(config), sampling_of(config), opponents, plain(config).get("video", 0))
+    return prepare(composition, env, sampling_of(config), opponents, plain(config).get("video", 0), origin)
 
 
 def load_policies(config: Config) -> list[Policy]:
@@ -198,6 +190,8 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
 
 def print_execution(config: Config, setup: RolloutSetup, console: Console, opponents: Sequence[Policy] = ()) -> None:
     """Print what is left open: action steps, length, sampler; then notes."""
+    if setup.origin:
+        console.print(f"env={setup.env.name}, {setup.origin}", soft_wrap=True)
     if config["env"]["n_action_steps"] is None:
         origin = origin_of_action_steps([*setup.policy.policies, *opponents])
         console.print(f"n_action_steps={setup.actor.n_action_steps}, {origin}", soft_wrap=True)

@@ -6,41 +6,74 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gpc.commands.config import Config, load_config, options, plain
 from gpc.errors import InputError
+from gpc.objects import build
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import HasSimulator, Policy
 
+POLICY, DEFAULT = "policy", "pusht"
+"""The environment that stands for the policies' own, and the one if none of them names its own."""
 
-def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> EnvSpec:
-    """Return the simulator that all policies were trained for.
 
-    Of several checkpoints the longest `max_steps` counts, and an option that only one names is taken from it.
+def env_of(config: Config) -> EnvSpec:
+    """Return the environment of a configuration."""
+    return build(EnvSpec, plain(config["env"]), "env", rename_map=plain(config["rename_map"]))
+
+
+def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:
+    """Return an environment by name, with overrides as on the command line."""
+    return env_of(load_config("evaluate", [f"env={name}", *overrides, "policies=[none]"]))
+
+
+def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> tuple[EnvSpec, str]:
+    """Return the simulator of policies, and where it comes from, as text.
+
+    It is the requested one unless its type is "policy". Else it is the one that all policies were trained for which name
+    one. Of several, the longest `max_steps` counts, and an option that only one names is taken from it.
 
     Args:
-        policies: policies whose checkpoints name a simulator.
-        requested: numbers that replace those of the checkpoints, unless they are None.
+        policies: policies that act in one run.
+        requested: settings that replace those of the policies, unless they are None.
 
     Raises:
-        InputError: If a checkpoint names no simulator, or two name different ones.
+        InputError: If two policies name different simulators.
     """
-    specs: list[EnvSpec] = []
-    options: dict[str, Any] = {}
-    for policy in policies:
-        spec = policy.simulator if isinstance(policy, HasSimulator) else None
-        if spec is None:
-            raise InputError(f"the checkpoint of {policy.name} names no simulator; name one, as in env=lift")
+    if requested.type != POLICY:
+        return requested, ""
+    known = [(policy.name, spec) for policy in policies if (spec := _simulator(policy))]
+    if not known:
+        known, origin = [("", env_named(DEFAULT))], "since no policy names its task"
+    else:
+        origin = f"as {' and '.join(name for name, _ in known)} {'were' if len(known) > 1 else 'was'} trained"
+    (first, common), settings = known[0], dict[str, Any]()
+    for name, spec in known:
         entries = spec.options or {}
-        if specs and (
-            spec.type != specs[0].type or any(options.get(key, value) != value for key, value in entries.items())
-        ):
-            one, other = _first_difference(specs[0], spec)
-            raise InputError(
-                f"{policies[0].name} was trained for {one}, {policy.name} for {other}; name one, as in env=lift"
-            )
-        specs.append(spec)
-        options |= entries
-    max_steps = requested.max_steps or max(filter(None, (spec.max_steps for spec in specs)))
-    return replace(specs[0], n_action_steps=requested.n_action_steps, max_steps=max_steps, options=options)
+        if spec.type != common.type or any(settings.get(key, value) != value for key, value in entries.items()):
+            one, other = _first_difference(common, spec)
+            raise InputError(f"{first} was trained for {one}, {name} for {other}; name one, as in env=lift")
+        settings |= entries
+    lengths = [spec.max_steps for _, spec in known if spec.max_steps is not None]
+    return replace(
+        common,
+        n_action_steps=requested.n_action_steps,
+        max_steps=requested.max_steps or max(lengths, default=None),
+        options={**settings, **(requested.options or {})} or common.options,
+        rename_map={**(common.rename_map or {}), **(requested.rename_map or {})},
+    ), origin
+
+
+def choices() -> str:
+    """Return the names for `env=`, as text."""
+    return ", ".join(options("env"))
+
+
+def _simulator(policy: Policy) -> EnvSpec | None:
+    """Return the simulator that a policy names; one of `env=` with its settings."""
+    spec = policy.simulator if isinstance(policy, HasSimulator) else None
+    if spec is None or spec.options is not None or spec.type not in options("env"):
+        return spec
+    return env_named(str(spec.type))
 
 
 def _first_difference(one: EnvSpec, other: EnvSpec) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gpc.errors import InputError, suggest
-from gpc.registry import is_module, names
+from gpc.registry import names
 
 GROUP = "gpc.policies"
 FORMS = {
@@ -38,11 +38,11 @@ def bundled_folders() -> dict[str, Path]:
 def check_source(source: str) -> None:
     """Check by name and files that a source can be a policy.
 
-    Sources of loaders of other packages and of modules pass.
+    Sources of loaders of other packages pass.
 
     Raises:
-        InputError: If its loader is unknown, its path is missing or has no loader, or it is a name of the hub without its
-            loader or commit. The line to type is named.
+        InputError: If its path is missing or has no loader, or it is a name of the hub without its loader or commit. The
+            line to type is named.
     """
     loader, path = split_source(source)
     place = Path(path).expanduser()
@@ -57,8 +57,6 @@ def check_source(source: str) -> None:
         raise InputError(f"no {'folder' if 'FOLDER' in FORMS[loader] else 'file'} {path!r}; {line}")
     elif loader not in names(GROUP) and (fits := loader_of(Path(source).expanduser())):
         raise InputError(f"{source} has no loader; by its files it is {fits}: write that")
-    elif loader not in names(GROUP) and not is_module(loader):
-        raise InputError(f"unknown policy loader or module {loader!r}{suggest(loader, names(GROUP))}")
 
 
 def _check_bundled(path: str, place: Path) -> None:

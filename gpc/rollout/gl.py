@@ -54,7 +54,7 @@ def probe(settings: Mapping[str, str]) -> Probe:
     inherited = {key: value for key, value in environment().items() if key not in (BACKEND, DEVICE, PLATFORM)}
     command = python("-c", _PROBE)
     try:
-        done = subprocess.run(command, env=inherited | settings, capture_output=True, timeout=60, text=True)
+        done = subprocess.run(command, env={**inherited, **settings}, capture_output=True, timeout=60, text=True)
     except subprocess.TimeoutExpired:
         return Probe("the driver gave no answer in 60 s")
     count = done.stdout.split()
