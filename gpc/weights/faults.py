@@ -21,7 +21,8 @@ from torch import Tensor
 
 from gpc.demonstrations import Demonstrations
 from gpc.policy.spec import ActionSpec, Policy
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, Wrapper
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, Wrapper, with_noise_keys
+from gpc.score.keyed_noise import NoiseKeys
 from gpc.score.noise import Karras, LinearFlow, Schedule, VariancePreserving, snap_sigmas
 from gpc.weights.denoising_error import demonstrated
 
@@ -51,7 +52,8 @@ def find_fault(policy: Policy, demonstrations: Demonstrations) -> str | None:
     parts = list(demonstrated(policy, demonstrations, len(sigmas), WINDOWS))
     clean = torch.cat([part.clean for part in parts])
     noisy = clean + sigmas[:, None, None, None] * torch.cat([part.noise for part in parts], 1)
-    denoisers = [policy.condition(part.observation) for part in parts]
+    keys = [NoiseKeys.of(part.windows, part.windows * 0) for part in parts]
+    denoisers = [with_noise_keys(policy.condition(part.observation), k) for part, k in zip(parts, keys, strict=True)]
 
     def denoised(change: Callable[[NetworkDenoiser], Denoiser]) -> Tensor:
         """Return the result of changed denoisers, (levels, batch, horizon, action)."""
@@ -171,9 +173,10 @@ def _other_actions(actions: ActionSpec, chunks: Tensor, clean: Tensor) -> str | 
     slope = covariance[:dim, dim:] / spread[:dim, None]  # (network's, demonstrated)
     left = spread[dim:] - slope**2 * spread[:dim, None]  # squared error of the regression
     order = linear_sum_assignment(left / spread[dim:])[1].tolist()
-    if order != list(range(dim)):
-        better = left[range(dim), order].sum() < 0.5 * min(spread[dim:].sum(), left.diagonal().sum())
-        return f"the dimensions are in the order {', '.join(names[i] for i in order)}" if better else None
+    if order != list(range(dim)) and left[range(dim), order].sum() < 0.5 * min(
+        spread[dim:].sum(), left.diagonal().sum()
+    ):
+        return f"the dimensions are in the order {', '.join(names[i] for i in order)}"
     before = (chunks - clean).square().mean((0, 1))
     wrong = (left.diagonal() < 0.5 * torch.minimum(before, spread[dim:])).nonzero().flatten().tolist()
     texts = []
