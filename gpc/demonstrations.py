@@ -109,7 +109,7 @@ class Demonstrations:
 
 
 def check(path: str | Path) -> Path:
-    """Check what can be checked at once: that the path exists, a LeRobotDataset's version.
+    """Check that a path exists and, of a LeRobotDataset, the version.
 
     Raises:
         InputError: If there is nothing, or a data set of another version.
