@@ -39,6 +39,7 @@ NOT_RUN = {
     "robot=lerobot": "a robot on a serial port: tests/test_lerobot_robots.py",
     "robot=ros2": "a robot on ROS 2: tests/test_over_ros2.py",
     "env=my_env": "a class of the reader's: tests/test_from_gymnasium.py",
+    "my_policy:": "a module of the page: tests/test_own_policy.py",
     "lerobot:": "a checkpoint: tests/test_from_lerobot.py",
     "robomimic:": "a checkpoint: tests/test_from_robomimic.py",
     "diffusion_policy:": "a checkpoint: tests/test_from_diffusion_policy.py",
@@ -100,10 +101,14 @@ def test_keys_names_and_values_are_valid(page, command, tmp_path, monkeypatch):
     config = load_config(name, overrides)
     for source in config.policies:
         loader, colon, path = source.partition(":")
-        if colon and loader != "remote":  # a file of the reader's
+        if colon and loader not in (*FORMS, "remote"):  # a module of the reader's
+            (tmp_path / f"{loader}.py").touch()
+        elif colon and loader != "remote":  # a file of the reader's
             place = tmp_path / path.removeprefix("~/")
             place.parent.mkdir(parents=True, exist_ok=True)
             place.mkdir(exist_ok=True) if "FOLDER" in FORMS[loader] else place.touch()
+    if (demonstrations := config.get("demonstrations")) and not demonstrations.startswith("tests/"):
+        (tmp_path / demonstrations).touch()
     monkeypatch.setenv("HOME", str(tmp_path))
     check_config(name, config)
     setup.sampling_of(config)
