@@ -28,6 +28,7 @@ from gpc.score.keyed_noise import NoiseKeys
 from gpc.score.noise import NoiseLevels
 from gpc.serve.metadata import check_metadata, policy_metadata
 from gpc.weights.denoising_error import measure
+from gpc.weights.faults import find_fault
 
 DATA = np.random.default_rng(0).normal([0, 500, 3, 7, 0], [1, 0.01, 1, 1, 1], (200, 5)).astype(np.float32)
 DATA[:, 2], DATA[:, 4] = 0.1, 0.0  # constants
@@ -207,3 +208,16 @@ def test_denoising_errors_are_measured_on_constants():
     both = compose([held(5e-9, 0.25 + 5e-9, -1.0), FREE])
     squares = measure(both, Sampling(steps=5), some).squares  # (levels, policies)
     assert (squares[:, 0] < squares[:, 1]).all()
+
+
+def test_a_network_that_is_a_little_off_its_constant_has_no_fault():
+    """It is off by half a unit where there is noise; the action is the constant all the same."""
+
+    def close(x, sigma):
+        out = Gaussian()(x, sigma)
+        out[..., 1] = 0.5 * sigma / (1 + sigma)
+        return out
+
+    actions = np.random.default_rng(1).normal(0.3, 0.5, size=(600, 2)) * 4
+    some = Demonstrations({"state": np.zeros((600, 3), np.float32)}, actions, np.array([600]))
+    assert find_fault(FixedPolicy(close, ActionSpec(16, (4.0, 0.0), (0.0, 0.25)), LEVELS), some) is None

@@ -65,9 +65,11 @@ def find_fault(policy: Policy, demonstrations: Demonstrations) -> str | None:
         return (chunks - clean).square().mean((1, 2)).sqrt()
 
     chunks, level, variance = denoised(lambda network: network), sigmas[:, None, None] ** 2, clean.var(0)
+    varying = torch.tensor([constant is None for constant in policy.actions.constants])
+    variance += ~varying  # an error there moves no action
     bound = (level * variance / (level + variance)).mean(1).sqrt()  # (levels, action)
     error, most = error_of(chunks), SLACK * bound + FLOOR
-    correctable = (_correctable(chunks, noisy, clean) * (error > FLOOR)).mean(0)
+    correctable = (_correctable(chunks, noisy, clean) * (error > FLOOR)).mean(0) * varying
     if bool((error <= most).all()) and float(correctable.max()) <= CORRECTABLE:
         return None
     others = [(error_of(denoised(change)), text) for text, change in _other_networks(denoisers[0])]
