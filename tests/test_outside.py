@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import gymnasium
 import pytest
+from docs_blocks import run_python
 from gymnasium.wrappers import TimeLimit, TransformReward
 
 import gpc
@@ -416,3 +417,13 @@ def test_a_module_that_the_user_names_is_found_in_the_working_directory(beside):
 def test_a_named_object_that_cannot_be_imported_is_one_line(beside, name, line):
     with pytest.raises(InputError, match=line):
         load_named(name, "env")
+
+
+def test_the_page_of_ones_own_environment_runs(user_folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(user_folder))  # as the folder of a script, which pytest is not
+    names = run_python(
+        "your-own-environment.md", shorter={'{"episodes": 2}': '{**ONCE, "episodes": 1}'}, names={"ONCE": ONCE}
+    )
+    scores = {name: names[name].score for name in ("made", "named", "spec", "inline")}
+    assert scores["made"] == scores["spec"] == scores["inline"] != scores["named"]
+    assert {names[name].rows[0].steps for name in scores} == {60}

@@ -70,7 +70,7 @@ def _package(name: str, needed_for: str, fix: str) -> Finding:
 
 def _pictures() -> list[Finding]:
     """Draw without a screen: with each backend, and with the settings of this shell."""
-    needed_for, given = "camera images from MuJoCo", gl.given_settings()
+    needed_for, settings = "camera images from MuJoCo", gl.given_settings()
     tries = {backend: gl.first_that_works({gl.BACKEND: backend}) for backend in gl.LIBRARIES}
     failed = [choice.failures[backend] for backend, choice in tries.items() if choice.settings is None]
     if any("No module named 'mujoco'" in probe.error for probe in failed):
@@ -82,7 +82,7 @@ def _pictures() -> list[Finding]:
         state = (reason + ("; not needed" if works else "")) if reason else "works"
         rows.append(Finding(f"{gl.BACKEND}={backend}", state, needed_for, "" if works else reason))
     if works:
-        choice = gl.first_that_works(given)
-        broken = "" if choice.settings else gl.explain(given, choice.failures)
-        rows.append(Finding("pictures", gl.commands(given, choice.settings or works), needed_for, broken))
+        choice = gl.first_that_works(settings)
+        broken = "" if choice.settings else gl.explain(settings, choice.failures)
+        rows.append(Finding("pictures", gl.commands(settings, choice.settings or works), needed_for, broken))
     return rows

@@ -43,7 +43,7 @@ class Probe(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The settings that work, None if none does, and the probes of backends that do not."""
+    """The settings that work (None if none does), and the failed probes."""
 
     settings: dict[str, str] | None
     failures: dict[str, Probe]
