@@ -38,7 +38,7 @@ gpc policies "$lerobot" "$robomimic" "diffusion_policy:$unet"
 
 say "diagnosed"
 gpc diagnose "policies=[$lerobot,pusht-flow]" env.n_action_steps=6 demonstrations=data/pusht run_dir=runs/diagnosis
-need runs/diagnosis/{diagnosis.json,report.html}
+need runs/diagnosis/{diagnosis.json,errors.png}
 
 say "evaluated, each with its own sampler"
 gpc evaluate "policies=[$lerobot]" env=pusht sampler=native episodes=2 env.max_steps=24 run_dir=runs/lerobot
