@@ -38,9 +38,10 @@ def test_three_policies_make_three_pairs_and_one_makes_none():
 
 
 def test_listening_changes_nothing():
-    policy = compose([FixedPolicy(Gaussian(-1.0, 0.4)), FixedPolicy(Gaussian(2.0, 0.7))], [0.3, 0.7])
+    parents = [FixedPolicy(Gaussian(-1.0, 0.4)), FixedPolicy(Gaussian(2.0, 0.7))]
+    policy = compose(parents, [0.3, 0.7])
     x, sigma = torch.randn(2, 16, 2, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
-    members, mask = [m.denoiser(x, sigma) for m in policy.policies], torch.ones(2, 16, 2)
+    members, mask = [m.denoiser(x, sigma) for m in parents], torch.ones(2, 16, 2)
     recorder = RecordingComposer(policy.composer)
     assert torch.equal(recorder(x, sigma, members, mask), policy.composer(x, sigma, members, mask))
     assert recorder.active_members(mask, 0.7) == policy.composer.active_members(mask, 0.7)
@@ -93,7 +94,7 @@ def test_the_command_writes_a_diagnosis_and_its_pictures(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("ask", "error"),
     [
-        (["policies=[pusht-beso]"], "name a second one beside pusht-beso"),
+        (["policies=[pusht-beso]"], "a diagnosis needs at least two policies"),
         (["policies=[pusht-beso,pusht-flow]", "demonstrations=nowhere.zarr"], "nowhere.zarr"),
     ],
 )

@@ -70,6 +70,7 @@ class _Line(Struct, forbid_unknown_fields=True):
     success: bool
     score: float
     steps: Count
+    reported: bool = True
 
 
 class Evidence:
@@ -178,7 +179,7 @@ def _without_rows(run: Run) -> Recorded:
 
 def _line_of(name: str) -> Any:
     def line(row: Row) -> str:
-        fields = {key: value for key, value in msgspec.structs.asdict(row).items() if key != "weights"}
+        fields = {key: value for key, value in msgspec.to_builtins(row).items() if key != "weights"}
         return json.dumps({"run": name, **fields}, allow_nan=False) + "\n"
 
     return line
@@ -186,7 +187,7 @@ def _line_of(name: str) -> Any:
 
 def _row(line: _Line, recorded: Recorded) -> Row:
     weights = recorded.weights[line.candidate]
-    return Row(line.phase, line.candidate, line.seed, weights, line.success, line.score, line.steps)
+    return Row(line.phase, line.candidate, line.seed, weights, line.success, line.score, line.steps, line.reported)
 
 
 def _read_table(path: Path) -> bytes:
