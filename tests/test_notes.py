@@ -18,7 +18,14 @@ def policy(name, relative):
 
 @pytest.mark.parametrize(
     ("kinds", "named"),
-    [((None,), ""), ((None, False), "p0"), ((None, True), "p0"), ((None, None), "p0, p1"), ((False, False), "")],
+    [
+        ((None,), ""),
+        ((None, False), "p0"),
+        ((None, True), "p0"),
+        ((None, None), ""),
+        ((None, True, None), "p0, p2"),
+        ((False, False), ""),
+    ],
 )
 def test_undeclared_moves_are_noted_in_a_composition_only(kinds, named):
     notes = warnings_of(gpc.compose([policy(f"p{i}", kind) for i, kind in enumerate(kinds)]))

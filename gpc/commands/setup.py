@@ -174,7 +174,7 @@ def warnings_of(policy: Composition) -> list[str]:
     """Return what is approximate about a composition, and what cannot be checked."""
     notes = [member.warning for member in policy.members if member.warning]
     undeclared = [member.policy.name for member in policy.members if member.policy.actions.relative is None]
-    if undeclared and len(policy.members) > 1:
+    if 0 < len(undeclared) < len(policy.members):  # if none declares it, nothing shows that they differ
         notes.append(
             f"{', '.join(undeclared)} without a declaration whether actions are moves (delta) or absolute targets: a mixture of "
             "both would not be refused (docs/alignment.md)"
