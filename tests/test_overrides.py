@@ -78,6 +78,9 @@ def test_a_comma_belongs_to_the_name_of_a_file_that_exists(monkeypatch, tmp_path
         (tmp_path / name).touch()
     typed = "policies=[robomimic:lift, best.pth,diffusion_policy:a,b,c.ckpt,x,y]"
     assert policies(typed) == ["robomimic:lift, best.pth", "diffusion_policy:a,b,c.ckpt", "x", "y"]
+    for name in ("pusht-flow", "my_policy:policy", "gone.pth"):  # no part of the loader of the next policy
+        assert policies(f"policies=[{name},robomimic:a,b,c.ckpt]") == [name, "robomimic:a,b,c.ckpt"]
+        assert policies(f"policies=[{name}, bundled:{tmp_path}]") == [name, f"bundled:{tmp_path}"]
 
 
 def test_a_comma_that_can_be_read_in_two_ways_is_named(monkeypatch, tmp_path):

@@ -73,8 +73,9 @@ def _pieces(content: str) -> Iterator[str]:
 
 
 def _exists(source: str) -> bool:
+    loader, path = split_source(source)
     try:
-        return Path(split_source(source)[1]).expanduser().exists()
+        return "," not in loader and Path(path).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # no name of a file, or of a user
         return False
 
