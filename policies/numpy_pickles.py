@@ -11,6 +11,7 @@ import numpy as np
 
 NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")  # no objects, no structures, no texts
 ORDERS = (("<",), (">",), ("|",), ("=",))
+DIMENSIONS, LONGEST = 32, 2**31  # of an array; the product of many long numbers takes quadratic time
 
 
 class Dtype:
@@ -60,7 +61,8 @@ class Array(np.ndarray[Any, Any]):
             UnpicklingError: If it holds no numbers, or other bytes than its shape and type need.
         """
         _, shape, dtype, fortran, data = state
-        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        plain = isinstance(shape, tuple) and len(shape) <= DIMENSIONS
+        if not plain or not all(type(n) is int and 0 <= n <= LONGEST for n in shape):
             raise UnpicklingError("an array of numpy without a shape")
         data, kind = _check(dtype, data, prod(shape))
         checked: Any = (1, shape, kind, fortran is True, data)

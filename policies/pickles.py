@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 OPERATIONS = 500_000  # in one pickle; a tensor takes about 25
 WORK = 20_000_000  # nodes put into containers; a shared one is counted at each use
-ITEMS = 8  # of a tuple that are read; no tensor has more dimensions
+ITEMS = 8  # of a tuple that is read; gpc takes no tensor of more dimensions
 DEPTH = 200  # of nested containers; hashing a tuple is recursive in C, without a limit of its own
 CALLED = frozenset(
     {
@@ -99,7 +99,8 @@ class Measure:
             self._put(self.stack[-1], items)
         elif name in TUPLES:
             items = self._pop(TUPLES[name])
-            self.stack.append(self._put(Node(value=[item.value for item in items[:ITEMS]]), items))
+            value = [item.value for item in items] if len(items) <= ITEMS else None
+            self.stack.append(self._put(Node(value=value), items))
         elif name in ("REDUCE", "NEWOBJ"):
             function, arguments = self._pop(2)
             made = self._check_call(function, arguments)
@@ -176,7 +177,7 @@ def _check_tensor(arguments: list[Any]) -> None:
     torch enlarges a storage that is too small.
     """
     if len(arguments) < 4 or not all(isinstance(part, list) for part in arguments[2:4]):
-        raise UnpicklingError("a tensor without sizes")
+        raise UnpicklingError(f"a tensor without sizes, or of more than {ITEMS} dimensions")
     count, offset, sizes, strides = _number(arguments, 0), _number(arguments, 1), *arguments[2:4]
     lengths = [_number(sizes, i) for i in range(len(sizes))]
     if not prod(lengths):

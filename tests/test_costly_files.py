@@ -93,9 +93,12 @@ GLOBALS = {
         ("torch", "Tensor"),
         ("torch._tensor", "_rebuild_from_type_v2"),
         ("_codecs", "encode"),
+        ("numpy", "ndarray"),
+        ("numpy.core.multiarray", "_reconstruct"),
     ]
 }
 ENTRY, NUMBER, ACCENTS = b"\x80\x02}X\1\0\0\0x", b"J\0\0\0\x7f", b"X\xa0\x86\1\0" + b"\xc3\xa9" * 50_000
+LONG_NUMBER = b"\x8a\xff" + b"\x7f" * 255
 PROGRAMS = {
     "a key that takes for ever to hash": tuples(60, True),
     "a key that breaks the stack": tuples(300_000, False),
@@ -108,6 +111,17 @@ PROGRAMS = {
         [ENTRY, GLOBALS["encode"], b"q\0X\xa0\x86\1\0" + b"a" * 100_000, b"q\1X\6\0\0\0latin1q\2\x86Rs"]
         + [b"X\4\0\0\0%04d" % i + b"h\0h\1h\2\x86Rs" for i in range(3000)]
         + [b"."]
+    ),
+    "a shape whose product takes quadratic time": b"".join(
+        [
+            ENTRY,
+            GLOBALS["_reconstruct"],
+            GLOBALS["ndarray"],
+            b")K\1\x87R(K\1(",
+            LONG_NUMBER,
+            b"q\0" + b"h\0" * 50_000,
+            b"tNNNtbs.",
+        ]
     ),
     "a codec of quadratic time": ENTRY + GLOBALS["encode"] + ACCENTS + b"X\x08\0\0\0punycode\x86Rs.",
 }
@@ -126,9 +140,12 @@ def test_a_pickle_is_measured_before_it_is_read(tmp_path, program):
 class Wide:
     """A tensor of 2^30 numbers in 4 bytes of memory."""
 
+    def __init__(self, ones=0):
+        self.sizes = (*[1] * ones, 2**15, 2**15)
+
     def __reduce__(self):
-        storage = torch.zeros(1)._typed_storage()
-        return torch._utils._rebuild_tensor_v2, (storage, 0, (2**15, 2**15), (0, 0), False, collections.OrderedDict())
+        storage, strides = torch.zeros(1)._typed_storage(), (*[1] * (len(self.sizes) - 2), 0, 0)
+        return torch._utils._rebuild_tensor_v2, (storage, 0, self.sizes, strides, False, collections.OrderedDict())
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -151,8 +168,10 @@ def test_tensors_of_every_kind_that_a_training_saves_are_read(tmp_path, new):
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_tensor_is_not_larger_than_its_memory(tmp_path, new):
-    torch.save({"model": Wide(), "pad": torch.zeros(33_000)}, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
-    refused(lambda: read_checkpoint(tmp_path / "x.pth"), "larger than its memory")
+    for ones, fault in [(0, "larger than its memory"), (7, "more than 8 dimensions")]:
+        content = {"model": Wide(ones), "pad": torch.zeros(33_000)}
+        torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+        refused(lambda: read_checkpoint(tmp_path / "x.pth"), fault)
 
 
 def test_many_views_of_one_memory_are_not_many_tensors(tmp_path):
