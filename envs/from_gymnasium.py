@@ -65,6 +65,8 @@ class Gymnasium(Environment):
         self._env: Any = _make(task, max_steps, settings or {}) if isinstance(task, str) else task
         self.task = task if isinstance(task, str) else type(task.unwrapped).__name__
         self.max_steps = max_steps or _limit(self._env)
+        if isinstance(task, str) and not _takes(self._env.unwrapped.reset, "seed"):
+            self._env = self._env.unwrapped  # gymnasium's own wrappers pass a seed
         action: Any = self._env.action_space
         if not isinstance(action, spaces.Box) or len(action.shape) != 1:
             self._env.close()

@@ -183,8 +183,13 @@ class Old(gymnasium.Env):
         return self.look(), 0.5, self.count == 4, {"success": self.count == 4, "TimeLimit.truncated": False}
 
 
-def test_the_old_interface_and_observations_of_every_kind():
-    env = Gymnasium(task=Old())
+gymnasium.register("Old-v0", Old, max_episode_steps=30)
+
+
+@pytest.mark.parametrize(("task", "steps"), [(Old(), None), ("Old-v0", 30)])
+def test_the_old_interface_and_observations_of_every_kind(task, steps):
+    env = Gymnasium(task=task)
+    assert env.max_steps == steps
     check_env(env, steps=3)
     frame, _ = env.reset(seed=3)
     assert set(frame) == {"0", "1", "2.bits", "task"}
@@ -195,7 +200,7 @@ def test_the_old_interface_and_observations_of_every_kind():
     assert env.observe(["1"])["1"].tolist() == [4]
     assert [outcome[:3] for outcome in outcomes] == [(0.5, False, False)] * 3 + [(0.5, True, False)]
     assert outcomes[-1][3]["is_success"] is True
-    with pytest.raises(RunError, match="Old draws no picture: it needs the render_mode 'rgb_array'"):
+    with pytest.raises(RunError, match=r"Old\S* draws no picture: it needs the render_mode 'rgb_array'"):
         env.render()
 
 
