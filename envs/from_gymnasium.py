@@ -18,6 +18,7 @@ from gpc.policy.observation import TASK, TASK_BYTES, write_text
 from gpc.registry import import_named
 from gpc.rollout.env import Environment, draws
 from gpc.rollout.gl import choose_gl, undecided
+from gpc.rollout.instances import package_of
 from gpc.types import Array, Frame
 
 ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # prefixes of their ids
@@ -88,11 +89,6 @@ class Gymnasium(Environment):
         self._steps = 0
 
     @staticmethod
-    def registers(name: str) -> bool:
-        """Return whether gymnasium or its robotics package has an environment."""
-        return name in gymnasium.registry or name.startswith(ROBOTICS)
-
-    @staticmethod
     def check_task(task: str) -> None:
         """Import the module that registers an id, and check the id.
 
@@ -156,8 +152,11 @@ class Gymnasium(Environment):
 
     def _value(self, key: str) -> Array:
         value = self._observation
-        for step in self._paths[key]:
-            value = value[step]
+        try:
+            for step in self._paths[key]:
+                value = value[step]
+        except (KeyError, IndexError, TypeError):
+            raise InputError(f"{self.task} observes no {key!r}, which its observation_space has") from None
         if isinstance(value, str):
             return write_text(value)
         return np.atleast_1d(np.array(value))  # a single number has the shape (1,)
@@ -199,7 +198,7 @@ def _unknown(module: str, name: str) -> str:
     line = f"gymnasium has no environment {name!r}"
     if module:
         top = module.partition(".")[0]
-        added = [key for key, spec in gymnasium.registry.items() if _home(spec.entry_point).partition(".")[0] == top]
+        added = [key for key, spec in gymnasium.registry.items() if package_of(spec) == top]
         return f"{line} after the import of {module}{suggest(name, added) if added else ', which registers none'}"
     package = name.partition("/")[0]
     for candidate in (package, package.lower().replace("-", "_"), package.lower().replace("-", "")):
@@ -207,11 +206,6 @@ def _unknown(module: str, name: str) -> str:
             return f"{line}; the package that registers it comes first, as in {candidate}:{name}"
     close = suggest(name, list(gymnasium.registry))
     return f"{line}{close if 'did you mean' in close else ''}; of another package, write PACKAGE:{name}"
-
-
-def _home(entry: Any) -> str:
-    """Return the module of a registered class or function."""
-    return entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
 
 
 def _drawing(name: str) -> dict[str, Any]:

@@ -65,11 +65,12 @@ def build(kind: Callable[..., T], data: Mapping[str, Any], where: str, **extra: 
         InputError: If an argument is missing, unknown, of another type or out of bounds.
     """
     settings = {name: setting for name, setting in settings_of(kind).items() if name not in extra}
+    takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in signature(kind).parameters.values())
     arguments = {}
     for name, value in data.items():
-        if name not in settings:
+        if name not in settings and not takes_any:
             raise InputError(f"{where} takes no {name!r}{suggest(name, list(settings)) if settings else ''}")
-        arguments[name] = _checked(settings[name].type, value, f"{where}.{name}")
+        arguments[name] = _checked(settings[name].type if name in settings else Any, value, f"{where}.{name}")
     for name, setting in settings.items():
         if setting.default is REQUIRED and name not in arguments:
             raise InputError(f"{where}.{name} is not set; give it on the command line, as in {where}.{name}=VALUE")

@@ -62,6 +62,7 @@ CASES = {
     "words as weights": ([PAIR, "weights=[a,b]"], "must be numbers"),
     "an environment": ([PAIR, WEIGHTS, "env=pusth"], "did you mean 'pusht'"),
     "an id of gymnasium": ([PAIR, WEIGHTS, "env=gymnasium", "env.options.task=Pend-v1"], "environment 'Pend"),
+    "an id of another package": ([PAIR, WEIGHTS, "env=gym_pusht/PushT-v0"], "as in gym_pusht:gym_pusht/PushT-v0"),
     "an option of an environment": ([PAIR, WEIGHTS, "env.options.taks=x"], "unknown key 'env.options.taks'"),
     "a key": ([PAIR, WEIGHTS, "epsiodes=3"], "did you mean 'episodes'"),
     "a run of another seed": (

@@ -16,10 +16,9 @@ from gymnasium.wrappers import TimeLimit, TransformReward
 import gpc
 import gpc.registry
 from gpc.commands.cli import main
+from gpc.commands.config import load_config
 from gpc.commands.replay import replay
-from gpc.commands.setup import (
-    spec_of,
-)
+from gpc.commands.setup import spec_of
 from gpc.commands.simulators import env_named
 from gpc.errors import InputError
 from gpc.inert import Console
@@ -203,19 +202,33 @@ def registered():
     return "Point9-v0"
 
 
-@pytest.mark.parametrize("given", ["made", "wrapped", "copied", "function", "lambda", "name"])
+@pytest.mark.parametrize("given", ["made", "wrapped", "copied", "function", "any", "lambda", "name", "id"])
 def test_every_way_to_give_an_environment_runs_the_same_episode(given, outside, parents, registered):
     ways = {
         "made": lambda: gymnasium.make(registered, size=256.0),
         "wrapped": lambda: TransformReward(gymnasium.make(registered, size=256.0), lambda reward: 2 * reward),
         "copied": lambda: TimeLimit(outside.Point(256.0), 9),
         "function": lambda: gpc.EnvSpec(outside.make_point, options={"size": 256.0}),
+        "any": lambda: gpc.EnvSpec(lambda **settings: TimeLimit(outside.Point(**settings), 9), options={"size": 256.0}),
         "lambda": lambda: lambda: TimeLimit(outside.Point(256.0), 9),
         "name": lambda: gpc.EnvSpec("outside_gpc:Point", max_steps=9, options={"size": 256.0}),
+        "id": lambda: gpc.EnvSpec("outside_gpc:Registered-v0", max_steps=9, options={"settings": {"size": 256.0}}),
     }
     (row,) = gpc.evaluate(parents[0], ways[given](), **ONCE).rows
     assert row.steps == 9
     assert row.score == pytest.approx((2 if given == "wrapped" else 1) * 0.038141, rel=1e-3)
+
+
+def test_an_id_that_only_this_program_has_registered_is_that_of_a_made_environment(parents, registered, tmp_path):
+    by_id = gpc.evaluate(parents[0], registered, run_dir=tmp_path, **ONCE)
+    assert gpc.evaluate(parents[0], gymnasium.make(registered), run_dir=tmp_path, **ONCE).rows == by_id.rows
+    assert spec_of(gpc.EnvSpec(registered, max_steps=5)).name == registered
+
+
+def test_a_spec_has_every_name_of_env():
+    lift = spec_of(gpc.EnvSpec("lift", max_steps=7, options={"points": 9}))
+    assert lift == env_named("lift", ["env.max_steps=7", "env.options.points=9"])
+    assert spec_of(gpc.EnvSpec("pusht", max_steps=7)) == gpc.EnvSpec("pusht", max_steps=7), "a registered type stays"
 
 
 def test_search_and_compare_take_an_environment_that_exists(outside, parents, registered):
@@ -240,6 +253,12 @@ def test_the_record_of_an_environment_that_exists_tells_it_from_others(outside, 
 def test_what_cannot_be_sent_or_is_no_environment_is_one_line(outside, parents):
     lock, holder = threading.Lock(), outside.Point()
     holder.lock = lock
+    opened = outside.Point()
+    with (
+        open(os.devnull) as opened.file,
+        pytest.raises(InputError, match=r"Point cannot be copied .*; give a function"),
+    ):
+        gpc.evaluate(parents[0], TimeLimit(opened, 9), episodes=1)
     with pytest.raises(
         InputError, match=r"<lambda> cannot be sent to a simulator process .*lock.*; give a function that"
     ):
@@ -267,6 +286,10 @@ class Narrow(outside_gpc.Point):
     def _frame(self):
         return {"state": super()._frame()["state"][:4]}
 
+class Keyless(outside_gpc.Point):
+    def _frame(self):
+        return {"stat": super()._frame()["state"]}
+
 class Silent(outside_gpc.Point):
     def step(self, action):
         return *super().step(action)[:4], {}
@@ -277,6 +300,7 @@ class Silent(outside_gpc.Point):
     ("name", "line"),
     [
         ("Crashing", r"Crashing: step\(\) raises KeyError: 'arm'"),
+        ("Keyless", r"Keyless observes no 'state', which its observation_space has"),
         ("Narrow", r"Narrow observes 'state' as \(4,\), its observation_space is \(5,\)"),
     ],
 )
@@ -332,6 +356,12 @@ def test_a_class_of_the_working_directory_is_an_environment_of_the_command_line(
         capfd.readouterr().err.split()
     )
     assert main([*replayed, "--trust"]) == 0
+    (beside / "beside_any.py").write_text("import beside_env\ndef make(**all):\n    return beside_env.Point(**all)\n")
+    anything = [*ask, "env=beside_any:make", "env.max_steps=8", "env.options.size=256", "run_dir=any", "video=0"]
+    assert main(["evaluate", *anything]) == 0, capfd.readouterr().err
+    assert read_rows(beside / "any/episodes.jsonl") == read_rows(beside / "run/episodes.jsonl")
+    assert main(["evaluate", *given, "env.options.sise=2"]) == 2
+    assert "env.options takes no 'sise'; did you mean 'size'?" in " ".join(capfd.readouterr().err.split())
     assert main(["evaluate", *given, "run_dir=other", "env.options.size=wide"]) == 2
     assert "env.options.size=wide: Expected `float`" in " ".join(capfd.readouterr().err.split())
 
@@ -379,6 +409,22 @@ def test_an_environment_that_reports_no_success_measures_scores(outside, tiny, t
 def test_a_name_that_no_package_registers_is_answered_with_those_that_are(capsys):
     assert main(["search", "policies=[a,b]", "search=halfs"]) == 2
     assert "unknown search 'halfs'; choose one of demos, gp, grid" in " ".join(capsys.readouterr().err.split())
+    assert main(["evaluate", "policies=[a]", "env="]) == 2
+    assert "unknown env ''; choose one of can, " in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_environment_of_a_module_that_it_lacks_is_named(outside):
+    with pytest.raises(InputError, match=r"outside_gpc holds no 'Pint'; did you mean 'Point'\?"):
+        env_named("outside_gpc:Pint")
+    with pytest.raises(InputError, match=r"env=outside_gpc:__name__ is a str; name a class, or a function that makes"):
+        env_named("outside_gpc:__name__")
+
+
+def test_a_place_in_a_tuple_is_the_name_of_an_observation():
+    assert load_config("evaluate", ["policies=[a]", "rename_map={state: 0, 1: arm}"])["rename_map"] == {
+        "state": "0",
+        "1": "arm",
+    }
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import gymnasium
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -94,12 +95,15 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     _register(overrides)
     try:
         with initialize_config_module("gpc.configs", version_base="1.3"):
-            overrides = [re.sub(rf"^(?=({OPEN})[=.])", "++", item) for item in overrides]
+            keys = rf"{OPEN}|env\.options" if f"env={OUTSIDE}" in overrides else OPEN
+            overrides = [re.sub(rf"^(?=({keys})[=.])", "++", item) for item in overrides]
             config = compose(name, overrides=overrides)
         missing = OmegaConf.missing_keys(config)
         if missing:
             raise InputError(f"{sorted(missing)[0]} is not set; give it on the command line, as in {_example(missing)}")
         OmegaConf.resolve(config)
+        if isinstance(names_of := config.get("rename_map"), DictConfig):  # the places of a tuple are read as numbers
+            config["rename_map"] = {str(k): str(v) if isinstance(v, int) else v for k, v in names_of.items()}
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is null
         raise InputError(_one_line(error, name)) from None
     for key, value in _leaves(plain(config)):
@@ -139,19 +143,20 @@ def _register(overrides: Sequence[str]) -> None:
 def _outside(override: str) -> str:
     """Make an option of an environment that no package registers with gpc.
 
-    "env=module:name" is a class or function of the user's, or else an id that the module registers with gymnasium, and
-    "env=ID" is one of gymnasium's ids.
+    "env=module:name" is a class or function of the user's, or an id that the module registers with gymnasium, and "env=ID"
+    is one of gymnasium's ids.
     """
     group, equals, name = override.partition("=")
     module, colon, path = name.partition(":")
     if group != "env" or not equals or name in options("env"):
         return override
-    if colon and callable(getattr(import_named(module, override), path, None)):
-        node = option("env", name)
-    elif colon or load_entry(ENVS, "env", "gymnasium").registers(name):
+    imported = import_named(module, override) if colon else None
+    if re.search(r"-v\d+$", name) or (imported and not hasattr(imported, path) and path in gymnasium.registry):
         shipped = OmegaConf.load(str(files("gpc.configs").joinpath("env", "gymnasium.yaml")))
         node = plain(cast(DictConfig, shipped))["env"]
         node["options"]["task"] = name
+    elif imported:
+        node = option("env", name)
     else:
         return override
     ConfigStore.instance().store(group="env", name=OUTSIDE, node=node)
@@ -161,6 +166,8 @@ def _outside(override: str) -> str:
 def option(group: str, name: str) -> dict[str, Any]:
     """Return the config option of a type: its settings with defaults."""
     kind = load_named(name, group) if ":" in name else load_entry(REGISTERED[group], group, name)
+    if not callable(kind):
+        raise InputError(f"{group}={name} is a {type(kind).__name__}; name a class, or a function that makes one")
     settings = {
         key: "???" if setting.default is REQUIRED else described(setting.default)
         for key, setting in settings_of(kind).items()
@@ -201,7 +208,7 @@ def _example(missing: set[str]) -> str:
 def _one_line(error: BaseException, name: str) -> str:
     """Return Hydra's message on one line, with the nearest known key or option."""
     text = " ".join(str(error).split())
-    option = re.search(r"Could not find '([\w-]+)/([^']+)'", text)
+    option = re.search(r"Could not find '([\w-]+)/([^']*)'", text)
     if option:
         return f"unknown {option[1]} {option[2]!r}{suggest(option[2], options(option[1]))}"
     key = re.search(r"(?:Could not override|Key) '([\w.]+)'", text)

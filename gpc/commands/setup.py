@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from gpc.commands.checks import sources_of, weights_of
 from gpc.commands.config import Config, plain
 from gpc.commands.rollout_setup import RolloutSetup, prepare
-from gpc.commands.simulators import common_simulator, env_named, env_of
+from gpc.commands.simulators import POLICY, common_simulator, env_named, env_of
 from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
 from gpc.demonstrations import check
@@ -26,10 +25,10 @@ from gpc.policy.adapt import check_names, distinct, rename, to_absolute, with_ac
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_policy
 from gpc.policy.spec import Policy
-from gpc.registry import COMPOSERS, SEARCHES, load_entry
+from gpc.registry import COMPOSERS, ENVS, SEARCHES, load_entry, names
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
-from gpc.rollout.instances import instance
+from gpc.rollout.instances import instance, registered_here
 from gpc.weights.searches import Search
 from gpc.weights.simplex import Weights
 
@@ -74,15 +73,17 @@ def spec_of(env: str | EnvSpec | gymnasium.Env[Any, Any] | Callable[..., Any]) -
     """Return the spec of an environment.
 
     Args:
-        env: name as for `env=`, a spec, a `gymnasium.Env`, or a function or class that makes one.
+        env: name as for `env=`, an id that the program has registered with gymnasium, a spec with any of these as its type,
+            a `gymnasium.Env`, or a function or class that makes one.
 
     Raises:
         InputError: If it is none of these.
     """
     if isinstance(env, str):
-        return env_named(env)
+        here = registered_here(env)
+        return env_named(env) if here is None else EnvSpec(here)
     if isinstance(env, EnvSpec):
-        return replace(env, type=instance(env.type)) if isinstance(env.type, gymnasium.Env) else env
+        return env if env.type in (POLICY, *names(ENVS)) else env.over(spec_of(env.type))
     if isinstance(env, gymnasium.Env):
         return EnvSpec(instance(env))
     if not callable(env):

@@ -54,13 +54,7 @@ def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> tuple[En
             raise InputError(f"{first} was trained for {one}, {name} for {other}; name one, as in env=lift")
         settings |= entries
     lengths = [spec.max_steps for _, spec in known if spec.max_steps is not None]
-    return replace(
-        common,
-        n_action_steps=requested.n_action_steps,
-        max_steps=requested.max_steps or max(lengths, default=None),
-        options={**settings, **(requested.options or {})} or common.options,
-        rename_map={**(common.rename_map or {}), **(requested.rename_map or {})},
-    ), origin
+    return requested.over(replace(common, max_steps=max(lengths, default=None), options=settings)), origin
 
 
 def choices() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gpc.errors import InputError
@@ -38,6 +38,16 @@ class EnvSpec:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and 1 <= value <= most):
                 raise InputError(f"env.{name}={value}: give a whole number from 1 to {most}")
+
+    def over(self, other: EnvSpec) -> EnvSpec:
+        """Return another environment with the settings that this one has."""
+        return replace(
+            other,
+            n_action_steps=self.n_action_steps,
+            max_steps=self.max_steps or other.max_steps,
+            options={**(other.options or {}), **(self.options or {})} or None,
+            rename_map={**(other.rename_map or {}), **(self.rename_map or {})},
+        )
 
     @property
     def name(self) -> str:

@@ -8,7 +8,11 @@ from typing import Any
 
 import gymnasium
 
+from gpc.errors import InputError, one_line
 from gpc.objects import described, settings_of
+
+EVERYWHERE = ("gymnasium", "gymnasium_robotics")
+"""Packages whose ids every process has (`gpc.envs.from_gymnasium`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +30,19 @@ class Instance:
     content: Any = field(repr=False)
 
     def __call__(self, max_steps: int | None = None) -> gymnasium.Env[Any, Any]:
-        """Make the environment."""
+        """Make the environment.
+
+        Raises:
+            InputError: If one that exists cannot be copied.
+        """
         if isinstance(self.content, gymnasium.Env):
-            return deepcopy(self.content)
+            try:
+                return deepcopy(self.content)
+            except Exception as error:
+                raise InputError(
+                    f"{self.name} cannot be copied ({one_line(error)}); give a function that makes all of it, as in "
+                    "gpc.evaluate(policy, make_env)"
+                ) from None
         return gymnasium.make(self.content, max_episode_steps=max_steps)
 
 
@@ -40,12 +54,32 @@ def instance(env: gymnasium.Env[Any, Any]) -> Instance:
     """
     spec, kind = env.spec, type(env.unwrapped)
     if spec is not None and _made_again(spec):
-        wrappers = [[wrapper.entry_point, described(wrapper.kwargs)] for wrapper in spec.additional_wrappers]
-        arguments = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
-        return Instance(spec.id, {"settings": described(arguments), "wrappers": wrappers}, spec)
+        return _again(spec)
     values = {key: getattr(env.unwrapped, key, ...) for key in settings_of(kind)}
     plain = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
     return Instance(kind.__name__, plain, env)
+
+
+def registered_here(name: str) -> Instance | None:
+    """Return what makes the environment of an id that this process has registered.
+
+    None if there is none, or every process has it.
+    """
+    spec = gymnasium.registry.get(name)
+    return None if spec is None or package_of(spec) in EVERYWHERE else _again(spec)
+
+
+def package_of(spec: Any) -> str:
+    """Return the package or module of the class or function behind an id."""
+    entry = spec.entry_point
+    module: str = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    return module.partition(":")[0].partition(".")[0]
+
+
+def _again(spec: Any) -> Instance:
+    wrappers = [[wrapper.entry_point, described(wrapper.kwargs)] for wrapper in spec.additional_wrappers]
+    arguments = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+    return Instance(spec.id, {"settings": described(arguments), "wrappers": wrappers}, spec)
 
 
 def _made_again(spec: Any) -> bool:
