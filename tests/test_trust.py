@@ -233,7 +233,8 @@ def test_a_link_in_a_folder_is_written_through_by_no_command(compared, tiny, tmp
     assert victim.read_text() == "the user's own"
     (folder / "lock").unlink()
     (folder / "lock").symlink_to(victim)
-    assert main(["evaluate", f"policies=[{tiny[0]}]", *SHORT, "episodes=1", f"run_dir={folder}"]) == 2
+    ask = ["evaluate", f"policies=[{tiny[0]}]", *SHORT, "seed=300000", "episodes=1", f"run_dir={folder}"]
+    assert main(ask) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert victim.read_text() == "the user's own"
     (folder / "lock").unlink()
