@@ -22,7 +22,7 @@ from servers import process_of
 from websockets.asyncio.server import ServerConnection, serve
 
 import gpc
-from gpc.composition.align import join_observations
+from gpc.composition.composed import join_observations
 from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec

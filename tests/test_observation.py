@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gpc
-from gpc.composition.align import join_observations
+from gpc.composition.composed import join_observations
 from gpc.errors import InputError
 from gpc.policy.adapt import rename
 from gpc.policy.observation import TASK_BYTES, conform, read_text, write_text

@@ -13,8 +13,7 @@ from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from serving import SAMPLING, gpc_serve, served
 
-from gpc.composition.align import join_observations
-from gpc.composition.composed import compose
+from gpc.composition.composed import compose, join_observations
 from gpc.envs.pusht import PushT
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import sample_actions

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from gpc.composition.noise_matching import NoiseMatched
 from gpc.errors import InputError
-from gpc.policy.observation import TASK
-from gpc.policy.spec import CONSTANT, EPS, ActionSpec, ObservationSpec, Policy
+from gpc.policy.spec import CONSTANT, EPS, ActionSpec, Policy
 from gpc.score.denoiser import Clamp, Denoiser
 from gpc.score.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
 
@@ -136,7 +135,7 @@ class AlignedMember:
         if self._constants:
             names = ", ".join(_names(self.policy.actions)[i] for i in self._constants)
             reasons.append(f"is constant in {names}, where its network is given noise around its constant")
-        if self._off > NEAR_LEVEL:
+        if self.needs_noise_matching and self._off > SAME_LEVEL:
             most = self.ratio / min(self._varying)
             reasons.append(f"is given up to {most:.3g} times the noise: its normaliser differs per dimension")
         elif self._off > SAME_LEVEL:
@@ -386,24 +385,3 @@ def _check_representation(a: Policy, b: Policy) -> None:
         f"chunk is planned become targets by 'origin={{{moves.name}: OBSERVATION}}'; moves from step to step do not: their sum's "
         "noise grows along the chunk"
     )
-
-
-def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
-    """Return all observation keys of policies, and the longest history.
-
-    Raises:
-        InputError: If two policies read a key in different shapes, or only one of them as an image.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    images: dict[str, bool] = {}
-    for policy in policies:
-        spec = policy.observations
-        for key, shape in spec.shapes.items():
-            if key == TASK:  # a text fits into the longest
-                shapes[key] = max(shape, shapes.get(key, shape))
-            elif shapes.setdefault(key, shape) != shape:
-                raise InputError(f"{policy.name} reads {key!r} as {shape}, another policy as {shapes[key]}")
-            if images.setdefault(key, key in spec.images) != (key in spec.images):
-                raise InputError(f"{policy.name} and another policy read {key!r} as an image and as numbers")
-    steps = max(policy.observations.n_obs_steps for policy in policies)
-    return ObservationSpec(shapes, steps, [key for key, image in images.items() if image])

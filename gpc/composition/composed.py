@@ -16,11 +16,12 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from gpc.composition.align import AlignedMember, align, join_observations, masks, subset_spec, union_spec
+from gpc.composition.align import AlignedMember, align, masks, subset_spec, union_spec
 from gpc.composition.chunks import SamplesChunks
 from gpc.composition.composers import Composer, Convex, HasWeights
 from gpc.errors import InputError
 from gpc.policy.adapt import PolicyView, distinct
+from gpc.policy.observation import TASK
 from gpc.policy.spec import (
     ActionSpec,
     Observation,
@@ -300,6 +301,27 @@ class ComposedPolicy:
 def _check_count(weights: Tensor, policies: int) -> None:
     if weights.shape[-1] != policies:
         raise InputError(f"{weights.shape[-1]} weights for {policies} policies; give one each")
+
+
+def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
+    """Return all observation keys of policies, and the longest history.
+
+    Raises:
+        InputError: If two policies read a key in different shapes, or only one of them as an image.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    images: dict[str, bool] = {}
+    for policy in policies:
+        spec = policy.observations
+        for key, shape in spec.shapes.items():
+            if key == TASK:  # a text fits into the longest
+                shapes[key] = max(shape, shapes.get(key, shape))
+            elif shapes.setdefault(key, shape) != shape:
+                raise InputError(f"{policy.name} reads {key!r} as {shape}, another policy as {shapes[key]}")
+            if images.setdefault(key, key in spec.images) != (key in spec.images):
+                raise InputError(f"{policy.name} and another policy read {key!r} as an image and as numbers")
+    steps = max(policy.observations.n_obs_steps for policy in policies)
+    return ObservationSpec(shapes, steps, [key for key, image in images.items() if image])
 
 
 def compose(policies: Sequence[Policy], how: Composer | Sequence[float] | Tensor | None = None) -> ComposedPolicy:

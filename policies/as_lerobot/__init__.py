@@ -269,7 +269,7 @@ def save(
     """Write a composition as a LeRobot policy folder, for `--policy.pretrained_path`.
 
     `n_action_steps` is by default that of the members' checkpoints. `by_policy`: `origin`, `action_names`, `steer`; see
-    `GpcConfig`. Loads the members first: raises InputError where one is missing or they do not fit.
+    `GpcConfig`. Loads the members first: raises InputError if one is missing or they do not fit.
     """
     unknown = sorted(set(by_policy) - set(PER_POLICY_KEYS))
     if unknown:
@@ -277,7 +277,8 @@ def save(
     settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
     policy = _composition(policies, weights, settings, None)
     sampling = resolved(sampling, [policy])
-    n_action_steps = n_action_steps or common_action_steps([policy], "n_action_steps")
+    if n_action_steps is None:
+        n_action_steps = common_action_steps([policy], "n_action_steps")
     spec = policy.actions
     if not 1 <= n_action_steps <= spec.start + spec.horizon:
         raise InputError(f"n_action_steps={n_action_steps}: {policy.name} predicts {spec.start + spec.horizon} steps")
