@@ -10,8 +10,9 @@ from models import FixedPolicy, Gaussian
 import gpc
 from gpc.commands.comparison import _named_apart
 from gpc.commands.config import load_config
-from gpc.commands.setup import load_policies, setup_of
+from gpc.commands.setup import compose_from, load_policies, setup_of
 from gpc.composition.composed import as_composition
+from gpc.inert import Console
 from gpc.policy.adapt import distinct
 
 
@@ -114,3 +115,6 @@ def test_the_command_line_names_apart_what_it_loads(tmp_path):
     policies = load_policies(config)
     assert [policy.name for policy in policies] == ["first", "second"]
     assert setup_of(config, policies).names == ["first", "second"]
+    for command in ("serve", "deploy"):
+        keys = [given[0], "weights=[0.5,0.5]", *(["fps=10"] if command == "deploy" else [])]
+        assert compose_from(load_config(command, keys), Console(quiet=True)).name == "first + second"

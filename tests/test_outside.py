@@ -293,6 +293,12 @@ class Keyless(outside_gpc.Point):
 class Silent(outside_gpc.Point):
     def step(self, action):
         return *super().step(action)[:4], {}
+
+class Dark(outside_gpc.Point):
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def render(self):
+        raise OSError("cannot open the screen")
 """
 
 
@@ -309,6 +315,16 @@ def test_a_fault_of_an_environment_shows_before_the_episodes(name, line, outside
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=line):
         gpc.evaluate(parents[0], gpc.EnvSpec(f"faulty_gpc:{name}", max_steps=9), episodes=1, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_line_before_the_episodes(outside, tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "faulty_gpc.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    ask = ["env=faulty_gpc:Dark", "env.max_steps=8", "sampler.steps=2", "episodes=1", "video=1"]
+    assert main(["evaluate", f"policies=[{tiny[0]}]", *ask, f"run_dir={tmp_path / 'run'}"]) == 2
+    line = "gpc: video=1: cannot open the screen; or choose video=0"
+    assert " ".join(capsys.readouterr().err.split()) == line
     assert not (tmp_path / "run").exists()
 
 
