@@ -145,14 +145,19 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, Array]:
     dataset = open_folder(path)
     with reading(path), offline():
         stored = {name: "task_index" if name == TASK else name for name in names}
-        videos = set(names) & set(dataset.meta.video_keys)
-        steps = (
-            dataset if videos else dataset.hf_dataset.select_columns([*stored.values()])
-        )  # the first decodes all videos
-        rows = [{name: row[k].numpy() for name, k in stored.items()} for row in (steps[i] for i in range(len(dataset)))]
-        columns = {name: np.stack([row[name] for row in rows]) for name in names}
-        if TASK in columns:
-            columns[TASK] = np.array([str(dataset.meta.tasks.iloc[int(i)].name) for i in columns[TASK]])
-        for key in set(names) & set(dataset.meta.camera_keys):  # (3, height, width) in [0, 1]
-            columns[key] = np.round(255 * columns[key].transpose(0, 2, 3, 1)).astype(np.uint8)
-        return columns
+        needs_videos = bool(set(names) & set(dataset.meta.video_keys))  # the data set itself decodes all of them
+        steps = dataset if needs_videos else dataset.hf_dataset.select_columns([*stored.values()])
+        cameras: Sequence[str] = dataset.meta.camera_keys
+        columns: dict[str, list[Array]] = {name: [] for name in names}
+        for row in (steps[i] for i in range(len(dataset))):
+            for name, key in stored.items():
+                columns[name].append(_image(row[key]) if key in cameras else row[key].numpy())
+        arrays = {name: np.stack(values) for name, values in columns.items()}
+        if TASK in arrays:
+            arrays[TASK] = np.array([str(dataset.meta.tasks.iloc[int(i)].name) for i in arrays[TASK]])
+        return arrays
+
+
+def _image(value: Any) -> Array:
+    """Return an image (3, height, width) in [0, 1] as bytes with channels last."""
+    return np.round(255 * value.numpy().transpose(1, 2, 0)).astype(np.uint8)

@@ -48,7 +48,7 @@ def find_fault(policy: Policy, demonstrations: Demonstrations) -> str | None:
         InputError: If demonstrations and policy do not fit.
     """
     levels = [*filter(policy.levels.covers, SIGMAS)] or [policy.levels.sigma_max]
-    sigmas = snap_sigmas(torch.tensor([*levels, 0.0]), policy.levels)[:-1]
+    sigmas = snap_sigmas(torch.tensor([*levels, 0.0], dtype=torch.float64), policy.levels)[:-1]
     parts = list(demonstrated(policy, demonstrations, len(sigmas), WINDOWS))
     clean = torch.cat([part.clean for part in parts])
     noisy = clean + sigmas[:, None, None, None] * torch.cat([part.noise for part in parts], 1)
