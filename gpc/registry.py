@@ -68,10 +68,11 @@ def import_named(module: str, kind: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"{kind}: {module} needs a package that is missing ({error})") from None
-        raise InputError(f"{kind}: there is no module {module!r}, neither in {here} nor installed") from None
+        fix = f"; write {module[:-3]}:NAME" if module.endswith(".py") else ""
+        raise InputError(f"{kind}: there is no module {module!r}, neither in {here} nor installed{fix}") from None
     except Exception as error:
         raise InputError(f"{kind}: the module {module} does not import ({cause(error)})") from None
-    if beside and imported.__file__:
+    if beside and imported.__file__ and Path(imported.__file__).is_relative_to(here):
         USER_MODULES.setdefault(module, f"sha256:{sha256(Path(imported.__file__).read_bytes()).hexdigest()[:16]}")
     return imported
 

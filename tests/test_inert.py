@@ -90,7 +90,7 @@ def test_a_notice_is_one_line_on_stderr(capsys):
 def test_an_error_is_one_line_without_markup(capsys):
     assert main(["policies", "x[/bold]\x1b]0;owned\x07\nline"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("gpc: no bundled policy is called 'x[/bold]")
+    assert error.startswith("gpc: no bundled policy and no folder is called 'x[/bold]")
     assert error.count("\n") == 1
     assert harmful(error) == set()
 

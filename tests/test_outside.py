@@ -471,6 +471,7 @@ def test_a_module_that_the_user_names_is_found_in_the_working_directory(beside):
     ("name", "line"),
     [
         ("no_such_module:Arm", r"env: there is no module 'no_such_module', neither in .* nor installed"),
+        ("beside_gpc.py:Thing", r"env: there is no module 'beside_gpc.py', .*; write beside_gpc:NAME"),
         ("beside_gpc:Thin", r"env: beside_gpc holds no 'Thin'; did you mean 'Thing'\?"),
         ("beside_broken:Arm", r"env: the module beside_broken does not import \(ValueError: no arm, .*broken.py:2\)"),
         ("beside_lacking:Arm", r"env: beside_lacking needs a package that is missing \(No module named 'no_such"),

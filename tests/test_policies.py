@@ -17,4 +17,6 @@ def test_a_policy_of_the_user_is_described_before_it_is_run(tiny, capsys):
 
 def test_an_unknown_policy_is_named_with_its_neighbours(capsys):
     assert main(["policies", "pusht-flo"]) == 2
-    assert "no bundled policy is called 'pusht-flo'; did you mean 'pusht-flow'?" in capsys.readouterr().err
+    assert (
+        "no bundled policy and no folder is called 'pusht-flo'; did you mean 'pusht-flow'?" in capsys.readouterr().err
+    )

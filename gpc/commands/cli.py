@@ -155,6 +155,10 @@ def _diagnose(console: Console, args: list[str]) -> None:
 
 
 def _policies(console: Console, args: list[str]) -> None:
+    from gpc.policy.sources import check_source
+
+    for source in args:
+        check_source(source)
     from gpc.commands.policies import print_policies
 
     print_policies(args, console)

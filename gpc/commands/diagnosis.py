@@ -31,6 +31,7 @@ from gpc.commands.setup import (
     demonstrations_of,
     load_policies,
     print_execution,
+    print_notes,
     print_warnings,
     run_dir_of,
     sampling_of,
@@ -262,8 +263,7 @@ def show(diagnosis: Mapping[str, Any], console: Console) -> None:
             f"action) and end {distances[-1]:.3f} apart.",
             soft_wrap=True,
         )
-    for name, fault in diagnosis.get("faults", {}).items():
-        console.print(f"note: {name}: {fault}", soft_wrap=True)
+    print_notes((f"{name}: {fault}" for name, fault in diagnosis.get("faults", {}).items()), console)
     verdict = diagnosis.get("denoising_error", {}).get("verdict")
     console.print(verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE.", soft_wrap=True)
 

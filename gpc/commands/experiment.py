@@ -21,6 +21,7 @@ from gpc.commands.setup import (
     executor_of,
     load_policies,
     print_execution,
+    print_notes,
     print_warnings,
     run_dir_of,
     sampling_of,
@@ -98,11 +99,11 @@ class Experiment:
         """Print which of these seeds chose weights of these policies in earlier runs."""
         for path, searched in searched_seeds(runs, self.setup.fingerprints).items():
             if searched.intersection(seeds):
-                self.console.print(
-                    f"note: {path} chose weights of these policies on seeds {min(searched)} to {max(searched)}, where the "
-                    "chosen ones look better than they are; a figure to report needs other seeds",
-                    soft_wrap=True,
+                note = (
+                    f"{path} chose weights of these policies on seeds {min(searched)} to {max(searched)}, where the chosen ones "
+                    "look better than they are; a figure to report needs other seeds"
                 )
+                print_notes([note], self.console)
 
     def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
         """Run the jobs that the folder lacks.

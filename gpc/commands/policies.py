@@ -9,7 +9,6 @@ from typing import Any
 from rich.table import Column, Table
 from rich.text import Text
 
-from gpc.errors import InputError, suggest
 from gpc.inert import Console
 from gpc.inference.native import HasSampling, as_arguments, declared_action_steps
 from gpc.policy.load import bundled_cards, load_policy
@@ -20,7 +19,7 @@ def print_policies(sources: Sequence[str], console: Console) -> None:
     """Print the table of bundled policies, or what is known of each named one.
 
     Args:
-        sources: bundled names, for which the card is printed, or `loader:path`.
+        sources: bundled names, for which the card is printed, or others that `load_policy` takes.
         console: where to print.
 
     Raises:
@@ -32,10 +31,8 @@ def print_policies(sources: Sequence[str], console: Console) -> None:
     for source in sources:
         if source in cards:
             console.print_json(json.dumps(cards[source]))
-        elif ":" in source:
-            console.print(_facts(source, load_policy(source)))
         else:
-            raise InputError(f"no bundled policy is called {source!r}{suggest(source, list(cards))}")
+            console.print(_facts(source, load_policy(source)))
 
 
 def _bundled(cards: dict[str, dict[str, Any]]) -> Table:

@@ -17,8 +17,9 @@ class EnvSpec:
 
     Attributes:
         type: registered name (entry points `gpc.envs`), "module:name" of a class or function of the user's, or the
-            object itself. It makes a `gymnasium.Env`, and is called with `options` and, if it takes them, with
-            `max_steps`, `render_mode` and the `observation_keys` that the policies read.
+            object itself; in `gpc.evaluate`, `search` and `compare` also any other name of `env=` and an environment. It
+            makes a `gymnasium.Env`, and is called with `options` and, if it takes them, with `max_steps`, `render_mode` and
+            the `observation_keys` that the policies read.
         n_action_steps: actions of a chunk that are executed before the policy observes again; None: as the policies'
             checkpoints have it.
         max_steps: longest episode, in control steps; None: as the environment is registered, or as the checkpoints have
