@@ -160,4 +160,5 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, Array]:
 
 def _image(value: Any) -> Array:
     """Return an image (3, height, width) in [0, 1] as bytes with channels last."""
-    return np.round(255 * value.numpy().transpose(1, 2, 0)).astype(np.uint8)
+    image: Array = np.round(255 * value.numpy().transpose(1, 2, 0)).astype(np.uint8)
+    return image

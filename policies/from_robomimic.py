@@ -93,7 +93,7 @@ def load(source: str) -> RobomimicPolicy:
     missing = [key for key in ("model", "config", "algo_name", "shape_metadata", "env_metadata") if key not in content]
     if missing:
         raise InputError(f"{path} is no robomimic checkpoint: it has no {missing[0]!r}")
-    if content["algo_name"] != "diffusion_policy":
+    if str(content["algo_name"]) != "diffusion_policy":
         name = one_line(repr(content["algo_name"]), 80)
         raise InputError(f"{path} was trained with {name}, which has no score to compose; gpc reads diffusion_policy")
     try:

@@ -69,7 +69,7 @@ class Settings:
         """Return the value of a key, None for null, or `absent` if the key is missing.
 
         Raises:
-            InputError: If the value is code, or refers to itself.
+            InputError: If the value is code or no plain data, or refers to itself.
         """
         try:
             node = self._open(self.root)
@@ -96,8 +96,10 @@ class Settings:
         node = self._open(node)
         if isinstance(node, dict):
             return {str(key): self._plain(value) for key, value in node.items()}
-        if isinstance(node, list):
+        if isinstance(node, list | tuple):
             return [self._plain(value) for value in node]
+        if not isinstance(node, str | int | float | None):
+            raise InputError(f"{self.path}: its configuration holds a {type(node).__name__}, which is no setting")
         if isinstance(node, str) and "${" in node:
             raise InputError(f"{self.path}: its configuration has {node[:80]!r}, which is code; gpc runs none of it")
         return node

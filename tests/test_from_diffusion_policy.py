@@ -248,6 +248,18 @@ def refer_to_itself(content):
 
 
 IMAGE = "normalizer.params_dict.image.{}"
+
+
+def plain(section, settings):
+    """Return a change of a file that replaces settings, in plain containers."""
+
+    def change(content):
+        config = OmegaConf.to_container(content["cfg"], resolve=False)
+        return content | {"cfg": config | {section: config[section] | settings}}
+
+    return change
+
+
 REFUSED = {
     "another policy": ("unet", configured(("policy._target_", "x.HybridImage")), "is a x.HybridImage; gpc reads Diff"),
     "an image policy": (
@@ -353,6 +365,21 @@ REFUSED = {
         "needs eval",
     ),
     "a lambda": ("unet", lambda p: p | {"f": lambda: os.system(TOUCH)}, "needs dill._dill._create_"),
+    "a setting that is a tensor": (
+        "unet",
+        plain("policy", {"_target_": torch.zeros(2)}),
+        "Tensor, which is no setting",
+    ),
+    "a setting that is an array": (
+        "unet",
+        plain("policy", {"obs_as_global_cond": np.zeros(2)}),
+        "Array, which is no setting",
+    ),
+    "weights that are one tensor": (
+        "unet",
+        lambda p: p | {"state_dicts": {"ema_model": torch.zeros(2)}},
+        "do not fit the network",
+    ),
 }
 
 

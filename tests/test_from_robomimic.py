@@ -318,6 +318,7 @@ def evil_backbone(config):
 BREAKAGES = {
     "no model": (without("model"), "is no robomimic checkpoint: it has no 'model'"),
     "another algorithm": (lambda c: c | {"algo_name": "bc"}, "trained with 'bc', which has no score"),
+    "an algorithm that is a tensor": (lambda c: c | {"algo_name": torch.zeros(2)}, "which has no score"),
     "configuration that is no JSON": (lambda c: c | {"config": "{"}, "is not valid JSON"),
     "rotations converted after sampling": (configured(rot_6d), "predicted as rot_6d"),
     "a network that is Python": (configured(evil_backbone), "is not a network of robomimic"),

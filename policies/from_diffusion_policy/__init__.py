@@ -169,9 +169,8 @@ def load(source: str) -> DiffusionPolicy:
     settings = Settings(path, content["cfg"])
     kind = _kind(settings)
     scheduler = read_scheduler(settings.get(SCHEDULER), f"{path}: {SCHEDULER}")
-    state = _weights(settings, content["state_dicts"])
     try:
-        return _build(kind, scheduler, settings, state)
+        return _build(kind, scheduler, settings, _weights(settings, content["state_dicts"]))
     except MALFORMED as error:
         raise InputError(
             f"{path}: its weights do not fit the network it describes: {type(error).__name__}: {one_line(error, 200)}"
