@@ -59,9 +59,7 @@ def client(port):
     """Print the first action of a chunk for one observation, as a robot that has openpi's client."""
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-    keypoints, position = np.linspace(200, 300, 16), np.array([250.0, 250.0])
-    observation = {"observation.state": position, "keypoints": keypoints, "agent_pos": position}
-    observation |= {"observation.environment_state": keypoints}
+    observation = {"keypoints": np.linspace(200, 300, 16), "agent_pos": np.array([250.0, 250.0])}
     actions = WebsocketClientPolicy("127.0.0.1", int(port)).infer(observation)["actions"]
     assert actions.shape[1] == 2
     assert ((actions > -200) & (actions < 700)).all(), "places on the table of 512 pixels, or near it"

@@ -49,7 +49,7 @@ need runs/{lerobot,transformer,robomimic}/{summary.json,report.html,episodes.mp4
 say "composed"
 gpc evaluate "policies=[diffusion_policy:$unet,diffusion_policy:$transformer,pusht-flow]" 'weights=[0.3,0.3,0.4]' env=pusht \
     episodes=2 env.max_steps=24 run_dir=runs/three
-gpc compare "policies=[$robomimic,lift-flow]" episodes=2 env.max_steps=8 video=0 run_dir=runs/lift
+gpc compare "policies=[$robomimic,lift-flow]" env=lift episodes=2 env.max_steps=8 video=0 run_dir=runs/lift
 need runs/{three,lift}/summary.json
 
 say "searched"
@@ -58,7 +58,8 @@ gpc search "policies=[$lerobot,pusht-flow]" env.n_action_steps=6 search=grid sea
 need runs/search/{summary.json,report.html,curve.png}
 
 say "served"
-gpc serve "policies=[$lerobot,pusht-flow]" 'weights=[0.5,0.5]' port=8123 > serve.txt 2>&1 &
+names='rename_map={observation.state: agent_pos, observation.environment_state: keypoints}'
+gpc serve "policies=[pusht-flow,$lerobot]" 'weights=[0.5,0.5]' "$names" port=8123 > serve.txt 2>&1 &
 server=$!
 trap 'kill $server 2> /dev/null || true' EXIT
 until grep -q 'ws://127.0.0.1:8123' serve.txt; do kill -0 $server || { cat serve.txt; exit 1; }; sleep 1; done
@@ -67,8 +68,8 @@ gpc evaluate 'policies=[remote:ws://127.0.0.1:8123?timeout=60]' env=pusht episod
 kill -TERM $server; wait $server || [ $? -eq 143 ]
 
 say "deployed on the simulated robot"
-gpc deploy robot=simulated "policies=[$lerobot,pusht-flow]" 'weights=[0.5,0.5]' fps=10 safety.actions=absolute mode=live seconds=3 \
-    stitch.n_action_steps=6 run_dir=runs/deployed
+gpc deploy robot=simulated "policies=[pusht-flow,$lerobot]" 'weights=[0.5,0.5]' "$names" fps=10 safety.actions=absolute mode=live \
+    seconds=3 stitch.n_action_steps=6 run_dir=runs/deployed
 need runs/deployed/manifest.json
 
 say "reported"

@@ -24,7 +24,8 @@ from gpc.testing.policy import check_policy
 
 LOW, IMAGE = {"robot0_eef_pos": (3,), "object": (10,)}, {"agentview_image": (3, 84, 84)}
 CONTROLLER = {"controller_configs": {"body_parts": {"right": {"type": "OSC_POSE", "input_type": "delta"}}}}
-ENV = {"env_name": "Lift", "type": 1, "env_kwargs": {"has_renderer": False, **CONTROLLER}, "env_version": "1.5.1"}
+KWARGS = {"env_name": "Lift", "has_renderer": False, **CONTROLLER}  # robomimic repeats the name after its rollouts
+ENV = {"env_name": "Lift", "type": 1, "env_kwargs": KWARGS, "env_version": "1.5.1"}
 
 
 TURNED = {"action_dict/abs_pos": (3,), "action_dict/abs_rot_6d": (6,), "action_dict/gripper": (1,)}
