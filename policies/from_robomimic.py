@@ -50,7 +50,16 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints a page on its macro
 
 
 ROBOSUITE = 1  # robomimic's number for this simulator
-NOT_PHYSICS = ("has_", "use_", "camera_", "render", "ignore_done", "hard_reset", "lang", "env_name")  # of a simulator's arguments
+NOT_PHYSICS = (
+    "has_",
+    "use_",
+    "camera_",
+    "render",
+    "ignore_done",
+    "hard_reset",
+    "lang",
+    "env_name",
+)  # of a simulator's arguments
 
 
 @dataclass(frozen=True)

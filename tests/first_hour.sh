@@ -74,6 +74,6 @@ need runs/deployed/manifest.json
 
 say "reported"
 gpc report runs/lerobot runs/transformer runs/three runs/search
-gpc replay runs/three --episode 1
+gpc replay runs/three --episode 1 --trust
 need study.html
 say "done"

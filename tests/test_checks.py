@@ -102,7 +102,9 @@ def answers(tmp_path_factory):
         Path(folder, name).mkdir()
         Path(folder, name, "manifest.json").write_text(json.dumps({"config": config}))
     commands = json.dumps([arguments for arguments, _ in ALL.values()])
-    run = subprocess.run([sys.executable, "-c", RUNNER], input=commands, capture_output=True, text=True, cwd=folder)
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", RUNNER], input=commands, capture_output=True, text=True, cwd=folder
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return dict(zip(ALL, map(json.loads, run.stdout.splitlines()), strict=True))
 

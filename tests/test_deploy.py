@@ -217,7 +217,7 @@ def test_a_full_disk_costs_the_record_not_the_flight(tmp_path, monkeypatch, caps
         monkeypatch.setattr(f"gpc.bridge.recording.{broken}", failing)
 
     monkeypatch.setattr(Recorder, "__init__", then_break)
-    keys = [*LOCKSTEP, "seconds=4", f"run_dir={folder}", f"dataset={tmp_path / 'set'}"]
+    keys = [*LOCKSTEP, "policies=[pusht-flow]", "seconds=4", f"run_dir={folder}", f"dataset={tmp_path / 'set'}"]
     assert main(["deploy", *keys]) == 1
     assert len(arm.sent) == 40
     assert not arm.is_connected

@@ -324,7 +324,7 @@ def test_a_key_that_does_not_map_is_said_with_the_map_to_write(checkpoint, capsy
     map_ = "rename_map={observation.environment_state: corners}"
     assert main(["evaluate", f"policies=[lerobot:{checkpoint}]", map_, "episodes=1"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "reads 'corners' (16,), pusht offers agent_pos (2,), keypoints (16,), pixels (96, 96, 3), state (5,)" in said
+    assert "reads 'corners' (16,), pusht offers agent_pos (2,), keypoints (16,), obs (20,), pixels (96, 96, 3)" in said
     assert "if 'keypoints' is it, add 'rename_map={observation.environment_state: keypoints}'" in said
 
 

@@ -171,7 +171,7 @@ def test_version_2_1_is_refused_with_the_command_that_converts_it(folder, monkey
         read(folder)
     assert "\n" not in str(caught.value)
     python, m, module, *arguments = shlex.split(re.search("`(.*)`", str(caught.value))[1])
-    assert (python, m) == ("python", "-m")
+    assert f"{python} {m}" == "python -m"
     options = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     assert options.pop("push-to-hub") == "false"
     convert = importlib.import_module(module).convert_dataset

@@ -62,7 +62,7 @@ def test_a_checkpoint_before_0_4_is_refused_with_the_command_that_converts_it(ch
         gpc.load_policy(f"lerobot:{folder}")
     assert "\n" not in str(caught.value)
     python, m, module, *arguments = shlex.split(re.search("`(.*)`", str(caught.value))[1])
-    assert (python, m) == ("python", "-m")
+    assert f"{python} {m}" == "python -m"
     monkeypatch.setattr("sys.argv", [module, *arguments])
     monkeypatch.setattr(ModelCard, "validate", lambda self: None)  # it asks the hub
     importlib.import_module(module).main()

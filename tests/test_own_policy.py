@@ -169,4 +169,4 @@ def test_no_file_names_a_module(folder, source):
 def test_a_network_in_a_script_is_named_alike(folder):
     torch.save({"at": 1}, "weights.pt")
     mixed = gpc.compose([gpc.load_policy("mine_gpc:load:at:0.1"), gpc.load_policy("mine_gpc:mine")], [0.5, 0.5])
-    assert mixed.name == "mine + mine"
+    assert mixed.name == "mine + mine-2"

@@ -197,5 +197,5 @@ def test_a_grid_of_one_level_is_refused():
 
 
 def test_the_named_methods_are_the_deterministic_ones_and_ancestral():
-    assert list(NAMED) == ["euler", "dpmpp_2m", "renoise", "ancestral"]
-    assert {"euler": euler, "dpmpp_2m": dpmpp_2m, "renoise": renoise} == DETERMINISTIC
+    assert list(NAMED) == ["euler", "ddim", "dpmpp_2m", "renoise", "ancestral"]
+    assert {"euler": euler, "ddim": ddim, "dpmpp_2m": dpmpp_2m, "renoise": renoise} == DETERMINISTIC

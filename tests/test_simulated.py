@@ -65,7 +65,7 @@ def test_it_shows_what_the_environment_shows(env, key, camera):
 def test_an_episode_is_that_of_the_rollout_engine(env, key):
     """In another process, the same seed and actions."""
     made = robot(env=env, seed=11)
-    spec = env_named(env, ["env.max_steps=16"])
+    spec = env_named(env, ["env.max_steps=16", "env.n_action_steps=8"])
     world = make_env(spec)
     space = world.action_space
     world.close()
