@@ -36,44 +36,55 @@ gpc doctor
 gpc policies
 gpc policies "$lerobot" "$robomimic" "diffusion_policy:$unet"
 
-say "diagnosed"
-gpc diagnose "policies=[$lerobot,pusht-flow]" env.n_action_steps=6 demonstrations=data/pusht run_dir=runs/diagnosis
-need runs/diagnosis/{diagnosis.json,errors.png}
+say "evaluated, each alone, by its own sampler"
+gpc evaluate "policies=[$lerobot]" env=pusht sampler=native episodes=2 env.max_steps=24 run_dir=runs/lerobot-alone
+gpc evaluate "policies=[diffusion_policy:$transformer]" env=pusht sampler=native episodes=2 env.max_steps=8 run_dir=runs/diffusion-alone
+gpc evaluate "policies=[$robomimic]" sampler=native episodes=1 env.max_steps=8 run_dir=runs/robomimic-alone
+need runs/{lerobot,diffusion,robomimic}-alone/{summary.json,report.html,episodes.mp4}
 
-say "evaluated, each with its own sampler"
-gpc evaluate "policies=[$lerobot]" env=pusht sampler=native episodes=2 env.max_steps=24 run_dir=runs/lerobot
-gpc evaluate "policies=[diffusion_policy:$transformer]" env=pusht sampler=native episodes=2 env.max_steps=8 run_dir=runs/transformer
-gpc evaluate "policies=[$robomimic]" sampler=native episodes=1 env.max_steps=8 run_dir=runs/robomimic
-need runs/{lerobot,transformer,robomimic}/{summary.json,report.html,episodes.mp4}
+say "predicted from a LeRobotDataset"
+gpc diagnose "policies=[pusht-flow,$lerobot]" env.n_action_steps=6 demonstrations=data/pusht run_dir=runs/predicted
+need runs/predicted/errors.png
 
-say "composed"
-gpc evaluate "policies=[diffusion_policy:$unet,diffusion_policy:$transformer,pusht-flow]" 'weights=[0.3,0.3,0.4]' env=pusht \
-    episodes=2 env.max_steps=24 run_dir=runs/three
-gpc compare "policies=[$robomimic,lift-flow]" env=lift episodes=2 env.max_steps=8 video=0 run_dir=runs/lift
-need runs/{three,lift}/summary.json
+# NAME POLICIES KEYS...: two policies from the diagnosis to the report; what only a robot needs is in $robot
+pair() {
+    local name=$1 both=policies=[$2] port=$((8100 + RANDOM % 800))
+    shift 2
+    say "$name: diagnosed, composed, searched"
+    gpc diagnose "$both" "$@" run_dir="runs/$name-diagnosis"
+    gpc evaluate "$both" 'weights=[0.5,0.5]' "$@" episodes=2 run_dir="runs/$name-mixture"
+    gpc search "$both" "$@" search=grid search.step=0.5 search.episodes=2 report.episodes=2 video=0 run_dir="runs/$name-search"
+    need "runs/$name-diagnosis/diagnosis.json" "runs/$name-mixture/report.html" "runs/$name-search/curve.png"
 
-say "searched"
-gpc search "policies=[$lerobot,pusht-flow]" env.n_action_steps=6 search=grid search.step=0.5 search.episodes=2 \
-    report.episodes=2 env.max_steps=24 run_dir=runs/search
-need runs/search/{summary.json,report.html,curve.png}
+    say "$name: served"
+    gpc serve "$both" 'weights=[0.5,0.5]' "$names" port="$port" > "serve-$name.txt" 2>&1 &
+    server=$!
+    until grep -q "ws://127.0.0.1:$port" "serve-$name.txt"; do
+        kill -0 $server || { cat "serve-$name.txt"; exit 1; }
+        sleep 1
+    done
+    $bring client "$port"
+    kill -TERM $server
+    wait $server || [ $? -eq 143 ]
 
-say "served"
+    say "$name: deployed on the simulated robot"
+    gpc deploy robot=simulated "$both" 'weights=[0.5,0.5]' "$names" "${robot[@]}" mode=live seconds=2 run_dir="runs/$name-deployed"
+    need "runs/$name-deployed/manifest.json"
+}
+trap 'kill ${server:-} 2> /dev/null || true' EXIT
+
 names='rename_map={observation.state: agent_pos, observation.environment_state: keypoints}'
-gpc serve "policies=[pusht-flow,$lerobot]" 'weights=[0.5,0.5]' "$names" port=8123 > serve.txt 2>&1 &
-server=$!
-trap 'kill $server 2> /dev/null || true' EXIT
-until grep -q 'ws://127.0.0.1:8123' serve.txt; do kill -0 $server || { cat serve.txt; exit 1; }; sleep 1; done
-$bring client 8123
-gpc evaluate 'policies=[remote:ws://127.0.0.1:8123?timeout=60]' env=pusht episodes=1 env.max_steps=8 run_dir=runs/remote
-kill -TERM $server; wait $server || [ $? -eq 143 ]
+robot=(fps=10 safety.actions=absolute stitch.n_action_steps=6)
+pair lerobot "pusht-flow,$lerobot" env.n_action_steps=6 env.max_steps=24
+names='rename_map={}'
+robot=(fps=10 safety.actions=absolute)
+pair diffusion "diffusion_policy:$unet,diffusion_policy:$transformer" env=pusht env.max_steps=24
+robot=(robot.settings.env=lift fps=20 'safety.actions=[relative,relative,relative,relative,relative,relative,absolute]')
+pair robomimic "$robomimic,lift-flow" env=lift env.max_steps=8
 
-say "deployed on the simulated robot"
-gpc deploy robot=simulated "policies=[pusht-flow,$lerobot]" 'weights=[0.5,0.5]' "$names" fps=10 safety.actions=absolute mode=live \
-    seconds=3 stitch.n_action_steps=6 run_dir=runs/deployed
-need runs/deployed/manifest.json
-
-say "reported"
-gpc report runs/lerobot runs/transformer runs/three runs/search
-gpc replay runs/three --episode 1 --trust
+say "reported, compared, replayed"
+gpc compare "policies=[$robomimic,lift-flow]" env=lift episodes=2 env.max_steps=8 video=0 run_dir=runs/robomimic-compared
+gpc report runs/*/
+gpc replay runs/diffusion-mixture --episode 1 --trust
 need study.html
 say "done"

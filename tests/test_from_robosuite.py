@@ -317,7 +317,7 @@ def test_a_simulator_process_is_light_and_quiet() -> None:
 
 
 def test_without_anything_to_draw_with_the_package_is_named_and_numbers_still_work(monkeypatch) -> None:
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(gpc.rollout.gl, "given_settings", dict)  # earlier tests and robosuite set some
     monkeypatch.setattr(gpc.rollout.gl, "probe", lambda settings: Probe("cannot open shared object file"))
     monkeypatch.setattr(gpc.rollout.gl, "find_library", lambda name: None)
     monkeypatch.setattr("gpc.envs.from_robosuite.choose_gl", gpc.rollout.gl.choose_gl.__wrapped__)

@@ -22,6 +22,8 @@ from gpc.serve.codec import CHUNK, KNOWN, SEED, WEIGHT
 from gpc.serve.metadata import check_metadata
 from gpc.types import Array
 
+LAST_CHUNK = 2.0  # seconds that the end of an episode waits for the chunk in progress
+
 
 class ChunkSource(Protocol):
     """Samples chunks for the control loop; called from one thread."""
@@ -200,7 +202,8 @@ class SourceThread:
     _requests: SimpleQueue[ChunkRequest | None] = field(default_factory=SimpleQueue)
 
     def __post_init__(self) -> None:
-        Thread(target=self._run, name="gpc-chunks", daemon=True).start()
+        self._thread = Thread(target=self._run, name="gpc-chunks", daemon=True)
+        self._thread.start()
 
     def request(self, request: ChunkRequest) -> None:
         """Queue a request, without waiting; its reply will be in `replies`."""
@@ -211,8 +214,12 @@ class SourceThread:
         return [self.replies.get() for _ in range(self.replies.qsize())]
 
     def close(self) -> None:
-        """End the thread when its chunk is done; a thread that hangs is left behind."""
+        """End the thread when its chunk is done; a thread that hangs is left behind.
+
+        A process that ends while torch computes in a thread is aborted.
+        """
         self._requests.put(None)
+        self._thread.join(LAST_CHUNK)
 
     def _run(self) -> None:
         while (request := self._newest()) is not None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from gpc.inert import Console
 from gpc.inference.native import HasSampling, as_arguments, declared_action_steps
 from gpc.policy.load import bundled_cards, load_policy
-from gpc.policy.spec import Policy
+from gpc.policy.spec import HasSimulator, Policy
 
 
 def print_policies(sources: Sequence[str], console: Console) -> None:
@@ -58,8 +58,10 @@ def _facts(source: str, policy: Policy) -> Table:
     trained = "every level" if levels.trained is None else f"{len(levels.trained)} levels"
     counts = declared_action_steps([policy])
     sampling = policy.sampling if isinstance(policy, HasSampling) else None
+    simulator = policy.simulator if isinstance(policy, HasSimulator) else None
     facts = {
         "source": source,
+        "task": "not declared: give env=" if simulator is None else simulator.name,
         "reads": "\n".join(f"{key} {shape}" for key, shape in observations.shapes.items()),
         "history": f"{observations.n_obs_steps} observations",
         "actions": f"{actions.dim} numbers{names}, {kind[actions.relative]}",
