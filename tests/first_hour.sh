@@ -84,7 +84,7 @@ pair robomimic "$robomimic,lift-flow" env=lift env.max_steps=8
 
 say "reported, compared, replayed"
 gpc compare "policies=[$robomimic,lift-flow]" env=lift episodes=2 env.max_steps=8 video=0 run_dir=runs/robomimic-compared
-gpc report runs/*/
+gpc report runs/*-alone runs/*-mixture runs/*-search
 gpc replay runs/diffusion-mixture --episode 1 --trust
 need study.html
 say "done"
