@@ -6,41 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from collect import settings
 from robomimic.config import config_factory
 from robomimic.scripts.train import train
 
 from gpc.demonstrations import Demonstrations, write_robomimic
 from gpc.policies.from_robomimic import unet
 
-ARM = {
-    "type": "OSC_POSE",
-    "input_type": "delta",
-    "input_ref_frame": "world",
-    "input_max": 1,
-    "input_min": -1,
-    "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
-    "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5],
-    "kp": 150,
-    "impedance_mode": "fixed",
-    "kp_limits": [0, 300],
-    "position_limits": None,
-    "orientation_limits": None,
-    "uncouple_pos_ori": True,
-    "interpolation": None,
-    "ramp_ratio": 0.2,
-    "gripper": {"type": "GRIP"},
-}
-CONTROLLER = {"body_parts": {"right": ARM}, "type": "BASIC"}
 LIFT = {
     "env_name": "Lift",
     "type": 1,
     "env_version": "1.5.1",
-    "env_kwargs": {
-        "robots": ["Panda"],
-        "controller_configs": CONTROLLER,
-        "has_renderer": False,
-        "use_camera_obs": False,
-    },
+    "env_kwargs": {**settings(), "has_renderer": False, "use_camera_obs": False},
 }
 SMALL = {"down_dims": [16, 32], "diffusion_step_embed_dim": 16}
 SHAPES = {"robot0_eef_pos": 3, "object": 10}
