@@ -191,8 +191,7 @@ def diagnose(
         The diagnosis (docs/diagnosis.md), and the functions that draw its pictures, by file name.
     """
     sampling = setup.actor.sampling
-    content = None if demonstrations is None else demonstrations_for(setup, demonstrations)
-    errors = None if content is None else denoising_error(setup, content, console)
+    learned = {} if demonstrations is None else _demonstrated(setup, demonstrations, console)
     lane = Lane.of(setup.lane)
     with closing(lane.env), console.status("playing an episode"):
         decisions = list(play(setup, lane, policy, seed))
@@ -220,11 +219,20 @@ def diagnose(
         "disagreement.png": partial(disagreement_plot, diagnosis),
         "chunks.png": partial(chunk_plot, actions, decisions[middle][1], pixels),
     }
-    if errors:
-        diagnosis["faults"] = _faults(setup.policy.policies, content) if content else {}
-        diagnosis["denoising_error"] = errors.explain(setup.names, simplex(count), {})
+    if learned:
+        diagnosis |= learned
         pictures["errors.png"] = partial(error_plot, diagnosis["denoising_error"])
     return diagnosis, pictures
+
+
+def _demonstrated(setup: RolloutSetup, demonstrations: str | Path, console: Console) -> dict[str, Any]:
+    """Return what demonstrations add to a diagnosis."""
+    content = demonstrations_for(setup, demonstrations)
+    errors = denoising_error(setup, content, console)
+    return {
+        "faults": _faults(setup.policy.policies, content),
+        "denoising_error": errors.explain(setup.names, simplex(len(setup.names)), {}),
+    }
 
 
 def _faults(policies: Sequence[Policy], demonstrations: Demonstrations) -> dict[str, str]:

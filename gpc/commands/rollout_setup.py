@@ -307,8 +307,8 @@ def _not_offered(
         return f"{env} offers it as {offered[key]}"
     if key == TASK:
         return f"an instruction; {env} offers none: its environment must have the text as the observation {TASK!r}"
-    fits = [name for name, size in offered.items() if size == shape]
-    hint = f"; if {fits[0]!r} is it, add 'rename_map={{{original}: {fits[0]}}}'" if fits else ""
+    alike = [name for name, size in offered.items() if size == shape]
+    hint = f"; if {alike[0]!r} is it, add 'rename_map={{{original}: {alike[0]}}}'" if alike else ""
     return f"{env} offers " + ", ".join(f"{name} {size}" for name, size in offered.items()) + hint
 
 
