@@ -10,7 +10,7 @@ import gpc
 from gpc.composition.composed import join_observations
 from gpc.errors import InputError
 from gpc.policy.adapt import rename
-from gpc.policy.observation import TASK_BYTES, conform, read_text, write_text
+from gpc.policy.observation import TASK_BYTES, conform, flatten, read_text, write_text
 from gpc.policy.spec import ObservationSpec
 
 RNG = np.random.default_rng(0)
@@ -175,3 +175,13 @@ def test_texts_of_earlier_versions_have_256_bytes_and_are_read():
         conform("task", cut, (TASK_BYTES,))
     with pytest.raises(InputError, match="send it as text, not as float64"):
         conform("task", np.zeros(256), (TASK_BYTES,))
+
+
+@pytest.mark.parametrize("key", ["", "a", 0])
+def test_maps_that_are_nested_without_end_are_refused(key):
+    node = np.zeros(2)
+    for _ in range(1000):
+        node = {key: node}
+    with pytest.raises(InputError, match="has a name of more than 200 characters"):
+        dict(flatten(node))
+    assert list(flatten({"images": {"front": 1}, "state": 2})) == [("images.front", 1), ("state", 2)]

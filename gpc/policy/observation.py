@@ -88,17 +88,17 @@ def conform(key: str, value: Any, shape: tuple[int, ...], image: bool = False) -
         return array.astype(np.float32)
 
 
-def flatten(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[Any, Any]]:
+def flatten(node: Mapping[Any, Any], path: str | None = None) -> Iterator[tuple[Any, Any]]:
     """Yield the entries of nested maps, with names joined by dots.
 
     Raises:
         InputError: If a name is longer than `NAME`, as no policy's is.
     """
     for key, value in node.items():
-        name = f"{path}.{key}" if path else key
+        name = key if path is None else f"{path}.{key}"  # longer at each depth, even of empty keys
         if isinstance(name, str) and len(name) > NAME:
             raise InputError(f"observation {one_line(name, 40)}... has a name of more than {NAME} characters")
-        yield from flatten(value, name) if isinstance(value, Mapping) else [(name, value)]
+        yield from flatten(value, str(name)) if isinstance(value, Mapping) else [(name, value)]
 
 
 def fits(offered: tuple[int, ...], shape: tuple[int, ...], image: bool) -> bool:
