@@ -29,7 +29,8 @@ READERS = {  # cases; those of the adapters build a network each
 
 def report_of(name, count):
     command = [sys.executable, "-W", "ignore", HERE / "loader_fuzz.py", str(count), name]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, timeout=7200, check=False)
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # scripts, too, where the tests take collect from
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE, env=paths, timeout=7200, check=False)
     assert done.returncode == 0, done.stderr[-2000:]  # below 0: killed by a signal
     return json.loads(done.stdout)[name]
 
