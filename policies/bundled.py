@@ -100,8 +100,7 @@ class BundledPolicy:
     def condition(self, observation: Observation) -> Denoiser:
         """Encode the observation once."""
         condition = self.module.encoder(self.observations.read(observation))
-        network = no_grad(lambda x, label: self.module.network(x, label, condition))
-        return NetworkDenoiser(network, self.schedule, self.prediction)
+        return NetworkDenoiser(no_grad(self.module.network), self.schedule, self.prediction, condition=(condition,))
 
 
 def build(card: Mapping[str, Any], where: str = CARD) -> BundledPolicy:

@@ -8,6 +8,7 @@ policy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class RemoteMember:
     fingerprint: str
     n_action_steps: int | None = None
     sampling: Sampling | None = None
+    elsewhere: ClassVar[bool] = True
 
     def condition(self, observation: Observation) -> Denoiser:
         """Send the observations, which the server encodes."""

@@ -140,9 +140,9 @@ def with_members(composition: Composition, members: Sequence[Policy]) -> Composi
     """Return a composition with views of its policies, if its class is gpc's."""
     if all(member is policy for member, policy in zip(members, composition.policies, strict=True)):
         return composition
-    if isinstance(composition, AveragedChunks):
-        return AveragedChunks(members, composition.weights)
-    return replace(composition, policies=tuple(members)) if isinstance(composition, ComposedPolicy) else composition
+    return (
+        composition.with_policies(members) if isinstance(composition, AveragedChunks | ComposedPolicy) else composition
+    )
 
 
 def weights_in(policy: Composition) -> Weights:

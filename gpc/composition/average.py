@@ -103,6 +103,10 @@ class AveragedChunks:
         """Return the policies with any weight under other weights, see `Composition`."""
         return self._with(self.composed.with_weights(weights))
 
+    def with_policies(self, policies: Sequence[Policy]) -> AveragedChunks:
+        """Return the average with views of its policies, in the same coordinate."""
+        return self._with(self.composed.with_policies(policies))
+
     def condition(self, observation: Observation) -> NoReturn:
         """Refuse: an average of chunks has no denoiser.
 

@@ -27,6 +27,7 @@ from gpc.policy.spec import (
     Observation,
     ObservationSpec,
     Policy,
+    is_elsewhere,
     is_linear,
     is_stochastic,
     prior_mean_of,
@@ -46,11 +47,20 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class ComposedDenoiser:
-    """The members' wrapped denoisers (`AlignedMember.wrap`) under one composer."""
+    """The members' wrapped denoisers (`AlignedMember.wrap`) under one composer.
+
+    Attributes:
+        members: The policies in the common coordinate.
+        denoisers: Their denoisers.
+        composer: The composer.
+        elsewhere: Whether one computes on another device or machine.
+        masks: Mask and active members by level.
+    """
 
     members: Sequence[AlignedMember]
     denoisers: Sequence[Denoiser]
     composer: Composer
+    elsewhere: bool = False
     masks: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -82,7 +92,8 @@ class ComposedDenoiser:
         mask, active = self._mask(float(sigma))
         calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, active, strict=True) if on]
         nested = current_thread().name.startswith(MEMBER_THREAD)  # would wait for a thread of the pool that it occupies
-        threaded = calls[1:] if len(x) >= THREADED_BATCH and not nested else []  # the first runs here
+        pays = self.elsewhere or len(x) >= THREADED_BATCH
+        threaded = calls[1:] if pays and not nested else []  # the first runs here
         jobs = [_pool(len(self.members)).submit(m.denoise, d, x, sigma) for m, d in threaded]
         here = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
         results = iter([*here, *(job.result() for job in jobs)])
@@ -224,6 +235,11 @@ class ComposedPolicy:
         return self.composer.linear and all(map(is_linear, self.policies))
 
     @property
+    def elsewhere(self) -> bool:
+        """True if a policy computes on another device or machine."""
+        return any(map(is_elsewhere, self.policies))
+
+    @property
     def weights(self) -> Tensor:
         """Weights of the composer, (K,) or (batch, K); empty if it has none."""
         return self.composer.weights if isinstance(self.composer, HasWeights) else torch.empty(0)
@@ -249,6 +265,10 @@ class ComposedPolicy:
         return ComposedPolicy(
             policies, composer.with_weights(weights[..., staying]), subset_spec(policies, self.actions)
         )
+
+    def with_policies(self, policies: Sequence[Policy]) -> ComposedPolicy:
+        """Return the composition with views of its policies, in the same coordinate."""
+        return replace(self, policies=tuple(policies))
 
     def tile(self, count: int) -> ComposedPolicy:
         """Return the composition for a batch that is repeated `count` times."""
@@ -290,7 +310,7 @@ class ComposedPolicy:
             policy = member.policy
             denoiser = policy.condition(policy.observations.read(observation))
             denoisers.append(member.wrap(CheckFinite(denoiser, policy.name)))
-        return ComposedDenoiser(self.members, denoisers, self.composer.start())
+        return ComposedDenoiser(self.members, denoisers, self.composer.start(), self.elsewhere)
 
     def _weighted(self) -> HasWeights:
         if not isinstance(self.composer, HasWeights):

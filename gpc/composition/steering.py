@@ -237,7 +237,7 @@ def steer(
         raise InputError(f"steer of {policy.name}: {cost} is neither a cost nor the name of one")
     loaded, label = load_cost(cost), cost_name(cost)
 
-    def condition(observation: Observation) -> Denoiser:
+    def condition(policy: Policy, observation: Observation) -> Denoiser:
         return Steered(policy.condition(observation), loaded, label, scale, spread, policy.actions, observation)
 
     suffix = f"steered by {scale:g} {label}, spread {spread:g}"

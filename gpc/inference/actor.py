@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from gpc.composition.align import AlignedMember
 from gpc.composition.composed import Composition
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_actions
+from gpc.inference.device import Device, place
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.types import Array
@@ -32,6 +35,7 @@ class ChunkActor:
         policy: A composition.
         sampling: Settings of the sampler.
         n_action_steps: Number of actions of a chunk that are executed.
+        device: Where the networks compute.
 
     Raises:
         InputError: If the policy, the sampler and `n_action_steps` do not fit.
@@ -40,10 +44,20 @@ class ChunkActor:
     policy: Composition
     sampling: Sampling
     n_action_steps: int
+    device: Device = Device("cpu")
 
     def __post_init__(self) -> None:
         self.sampling.check(self.policy)
         self._check(self.policy)
+
+    @cached_property
+    def placed(self) -> Composition:
+        """The composition with its networks on the device, from the first use on."""
+        return cast(Composition, place(self.policy, self.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another machine, which places the networks itself."""
+        return {key: value for key, value in vars(self).items() if key != "placed"}
 
     def check(self, weights: Sequence[float]) -> None:
         """Check the weights (K,) of a candidate; a call does not check them again.
@@ -87,7 +101,7 @@ class ChunkActor:
         for members in np.unique(weighted, axis=0):
             rows = np.flatnonzero((weighted == members).all(1))
             batch = pad_batch(rows)
-            policy = self.policy.with_weights(torch.from_numpy(weights[batch]))
+            policy = self.placed.with_weights(torch.from_numpy(weights[batch]))
             batched = {key: value[batch] for key, value in observation.items()}
             chunk = sample_actions(policy, self.sampling, batched, seeds[batch], chunks[batch])[: len(rows)]
             full = AlignedMember(policy, spec).resample(torch.from_numpy(chunk)).numpy()

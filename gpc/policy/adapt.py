@@ -46,6 +46,11 @@ def check_names(key: str, wanted: Iterable[str], policies: Sequence[Policy]) -> 
         raise InputError(f"{key} goes by policy; there is no {name!r}{suggest(name, names)}")
 
 
+def condition_of(policy: Policy, observation: Observation) -> Denoiser:
+    """Encode one batch of observations by a policy."""
+    return policy.condition(observation)
+
+
 @dataclass(frozen=True)
 class PolicyView:
     """A policy with other specs; made by the functions below and by `gpc.steer`.
@@ -55,18 +60,20 @@ class PolicyView:
         actions: action spec of the view.
         observations: observation spec of the view.
         suffix: what the view adds to the policy's fingerprint.
-        condition_fn: `condition` of the view.
+        condition_fn: `condition` of the view, of its policy.
         prior_mean_fn: `prior_mean` of the view; None for the policy's.
         display_name: name of the view; None for the policy's.
+        elsewhere: whether its networks compute on another device.
     """
 
     policy: Policy
     actions: ActionSpec
     observations: ObservationSpec
     suffix: str
-    condition_fn: Callable[[Observation], Denoiser]
+    condition_fn: Callable[[Policy, Observation], Denoiser] = condition_of
     prior_mean_fn: Callable[[Observation], Tensor | None] | None = None
     display_name: str | None = None
+    elsewhere: bool = False
 
     @property
     def name(self) -> str:
@@ -105,7 +112,7 @@ class PolicyView:
 
     def condition(self, observation: Observation) -> Denoiser:
         """Encode one batch of observations."""
-        return self.condition_fn(observation)
+        return self.condition_fn(self.policy, observation)
 
     def prior_mean(self, observation: Observation) -> Tensor | None:
         """Return the mean of the initial noise."""
@@ -151,7 +158,7 @@ def _folder_names(name: str, policies: Sequence[Policy]) -> list[str]:
 def _named(policy: Policy, name: str) -> Policy:
     if name == policy.name:
         return policy
-    return PolicyView(policy, policy.actions, policy.observations, "", policy.condition, display_name=name)
+    return PolicyView(policy, policy.actions, policy.observations, "", display_name=name)
 
 
 def rename(policy: Policy, names: Mapping[str, str]) -> Policy:
@@ -181,7 +188,7 @@ def rename(policy: Policy, names: Mapping[str, str]) -> Policy:
     def original(observation: Observation) -> Observation:
         return {key: observation[names.get(key, key)] for key in shapes}
 
-    def condition(observation: Observation) -> Denoiser:
+    def condition(policy: Policy, observation: Observation) -> Denoiser:
         return policy.condition(original(observation))
 
     def prior_mean(observation: Observation) -> Tensor | None:
@@ -207,7 +214,7 @@ def with_action_names(policy: Policy, names: Sequence[str]) -> Policy:
             f"action_names gives {policy.name} {len(names)} names, it acts in {policy.actions.dim} dimensions"
         )
     actions = replace(policy.actions, names=tuple(names))
-    return PolicyView(policy, actions, policy.observations, json.dumps(actions.names), policy.condition)
+    return PolicyView(policy, actions, policy.observations, json.dumps(actions.names))
 
 
 def to_absolute(policy: Policy, key: str) -> Policy:
@@ -241,7 +248,7 @@ def to_absolute(policy: Policy, key: str) -> Policy:
         newest = observation[key][:, -1:].double().cpu()
         return newest / newest.new_tensor(moves.scale)
 
-    def condition(observation: Observation) -> Denoiser:
+    def condition(policy: Policy, observation: Observation) -> Denoiser:
         denoiser = policy.condition({name: observation[name] for name in reads.shapes})
         return Translated(Clamp(denoiser, moves.bound) if moves.bound is not None else denoiser, pose(observation))
 

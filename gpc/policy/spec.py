@@ -166,6 +166,9 @@ class ObservationSpec:
                 )
         object.__setattr__(self, "images", frozenset(images))
 
+    def _dtype(self, key: str) -> torch.dtype:
+        return torch.uint8 if key in self.images or key == TASK else torch.float32
+
     def conform(self, key: str, value: Any) -> npt.NDArray[Any]:
         """Convert the value of one key, see `gpc.policy.observation.conform`."""
         if isinstance(value, Tensor):
@@ -190,7 +193,10 @@ class ObservationSpec:
         return {key: self._tensor(key, observation[key]) for key in self.shapes}
 
     def _tensor(self, key: str, value: Any) -> Tensor:
-        array, steps, shape = self.conform(key, value), self.n_obs_steps, self.shapes[key]
+        steps, shape = self.n_obs_steps, self.shapes[key]
+        if isinstance(value, Tensor) and value.dtype == self._dtype(key) and value.shape[1:] == (steps, *shape):
+            return value.contiguous()  # it was read already, and may be on another device
+        array = self.conform(key, value)
         if array.ndim != 2 + len(shape) or array.shape[1] < steps:
             raise InputError(
                 f"observation {key!r} has shape {array.shape}, the policy wants (batch, {steps}, *{shape})"
@@ -267,6 +273,31 @@ def is_stochastic(policy: Policy) -> bool:
 def is_linear(policy: Policy) -> bool:
     """Return whether a cost can steer a policy's denoised action."""
     return not isinstance(policy, Composite) or policy.linear
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A policy whose networks may compute on another device or machine."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """True if they do: a thread that waits for them costs no core."""
+
+
+def is_elsewhere(policy: Policy) -> bool:
+    """Return whether the networks of a policy compute on another device or machine."""
+    return isinstance(policy, Elsewhere) and policy.elsewhere
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A policy that moves its networks itself.
+
+    Of other policies the modules and tensors in their fields are moved (`gpc.inference.device`).
+    """
+
+    def to(self, device: torch.device) -> Policy:
+        """Return the policy with its networks on a device; this one stays where it is."""
 
 
 @runtime_checkable

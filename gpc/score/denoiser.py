@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,16 +17,16 @@ from gpc.errors import InputError, RunError
 from gpc.score.keyed_noise import NoiseKeys
 from gpc.score.noise import Karras, Schedule
 
-Network = Callable[[Tensor, Tensor], Tensor]
-"""A network with its observation bound: (scaled x (batch, horizon, action), label (batch,)) -> same as x."""
+Network = Callable[..., Tensor]
+"""(scaled x (batch, horizon, action), label (batch,), *condition) -> same as x."""
 
 
 def no_grad(network: Network) -> Network:
     """Run a network in inference mode, whichever thread calls it."""
 
-    def call(x: Tensor, label: Tensor) -> Tensor:
+    def call(x: Tensor, label: Tensor, *condition: Any) -> Tensor:
         with torch.inference_mode():
-            return network(x, label)
+            return network(x, label, *condition)
 
     return call
 
@@ -86,6 +86,15 @@ class NetworkDenoiser:
     | reverse_velocity (x0 - noise) | alpha (x + sigma out) |
     | edm | c_skip x + c_out out (Karras et al. 2022, eq. 7) |
 
+    Attributes:
+        network: The network.
+        schedule: Noise schedule of its training.
+        prediction: What it returns.
+        dtype: Of x and label as the network gets them.
+        condition: Encoded observations, the network's further arguments: trees (tuples, lists, dicts) of tensors with one
+            row for each observation. A network with a condition depends on the observation through it alone, so that one
+            recording serves every observation (`gpc.inference.device`).
+
     Raises:
         InputError: If the prediction type is unknown, or "edm" without a Karras schedule.
     """
@@ -94,6 +103,7 @@ class NetworkDenoiser:
     schedule: Schedule
     prediction: Prediction
     dtype: torch.dtype = torch.float32
+    condition: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
@@ -107,7 +117,7 @@ class NetworkDenoiser:
         label = label.to(self.dtype) if label.is_floating_point() else label
         s = columns(sigma, x)
         alpha = self.schedule.scale(s)
-        out = self.network((alpha * x).to(self.dtype), label).to(x)
+        out = self.network((alpha * x).to(self.dtype), label, *self.condition).to(x)
         match self.prediction:
             case "noise":
                 return x - s * out

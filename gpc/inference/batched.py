@@ -1,0 +1,220 @@
+"""The network of a policy in batches of fixed sizes, as a device needs them.
+
+On a card the rounding of a row depends on the size of its batch, not on the other rows, and a recording (a CUDA graph)
+runs on inputs of one size at one place in memory. So the rows of a call are copied into inputs of a fixed size, and what
+comes of the other rows is ignored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from gpc.errors import RunError, one_line
+from gpc.inert import notice
+from gpc.score.denoiser import Network, NetworkDenoiser
+
+CHECKED = 2  # observations for which a recording is compared with the network itself
+MOST = 16  # recordings of a network, of all sizes and shapes
+
+
+class Place(Protocol):
+    """Where networks compute, see `gpc.inference.device`."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device."""
+
+    def entered(self, policy: str) -> AbstractContextManager[None]:
+        """Make the place current in this thread; an error of memory names the policy."""
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Return what repeats a function, whose inputs stay at their place in memory."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """The rows of one call.
+
+    Attributes:
+        network: The network.
+        inputs: x, label, and the tensors of the condition.
+        tree: Structure of the condition.
+        checked: Whether a recording is compared with the network.
+        out: The output.
+        error: What was raised instead.
+    """
+
+    network: Network
+    inputs: list[Tensor]
+    tree: Any
+    checked: bool
+    out: Tensor | None = None
+    error: BaseException | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def kind(self) -> Hashable:
+        """What the calls of one recording have in common."""
+        return repr(self.tree), tuple((value.shape[1:], value.dtype) for value in self.inputs)
+
+    def on(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the output of the network for other inputs of this kind."""
+        x, label, *tensors = inputs
+        return self.network(x, label, *tree_unflatten(tensors, self.tree))
+
+
+@dataclass
+class _Recording:
+    inputs: list[Tensor]
+    run: Callable[[], Tensor]
+
+
+@dataclass
+class BatchedNetwork:
+    """Runs the network of one policy at a place, for any number of rows and threads.
+
+    Calls that come while it computes are its next batch, if it is recorded.
+
+    Attributes:
+        policy: Name of the policy, for notices and errors.
+        place: Where it computes.
+        sizes: Rows of a batch, ascending; empty: as many as the call has.
+        recorded: Whether it is recorded.
+    """
+
+    policy: str
+    place: Place
+    sizes: tuple[int, ...]
+    recorded: bool
+    _recordings: dict[Hashable, _Recording] = field(default_factory=dict)
+    _waiting: deque[_Call] = field(default_factory=deque)
+    _lock: Lock = field(default_factory=Lock)
+    _bound: int = 0
+
+    def bind(self, denoiser: NetworkDenoiser) -> NetworkDenoiser:
+        """Return a denoiser whose network computes at the place, in batches."""
+        self._bound += 1
+        checked = self._bound <= CHECKED
+
+        def network(x: Tensor, label: Tensor, *condition: Any) -> Tensor:
+            tensors, tree = tree_flatten(condition)
+            if not all(isinstance(value, Tensor) and len(value) == len(x) for value in tensors):
+                raise RunError(
+                    f"policy {self.policy!r}: each tensor of a network's condition needs a row for each of x"
+                )
+            call = _Call(denoiser.network, [x, label, *tensors], tree, checked)
+            if self.recorded and tensors:
+                return self._merged(call)
+            return self._alone(call, self.size_of(len(x)) if tensors else len(x))  # without: the observation's rows
+
+        return replace(denoiser, network=network)
+
+    def size_of(self, rows: int) -> int:
+        """Return the least size that holds a number of rows, or the largest."""
+        return next((size for size in self.sizes if size >= rows), self.sizes[-1]) if self.sizes else rows
+
+    def _alone(self, call: _Call, size: int) -> Tensor:
+        """Return the output of a call by itself, in batches of a size."""
+        parts = []
+        with self.place.entered(self.policy):
+            for begin in range(0, call.rows, size):
+                rows = torch.arange(begin, begin + size) % call.rows  # real rows fill the batch
+                parts.append(call.on([value[rows.to(value.device)].to(self.place.device) for value in call.inputs]))
+            return torch.cat(parts)[: call.rows].to(call.inputs[0].device)
+
+    def _merged(self, call: _Call) -> Tensor:
+        """Return the output of a call that is computed with those that wait."""
+        self._waiting.append(call)
+        with self._lock:
+            if call.out is None and call.error is None:
+                self._compute([self._waiting.popleft() for _ in range(len(self._waiting))])
+        if call.error is not None:
+            raise call.error
+        assert call.out is not None
+        return call.out
+
+    def _compute(self, calls: Sequence[_Call]) -> None:
+        kinds: dict[Hashable, list[_Call]] = {}
+        for call in calls:
+            kinds.setdefault(call.kind, []).append(call)
+        for kind, group in kinds.items():
+            try:
+                with self.place.entered(self.policy):
+                    self._together(kind, group)
+            except BaseException as error:
+                for call in group:
+                    call.error = error
+
+    def _together(self, kind: Hashable, calls: Sequence[_Call]) -> None:
+        """Fill batches with the rows of calls, and share out the results."""
+        *starts, total = accumulate((call.rows for call in calls), initial=0)
+        size = self.size_of(total)
+        recording = self._recordings.get((kind, size)) or self._record(kind, size, calls[0])
+        if recording is None:
+            for call in calls:
+                call.out = self._alone(call, self.size_of(call.rows))
+            return
+        parts = []
+        for begin in range(0, total, size):
+            for call, start in zip(calls, starts, strict=True):
+                low, high = max(begin, start), min(begin + size, start + call.rows)
+                for static, value in zip(recording.inputs, call.inputs, strict=True) if low < high else ():
+                    static[low - begin : high - begin].copy_(value[low - start : high - start])
+            parts.append(recording.run().to(calls[0].inputs[0].device))
+        out = torch.cat(parts)
+        for call, start in zip(calls, starts, strict=True):
+            call.out = out[start : start + call.rows]
+            if call.checked and not _equal(call.out, expected := self._alone(call, size)):
+                self._refuse(f"differs from the network itself by {float((call.out - expected).abs().max()):.2g}")
+                call.out = expected
+
+    def _record(self, kind: Hashable, size: int, call: _Call) -> _Recording | None:
+        """Record the network for a size; rows must not depend on their place."""
+        if not self.recorded:
+            return None
+        if len(self._recordings) == MOST:
+            self._refuse(f"would be the {MOST + 1}th, for inputs of yet another shape")
+            return None
+        rows = torch.arange(size) % call.rows
+        inputs = [value[rows.to(value.device)].to(self.place.device, copy=True) for value in call.inputs]
+        try:
+            run = self.place.record(lambda: call.on(inputs))
+            out = run().clone()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # an operation that cannot be recorded
+            self._refuse(f"fails ({one_line(error, 200)})")
+            return None
+        for value in inputs:
+            value.copy_(value.roll(1, 0))
+        if not _equal(run(), out.roll(1, 0)):
+            notice(
+                f"{self.policy}: here a row depends on its place in a batch of {size}; a run with other lanes or workers may "
+                "differ in its last digits"
+            )
+        self._recordings[kind, size] = _Recording(inputs, run)
+        return self._recordings[kind, size]
+
+    def _refuse(self, cause: str) -> None:
+        self.recorded = False
+        notice(
+            f"{self.policy}: a recording of its network {cause}; it runs without, which is slower. A network with a condition "
+            "must depend on the observation through it alone"
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all())

@@ -1,0 +1,334 @@
+"""Devices: the networks of policies compute on a card, the sampler's state stays on the host in float64.
+
+Noise, samplers, composers and alignment are the same on every machine. The networks of a policy are copied to its
+device, observations are sent there once for a chunk (pictures as uint8), x and the output once for an evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from os import environ
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from gpc.composition.average import AveragedChunks
+from gpc.composition.composed import ComposedPolicy
+from gpc.errors import InputError, RunError, one_line
+from gpc.inert import notice
+from gpc.inference.batched import BatchedNetwork
+from gpc.policy.adapt import PolicyView, check_names
+from gpc.policy.spec import Movable, Observation, Policy, is_elsewhere
+from gpc.score.denoiser import Denoiser, NetworkDenoiser
+
+Dtype = Literal["bfloat16"]
+LARGE = 100_000_000  # parameters; a vision-language-action policy has more
+SIZES = {False: (1, 4, 16, 64, 256), True: (1, 4, 8, 32)}  # of batches, by whether the network is large
+WARM_UP = 3  # runs before a recording, as torch's documentation has it
+HALVED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)  # modules whose weights bfloat16 halves
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how networks compute.
+
+    Attributes:
+        name: "auto" (a card if there is one), "cpu", "cuda", "cuda:1", "mps", "xpu"; or one for each policy by its name,
+            then "auto" for the others.
+        dtype: "bfloat16": products of matrices and convolutions in bfloat16 (autocast), their weights too. None: as the
+            checkpoint has them, float32 for most.
+        tf32: Products of float32 matrices with 10 bits of mantissa, on cards that have it.
+
+    Raises:
+        InputError: If a device is unknown or not there, or the dtype is unknown.
+    """
+
+    name: str | Mapping[str, str] = "auto"
+    dtype: Dtype | None = None
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *get_args(Dtype)):
+            raise InputError(
+                f"dtype={self.dtype}: choose {', '.join(get_args(Dtype))}, or null for the checkpoint's own"
+            )
+        for name in [self.name] if isinstance(self.name, str) else self.name.values():
+            find(name)
+
+    def of(self, policy: str) -> torch.device:
+        """Return the device of a policy by its name."""
+        return find(self.name if isinstance(self.name, str) else self.name.get(policy, "auto"))
+
+    def check(self, policies: Sequence[Policy]) -> None:
+        """Check that the names are those of policies.
+
+        Raises:
+            InputError: If there is no policy of a name.
+        """
+        if not isinstance(self.name, str):
+            check_names("device", self.name, policies)
+
+    def settings(self, policies: Sequence[str]) -> dict[str, Any]:
+        """Return what determines a result, as plain data; cards of one kind are equal."""
+        kinds = {name: self.of(name).type for name in policies}
+        same = len({*kinds.values()}) == 1
+        return {"name": next(iter(kinds.values())) if same else kinds, "dtype": self.dtype, "tf32": self.tf32}
+
+    def facts(self, policies: Sequence[str]) -> dict[str, str]:
+        """Return cards and the versions of their software, for a run's manifest."""
+        cards = dict.fromkeys(self.of(name) for name in policies)
+        if not any(card.type == "cuda" for card in cards):
+            return {}
+        names = dict.fromkeys(torch.cuda.get_device_name(card) for card in cards if card.type == "cuda")
+        cudnn = {"cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
+        return {"card": ", ".join(names), "cuda": str(torch.version.cuda), **cudnn}
+
+
+def find(name: str) -> torch.device:
+    """Return a device of this machine.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return here or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device={name}: choose auto, cpu, cuda, cuda:1, mps or xpu") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if here is None or device.type != here.type:
+        there = f"cpu and {here.type}" if here else "cpu only"
+        raise InputError(f"device={name}: torch {torch.__version__} finds {there} here; choose one of these, or auto")
+    count = torch.accelerator.device_count()
+    if (device.index or 0) >= count:
+        raise InputError(f"device={name}: this machine has {count}, numbered from 0")
+    return device
+
+
+def place(policy: Policy, device: Device, reproducible: bool = True) -> Policy:
+    """Return a policy with its networks on a device.
+
+    The policy itself stays as it is.
+
+    Args:
+        policy: A policy, a view or a composition.
+        device: The devices of its parts, by name.
+        reproducible: Whether rows must not depend on the size of a batch. All batches on a card then have one size.
+
+    Returns:
+        The policy itself if nothing is to be done, as on the CPU.
+    """
+    _prepare(device)
+    return _place(policy, device, reproducible, policy.name)
+
+
+def batch_sizes(policy: Policy) -> list[int]:
+    """Return the sizes of a placed policy's batches, ascending."""
+    if isinstance(policy, PolicyView):
+        inside = policy.condition_fn
+        return list(inside.network.sizes) if isinstance(inside, Placement) else batch_sizes(policy.policy)
+    members = policy.policies if isinstance(policy, AveragedChunks | ComposedPolicy) else ()
+    return sorted({size for member in members for size in batch_sizes(member)})
+
+
+def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Policy:
+    """Return a policy with its parts on their devices, a view's under `name`."""
+    if isinstance(policy, PolicyView):
+        return replace(policy, policy=_place(policy.policy, device, reproducible, name))
+    if isinstance(policy, AveragedChunks | ComposedPolicy):
+        return policy.with_policies([_place(p, device, reproducible, p.name) for p in policy.policies])
+    there = device.of(name)
+    if (there.type == "cpu" and device.dtype is None) or is_elsewhere(policy):
+        return policy
+    where = Card(there, device.dtype)
+    with where.entered(name):
+        moved = _moved(policy, there, device.dtype)
+    if moved is policy:
+        notice(f"{name} stays on the CPU: it is no dataclass, and has no method to(device) (docs/gpu.md)")
+        return policy
+    sizes = SIZES[_parameters(policy) > LARGE] if there.type != "cpu" else ()
+    network = BatchedNetwork(name, where, sizes[-1:] if reproducible else sizes, recorded=there.type == "cuda")
+    placement = Placement(moved, network, reproducible)
+    return PolicyView(policy, policy.actions, policy.observations, "", placement, elsewhere=there.type != "cpu")
+
+
+@dataclass(eq=False)
+class Placement:
+    """`condition` of a policy whose networks compute on a device.
+
+    Attributes:
+        moved: The policy with its networks there.
+        network: Runs them.
+        padded: Whether observations are encoded in batches of one size; not if a denoiser holds the observation's rows.
+    """
+
+    moved: Policy
+    network: BatchedNetwork
+    padded: bool
+
+    def __call__(self, policy: Policy, observation: Observation) -> Denoiser:
+        """Encode one batch of observations, on the host, there."""
+        rows = policy.observations.read(observation)
+        count = len(next(iter(rows.values())))
+        size = self.network.size_of(count) if self.padded else count
+        parts = []
+        with self.network.place.entered(self.network.policy):
+            for begin in range(0, count, size):
+                places = torch.arange(begin, begin + size) % count  # real rows fill the batch
+                batch = {key: value[places].to(self.network.place.device) for key, value in rows.items()}
+                parts.append(self.moved.condition(batch))
+            encoded = [part for part in parts if isinstance(part, NetworkDenoiser) and part.condition]
+            if len(encoded) == len(parts):
+                return self.network.bind(_joined(encoded, count))
+        if self.padded:
+            self.padded = False
+            return self(policy, observation)
+        (denoiser,) = parts
+        return self.network.bind(denoiser) if isinstance(denoiser, NetworkDenoiser) else There(denoiser, self.network)
+
+
+def _joined(parts: Sequence[NetworkDenoiser], count: int) -> NetworkDenoiser:
+    """Return one denoiser for the first `count` rows of several."""
+    if len(parts) == 1 and all(len(value) == count for value in tree_leaves(parts[0].condition)):
+        return parts[0]
+    condition = tree_map(lambda *values: torch.cat(values)[:count], *(part.condition for part in parts))
+    return replace(parts[0], condition=condition)
+
+
+@dataclass(frozen=True)
+class There:
+    """A denoiser that is no `NetworkDenoiser`, on a device."""
+
+    denoiser: Denoiser
+    network: BatchedNetwork
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise a batch of chunks, see `Denoiser`."""
+        device = self.network.place.device
+        with self.network.place.entered(self.network.policy):
+            return self.denoiser(x.to(device), sigma.to(device)).to(x.device)
+
+
+def _moved(policy: Policy, device: torch.device, dtype: Dtype | None) -> Policy:
+    """Return a copy of a policy with its networks and tensors on a device."""
+    if isinstance(policy, Movable):
+        return policy.to(device)
+    if not is_dataclass(policy):
+        return policy
+    moved = copy.copy(policy)  # with what it has cached, as its fingerprint
+    for field in fields(policy):
+        value = getattr(policy, field.name)
+        there = tree_map(lambda leaf: _leaf_on(leaf, device, dtype), value)
+        if any(new is not old for new, old in zip(tree_leaves(there), tree_leaves(value), strict=True)):
+            object.__setattr__(moved, field.name, there)
+    return moved
+
+
+def _leaf_on(leaf: Any, device: torch.device, dtype: Dtype | None) -> Any:
+    if isinstance(leaf, nn.Module):
+        return module_on(leaf, device, dtype)
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+
+def module_on(module: nn.Module, device: torch.device, dtype: Dtype | None = None) -> nn.Module:
+    """Return a copy of a module on a device, without a second copy on the host.
+
+    Args:
+        module: A module.
+        device: The device.
+        dtype: Of the weights of products and convolutions; None: as they are.
+    """
+    there: dict[int, Any] = {}  # by identity, as `copy.deepcopy` looks them up
+    for part in module.modules():
+        kind = getattr(torch, dtype) if dtype and isinstance(part, HALVED) else None
+        for weight in part.parameters(recurse=False):
+            there[id(weight)] = nn.Parameter(weight.to(device, kind, copy=True), requires_grad=False)
+        for tensor in [*part.buffers(recurse=False), *(v for v in vars(part).values() if isinstance(v, Tensor))]:
+            there[id(tensor)] = tensor.to(device, copy=True)
+    return copy.deepcopy(module, there)
+
+
+def _parameters(policy: Policy) -> int:
+    """Return the number of weights of the modules in a policy's fields."""
+    values: list[Any] = [getattr(policy, field.name) for field in fields(policy)] if is_dataclass(policy) else []
+    modules = [leaf for leaf in tree_leaves(values) if isinstance(leaf, nn.Module)]
+    return sum(weight.numel() for module in modules for weight in module.parameters())
+
+
+def _prepare(device: Device) -> None:
+    """Set what holds for a process: TF32, and kernels that repeat their result."""
+    names = [device.name] if isinstance(device.name, str) else [*device.name.values(), "auto"]
+    if not any(find(name).type == "cuda" for name in names):
+        return
+    environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # several streams: cuBLAS repeats its result
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    with warnings.catch_warnings():  # the newer settings cannot be read by what still reads the older ones
+        warnings.simplefilter("ignore", UserWarning)
+        torch.set_float32_matmul_precision("high" if device.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = device.tf32
+
+
+@dataclass(frozen=True)
+class Card:
+    """A device on which networks compute, in a stream of its own.
+
+    Attributes:
+        device: The device.
+        dtype: Of products of matrices and of convolutions; None: as the weights are.
+    """
+
+    device: torch.device
+    dtype: Dtype | None = None
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """Stream of a card."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def entered(self, policy: str) -> Iterator[None]:
+        """Make device, stream and dtype current in this thread.
+
+        Raises:
+            RunError: If the memory of the device is full.
+        """
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(torch.inference_mode())
+                if self.device.type == "cuda":
+                    stack.enter_context(torch.cuda.device(self.device))
+                    stack.enter_context(torch.cuda.stream(self.stream))
+                if self.dtype:
+                    dtype = getattr(torch, self.dtype)
+                    stack.enter_context(torch.autocast(self.device.type, dtype, cache_enabled=False))
+                yield
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"policy {policy!r} does not fit into the memory of {self.device}: choose dtype=bfloat16, another card for it "
+                f"('device={{{policy}: cuda:1}}'), or serve it from another machine, remote:ws://HOST:PORT ({one_line(error, 99)})"
+            ) from None
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Record a function as a CUDA graph."""
+        for _ in range(WARM_UP):
+            function()
+        self.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            out = function()
+
+        def run() -> Tensor:
+            graph.replay()
+            return out
+
+        return run
