@@ -55,6 +55,7 @@ class ComposedDenoiser:
         composer: The composer.
         elsewhere: Whether one computes on another device or machine.
         masks: Mask and active members by level.
+        coverings: Masks by which members cover a level: levels share them.
     """
 
     members: Sequence[AlignedMember]
@@ -62,6 +63,7 @@ class ComposedDenoiser:
     composer: Composer
     elsewhere: bool = False
     masks: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
+    coverings: dict[tuple[bool, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise a batch of chunks, see `Denoiser`.
@@ -102,8 +104,10 @@ class ComposedDenoiser:
     def _mask(self, level: float) -> tuple[Tensor, list[bool]]:
         """Return the mask (K, horizon, action) at a level, and the active members."""
         if level not in self.masks:
-            covered = [m.levels.covers(level) for m in self.members]
-            mask = masks(self.members) * torch.tensor(covered)[:, None, None]
+            covered = tuple(m.levels.covers(level) for m in self.members)
+            if covered not in self.coverings:
+                self.coverings[covered] = masks(self.members) * torch.tensor(covered)[:, None, None]
+            mask = self.coverings[covered]
             if not bool(mask.any(0).all()):
                 trained = "; ".join(
                     f"{m.policy.name} {m.levels.sigma_min:.4g} to {m.levels.sigma_max:.4g}" for m in self.members

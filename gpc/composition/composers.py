@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -133,6 +133,7 @@ class LinearComposer(WithWeights):
 
     stochastic: ClassVar[bool] = False
     linear: ClassVar[bool] = True
+    _last: ClassVar[tuple[Any, Any, Any]] = (None, None, None)  # weights, mask and what `_effective` made of them
 
     def start(self) -> Self:
         """Return the composer itself; it has no state."""
@@ -153,8 +154,16 @@ class LinearComposer(WithWeights):
         return [bool(weight.any()) for weight in self._effective(mask)]
 
     def _effective(self, mask: Tensor) -> Tensor:
-        """Return the weights of each entry, (K, rows, horizon, action)."""
-        return self._effective_weights(self.weights.reshape(-1, len(mask)).T[:, :, None, None], mask[:, None])
+        """Return the weights of each entry, (K, rows, horizon, action).
+
+        The levels of a chunk share a mask, so the last result is kept.
+        """
+        weights, last_mask, effective = self._last
+        if weights is not self.weights or last_mask is not mask:
+            columns = self.weights.reshape(-1, len(mask)).T[:, :, None, None]
+            effective = self._effective_weights(columns, mask[:, None])
+            object.__setattr__(self, "_last", (self.weights, mask, effective))
+        return effective
 
     @abstractmethod
     def _effective_weights(self, weights: Tensor, mask: Tensor) -> Tensor:

@@ -144,6 +144,8 @@ def batch_sizes(policy: Policy) -> list[int]:
 def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Policy:
     """Return a policy with its parts on their devices, a view's under `name`."""
     if isinstance(policy, PolicyView):
+        if isinstance(policy.condition_fn, Placement):
+            return policy
         return replace(policy, policy=_place(policy.policy, device, reproducible, name))
     if isinstance(policy, AveragedChunks | ComposedPolicy):
         return policy.with_policies([_place(p, device, reproducible, p.name) for p in policy.policies])
@@ -319,12 +321,15 @@ class Card:
             ) from None
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Record a function as a CUDA graph."""
-        for _ in range(WARM_UP):
-            function()
-        self.stream.synchronize()
+        """Record a function as a CUDA graph, in a stream to which no other thread adds work."""
+        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(self.stream)
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                function()
+        self.stream.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             out = function()
 
         def run() -> Tensor:
