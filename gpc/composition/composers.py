@@ -158,6 +158,7 @@ class LinearComposer(WithWeights):
 
         The levels of a chunk share a mask, so the last result is kept.
         """
+        effective: Tensor
         weights, last_mask, effective = self._last
         if weights is not self.weights or last_mask is not mask:
             columns = self.weights.reshape(-1, len(mask)).T[:, :, None, None]

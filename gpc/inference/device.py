@@ -321,7 +321,10 @@ class Card:
             ) from None
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Record a function as a CUDA graph, in a stream to which no other thread adds work."""
+        """Record a function as a CUDA graph, in a stream of its own.
+
+        No other thread adds work to it.
+        """
         aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(self.stream)
         with torch.cuda.stream(aside):
