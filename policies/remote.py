@@ -8,7 +8,6 @@ policy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,7 +50,10 @@ class RemoteMember:
     fingerprint: str
     n_action_steps: int | None = None
     sampling: Sampling | None = None
-    elsewhere: ClassVar[bool] = True
+
+    def to(self, device: torch.device) -> RemoteMember:
+        """Return the policy itself: its server chooses the device."""
+        return self
 
     def condition(self, observation: Observation) -> Denoiser:
         """Send the observations, which the server encodes."""

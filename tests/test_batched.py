@@ -37,6 +37,10 @@ class Recorder:
         with torch.inference_mode():
             yield
 
+    def fetch(self, out):
+        host = out.clone()
+        return lambda: host
+
     def record(self, function):
         self.recordings += 1
 
@@ -180,9 +184,7 @@ def test_a_condition_without_a_row_for_each_chunk_is_refused():
 
 def on(policy, place, size, padded=True):
     network = BatchedNetwork(policy.name, place, (size,), recorded=True)
-    return PolicyView(
-        policy, policy.actions, policy.observations, "", Placement(policy, network, padded), elsewhere=True
-    )
+    return PolicyView(policy, policy.actions, policy.observations, "", Placement(policy, network, padded))
 
 
 @pytest.mark.parametrize("size", [16, 64])
@@ -199,3 +201,25 @@ def test_a_placed_composition_has_the_rows_of_the_one_on_the_cpu_bit_for_bit(par
     expected = ChunkActor(composition, Sampling(steps=4), 8)(observation, weights, seeds, chunks)
     there = compose([on(policy, Recorder(), size) for policy in parents])
     assert np.array_equal(ChunkActor(there, Sampling(steps=4), 8)(observation, weights, seeds, chunks), expected)
+
+
+def test_every_member_has_begun_before_the_first_is_waited_for(parents):
+    events = []
+
+    class Slow(Recorder):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def fetch(self, out):
+            events.append(f"begin {self.name}")
+            return lambda: (events.append(f"wait {self.name}"), out.clone())[1]
+
+    there = compose([on(policy, Slow(policy.name), 16, padded=False) for policy in parents])
+    observation = there.observations.read(
+        {k: np.zeros((1, 2, *s), np.float32) for k, s in there.observations.shapes.items()}
+    )
+    for _ in range(3):  # the first two are compared with the network itself
+        events.clear()
+        there.condition(observation)(noisy(1).repeat(1, 4, 1), SIGMA)
+    assert events == ["begin tiny-noise", "begin tiny-flow", "wait tiny-noise", "wait tiny-flow"]

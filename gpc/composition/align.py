@@ -11,7 +11,7 @@ dimension in which only this policy is constant: it has no noise of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -23,7 +23,7 @@ from torch import Tensor
 from gpc.composition.noise_matching import NoiseMatched
 from gpc.errors import InputError
 from gpc.policy.spec import CONSTANT, EPS, ActionSpec, Policy
-from gpc.score.denoiser import Clamp, Denoiser
+from gpc.score.denoiser import Clamp, Denoiser, start
 from gpc.score.noise import NEAR_LEVEL, SAME_LEVEL, NoiseLevels
 
 MAX_SCALE_RATIO = 100.0  # ratios that differ more than this are a mistake in a normaliser
@@ -161,7 +161,12 @@ class AlignedMember:
 
         `masks` holds the entries of the result that count.
         """
-        return self.to_common(denoiser(self.to_member(x), sigma * self.ratio))
+        return self.start(denoiser, x, sigma)()
+
+    def start(self, denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Callable[[], Tensor]:
+        """Begin to denoise; the result waits, see `denoise`."""
+        finish = start(denoiser, self.to_member(x), sigma * self.ratio)
+        return lambda: self.to_common(finish())
 
     def slice(self, x: Tensor) -> Tensor:
         """Return the policy's steps and dimensions of x (..., horizon, action)."""

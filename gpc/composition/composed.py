@@ -27,7 +27,6 @@ from gpc.policy.spec import (
     Observation,
     ObservationSpec,
     Policy,
-    is_elsewhere,
     is_linear,
     is_stochastic,
     prior_mean_of,
@@ -53,7 +52,6 @@ class ComposedDenoiser:
         members: The policies in the common coordinate.
         denoisers: Their denoisers.
         composer: The composer.
-        elsewhere: Whether one computes on another device or machine.
         masks: Mask and active members by level.
         coverings: Masks by which members cover a level: levels share them.
     """
@@ -61,7 +59,6 @@ class ComposedDenoiser:
     members: Sequence[AlignedMember]
     denoisers: Sequence[Denoiser]
     composer: Composer
-    elsewhere: bool = False
     masks: dict[float, tuple[Tensor, list[bool]]] = field(default_factory=dict, repr=False)
     coverings: dict[tuple[bool, ...], Tensor] = field(default_factory=dict, repr=False)
 
@@ -94,10 +91,10 @@ class ComposedDenoiser:
         mask, active = self._mask(float(sigma))
         calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, active, strict=True) if on]
         nested = current_thread().name.startswith(MEMBER_THREAD)  # would wait for a thread of the pool that it occupies
-        pays = self.elsewhere or len(x) >= THREADED_BATCH
-        threaded = calls[1:] if pays and not nested else []  # the first runs here
+        threaded = calls[1:] if len(x) >= THREADED_BATCH and not nested else []  # the first runs here
         jobs = [_pool(len(self.members)).submit(m.denoise, d, x, sigma) for m, d in threaded]
-        here = [m.denoise(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
+        waits = [m.start(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
+        here = [wait() for wait in waits]  # those on a device compute at the same time
         results = iter([*here, *(job.result() for job in jobs)])
         return self.composer(x, sigma, [next(results) if on else None for on in active], mask)
 
@@ -239,11 +236,6 @@ class ComposedPolicy:
         return self.composer.linear and all(map(is_linear, self.policies))
 
     @property
-    def elsewhere(self) -> bool:
-        """True if a policy computes on another device or machine."""
-        return any(map(is_elsewhere, self.policies))
-
-    @property
     def weights(self) -> Tensor:
         """Weights of the composer, (K,) or (batch, K); empty if it has none."""
         return self.composer.weights if isinstance(self.composer, HasWeights) else torch.empty(0)
@@ -314,7 +306,7 @@ class ComposedPolicy:
             policy = member.policy
             denoiser = policy.condition(policy.observations.read(observation))
             denoisers.append(member.wrap(CheckFinite(denoiser, policy.name)))
-        return ComposedDenoiser(self.members, denoisers, self.composer.start(), self.elsewhere)
+        return ComposedDenoiser(self.members, denoisers, self.composer.start())
 
     def _weighted(self) -> HasWeights:
         if not isinstance(self.composer, HasWeights):

@@ -8,12 +8,13 @@ comes of the other rows is ignored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,13 @@ class Place(Protocol):
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Return what repeats a function, whose inputs stay at their place in memory."""
 
+    def fetch(self, out: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy an output to the host.
+
+        Returns:
+            A function that waits for it.
+        """
+
 
 @dataclass(eq=False)
 class _Call:
@@ -62,8 +70,16 @@ class _Call:
     error: BaseException | None = None
 
     @property
+    def done(self) -> bool:
+        return self.out is not None or self.error is not None
+
+    @property
     def rows(self) -> int:
         return len(self.inputs[0])
+
+    @property
+    def condition(self) -> list[Tensor]:
+        return self.inputs[2:]
 
     @property
     def kind(self) -> Hashable:
@@ -82,11 +98,19 @@ class _Recording:
     run: Callable[[], Tensor]
 
 
+class _Batch(NamedTuple):
+    """Calls that are computed together, in batches of a size."""
+
+    calls: Sequence[_Call]
+    size: int
+    parts: list[Callable[[], Tensor]]
+
+
 @dataclass
 class BatchedNetwork:
     """Runs the network of one policy at a place, for any number of rows and threads.
 
-    Calls that come while it computes are its next batch, if it is recorded.
+    If it is recorded, one batch is computed at a time, and calls that come meanwhile are the next one.
 
     Attributes:
         policy: Name of the policy, for notices and errors.
@@ -101,85 +125,101 @@ class BatchedNetwork:
     recorded: bool
     _recordings: dict[Hashable, _Recording] = field(default_factory=dict)
     _waiting: deque[_Call] = field(default_factory=deque)
+    _computing: list[_Batch] = field(default_factory=list)
     _lock: Lock = field(default_factory=Lock)
     _bound: int = 0
 
     def bind(self, denoiser: NetworkDenoiser) -> NetworkDenoiser:
         """Return a denoiser whose network computes at the place, in batches."""
         self._bound += 1
-        checked = self._bound <= CHECKED
-
-        def network(x: Tensor, label: Tensor, *condition: Any) -> Tensor:
-            tensors, tree = tree_flatten(condition)
-            if not all(isinstance(value, Tensor) and len(value) == len(x) for value in tensors):
-                raise RunError(
-                    f"policy {self.policy!r}: each tensor of a network's condition needs a row for each of x"
-                )
-            call = _Call(denoiser.network, [x, label, *tensors], tree, checked)
-            if self.recorded and tensors:
-                return self._merged(call)
-            return self._alone(call, self.size_of(len(x)) if tensors else len(x))  # without: the observation's rows
-
-        return replace(denoiser, network=network)
+        return replace(denoiser, network=BoundNetwork(self, denoiser.network, self._bound <= CHECKED))
 
     def size_of(self, rows: int) -> int:
         """Return the least size that holds a number of rows, or the largest."""
         return next((size for size in self.sizes if size >= rows), self.sizes[-1]) if self.sizes else rows
 
-    def _alone(self, call: _Call, size: int) -> Tensor:
-        """Return the output of a call by itself, in batches of a size."""
-        parts = []
-        with self.place.entered(self.policy):
-            for begin in range(0, call.rows, size):
-                rows = torch.arange(begin, begin + size) % call.rows  # real rows fill the batch
-                parts.append(call.on([value[rows.to(value.device)].to(self.place.device) for value in call.inputs]))
-            return torch.cat(parts)[: call.rows].to(call.inputs[0].device)
-
-    def _merged(self, call: _Call) -> Tensor:
-        """Return the output of a call that is computed with those that wait."""
+    def start(self, call: _Call) -> Callable[[], Tensor]:
+        """Begin a call; the function that is returned waits for its result."""
+        if not self.recorded or not call.condition:
+            size = self.size_of(call.rows) if call.condition else call.rows  # without: the rows of its observation
+            return self._alone(call, size)
         self._waiting.append(call)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._computing:
+                    self._begin()
+            finally:
+                self._lock.release()
+        return lambda: self._finish(call)
+
+    def _finish(self, call: _Call) -> Tensor:
         with self._lock:
-            if call.out is None and call.error is None:
-                self._compute([self._waiting.popleft() for _ in range(len(self._waiting))])
+            self._end()
+            if not call.done:
+                self._begin()
+                self._end()
         if call.error is not None:
             raise call.error
         assert call.out is not None
         return call.out
 
-    def _compute(self, calls: Sequence[_Call]) -> None:
-        kinds: dict[Hashable, list[_Call]] = {}
-        for call in calls:
-            kinds.setdefault(call.kind, []).append(call)
-        for kind, group in kinds.items():
-            try:
-                with self.place.entered(self.policy):
-                    self._together(kind, group)
-            except BaseException as error:
-                for call in group:
-                    call.error = error
+    def _alone(self, call: _Call, size: int) -> Callable[[], Tensor]:
+        """Begin a call by itself, in batches of a size."""
+        parts = []
+        with self.place.entered(self.policy):
+            for begin in range(0, call.rows, size):
+                rows = torch.arange(begin, begin + size) % call.rows  # real rows fill the batch
+                parts.append(call.on([value[rows.to(value.device)].to(self.place.device) for value in call.inputs]))
+            return self.place.fetch(torch.cat(parts)[: call.rows])
 
-    def _together(self, kind: Hashable, calls: Sequence[_Call]) -> None:
-        """Fill batches with the rows of calls, and share out the results."""
+    def _begin(self) -> None:
+        """Begin all calls that wait, those of one kind as one batch."""
+        kinds: dict[Hashable, list[_Call]] = {}
+        for call in [self._waiting.popleft() for _ in range(len(self._waiting))]:
+            kinds.setdefault(call.kind, []).append(call)
+        for kind, calls in kinds.items():
+            with _errors_to(calls), self.place.entered(self.policy):
+                self._begin_together(kind, calls)
+
+    def _begin_together(self, kind: Hashable, calls: Sequence[_Call]) -> None:
+        """Fill batches with the rows of calls, and run them."""
         *starts, total = accumulate((call.rows for call in calls), initial=0)
         size = self.size_of(total)
         recording = self._recordings.get((kind, size)) or self._record(kind, size, calls[0])
         if recording is None:
             for call in calls:
-                call.out = self._alone(call, self.size_of(call.rows))
+                self._computing.append(_Batch([call], 0, [self._alone(call, self.size_of(call.rows))]))
             return
         parts = []
         for begin in range(0, total, size):
-            for call, start in zip(calls, starts, strict=True):
-                low, high = max(begin, start), min(begin + size, start + call.rows)
+            for call, first in zip(calls, starts, strict=True):
+                low, high = max(begin, first), min(begin + size, first + call.rows)
                 for static, value in zip(recording.inputs, call.inputs, strict=True) if low < high else ():
-                    static[low - begin : high - begin].copy_(value[low - start : high - start])
-            parts.append(recording.run().to(calls[0].inputs[0].device))
-        out = torch.cat(parts)
-        for call, start in zip(calls, starts, strict=True):
-            call.out = out[start : start + call.rows]
-            if call.checked and not _equal(call.out, expected := self._alone(call, size)):
-                self._refuse(f"differs from the network itself by {float((call.out - expected).abs().max()):.2g}")
-                call.out = expected
+                    static[low - begin : high - begin].copy_(value[low - first : high - first])
+            parts.append(self.place.fetch(recording.run()))
+        self._computing.append(_Batch(calls, size, parts))
+
+    def _end(self) -> None:
+        """Wait for the batches that are computed, and share out their rows."""
+        for batch in self._computing:  # of one kind each
+            with _errors_to(batch.calls):
+                rows = torch.cat([part() for part in batch.parts])[: sum(call.rows for call in batch.calls)]
+                outs = torch.split(rows, [call.rows for call in batch.calls])
+                for call, out in zip(batch.calls, outs, strict=True):
+                    call.out = out
+                if not all(map(partial(self._agrees, size=batch.size), batch.calls)):
+                    for call in batch.calls:
+                        call.out = self._alone(call, batch.size)()
+        self._computing.clear()
+
+    def _agrees(self, call: _Call, size: int) -> bool:
+        """Return whether a call needs no check, or has the network's own output."""
+        if not (call.checked and self.recorded and call.out is not None):
+            return True
+        difference = float((call.out - self._alone(call, size)()).abs().max())
+        if difference != 0:
+            self._refuse(f"differs from the network itself by {difference:.2g}")
+        return difference == 0
 
     def _record(self, kind: Hashable, size: int, call: _Call) -> _Recording | None:
         """Record the network for a size; rows must not depend on their place."""
@@ -214,6 +254,43 @@ class BatchedNetwork:
             f"{self.policy}: a recording of its network {cause}; it runs without, which is slower. A network with a condition "
             "must depend on the observation through it alone"
         )
+
+
+@dataclass(frozen=True)
+class BoundNetwork:
+    """A network whose calls are computed in batches.
+
+    Attributes:
+        batches: The batches.
+        network: The network, of one observation.
+        checked: Whether a recording is compared with it.
+    """
+
+    batches: BatchedNetwork
+    network: Network
+    checked: bool
+
+    def __call__(self, x: Tensor, label: Tensor, *condition: Any) -> Tensor:
+        """Return the output, like x."""
+        return self.start(x, label, *condition)()
+
+    def start(self, x: Tensor, label: Tensor, *condition: Any) -> Callable[[], Tensor]:
+        """Begin a call, see `gpc.score.denoiser.Starts`."""
+        tensors, tree = tree_flatten(condition)
+        if not all(isinstance(value, Tensor) and len(value) == len(x) for value in tensors):
+            name = self.batches.policy
+            raise RunError(f"policy {name!r}: each tensor of a network's condition needs a row for each of x")
+        return self.batches.start(_Call(self.network, [x, label, *tensors], tree, self.checked))
+
+
+@contextmanager
+def _errors_to(calls: Sequence[_Call]) -> Iterator[None]:
+    """Give an error to the calls, whose threads raise it."""
+    try:
+        yield
+    except BaseException as error:
+        for call in calls:
+            call.error = error
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -25,7 +25,7 @@ from gpc.errors import InputError, RunError, one_line
 from gpc.inert import notice
 from gpc.inference.batched import BatchedNetwork
 from gpc.policy.adapt import PolicyView, check_names
-from gpc.policy.spec import Movable, Observation, Policy, is_elsewhere
+from gpc.policy.spec import Movable, Observation, Policy
 from gpc.score.denoiser import Denoiser, NetworkDenoiser
 
 Dtype = Literal["bfloat16"]
@@ -150,18 +150,19 @@ def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Pol
     if isinstance(policy, AveragedChunks | ComposedPolicy):
         return policy.with_policies([_place(p, device, reproducible, p.name) for p in policy.policies])
     there = device.of(name)
-    if (there.type == "cpu" and device.dtype is None) or is_elsewhere(policy):
+    if there.type == "cpu" and device.dtype is None:
         return policy
     where = Card(there, device.dtype)
     with where.entered(name):
         moved = _moved(policy, there, device.dtype)
     if moved is policy:
-        notice(f"{name} stays on the CPU: it is no dataclass, and has no method to(device) (docs/gpu.md)")
+        if not isinstance(policy, Movable):
+            notice(f"{name} stays on the CPU: it has no field with a network, and no method to(device) (docs/gpu.md)")
         return policy
     sizes = SIZES[_parameters(policy) > LARGE] if there.type != "cpu" else ()
     network = BatchedNetwork(name, where, sizes[-1:] if reproducible else sizes, recorded=there.type == "cuda")
     placement = Placement(moved, network, reproducible)
-    return PolicyView(policy, policy.actions, policy.observations, "", placement, elsewhere=there.type != "cpu")
+    return PolicyView(policy, policy.actions, policy.observations, "", placement)
 
 
 @dataclass(eq=False)
@@ -227,12 +228,17 @@ def _moved(policy: Policy, device: torch.device, dtype: Dtype | None) -> Policy:
         return policy.to(device)
     if not is_dataclass(policy):
         return policy
-    moved = copy.copy(policy)  # with what it has cached, as its fingerprint
+    changes = {}
     for field in fields(policy):
         value = getattr(policy, field.name)
         there = tree_map(lambda leaf: _leaf_on(leaf, device, dtype), value)
         if any(new is not old for new, old in zip(tree_leaves(there), tree_leaves(value), strict=True)):
-            object.__setattr__(moved, field.name, there)
+            changes[field.name] = there
+    if not changes:
+        return policy
+    moved = copy.copy(policy)  # with what it has cached, as its fingerprint
+    for name, there in changes.items():
+        object.__setattr__(moved, name, there)
     return moved
 
 
@@ -319,6 +325,26 @@ class Card:
                 f"policy {policy!r} does not fit into the memory of {self.device}: choose dtype=bfloat16, another card for it "
                 f"('device={{{policy}: cuda:1}}'), or serve it from another machine, remote:ws://HOST:PORT ({one_line(error, 99)})"
             ) from None
+
+    def fetch(self, out: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy an output to the host.
+
+        Returns:
+            A function that waits for it.
+        """
+        if self.device.type != "cuda":
+            host = out.to("cpu")
+            return lambda: host
+        host = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        host.copy_(out, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(self.stream)  # type: ignore[no-untyped-call]
+
+        def wait() -> Tensor:
+            event.synchronize()
+            return host
+
+        return wait
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Record a function as a CUDA graph, in a stream of its own.

@@ -63,7 +63,6 @@ class PolicyView:
         condition_fn: `condition` of the view, of its policy.
         prior_mean_fn: `prior_mean` of the view; None for the policy's.
         display_name: name of the view; None for the policy's.
-        elsewhere: whether its networks compute on another device.
     """
 
     policy: Policy
@@ -73,7 +72,6 @@ class PolicyView:
     condition_fn: Callable[[Policy, Observation], Denoiser] = condition_of
     prior_mean_fn: Callable[[Observation], Tensor | None] | None = None
     display_name: str | None = None
-    elsewhere: bool = False
 
     @property
     def name(self) -> str:

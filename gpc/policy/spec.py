@@ -276,20 +276,6 @@ def is_linear(policy: Policy) -> bool:
 
 
 @runtime_checkable
-class Elsewhere(Protocol):
-    """A policy whose networks may compute on another device or machine."""
-
-    @property
-    def elsewhere(self) -> bool:
-        """True if they do: a thread that waits for them costs no core."""
-
-
-def is_elsewhere(policy: Policy) -> bool:
-    """Return whether the networks of a policy compute on another device or machine."""
-    return isinstance(policy, Elsewhere) and policy.elsewhere
-
-
-@runtime_checkable
 class Movable(Protocol):
     """A policy that moves its networks itself.
 
@@ -297,7 +283,7 @@ class Movable(Protocol):
     """
 
     def to(self, device: torch.device) -> Policy:
-        """Return the policy with its networks on a device; this one stays where it is."""
+        """Return the policy with its networks on a device; this one stays as it is."""
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ A wrapper of a denoiser is a denoiser.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -48,6 +49,26 @@ class Denoiser(Protocol):
         Returns:
             E[x0 | x], like x.
         """
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """A denoiser, or a network, that may compute on another device."""
+
+    def start(self, x: Tensor, sigma: Tensor, /, *condition: Any) -> Callable[[], Tensor]:
+        """Begin a call; the function that is returned waits for its result."""
+
+
+def start(call: Callable[..., Tensor], *arguments: Any) -> Callable[[], Tensor]:
+    """Begin a call of a denoiser or a network.
+
+    Returns:
+        A function that waits for the result; what cannot wait was computed already.
+    """
+    if isinstance(call, Starts):
+        return call.start(*arguments)
+    out = call(*arguments)
+    return lambda: out
 
 
 @runtime_checkable
@@ -114,11 +135,18 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise a batch of chunks, see `Denoiser`."""
+        return self.start(x, sigma)()
+
+    def start(self, x: Tensor, sigma: Tensor) -> Callable[[], Tensor]:
+        """Begin to denoise, see `Starts`."""
         label = self.schedule.label(sigma).expand(len(x))
         label = label.to(self.dtype) if label.is_floating_point() else label
         s = columns(sigma, x)
         alpha = self.schedule.scale(s)
-        out = self.network((alpha * x).to(self.dtype), label, *self.condition).to(x)
+        finish = start(self.network, (alpha * x).to(self.dtype), label, *self.condition)
+        return lambda: self._denoised(x, s, alpha, finish().to(x))
+
+    def _denoised(self, x: Tensor, s: Tensor, alpha: Tensor, out: Tensor) -> Tensor:
         match self.prediction:
             case "noise":
                 return x - s * out
@@ -148,7 +176,25 @@ class Wrapper:
 
 
 @dataclass(frozen=True)
-class Clamp(Wrapper):
+class After(Wrapper, ABC):
+    """Base of wrappers that change or check the denoised action alone."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Denoise a batch of chunks, see `Denoiser`."""
+        return self.after(self.denoiser(x, sigma), sigma)
+
+    def start(self, x: Tensor, sigma: Tensor) -> Callable[[], Tensor]:
+        """Begin to denoise, see `Starts`."""
+        finish = start(self.denoiser, x, sigma)
+        return lambda: self.after(finish(), sigma)
+
+    @abstractmethod
+    def after(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        """Return what becomes of the denoised action."""
+
+
+@dataclass(frozen=True)
+class Clamp(After):
     """Keep the denoised action within +-bound.
 
     This is DDPM's `clip_sample` if it is put around the composed denoiser.
@@ -156,9 +202,9 @@ class Clamp(Wrapper):
 
     bound: float
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise a batch of chunks, see `Denoiser`."""
-        return self.clip(self.denoiser(x, sigma))
+    def after(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        """Return the denoised action within the bound."""
+        return self.clip(denoised)
 
     def clip(self, denoised: Tensor) -> Tensor:
         """Return a denoised action within the bound."""
@@ -204,7 +250,7 @@ class Inpainted(Wrapper):
 
 
 @dataclass(frozen=True)
-class CheckFinite(Wrapper):
+class CheckFinite(After):
     """Check that the output of a policy has no NaN or infinity.
 
     Attributes:
@@ -213,16 +259,15 @@ class CheckFinite(Wrapper):
 
     name: str
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise a batch of chunks, see `Denoiser`.
+    def after(self, denoised: Tensor, sigma: Tensor) -> Tensor:
+        """Return the denoised action.
 
         Raises:
-            RunError: If the output has a NaN or an infinity.
+            RunError: If it has a NaN or an infinity.
         """
-        out = self.denoiser(x, sigma)
-        if not isfinite(float(out.sum())):  # a sum of finite outputs is finite
+        if not isfinite(float(denoised.sum())):  # a sum of finite outputs is finite
             raise RunError(
                 f"policy {self.name!r} returned NaN or infinity at sigma={sigma.max().item():.4g}; "
                 "its weights are damaged or its observation is out of range"
             )
-        return out
+        return denoised
