@@ -35,7 +35,8 @@ def chunks(policy, device, rows=16):
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps", "xpu"])
 def test_a_device_that_is_not_there_is_an_error_that_names_what_is(name):
     with pytest.raises(InputError, match=f"device={name}: torch .* finds cpu only here; choose one of these, or auto"):
-        Device(name)
+        Device(name).check_here()
+    assert Device(name).settings(["a"])["device"] == name.partition(":")[0]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,7 @@ def test_a_device_that_is_not_there_is_an_error_that_names_what_is(name):
     [
         ({"name": "gpu"}, "device=gpu: choose auto, cpu, cuda"),
         ({"name": {"a": "cpu", "b": "tpu"}}, "device=tpu"),
+        ({"name": 0}, "device=0: choose auto"),
         ({"dtype": "float16"}, "dtype=float16: choose bfloat16"),
     ],
 )
@@ -59,7 +61,7 @@ def test_a_device_for_an_unknown_policy_is_an_error(parents):
 def test_without_a_card_auto_is_the_cpu_and_a_policy_is_placed_as_it_is(parents):
     composition = compose(parents)
     assert Device().of("any") == torch.device("cpu")
-    assert Device().settings(["a", "b"]) == {"name": "cpu", "dtype": None, "tf32": False}
+    assert Device().settings(["a", "b"]) == {"device": "cpu", "dtype": None, "tf32": False}
     assert Device().facts(["a"]) == {}
     placed = place(composition, Device())
     assert all(new is old for new, old in zip(placed.policies, composition.policies, strict=True))

@@ -7,12 +7,14 @@ device, observations are sent there once for a chunk (pictures as uint8), x and 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from os import environ
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -47,7 +49,7 @@ class Device:
         tf32: Products of float32 matrices with 10 bits of mantissa, on cards that have it.
 
     Raises:
-        InputError: If a device is unknown or not there, or the dtype is unknown.
+        InputError: If the name is no device's, or the dtype is unknown.
     """
 
     name: str | Mapping[str, str] = "auto"
@@ -59,12 +61,28 @@ class Device:
             raise InputError(
                 f"dtype={self.dtype}: choose {', '.join(get_args(Dtype))}, or null for the checkpoint's own"
             )
-        for name in [self.name] if isinstance(self.name, str) else self.name.values():
+        for name in self._names:
+            parse(name)
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.name.values(), "auto"] if isinstance(self.name, Mapping) else [self.name]
+
+    def check_here(self) -> None:
+        """Check that the devices are on this machine.
+
+        Raises:
+            InputError: If one is not.
+        """
+        for name in self._names:
             find(name)
 
     def of(self, policy: str) -> torch.device:
         """Return the device of a policy by its name."""
-        return find(self.name if isinstance(self.name, str) else self.name.get(policy, "auto"))
+        return find(self._name_of(policy))
+
+    def _name_of(self, policy: str) -> str:
+        return self.name.get(policy, "auto") if isinstance(self.name, Mapping) else self.name
 
     def check(self, policies: Sequence[Policy]) -> None:
         """Check that the names are those of policies.
@@ -72,14 +90,17 @@ class Device:
         Raises:
             InputError: If there is no policy of a name.
         """
-        if not isinstance(self.name, str):
+        if isinstance(self.name, Mapping):
             check_names("device", self.name, policies)
 
     def settings(self, policies: Sequence[str]) -> dict[str, Any]:
-        """Return what determines a result, as plain data; cards of one kind are equal."""
-        kinds = {name: self.of(name).type for name in policies}
+        """Return what determines a result, as plain data; cards of one kind are equal.
+
+        The devices may be those of another machine.
+        """
+        kinds = {name: (parse(self._name_of(name)) or find("auto")).type for name in policies}
         same = len({*kinds.values()}) == 1
-        return {"name": next(iter(kinds.values())) if same else kinds, "dtype": self.dtype, "tf32": self.tf32}
+        return {"device": next(iter(kinds.values())) if same else kinds, "dtype": self.dtype, "tf32": self.tf32}
 
     def facts(self, policies: Sequence[str]) -> dict[str, str]:
         """Return cards and the versions of their software, for a run's manifest."""
@@ -88,7 +109,39 @@ class Device:
             return {}
         names = dict.fromkeys(torch.cuda.get_device_name(card) for card in cards if card.type == "cuda")
         cudnn = {"cudnn": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
-        return {"card": ", ".join(names), "cuda": str(torch.version.cuda), **cudnn}
+        return {"card": ", ".join(names), "cuda": str(torch.version.cuda), **cudnn, **_driver()}
+
+
+DeviceLike = str | torch.device | Mapping[str, str] | Device
+"""A device, its name, or names by policy."""
+
+
+def _driver() -> dict[str, str]:
+    """Return the version of NVIDIA's driver, as Linux has it."""
+    try:
+        found = re.search(r"\d+(\.\d+)+", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return {}
+    return {"driver": found[0]} if found else {}
+
+
+def as_device(device: DeviceLike) -> Device:
+    """Return a device, from its name or from names by policy."""
+    if isinstance(device, Device):
+        return device
+    return Device(str(device) if isinstance(device, torch.device) else device)
+
+
+def parse(name: str) -> torch.device | None:
+    """Return the device of a name, here or on another machine; None for "auto".
+
+    Raises:
+        InputError: If it is no device's name.
+    """
+    try:
+        return None if name == "auto" else torch.device(str(name))
+    except RuntimeError:
+        raise InputError(f"device={name}: choose auto, cpu, cuda, cuda:1, mps or xpu") from None
 
 
 def find(name: str) -> torch.device:
@@ -97,13 +150,9 @@ def find(name: str) -> torch.device:
     Raises:
         InputError: If it is not there.
     """
-    here = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
+    here, device = torch.accelerator.current_accelerator(check_available=True), parse(name)
+    if device is None:
         return here or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device={name}: choose auto, cpu, cuda, cuda:1, mps or xpu") from None
     if device.type == "cpu":
         return torch.device("cpu")
     if here is None or device.type != here.type:
@@ -128,7 +177,7 @@ def place(policy: Policy, device: Device, reproducible: bool = True) -> Policy:
     Returns:
         The policy itself if nothing is to be done, as on the CPU.
     """
-    _prepare(device)
+    prepare(device)
     return _place(policy, device, reproducible, policy.name)
 
 
@@ -273,10 +322,9 @@ def _parameters(policy: Policy) -> int:
     return sum(weight.numel() for module in modules for weight in module.parameters())
 
 
-def _prepare(device: Device) -> None:
+def prepare(device: Device) -> None:
     """Set what holds for a process: TF32, and kernels that repeat their result."""
-    names = [device.name] if isinstance(device.name, str) else [*device.name.values(), "auto"]
-    if not any(find(name).type == "cuda" for name in names):
+    if not any(find(name).type == "cuda" for name in device._names):
         return
     environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # several streams: cuBLAS repeats its result
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
