@@ -235,6 +235,34 @@ class PointEncoder(nn.Module):
         return out
 
 
+class Scaling(nn.Module):
+    """Numbers of one observation key, scaled; angles among them as cosine and sine."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        offset: float | Sequence[float] = 0.0,
+        scale: float | Sequence[float] = 1.0,
+        angles: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.angles, ends = tuple(angles), [-1, *sorted(angles), width]
+        self.plain = [(before + 1, after) for before, after in zip(ends, ends[1:], strict=False) if before + 1 < after]
+        for name, value in (("offset", offset), ("scale", scale)):  # a card's, not of the weights
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Scale numbers (..., width)."""
+        value = value.float()
+        plain = [value[..., first:end] for first, end in self.plain]
+        scaled: Tensor = (torch.cat([value[..., :0], *plain], -1) - self.offset) / self.scale
+        turned = [value[..., i : i + 1] for i in self.angles]
+        return torch.cat([scaled, *(angle.cos() for angle in turned), *(angle.sin() for angle in turned)], -1)
+
+
 class Encoder(nn.Module):
     """Observation -> one condition vector (batch, condition_dim).
 
@@ -244,38 +272,39 @@ class Encoder(nn.Module):
     1}` for a point cloud.
     """
 
-    def __init__(self, inputs: Mapping[str, Mapping[str, object]], n_obs_steps: int) -> None:
+    def __init__(self, inputs: Mapping[str, Mapping[str, Any]], n_obs_steps: int) -> None:
         super().__init__()
-        self.inputs = {key: dict(spec) for key, spec in inputs.items()}
+        self.inputs = tuple(inputs)
         self.cameras = nn.ModuleDict({key: ImageEncoder() for key, spec in inputs.items() if spec.get("image")})
         self.clouds = nn.ModuleDict({key: PointEncoder() for key, spec in inputs.items() if spec.get("points")})
-        self.condition_dim = n_obs_steps * sum(map(self._width, inputs))
+        self.scalings = nn.ModuleList(_scaling(spec) for spec in inputs.values())  # one for each key, in order
+        self.condition_dim = n_obs_steps * sum(self._width(key, spec) for key, spec in inputs.items())
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
         """Encode observations, key -> (batch, n_obs_steps, *shape)."""
-        return torch.cat([self._features(key, observation[key]).flatten(1) for key in self.inputs], -1)
+        pairs = zip(self.inputs, self.scalings, strict=True)
+        return torch.cat([self._features(key, scaling(observation[key])).flatten(1) for key, scaling in pairs], -1)
 
-    def _width(self, key: str) -> int:
+    def _width(self, key: str, spec: Mapping[str, Any]) -> int:
         """Return the number of features of one time step."""
         if key in self.cameras:
             return 3 * KEYPOINTS
         if key in self.clouds:
             return FEATURES
-        spec: Mapping[str, Any] = self.inputs[key]
         *rows, width = spec["shape"]
         features: int = math.prod(rows) * (width + len(spec.get("angles", [])))
         return features
 
     def _features(self, key: str, value: Tensor) -> Tensor:
-        spec = self.inputs[key]
-        if spec.get("image"):
-            features: Tensor = self.cameras[key](value.flatten(0, 1))
-            return features.reshape(*value.shape[:2], -1)
-        value = value.float()
-        angles = list(spec.get("angles", []))  # type: ignore[call-overload]
-        plain = [i for i in range(value.shape[-1]) if i not in angles]
-        scaled = (value[..., plain] - value.new_tensor(spec["offset"])) / value.new_tensor(spec["scale"])
-        if spec.get("points"):
-            cloud: Tensor = self.clouds[key](scaled.flatten(0, 1))
-            return cloud.reshape(*value.shape[:2], -1)
-        return torch.cat([scaled, value[..., angles].cos(), value[..., angles].sin()], -1)
+        for networks in (self.cameras, self.clouds):
+            if key in networks:
+                features: Tensor = networks[key](value.flatten(0, 1))
+                return features.reshape(*value.shape[:2], -1)
+        return value
+
+
+def _scaling(spec: Mapping[str, Any]) -> nn.Module:
+    """Return what scales an input; pictures stay as they are."""
+    if spec.get("image"):
+        return nn.Identity()
+    return Scaling(spec["shape"][-1], spec["offset"], spec["scale"], spec.get("angles", ()))
