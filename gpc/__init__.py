@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpc.composition.steering import register_cost, steer
     from gpc.composition.superposition import And, Or
     from gpc.inference.best_of import BestOf
+    from gpc.inference.device import Device
     from gpc.inference.methods import Langevin, Teleport
     from gpc.inference.settings import Sampling
     from gpc.policy.env_spec import EnvSpec
@@ -35,6 +36,7 @@ _HOME = {
     "Comparison": "gpc.commands.comparison",
     "ComposedPolicy": "gpc.composition.composed",
     "Convex": "gpc.composition.composers",
+    "Device": "gpc.inference.device",
     "Engine": "gpc.rollout.engine",
     "EnvSpec": "gpc.policy.env_spec",
     "Grid": "gpc.weights.searches",
@@ -63,6 +65,7 @@ __all__ = [
     "Comparison",
     "ComposedPolicy",
     "Convex",
+    "Device",
     "Engine",
     "EnvSpec",
     "Grid",

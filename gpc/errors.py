@@ -46,9 +46,9 @@ def missing(what: str, error: Exception) -> str:
     return f"{what} is missing: {type_and_text(error)}"
 
 
-def started_with(folder: object, key: str, old: object, new: object) -> str:
-    """Return one line about a run folder of other settings."""
-    return f"{folder} was started with {key}={old!r}, now it is {new!r}; use another run_dir, or delete that folder"
+def started_with(folder: object, key: str, old: object, new: object, remedy: str = "") -> str:
+    """Return one line about a run folder of other settings; `remedy` ends in "or"."""
+    return f"{folder} was started with {key}={old!r}, now it is {new!r}; {remedy}use another run_dir, or delete that folder"
 
 
 @contextmanager

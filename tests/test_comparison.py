@@ -16,6 +16,7 @@ from gpc.commands.cli import main
 from gpc.commands.comparison import Side, run_comparison
 from gpc.commands.config import load_config
 from gpc.errors import InputError
+from gpc.inference.device import Device
 from gpc.policy.adapt import rename
 from gpc.results.run_folder import Row, RunFolder, read_json, read_rows
 from gpc.results.sequential import anytime_p
@@ -54,7 +55,8 @@ class Scripted:
 
     @property
     def settings(self):
-        return {"policies": self.names, "fingerprints": {self.name: "none"}, "composer": "convex"}
+        named = {"policies": self.names, "fingerprints": {self.name: "none"}, "composer": "convex"}
+        return named | Device("cpu").settings(self.names)
 
     def open(self, path, settings):
         return RunFolder(path, settings, 4)

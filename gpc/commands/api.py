@@ -13,10 +13,11 @@ import gymnasium
 
 from gpc.commands.experiment import Experiment, run_evaluation, run_search
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
-from gpc.commands.setup import spec_of
+from gpc.commands.setup import device_under, spec_of
 from gpc.commands.simulators import common_simulator
 from gpc.composition.composed import Composition, as_composition, compose
 from gpc.inert import Console
+from gpc.inference.device import DeviceLike, as_device
 from gpc.inference.native import Native
 from gpc.inference.settings import Sampling
 from gpc.policy.env_spec import EnvSpec
@@ -84,6 +85,7 @@ def evaluate(
     sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
+    device: DeviceLike = "auto",
     run_dir: str | Path | None = None,
 ) -> Result:
     """Roll out a policy or a composition.
@@ -97,16 +99,19 @@ def evaluate(
         sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
+        device: where the networks compute: a name, as "cuda:1", names by policy, or a `gpc.Device` (docs/gpu.md).
         run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
 
     Raises:
         InputError: If policy, environment and settings do not fit, before anything runs.
     """
     seeds = seed_range(episodes, seed)
+    where = device_under(executor, as_device(device))
     spec, origin = common_simulator(as_composition(policy).policies, spec_of(env))
     composition = composition_in(policy, spec.rename_map)
     weights = weights_in(composition)
-    experiment = Experiment(prepare(composition, spec, sampling, origin=origin), engine, executor, Console(quiet=True))
+    setup = prepare(composition, spec, sampling, origin=origin, device=where)
+    experiment = Experiment(setup, engine, executor, Console(quiet=True))
     with run_folder(run_dir) as folder:
         summary = run_evaluation(experiment, weights, seeds, folder)
         return Result(summary, rows_in(folder), experiment.stats)
@@ -123,6 +128,7 @@ def search(
     sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
+    device: DeviceLike = "auto",
     run_dir: str | Path | None = None,
 ) -> Result:
     """Find the weights of policies, then compare winner and parents on report seeds.
@@ -138,16 +144,19 @@ def search(
         sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
+        device: where the networks compute, as for `evaluate`.
         run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
 
     Raises:
         InputError: If policies, environment and settings do not fit, before anything runs.
     """
     report = seed_range(report_episodes, report_seed, "report_")
+    where = device_under(executor, as_device(device))
     composition = policies if isinstance(policies, Composition) else compose(policies)
     spec, origin = common_simulator(composition.policies, spec_of(env))
     composition = composition_in(composition, spec.rename_map)
-    experiment = Experiment(prepare(composition, spec, sampling, origin=origin), engine, executor, Console(quiet=True))
+    setup = prepare(composition, spec, sampling, origin=origin, device=where)
+    experiment = Experiment(setup, engine, executor, Console(quiet=True))
     with run_folder(run_dir) as folder:
         summary = run_search(experiment, method, report, folder, demonstrations)
         return Result(summary, rows_in(folder), experiment.stats)

@@ -12,9 +12,11 @@ from gpc.errors import InputError, started_with
 from gpc.policy.sources import check_source, split_source
 from gpc.registry import ENVS, load_entry, names
 from gpc.serve.address import Address
+from gpc.types import DEVICE_KEYS
 from gpc.weights.simplex import Weights
 
 WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
+DEVICES = "as in 'device=[cpu,cuda]' or 'dtype=[null,bfloat16]'"
 SAME = ("seed", "episodes", "weights", "block", "report.seed", "report.episodes")
 """Settings that a run folder records as a configuration has them."""
 SEVERAL = {"search": "a search", "diagnose": "a diagnosis"}
@@ -93,15 +95,20 @@ def weightings_of(config: Config, count: int) -> list[Weights] | None:
     """Return the weights of both sides of a comparison; None if a policy is a side.
 
     Raises:
-        InputError: If the configuration has neither two policies nor two lists of weights.
+        InputError: If the configuration has neither two policies, nor two lists of weights, nor two devices.
     """
     weightings: Any = config["weights"]
+    if any(isinstance(config[key], Sequence) and not isinstance(config[key], str) for key in DEVICE_KEYS):
+        if weightings is None and count == 1:
+            return [(1.0,)] * 2
+        if weightings and not isinstance(weightings[0], Sequence):  # of both sides
+            return [parse_weights(weightings, count)] * 2
     if weightings is None:
         if count != 2:
-            raise InputError(f"compare takes two policies, not {count}, or {WEIGHTINGS}")
+            raise InputError(f"compare takes two policies, not {count}, or {WEIGHTINGS}, or two devices, {DEVICES}")
         return None
     if len(weightings) != 2 or not all(isinstance(w, Sequence) and not isinstance(w, str) for w in weightings):
-        raise InputError(f"weights={weightings}: compare takes {WEIGHTINGS}")
+        raise InputError(f"weights={weightings}: compare takes {WEIGHTINGS}, or with one list two devices, {DEVICES}")
     return [parse_weights(weights, count) for weights in weightings]
 
 

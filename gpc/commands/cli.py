@@ -186,12 +186,20 @@ def _replay(console: Console, args: list[str]) -> None:
     parser.add_argument("--episode", type=int, required=True, help="the line among the rows of the run, from 0")
     parser.add_argument("--policies", nargs="+", default=[], help="where they are now, loader:path, if they have moved")
     parser.add_argument("--trust", action="store_true", help="the folder is your own: load what it names")
+    parser.add_argument("--device", help="where the networks compute, as cpu or cuda:1; by default as recorded")
     parser.add_argument("--video", type=Path, help="also write both to this mp4 file")
     options = parser.parse_args(args)
     from gpc.commands.replay import replay
 
     result = replay(
-        options.folder, options.episode, options.policies, console, options.video, options.trust, options.run
+        options.folder,
+        options.episode,
+        options.policies,
+        console,
+        options.video,
+        options.trust,
+        options.run,
+        options.device,
     )
     console.print(*result.lines(), sep="\n", soft_wrap=True)
     if not result.same:

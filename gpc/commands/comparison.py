@@ -17,21 +17,34 @@ from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
-from gpc.commands.setup import load_policies, print_execution, print_notes, print_warnings, run_dir_of, spec_of
+from gpc.commands.setup import (
+    device_under,
+    devices_of,
+    executor_of,
+    load_policies,
+    print_execution,
+    print_notes,
+    print_warnings,
+    run_dir_of,
+    spec_of,
+)
 from gpc.commands.simulators import common_simulator
 from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.inference.device import Device, DeviceLike, as_device
 from gpc.inference.native import Native
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import distinct
 from gpc.policy.spec import Policy
+from gpc.results.devices import device_text
 from gpc.results.run_folder import Row, RunFolder
 from gpc.results.stats import Interval
 from gpc.results.summary import mixture, summarize_comparison
 from gpc.rollout.engine import Engine, Job
 from gpc.rollout.executors import Executor, Local
 from gpc.schema import Count, check
+from gpc.types import DEVICE_KEYS
 from gpc.weights.simplex import Weights
 
 
@@ -86,6 +99,17 @@ class Side:
         acting = [name for name, weight in zip(names, self.weights, strict=True) if weight]
         return acting[0] if len(acting) == 1 else f"{' + '.join(names)} {mixture(self.weights)}"
 
+    @property
+    def device(self) -> str:
+        """Where it computes, as text."""
+        return device_text(self.experiment.setup.settings)
+
+
+def names_of(sides: Sequence[Side]) -> list[str]:
+    """Return the names of the sides, with their devices if these differ."""
+    differ = len({side.device for side in sides}) > 1
+    return [f"{side.name} on {side.device}" if differ else side.name for side in sides]
+
 
 def compare(
     a: Policy,
@@ -98,6 +122,7 @@ def compare(
     sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
+    device: DeviceLike | tuple[DeviceLike, DeviceLike] = "auto",
     run_dir: str | Path | None = None,
 ) -> Comparison:
     """Roll out two policies on the same seeds until the better one is known.
@@ -112,6 +137,7 @@ def compare(
         sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
+        device: where the networks compute, as for `evaluate`; a tuple of two has one for each side.
         run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
 
     Raises:
@@ -122,10 +148,16 @@ def compare(
     compositions = _named_apart([as_composition(policy) for policy in (a, b)])
     members = [member for composition in compositions for member in composition.policies]
     spec, origin = common_simulator(members, requested)
+    devices = device if isinstance(device, tuple) else (device, device)
+    if len(devices) != 2:
+        raise InputError(f"device={device}: give one for both sides, or a tuple of two")
     sides = []
-    for composition in compositions:
+    for composition, each in zip(compositions, devices, strict=True):
         opponents = [member for member in members if all(member is not p for p in composition.policies)]
-        setup = prepare(composition_in(composition, spec.rename_map), spec, sampling, opponents, origin=origin)
+        where = device_under(executor, as_device(each))
+        setup = prepare(
+            composition_in(composition, spec.rename_map), spec, sampling, opponents, origin=origin, device=where
+        )
         sides.append(Side(Experiment(setup, engine, executor, Console(quiet=True)), weights_in(composition)))
     with run_folder(run_dir) as folder:
         summary = run_comparison(sides, seeds, block, folder)
@@ -146,37 +178,37 @@ def _identity(policy: Policy) -> tuple[object, ...]:
 
 def compare_from(config: Config, console: Console) -> Path:
     """Run `gpc compare` and return the run folder."""
-    sides = sides_of(config, load_policies(config), console)
+    devices = [device_under(executor_of(config), device) for device in devices_of(config)]
+    sides = sides_of(config, load_policies(config), devices, console)
     experiment, seed = sides[0].experiment, config["seed"]
     other = sides[1].experiment.setup
     print_execution(config, experiment.setup, console, other.policy.policies)
     print_notes([note for note in other.notes if note not in experiment.setup.notes], console)
-    folder = run_dir_of(config, "compare", experiment.setup.env.name, [side.name for side in sides])
+    folder = run_dir_of(config, "compare", experiment.setup.env.name, names_of(sides))
     run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
     write_outputs(experiment, folder, config["video"])
     return folder
 
 
-def sides_of(config: Config, policies: Sequence[Policy], console: Console) -> list[Side]:
-    """Return two policies, or two weightings of all policies, as sides.
+def sides_of(config: Config, policies: Sequence[Policy], devices: Sequence[Device], console: Console) -> list[Side]:
+    """Return two policies, two weightings of all policies, or two devices, as sides.
 
     Raises:
-        InputError: If the configuration has neither.
+        InputError: If the configuration has none of these.
     """
     weightings = weightings_of(config, len(policies))
     if weightings is None:
-        first, second = policies
-        pairs = ((first, second), (second, first))
-        return [Side(experiment_of(config, console, [policy], [opponent]), (1.0,)) for policy, opponent in pairs]
-    experiment = experiment_of(config, console, policies)
-    sides = [Side(experiment, weights) for weights in weightings]  # their weights are checked
-    print_warnings(experiment.setup.policy, console, *weightings)
-    return sides
+        sides = zip(policies, reversed(policies), devices, strict=True)
+        return [Side(experiment_of(config, console, [one], [other], device), (1.0,)) for one, other, device in sides]
+    first = experiment_of(config, console, policies, device=devices[0])
+    second = first if devices[0] == devices[1] else experiment_of(config, console, policies, device=devices[1])
+    print_warnings(first.setup.policy, console, *dict.fromkeys(weightings))
+    return [Side(experiment, weights) for experiment, weights in zip((first, second), weightings, strict=True)]
 
 
 def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) -> dict[str, Any]:
     """Roll out blocks of pairs until the test decides; return the summary."""
-    names = [side.name for side in sides]
+    names = names_of(sides)
     experiments = list(dict.fromkeys(side.experiment for side in sides))
     for experiment in experiments:
         experiment.warn_reused_seeds(path.parent, seeds)
@@ -211,11 +243,14 @@ def _settings(sides: Sequence[Side]) -> dict[str, Any]:
     """
     first, second = (side.experiment.setup.settings for side in sides)
     entries = [
-        {"policies": settings["policies"], "composer": settings.pop("composer"), "weights": list(side.weights)}
+        {"policies": settings["policies"], "weights": list(side.weights)}
+        | {key: settings.pop(key) for key in ("composer", *DEVICE_KEYS)}
         for settings, side in zip((first, second), sides, strict=True)
     ]
     if entries[0] == entries[1]:
-        raise InputError(f"both sides are {sides[0].name}; compare two policies, or two lists of weights, that differ")
+        raise InputError(
+            f"both sides are {sides[0].name} on {sides[0].device}; compare two policies, lists of weights or devices that differ"
+        )
     names = list(dict.fromkeys([*first["policies"], *second["policies"]]))
     return first | {"policies": names, "fingerprints": first["fingerprints"] | second["fingerprints"], "sides": entries}
 

@@ -49,6 +49,7 @@ KINDS: Mapping[str, Any] = {
     "rename_map": dict[str, str],
     **{key: dict[str, Any] for key in ("report", "watchdog", "safety", "robot.observations")},
     "robot.actions": list[str] | None,
+    "tf32": bool | list[bool],
 }
 """Types and bounds of settings that belong to no class, in each command that has them."""
 PATHS = {"demonstrations", "run_dir", "dataset", "certificate", "key"}

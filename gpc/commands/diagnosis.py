@@ -29,6 +29,7 @@ from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     composition_of,
     demonstrations_of,
+    device_of,
     load_policies,
     print_execution,
     print_notes,
@@ -181,7 +182,7 @@ def diagnose(
 
     Args:
         setup: policies and environment.
-        policy: the composition under its weights.
+        policy: the composition under its weights, on its device (`ChunkActor.placed`).
         seed: of the episode.
         chunks: chunks of each policy in the picture.
         console: for a note on what takes long.
@@ -227,10 +228,10 @@ def diagnose(
 
 def _demonstrated(setup: RolloutSetup, demonstrations: str | Path, console: Console) -> dict[str, Any]:
     """Return what demonstrations add to a diagnosis."""
-    content = demonstrations_for(setup, demonstrations)
-    errors = denoising_error(setup, content, console)
+    content, policy = demonstrations_for(setup, demonstrations), setup.actor.placed
+    errors = denoising_error(policy, setup.actor.sampling, content, console)
     return {
-        "faults": _faults(setup.policy.policies, content),
+        "faults": _faults(policy.policies, content),
         "denoising_error": errors.explain(setup.names, simplex(len(setup.names)), {}),
     }
 
@@ -279,12 +280,14 @@ def show(diagnosis: Mapping[str, Any], console: Console) -> None:
 def diagnose_from(config: Config, console: Console) -> Path:
     """Run `gpc diagnose` and return the folder of diagnosis.json and pictures."""
     _, _, demonstrations = sampling_of(config), env_of(config), demonstrations_of(config)  # before networks are loaded
-    setup = setup_of(config, load_policies(config))
+    device = device_of(config)
+    device.check_here()
+    setup = setup_of(config, load_policies(config), device=device)
     print_warnings(setup.policy, console)
     print_execution(config, setup, console)
     need_two("a diagnosis", len(setup.names))
     setup.check_parents()
-    policy = setup.policy
+    policy = setup.actor.placed
     if config["weights"] is not None:
         policy = composition_of(plain(config)["composer"], policy.policies, weights_of(config, len(policy.policies)))
     folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)

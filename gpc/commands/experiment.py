@@ -17,6 +17,8 @@ from gpc.commands.setup import (
     EXECUTORS,
     PER_POLICY_KEYS,
     demonstrations_of,
+    device_of,
+    device_under,
     engine_of,
     executor_of,
     load_policies,
@@ -29,9 +31,13 @@ from gpc.commands.setup import (
     setup_of,
 )
 from gpc.commands.simulators import env_of
+from gpc.composition.composed import Composition
 from gpc.demonstrations import Demonstrations, read
 from gpc.errors import InputError, missing
 from gpc.inert import Console, notice
+from gpc.inference.device import Device
+from gpc.inference.device import prepare as prepare_device
+from gpc.inference.settings import Sampling
 from gpc.inference.threads import torch_threads
 from gpc.objects import describe, described, settings_in
 from gpc.policy.names import stored_names
@@ -42,7 +48,7 @@ from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import summarize_evaluation, summarize_search
 from gpc.results.video import record_video
 from gpc.rollout.engine import Engine, Episode, Job, RolloutStats
-from gpc.rollout.executors import Executor
+from gpc.rollout.executors import Executor, Ray
 from gpc.weights.denoising_error import DenoisingError, measure
 from gpc.weights.searches import Outcome, Search
 from gpc.weights.simplex import Weights, one_hot
@@ -80,7 +86,22 @@ class Experiment:
         """Open the run folder of these settings."""
         max_steps = self.setup.env.max_steps
         assert max_steps is not None
-        return RunFolder(path, settings, max_steps, self._resolved(settings))
+        return RunFolder(path, settings, max_steps, self._resolved(settings), self.facts)
+
+    @property
+    def here(self) -> bool:
+        """Whether the networks compute on this machine."""
+        return not isinstance(self.executor, Ray)
+
+    @property
+    def placed(self) -> Composition:
+        """The composition on its device, if that is on this machine."""
+        return self.setup.actor.placed if self.here else self.setup.policy
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Cards and the versions of their software; not of another machine."""
+        return self.setup.actor.device.facts(self.setup.names) if self.here else {}
 
     def _resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration from which `gpc replay` builds an episode again."""
@@ -121,6 +142,8 @@ class Experiment:
             job.weights for job in pending
         ):  # also those of a search from outside; no chunk checks them
             setup.check(weights)
+        if self.here:
+            prepare_device(setup.actor.device)  # the other side of a comparison may have another TF32
         # members get a thread each; a network's own threads would change its rounding
         with torch_threads(1), Progress(*COLUMNS, console=self.console, transient=True) as progress:
             bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(pending))
@@ -158,7 +181,11 @@ def search_from(config: Config, console: Console) -> Path:
 
 
 def experiment_of(
-    config: Config, console: Console, policies: Sequence[Policy] = (), opponents: Sequence[Policy] = ()
+    config: Config,
+    console: Console,
+    policies: Sequence[Policy] = (),
+    opponents: Sequence[Policy] = (),
+    device: Device | None = None,
 ) -> Experiment:
     """Return the experiment of a configuration.
 
@@ -167,10 +194,12 @@ def experiment_of(
         console: for notes.
         policies: policies that act together; by default all of the configuration, which are loaded.
         opponents: policies of the other side of a comparison.
+        device: where the networks compute; by default that of the configuration.
     """
     _ = sampling_of(config), env_of(config)  # errors before networks are loaded
     engine, executor = engine_of(config), executor_of(config)
-    setup = setup_of(config, policies or load_policies(config), opponents)
+    device = device_under(executor, device or device_of(config))
+    setup = setup_of(config, policies or load_policies(config), opponents, device)
     members = {key: plain(config)[key] for key in ("policies", *PER_POLICY_KEYS)}
     return Experiment(setup, engine, executor, console, members)
 
@@ -220,8 +249,10 @@ def run_search(
     if not setup.policy.convex:
         raise InputError("a search mixes with convex weights; choose composer=convex")
     setup.check_parents()
-    content = None if demonstrations is None else demonstrations_for(setup, demonstrations)
-    prior = None if content is None else denoising_error(setup, content, experiment.console)
+    prior = None
+    if demonstrations is not None:
+        policy, content = experiment.placed, demonstrations_for(setup, demonstrations)
+        prior = denoising_error(policy, setup.actor.sampling, content, experiment.console)
     search = _start(method, names, prior, report)
     settings = setup.settings | {
         "search": describe(SEARCHES, method),
@@ -266,10 +297,12 @@ def demonstrations_for(setup: RolloutSetup, path: str | Path) -> Demonstrations:
     return read(path, partial(stored_names, setup.policy.observations, setup.env.rename_map or {}, str(path)))
 
 
-def denoising_error(setup: RolloutSetup, demonstrations: Demonstrations, console: Console) -> DenoisingError:
+def denoising_error(
+    policy: Composition, sampling: Sampling, demonstrations: Demonstrations, console: Console
+) -> DenoisingError:
     """Measure the policies' denoising errors on held-out demonstrations."""
     with console.status("denoising the demonstrations"):
-        return measure(setup.policy, setup.actor.sampling, demonstrations)
+        return measure(policy, sampling, demonstrations)
 
 
 def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:

@@ -17,6 +17,7 @@ from gpc.errors import InputError, one_line
 from gpc.inference.settings import Sampling
 from gpc.policy.load import bundled_cards
 from gpc.registry import COMPOSERS, ENVS, is_ours
+from gpc.results.devices import DeviceSettings
 from gpc.results.upgrade import upgraded
 from gpc.schema import convert
 
@@ -56,15 +57,15 @@ class Steer(Struct, forbid_unknown_fields=True, omit_defaults=True):
     spread: Number | None = None
 
 
-class Side(Struct):
+class Side(DeviceSettings, kw_only=True):
     """Policies that acted together."""
 
     policies: Names
     composer: dict[str, Any]
 
 
-class Settings(Struct):
-    """What determined the results; `sides` are those of a comparison."""
+class Settings(DeviceSettings, kw_only=True):
+    """What determined the results; `sides` are those of a comparison, each with its device."""
 
     policies: Names
     fingerprints: dict[str, str]

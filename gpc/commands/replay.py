@@ -5,21 +5,24 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import to_builtins
 
 from gpc.commands.recorded import Manifest, Request, Settings, Side, read_recorded, rebuilt, requests
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import PER_POLICY_KEYS, print_warnings, setup_of
 from gpc.errors import InputError, missing, one_line
 from gpc.inert import Console, notice
+from gpc.inference.device import Device
 from gpc.inference.threads import torch_threads
 from gpc.policy.adapt import distinct
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import Policy
+from gpc.results.devices import DeviceSettings, device_text
 from gpc.results.evidence import Evidence
 from gpc.results.run_folder import Row, read_rows, read_versioned, versions
 from gpc.results.trajectories import FOLDER, read_trajectory
@@ -27,6 +30,23 @@ from gpc.results.video import render, write_video
 from gpc.rollout.engine import Engine, Episode, Job, rollout
 from gpc.rollout.env import make_env
 from gpc.types import Array
+
+ROUNDING = {None: 1e-5, "tf32": 2e-3, "bfloat16": 2e-2}
+"""Largest difference of equal chunks on two devices, of a normalised action (docs/gpu.md)."""
+
+
+class Elsewhere(NamedTuple):
+    """A repetition on another device, which gives other bits.
+
+    Attributes:
+        devices: Both, as text.
+        limit: Largest difference of two chunks that are the same, of a normalised action.
+        scale: Unit of a normalised action in each dimension.
+    """
+
+    devices: str
+    limit: float
+    scale: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,7 @@ class Replay:
         again: The repetition.
         n_action_steps: Actions of a chunk that are executed.
         changed: Versions that differ: (recorded, installed).
+        elsewhere: On what other device it was repeated; None on the same.
     """
 
     row: Row
@@ -46,13 +67,28 @@ class Replay:
     again: Episode
     n_action_steps: int
     changed: Mapping[str, tuple[str, str]]
+    elsewhere: Elsewhere | None = None
 
     @property
     def same(self) -> bool:
-        """Whether success, score, steps and every recorded action are equal, bit for bit."""
+        """Whether success, score, steps and every recorded action are equal, bit for bit.
+
+        On another device, whether the actions of the first chunk are: the later ones follow from them.
+        """
         row, again = self.row, self.again
+        if self.elsewhere and self.recorded:
+            return self.apart <= self.elsewhere.limit
         results = (row.success, row.score, row.steps) == (again.success, again.score, again.steps)
         return results and (not self.recorded or self.parting("action") is None)
+
+    @property
+    def apart(self) -> float:
+        """Largest difference of the first chunk's actions on another device, of a normalised action."""
+        assert self.elsewhere
+        ours, theirs = (each["action"][: self.n_action_steps] for each in (self.recorded, self.again.trajectory))
+        shared = min(len(ours), len(theirs))
+        difference = np.abs(ours[:shared] - theirs[:shared]) - np.spacing(np.abs(ours[:shared]))  # recorded as float32
+        return float((difference / np.array(self.elsewhere.scale)).max(initial=0))
 
     def parting(self, key: str) -> int | None:
         """Return the first step at which a recorded array differs.
@@ -90,6 +126,12 @@ class Replay:
         ]
         if not self.same:
             return lines + self._differences()
+        if self.elsewhere and self.recorded:
+            return [
+                *lines,
+                f"actions: the first {self.n_action_steps} differ by at most {self.apart:.2g} of a normalised action, the limit is "
+                f"{self.elsewhere.limit:g} ({self.elsewhere.devices}); the later ones follow from them and are not compared",
+            ]
         return [*lines, f"actions: all {row.steps} the same, bit for bit" if self.recorded else "actions: not recorded"]
 
     def _differences(self) -> list[str]:
@@ -103,8 +145,9 @@ class Replay:
             lines.append("the policies returned other actions for the same observations (pictures are not recorded)")
         elif observed:
             lines.append("the simulator returned other observations first")
-        lines += [f"{name}: {then} recorded, {now} installed" for name, (then, now) in self.changed.items()]
-        return lines if self.changed else [*lines, "all versions that the run recorded are installed: another machine?"]
+        causes = [f"device: {self.elsewhere.devices}"] if self.elsewhere else []
+        causes += [f"{name}: {then} recorded, {now} installed" for name, (then, now) in self.changed.items()]
+        return [*lines, *(causes or ["all versions that the run recorded are installed: another machine?"])]
 
 
 @dataclass(frozen=True)
@@ -126,6 +169,7 @@ def replay(
     clip: Path | None = None,
     trust: bool = False,
     run: str | None = None,
+    device: str | None = None,
 ) -> Replay:
     """Run a recorded episode again.
 
@@ -137,10 +181,11 @@ def replay(
         clip: Video file to which both are written.
         trust: Whether to load what the manifest names; without, only what is gpc's own is loaded, and `sources`.
         run: Name of the run in a study.
+        device: Where the networks compute; None: on the recorded kind of device.
 
     Raises:
-        InputError: If the record does not hold enough, names something that is not gpc's own, or a policy is not the
-            recorded one.
+        InputError: If the record does not hold enough, its device is not here, it names something that is not gpc's own, or
+            a policy is not the recorded one.
     """
     of_study = path.suffix == ".json"
     source = _read_study(path, run, episode) if of_study else _read_folder(path, run, episode)
@@ -148,7 +193,9 @@ def replay(
     recorded = read_recorded(source.manifest, source.where)
     if of_study and recorded.resolved and not sources:
         _check_bundled(recorded.resolved.policies)
-    setup = _setup(source.command, recorded, row, sources, bool(clip), trust)
+    placed = _side(recorded.config, row) if row.phase == "compare" else recorded.config
+    where = _device(placed, device)
+    setup = _setup(source.command, recorded, row, sources, bool(clip), trust, where)
     print_warnings(setup.policy, console, row.weights)
     job = Job(row.candidate, row.weights, row.seed)
     with torch_threads(1):  # as in every rollout: more would change the networks' rounding
@@ -161,7 +208,35 @@ def replay(
                 write_video(clip, [(name, render(env, row.seed, actions)) for name, actions in played.items()])
         except Exception as error:  # a camera or an encoder that fails must not cost the verdict
             notice(missing("the video", error))
-    return Replay(row, trajectory, again, setup.actor.n_action_steps, _changed(recorded.versions))
+    facts = setup.actor.device.facts(setup.names)
+    elsewhere = _elsewhere(placed, setup, recorded.versions.get("card") == facts.get("card"))
+    changed = _changed(recorded.versions, versions() | facts)
+    return Replay(row, trajectory, again, setup.actor.n_action_steps, changed, elsewhere)
+
+
+def _device(recorded: DeviceSettings, chosen: str | None) -> Device:
+    """Return where to compute.
+
+    Raises:
+        InputError: If that is not here.
+    """
+    device = Device(chosen or recorded.device, recorded.dtype, recorded.tf32)
+    try:
+        device.check_here()
+    except InputError as error:
+        other = "" if chosen else "; --device cpu runs the episode on the CPU, where its last digits may differ"
+        raise InputError(f"{error}{other}") from None
+    return device
+
+
+def _elsewhere(recorded: DeviceSettings, setup: RolloutSetup, same_card: bool) -> Elsewhere | None:
+    """Return on what other device an episode was repeated, if it was."""
+    now, then = setup.settings, to_builtins(recorded)
+    if device_text(now) == device_text(then) and (same_card or recorded.device == "cpu"):
+        return None
+    limit = ROUNDING[recorded.dtype or ("tf32" if recorded.tf32 else None)]
+    devices = f"{device_text(then)} recorded, {device_text(now)} now{'' if same_card else ', another card'}"
+    return Elsewhere(devices, limit, setup.policy.actions.scale)
 
 
 def _read_folder(path: Path, run: str | None, episode: int) -> _Source:
@@ -192,7 +267,7 @@ def _chosen(rows: Sequence[Row], episode: int, where: str) -> Row:
 
 
 def _setup(
-    command: str, recorded: Manifest, row: Row, sources: Sequence[str], draws: bool, trust: bool
+    command: str, recorded: Manifest, row: Row, sources: Sequence[str], draws: bool, trust: bool, device: Device
 ) -> RolloutSetup:
     """Return policies and environment of a row.
 
@@ -219,7 +294,9 @@ def _setup(
     settings = rebuilt(resolved, composer) | {"video": int(draws)}
     for key in PER_POLICY_KEYS:  # without those of the other side
         settings[key] = {present[name]: value for name, value in settings[key].items() if name in present}
-    setup = setup_of(settings, policies)
+    if isinstance(device.name, Mapping):
+        device = replace(device, name={present[name]: kind for name, kind in device.name.items() if name in present})
+    setup = setup_of(settings, policies, device=device)
     setup.check(row.weights)
     _check_fingerprints(names, setup.policy.policies, config.fingerprints)
     return setup
@@ -275,8 +352,7 @@ def _check_fingerprints(names: Sequence[str], policies: Sequence[Policy], finger
             )
 
 
-def _changed(recorded: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the packages whose versions differ: (recorded, installed)."""
-    now = versions()
+def _changed(recorded: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return what differs, as the versions of packages: (recorded, installed)."""
     names = [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
     return {name: (recorded.get(name, "none"), now.get(name, "none")) for name in names}

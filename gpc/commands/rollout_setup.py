@@ -17,6 +17,7 @@ from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy, Composition, as_composition, compose
 from gpc.errors import GpcError, InputError, RunError, one_line, type_and_text
 from gpc.inference.actor import ChunkActor
+from gpc.inference.device import Device
 from gpc.inference.native import Native, common_action_steps, resolved
 from gpc.inference.settings import Sampling
 from gpc.objects import describe, described, settings_in
@@ -71,6 +72,7 @@ class RolloutSetup:
             "env": describe_env(self.env),
             "sampler": settings_in(self.actor.sampling),
             "composer": _describe_composer(self.policy, "weights"),
+            **self.actor.device.settings(self.names),
         }
 
     def check(self, weights: Weights) -> None:
@@ -94,6 +96,7 @@ def prepare(
     opponents: Sequence[Policy] = (),
     video: int = 0,
     origin: str = "",
+    device: Device = Device("cpu"),
 ) -> RolloutSetup:
     """Check a composition in an environment, which is built once.
 
@@ -104,13 +107,15 @@ def prepare(
         opponents: policies of the other side of a comparison, for the choice of the simulator.
         video: number of episodes to draw, for error lines; 0 draws none.
         origin: where the environment comes from, as text, if the user does not name it.
+        device: where the networks compute.
 
     Raises:
         InputError: If policies, environment and settings do not fit.
     """
     policies = [*policy.policies, *opponents]
+    device.check(policies)
     steps = env.n_action_steps or common_action_steps(policies, "env.n_action_steps")
-    actor = ChunkActor(policy, resolved(sampling, policies), steps)
+    actor = ChunkActor(policy, resolved(sampling, policies), steps, device)
     try:
         policy, env, notes = _check_environment(policy, replace(env, n_action_steps=steps), video)
     except InputError as error:

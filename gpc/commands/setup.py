@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpc.composition.steering import steer
 from gpc.demonstrations import check
 from gpc.errors import InputError
 from gpc.inert import Console, file_name
+from gpc.inference.device import Device
 from gpc.inference.native import NATIVE, Native, as_arguments, origin_of_action_steps
 from gpc.inference.settings import Sampling
 from gpc.objects import build, build_registered, choose, settings_of, split_type
@@ -29,6 +31,7 @@ from gpc.registry import COMPOSERS, ENVS, SEARCHES, load_entry, names
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Executor, Local, Ray
 from gpc.rollout.instances import instance, registered_here
+from gpc.types import DEVICE_KEYS
 from gpc.weights.searches import Search
 from gpc.weights.simplex import Weights
 
@@ -56,6 +59,53 @@ def executor_of(config: Config) -> Executor:
     """Return the executor of a configuration."""
     executor: Executor = choose(EXECUTORS, plain(config["executor"]), "executor")
     return executor
+
+
+def devices_of(config: Config) -> tuple[Device, Device]:
+    """Return the devices of the two sides of a comparison.
+
+    A key holds one value for both, or a list of two.
+
+    Raises:
+        InputError: If a list has another length, or a name or dtype is unknown.
+    """
+    settings = {key: plain(config)[key] for key in DEVICE_KEYS}
+    for key, value in settings.items():
+        if isinstance(value, list) and len(value) != 2:
+            raise InputError(f"{key}={value}: compare takes one value, or a list of two, one for each side")
+    first, second = ([v[k] if isinstance(v, list) else v for v in settings.values()] for k in (0, 1))
+    return Device(*first), Device(*second)
+
+
+def device_of(config: Config) -> Device:
+    """Return where the networks of a configuration compute.
+
+    Raises:
+        InputError: If a name or dtype is unknown, or a key holds a list, which is for `gpc compare`.
+    """
+    first, second = devices_of(config)
+    if first != second:
+        raise InputError("two values of device, dtype or tf32 in a list are for gpc compare; give one")
+    return first
+
+
+def device_under(executor: Executor, device: Device) -> Device:
+    """Return where the actors of an executor compute: on this machine, or on the nodes of a cluster.
+
+    Raises:
+        InputError: If it is not there, or the actors of a cluster have no GPU for it.
+    """
+    if not isinstance(executor, Ray):
+        device.check_here()
+        return device
+    name, gpus = device.name, executor.gpus
+    if name == "auto":
+        return replace(device, name="cuda" if gpus else "cpu")
+    if isinstance(name, Mapping) or (name == "cpu") == (gpus > 0):
+        raise InputError(
+            f"device={name}: each actor of a cluster has one device, a GPU if executor.gpus is above 0, which is {gpus:g}"
+        )
+    return device
 
 
 def search_of(config: Config) -> Search:
@@ -104,18 +154,22 @@ def composition_of(node: Mapping[str, Any], policies: Sequence[Policy], weights:
     return as_composition(compose(policies, build(kind, settings, "composer", **extra)))
 
 
-def setup_of(config: Config, policies: Sequence[Policy], opponents: Sequence[Policy] = ()) -> RolloutSetup:
+def setup_of(
+    config: Config, policies: Sequence[Policy], opponents: Sequence[Policy] = (), device: Device = Device("cpu")
+) -> RolloutSetup:
     """Return loaded policies in the environment of a configuration, checked.
 
     Args:
         config: configuration of evaluate, search, compare or diagnose.
         policies: policies that act together.
         opponents: policies of the other side of a comparison.
+        device: where the networks compute.
     """
     env, origin = common_simulator([*policies, *opponents], env_of(config))
     members = adapt_policies({**plain(config), "rename_map": env.rename_map}, policies, opponents)
     composition = composition_of(config["composer"], members)
-    return prepare(composition, env, sampling_of(config), opponents, plain(config).get("video", 0), origin)
+    video = plain(config).get("video", 0)
+    return prepare(composition, env, sampling_of(config), opponents, video, origin, device)
 
 
 def load_policies(config: Config) -> list[Policy]:
@@ -214,9 +268,12 @@ def compose_from(config: Config, console: Console) -> Composition:
     A policy of weight 0 is removed. Warnings about what is approximate are printed.
 
     Raises:
-        InputError: If the policies that have weight lack a dimension.
+        InputError: If the device is not here, or the policies that have weight lack a dimension.
     """
+    device = device_of(config)
+    device.check_here()
     policies = adapt_policies(plain(config), load_policies(config))
+    device.check(policies)
     weights = weights_of(config, len(policies))
     composition = composition_of(config["composer"], policies, weights)
     print_warnings(composition, console, weights)

@@ -52,7 +52,7 @@ def common_action_steps(policies: Sequence[Policy], key: str) -> int:
 
 def origin_of_action_steps(policies: Sequence[Policy]) -> str:
     """Return where `common_action_steps` comes from, as text."""
-    names = [name for name, _ in declared_action_steps(policies)]
+    names = dict.fromkeys(name for name, _ in declared_action_steps(policies))
     return f"as {' and '.join(names)} {'have' if len(names) > 1 else 'has'} it" if names else "gpc's default"
 
 

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
+from gpc.results.devices import DeviceSettings, device_of
 from gpc.results.run_folder import Manifest, Row, read_rows, read_versioned
 from gpc.results.stats import Interval, mcnemar, paired_difference, wilson
 from gpc.results.summary import Names, mixture, read_summary
@@ -64,8 +65,9 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """Sampler and actions per chunk: with weights and seed they determine an episode."""
-        return json.dumps([self.resolved["sampler"], self.resolved["env"]["n_action_steps"]], sort_keys=True)
+        """Sampler, actions per chunk and device: with weights and seed they determine an episode."""
+        steps = self.resolved["env"]["n_action_steps"]
+        return json.dumps([self.resolved["sampler"], steps, device_of(self.manifest)], sort_keys=True)
 
     def members(self, row: Row) -> tuple[Member, ...]:
         """Return the policies of an episode in order, also those with weight 0."""
@@ -111,13 +113,13 @@ class SamplerSettings(Struct):
     steps: int
 
 
-class Acting(Struct):
+class Acting(DeviceSettings, kw_only=True):
     """Policies that act together: one side of a comparison."""
 
     policies: Names
 
 
-class Settings(Acting):
+class Settings(Acting, kw_only=True):
     """Settings that determine the results, as far as reports use them."""
 
     fingerprints: dict[str, str]

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from gpc.disk import write_atomically
 from gpc.errors import missing
 from gpc.inert import Console, notice, template
+from gpc.results.devices import device_of
 from gpc.results.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
 from gpc.results.leaderboard import (
     OUTCOMES,
@@ -23,6 +24,7 @@ from gpc.results.leaderboard import (
     entries,
     leaderboard,
     outcomes,
+    read_manifest,
     read_run,
     searched,
     tasks,
@@ -73,8 +75,10 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a run folder's table and verdict."""
-    summary = read_summary(path)
+    summary, device = read_summary(path), device_of(read_manifest(path))
     console.print(summary_table(summary))
+    if device:
+        console.print(f"device: {device}", soft_wrap=True)
     if "verdict" in summary:
         console.print(summary["verdict"])
     elif not reported(summary):
@@ -116,6 +120,8 @@ def write_report(path: Path) -> Path:
         blocks += _section("the progress", partial(_progress, {path.name: run}, path / "progress.png"))
     blocks += _section("the video", partial(_video, path / "episodes.mp4"))
     breakdowns = f"Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}."
+    device = device_of(run.manifest)
+    blocks += [("text", f"Device: {device}.")] if device else []
     blocks += [("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
     return _write(path / "report.html", title, blocks)
 
@@ -159,7 +165,7 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
 
 def _standing(standing: Standing) -> list[str]:
     entry, parent, (low, high) = standing.entry, standing.parent, standing.ci95
-    n, k, (sampler, _) = len(entry.rows), entry.successes, json.loads(entry.setting)
+    n, k, (sampler, _, device) = len(entry.rows), entry.successes, json.loads(entry.setting)
     gain, p_value, other = "", "", ""
     if parent:
         bottom, top = parent.ci95
@@ -175,7 +181,7 @@ def _standing(standing: Standing) -> list[str]:
         f"{standing.p_best:.2g}",
         other,
         f"{entry.score:.3f}",
-        f"{method}, {sampler['steps']} steps",
+        ", ".join([method, f"{sampler['steps']} steps", *filter(None, [device])]),
         ", ".join(path.name for path in entry.runs),
     ]
 

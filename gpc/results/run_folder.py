@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Lock, Thread
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -27,10 +28,11 @@ from msgspec import Meta
 from gpc import schema
 from gpc.disk import reason, sync_folder, write_atomically, write_whole, writing
 from gpc.errors import GpcError, InputError, RunError, one_line, started_with
+from gpc.inert import notice
 from gpc.registry import USER_MODULES
 from gpc.results.trajectories import Trajectories
 from gpc.results.upgrade import upgraded, upgraded_config
-from gpc.types import Array
+from gpc.types import DEVICE_KEYS, Array
 
 SCHEMA_VERSION = 1  # of manifest.json
 PACKAGES = ("gpc", "torch", "numpy", "scipy", "optuna", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
@@ -79,6 +81,7 @@ class RunFolder:
         config: The settings that determine the results.
         length: Largest number of steps of an episode.
         resolved: The full configuration, for `gpc replay`.
+        facts: Cards and the versions of their software, which are recorded beside those of packages.
 
     Raises:
         InputError: If the folder cannot be written, belongs to another configuration (the first difference is named), or
@@ -87,9 +90,14 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], length: int, resolved: Mapping[str, Any] | None = None
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        length: int,
+        resolved: Mapping[str, Any] | None = None,
+        facts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.path, self._file, self._access = path, -1, Lock()
+        self.path, self._file, self._access, self._facts = path, -1, Lock(), facts
         with writing(f"run_dir={path}", InputError):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.fdopen(os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
@@ -169,6 +177,12 @@ class RunFolder:
         Raises:
             InputError: If another version of a package is installed; more episodes would mix the results of both versions.
         """
+        for name, fact in self._facts.items():
+            if self._versions.get(name, fact) != fact:
+                notice(
+                    f"{self.path} was started with {name} {self._versions[name]}, now it is {fact}: the new rows may differ in "
+                    "their last digits from what they would have been"
+                )
         installed = versions()
         for name, recorded in self._versions.items():
             if name not in NEUTRAL and installed.get(name, recorded) != recorded:
@@ -208,14 +222,16 @@ class RunFolder:
             manifest = {
                 "schema_version": SCHEMA_VERSION,
                 "config": config,
-                "versions": versions(),
+                "versions": versions() | dict(self._facts),
                 "resolved": resolved,
             }
             self.write_json("manifest.json", manifest)
             return versions()
         recorded = read_versioned(Manifest, path)
         for key, old, new in _differences(upgraded(recorded)["config"], upgraded_config(config)):
-            raise InputError(started_with(self.path, key, old, new))
+            value = json.dumps(old).strip('"')
+            remedy = f"choose {key}={value}, or " if key in DEVICE_KEYS else ""
+            raise InputError(started_with(self.path, key, old, new, remedy))
         return dict(recorded["versions"])
 
 

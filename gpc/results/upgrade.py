@@ -48,6 +48,9 @@ FLAT: Mapping[str, Any] = {
 }  # fmt: skip
 """Settings of earlier samplers that are part of an object today, with their defaults."""
 
+CPU: Mapping[str, Any] = {"device": "cpu", "dtype": None, "tf32": False}
+"""Where earlier versions computed."""
+
 REMOVED: Mapping[str, Mapping[str, Any]] = {
     "sampler": {"rho": 7.0, "warm": None, "reuse": {}},
     "env": {"observation_keys": None, "n_obs_steps": 1, "history": None},
@@ -78,6 +81,8 @@ def upgraded_config(config: Any) -> Any:
     sides = parts.get("sides")
     if isinstance(sides, list):
         parts["sides"] = [upgraded_config(side) for side in sides]
+    elif "policies" in parts:
+        parts = {**CPU, **parts}
     if "weights" in parts and parts["weights"] is None:  # of a policy alone
         parts["weights"] = [1.0]
     return parts

@@ -55,6 +55,7 @@ class Ray:
         address: address of the cluster; None starts one on this machine.
         actors: number of actors, each with an engine; None for as many as the cluster has room for.
         cpus: cores of an actor.
+        gpus: GPUs of an actor: 0, a fraction of one, or a whole number.
         shard: jobs that an actor takes at once.
 
     Raises:
@@ -64,11 +65,14 @@ class Ray:
     address: str | None = None
     actors: int | None = None
     cpus: int = 2
+    gpus: float = 0
     shard: int = 64
 
     def __post_init__(self) -> None:
         if self.cpus < 1 or self.shard < 1 or (self.actors is not None and self.actors < 1):
             raise InputError(f"executor: actors, cpus and shard must be 1 or more: {self}")
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise InputError(f"executor.gpus={self.gpus:g}: give 0, a fraction of one GPU, or a whole number")
 
     def __call__(
         self, jobs: Sequence[Job], actor: Actor, spec: LaneSpec, engine: Engine, stats: RolloutStats
@@ -119,7 +123,8 @@ class Ray:
         """Return the function that starts an actor of the cluster."""
         # each member has one thread: more threads of a network would change its rounding
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
-        return partial(ray.remote(num_cpus=self.cpus, runtime_env=threads)(_Runner).remote, ray.put(load))
+        runner = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env=threads)(_Runner)
+        return partial(runner.remote, ray.put(load))
 
     def _connect(self) -> ModuleType:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -145,11 +150,20 @@ class Ray:
 
     def _room(self, ray: ModuleType) -> int:
         """Return how many actors the cluster's nodes hold at once, at most `actors`."""
-        cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        room = sum(count // self.cpus for count in cores)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cores, cards = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+        room = sum(min(a // self.cpus, self._on_cards(b)) for a, b in zip(cores, cards, strict=True))
+        if not room and any(count >= self.cpus for count in cores):
+            raise InputError(f"executor.gpus={self.gpus:g}: the Ray cluster's nodes have {cards} GPUs; choose fewer")
         if not room:
             raise InputError(f"executor.cpus={self.cpus}: the Ray cluster's nodes have {cores} cores; choose fewer")
         return min(room, self.actors or room)
+
+    def _on_cards(self, count: int) -> int:
+        """Return how many actors this many GPUs hold; a fraction is of one GPU."""
+        if not self.gpus:
+            return sys.maxsize
+        return count * int(1 / self.gpus + 1e-9) if self.gpus < 1 else count // int(self.gpus)
 
 
 class _Runner:

@@ -1,0 +1,44 @@
+"""Where the networks of a run computed, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from gpc.inference.device import Dtype
+
+Kind = Annotated[str, Meta(max_length=20, pattern="^[a-z]+$")]
+"""A kind of device, without the number of one."""
+
+
+class DeviceSettings(Struct, kw_only=True):
+    """Where networks compute, in a manifest: see `gpc.inference.device.Device.settings`."""
+
+    device: Kind | dict[str, Kind] = "cpu"
+    dtype: Dtype | None = None
+    tf32: bool = False
+
+
+def device_text(settings: Mapping[str, Any]) -> str:
+    """Return where and how networks compute.
+
+    Args:
+        settings: Of a run, or of a side of a comparison, with the keys `gpc.types.DEVICE_KEYS`.
+    """
+    device = settings["device"]
+    names = [f"{policy}: {name}" for policy, name in device.items()] if isinstance(device, Mapping) else [device]
+    return ", ".join([*names, *filter(None, [settings["dtype"]]), *(["tf32"] if settings["tf32"] else [])])
+
+
+def device_of(manifest: Mapping[str, Any]) -> str:
+    """Return where a run computed, with its card; empty for the CPU.
+
+    Args:
+        manifest: In today's words (`gpc.results.upgrade.upgraded`).
+    """
+    config = manifest["config"]
+    texts = dict.fromkeys(map(device_text, config.get("sides") or [config]))
+    card = manifest["versions"].get("card")
+    return "" if list(texts) == ["cpu"] else ", ".join([*texts, *filter(None, [card])])
