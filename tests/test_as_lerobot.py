@@ -18,7 +18,7 @@ from gpc.demonstrations import read
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.settings import Sampling
-from gpc.policies.as_lerobot import save
+from gpc.policies.as_lerobot import GpcConfig, save
 
 KEYS = {"keypoints": "observation.environment_state", "agent_pos": "observation.state"}
 DEMONSTRATIONS = Path(__file__).parent / "data" / "pusht-held-out.zarr.zip"
@@ -220,3 +220,16 @@ def test_an_observation_that_is_not_offered_is_named(policy):
 def test_training_is_refused(policy):
     with pytest.raises(InputError, match="train its members"):
         policy.forward({})
+
+
+def test_the_networks_compute_where_lerobots_command_line_puts_them(folder):
+    config = GpcConfig(device="cpu", use_amp=True)
+    noise = torch.randn(1, 2, 16, 2, generator=torch.Generator().manual_seed(1))
+    plain, halved = (
+        get_policy_class("gpc").from_pretrained(folder, config=given).predict_action_chunk(observe(0), noise)
+        for given in (GpcConfig(device="cpu"), config)
+    )
+    assert 1e-4 < (plain - halved).abs().max() < 25  # of 512: bfloat16
+    config.device = "cuda:1"
+    with pytest.raises(InputError, match=r"device=cuda:1: torch .* finds cpu only here"):
+        get_policy_class("gpc").from_pretrained(folder, config=config)

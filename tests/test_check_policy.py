@@ -42,6 +42,13 @@ def test_compositions_and_untrained_networks_keep_it_too(parents):
     check_policy(gpc.compose(parents, [0.5, 0.5]), trained=False)
 
 
+def test_a_policy_is_checked_where_it_computes(parents, monkeypatch):
+    check_policy(parents[1], trained=False, device=gpc.Device("cpu", dtype="bfloat16"))
+    monkeypatch.setattr("gpc.testing.policy.place", lambda policy, device: replace(policy, prediction="noise"))
+    with pytest.raises(AssertionError, match="on its device it denoises otherwise than on the CPU"):
+        check_policy(parents[1], trained=False)
+
+
 def in_place(x, sigma):
     return x.mul_(0.5)
 

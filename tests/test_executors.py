@@ -92,6 +92,38 @@ def test_what_cannot_run_is_one_line(cluster):
         list(Ray(cpus=1)(JOBS, Unloadable(), env(), ENGINE, RolloutStats()))
 
 
+class Nodes:
+    """A cluster's nodes: (cores, GPUs) of each."""
+
+    def __init__(self, *nodes):
+        self.nodes = lambda: [{"Alive": True, "Resources": {"CPU": float(a), "GPU": float(b)}} for a, b in nodes]
+
+
+@pytest.mark.parametrize(
+    ("options", "room"),
+    [
+        ({}, 12),
+        ({"gpus": 1}, 3),
+        ({"gpus": 2}, 1),
+        ({"gpus": 0.5}, 6),
+        ({"gpus": 0.6}, 3),  # a fraction is of one GPU
+        ({"gpus": 0.1}, 12),
+        ({"gpus": 1, "cpus": 16}, 1),
+        ({"gpus": 0.5, "actors": 4}, 4),
+    ],
+)
+def test_a_cluster_holds_as_many_actors_as_cores_and_gpus_allow(options, room):
+    assert Ray(**options)._room(Nodes((16, 2), (8, 1), (1, 4))) == room
+
+
+def test_gpus_that_a_cluster_has_not_are_named():
+    with pytest.raises(InputError, match=r"executor\.gpus=4: the Ray cluster's nodes have \[2, 0\] GPUs; choose fewer"):
+        Ray(gpus=4)._room(Nodes((16, 2), (8, 0)))
+    for gpus in (-1, 1.5):
+        with pytest.raises(InputError, match=f"executor.gpus={gpus}: give 0, a fraction of one GPU"):
+            Ray(gpus=gpus)
+
+
 @pytest.mark.parametrize("options", [{"cpus": 0}, {"shard": 0}, {"actors": 0}])
 def test_settings_that_cannot_be_are_refused(options):
     with pytest.raises(InputError, match="must be 1 or more"):

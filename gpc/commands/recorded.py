@@ -65,7 +65,7 @@ class Side(DeviceSettings, kw_only=True):
 
 
 class Settings(DeviceSettings, kw_only=True):
-    """What determined the results; `sides` are those of a comparison, each with its device."""
+    """What determined the results; sides of a comparison have a device each."""
 
     policies: Names
     fingerprints: dict[str, str]

@@ -83,7 +83,7 @@ class Replay:
 
     @property
     def apart(self) -> float:
-        """Largest difference of the first chunk's actions on another device, of a normalised action."""
+        """Largest difference of the first chunk on another device, normalised."""
         assert self.elsewhere
         ours, theirs = (each["action"][: self.n_action_steps] for each in (self.recorded, self.again.trajectory))
         shared = min(len(ours), len(theirs))

@@ -90,7 +90,7 @@ def device_of(config: Config) -> Device:
 
 
 def device_under(executor: Executor, device: Device) -> Device:
-    """Return where the actors of an executor compute: on this machine, or on the nodes of a cluster.
+    """Return where an executor's networks compute, on a cluster its nodes.
 
     Raises:
         InputError: If it is not there, or the actors of a cluster have no GPU for it.

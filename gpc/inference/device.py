@@ -119,10 +119,10 @@ DeviceLike = str | torch.device | Mapping[str, str] | Device
 def _driver() -> dict[str, str]:
     """Return the version of NVIDIA's driver, as Linux has it."""
     try:
-        found = re.search(r"\d+(\.\d+)+", Path("/proc/driver/nvidia/version").read_text())
+        version = re.search(r"\d+(\.\d+)+", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         return {}
-    return {"driver": found[0]} if found else {}
+    return {"driver": version[0]} if version else {}
 
 
 def as_device(device: DeviceLike) -> Device:

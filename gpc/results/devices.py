@@ -14,7 +14,7 @@ Kind = Annotated[str, Meta(max_length=20, pattern="^[a-z]+$")]
 
 
 class DeviceSettings(Struct, kw_only=True):
-    """Where networks compute, in a manifest: see `gpc.inference.device.Device.settings`."""
+    """Where networks compute, in a manifest: `Device.settings`."""
 
     device: Kind | dict[str, Kind] = "cpu"
     dtype: Dtype | None = None

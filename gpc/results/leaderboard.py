@@ -65,7 +65,10 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """Sampler, actions per chunk and device: with weights and seed they determine an episode."""
+        """What determines an episode beside weights and seed.
+
+        Sampler, actions per chunk and device.
+        """
         steps = self.resolved["env"]["n_action_steps"]
         return json.dumps([self.resolved["sampler"], steps, device_of(self.manifest)], sort_keys=True)
 

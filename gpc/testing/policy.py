@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpc.demonstrations import Demonstrations, read
+from gpc.inference.device import DeviceLike, as_device, place
 from gpc.policy.names import stored_names
 from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
@@ -31,6 +32,7 @@ def check_policy(
     seed: int = 0,
     observation: Mapping[str, Tensor] | None = None,
     demonstrations: Demonstrations | str | Path | None = None,
+    device: DeviceLike = "auto",
 ) -> None:
     """Check the contract of `gpc.policy.spec.Policy`.
 
@@ -49,13 +51,17 @@ def check_policy(
             (docs/demonstrations.md). Then the check also requires that the policy denoises them better than their mean and
             variance alone do, and names the likely cause if not: reversed time, prediction type, scale and offset, order of
             the dimensions (`gpc.weights.faults`). `observation` is theirs by default.
+        device: where the networks compute (docs/gpu.md).
 
     Raises:
         AssertionError: If the contract is broken; the message names the requirement.
         InputError: If the demonstrations lack what the policy reads.
     """
+    kind = type(policy).__name__
     try:
         _check_specs(policy)
+        where = as_device(device)
+        host, policy = policy, place(policy, where)
         if isinstance(demonstrations, str | Path):
             demonstrations = read(demonstrations, partial(stored_names, policy.observations, {}, str(demonstrations)))
         if demonstrations is not None:
@@ -71,13 +77,15 @@ def check_policy(
             _check_denoised(policy, observation, sigma * noise, sigma)
         for low, high in zip(sigmas[1:-1], sigmas[:-2], strict=True):
             _check_levels(policy, observation, high * noise, torch.stack([low, high, high, low]))
+        if policy is not host and not (where.dtype or where.tf32):
+            _check_placed(host, policy, observation, [(sigma * noise, sigma) for sigma in sigmas[:-1]])
         if demonstrations is not None:
             fault = find_fault(policy, demonstrations)
             require(fault is None, str(fault))
         if trained:
             _check_limits(policy, observation, noise, sigmas)
     except AssertionError as error:
-        raise AssertionError(f"{type(policy).__name__}: {error}") from None
+        raise AssertionError(f"{kind}: {error}") from None
 
 
 def _random(spec: ObservationSpec, generator: torch.Generator) -> dict[str, Any]:
@@ -126,6 +134,15 @@ def _check_denoised(policy: Policy, observation: dict[str, Tensor], x: Tensor, s
     mixed = policy.condition(other)(torch.cat([x[:1], -x[1:]]), sigma)
     difference = float((mixed[0] - out[0]).abs().max() / (1 + sigma))
     require(difference < 1e-4, f"a row depends on the other rows of its batch {at} (by {difference:.2g}); {EVAL}")
+
+
+def _check_placed(
+    host: Policy, placed: Policy, observation: dict[str, Tensor], calls: Sequence[tuple[Tensor, Tensor]]
+) -> None:
+    """Check that a policy denoises on its device as on the CPU."""
+    one, other = host.condition(observation), placed.condition(observation)
+    difference = max(float((one(x, sigma) - other(x, sigma)).abs().max() / (1 + sigma)) for x, sigma in calls)
+    require(difference < 1e-4, f"on its device it denoises otherwise than on the CPU (by {difference:.2g})")
 
 
 def _check_levels(policy: Policy, observation: dict[str, Tensor], x: Tensor, sigmas: Tensor) -> None:

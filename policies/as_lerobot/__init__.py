@@ -41,6 +41,7 @@ from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
 from gpc.inert import notice_once
 from gpc.inference.chunk import sample_chunk
+from gpc.inference.device import Device, place
 from gpc.inference.native import Native, common_action_steps, resolved
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_registered
@@ -100,14 +101,19 @@ class GpcConfig(PreTrainedConfig):
 
 
 class GpcPolicy(PreTrainedPolicy):
-    """A composition behind LeRobot's interface; actions have the environment's units."""
+    """A composition behind LeRobot's interface; actions have the environment's units.
+
+    The networks compute on `config.device`, with `use_amp` in bfloat16; observations, noise and actions are on the host.
+    """
 
     config_class = GpcConfig
     name = "gpc"
 
     def __init__(self, config: GpcConfig, folder: Path | None = None, **_: Any) -> None:
         super().__init__(config)
-        self.policy = _composition(config.policies, config.weights, vars(config), folder)
+        device = Device(config.device or "auto", "bfloat16" if config.use_amp else None)
+        composition = _composition(config.policies, config.weights, vars(config), folder)
+        self.policy = place(composition, device, reproducible=False)
         self.reset()
 
     @classmethod
@@ -116,11 +122,14 @@ class GpcPolicy(PreTrainedPolicy):
     ) -> GpcPolicy:
         """Load the policy of a saved folder.
 
-        A `config` that names policies replaces that of the folder, as LeRobot's command line needs it.
+        A `config` that names policies replaces that of the folder. One without, as LeRobot's command line makes it, has the
+        device.
         """
-        folder = Path(pretrained_name_or_path)
+        folder, given = Path(pretrained_name_or_path), config
         if config is None or not config.policies:
             config = PreTrainedConfig.from_pretrained(folder)
+            if given:
+                config.device, config.use_amp = given.device, given.use_amp
         return cls(config, folder).eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -204,7 +213,7 @@ class GpcPolicy(PreTrainedPolicy):
     def _chunk(self, observation: Observation, noise: Tensor | None, known: InpaintTarget | None = None) -> Tensor:
         spec, sampling = self.policy.actions, self.config.sampling
         shape = (sampling.n_noise_draws(self.policy), len(next(iter(observation.values()))), spec.horizon, spec.dim)
-        noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.double().reshape(shape)
+        noise = torch.randn(shape, dtype=torch.float64) if noise is None else noise.cpu().double().reshape(shape)
         keys = NoiseKeys.of(np.arange(shape[1]), np.full(shape[1], self._chunks))
         self._chunks += 1
         return spec.decode(sample_chunk(self.policy, observation, noise, sampling, known, keys))[
