@@ -34,7 +34,7 @@ HELP = """\
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
   gpc deploy    KEY=VALUE ...   the control loop on a robot: dry run, shadow or live
-  gpc doctor                    what is installed, what is missing, and the command that fixes it
+  gpc doctor    \\[SOURCE ...]    what is installed, what is missing, and whether these policies fit the card's memory
 
 [bold]Examples[/]
   gpc search env=pusht 'policies=\\[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
@@ -232,11 +232,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _doctor(console: Console, args: list[str]) -> None:
-    from gpc.commands.doctor import findings_table
+    from gpc.commands.doctor import findings_table, needs_table, verdict
+    from gpc.policy.sources import check_source
 
-    if args:
-        raise InputError("gpc doctor takes no arguments")
+    for source in args:
+        check_source(source)
     console.print(findings_table())
+    if args:
+        from gpc.inference.device import devices_here, size_of
+        from gpc.policy.adapt import distinct
+        from gpc.policy.load import load_policy
+
+        sizes = {policy.name: size_of(policy) for policy in distinct([load_policy(source) for source in args])}
+        console.print(needs_table(sizes))
+        console.print(verdict(sizes, devices_here()), soft_wrap=True)
 
 
 COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {

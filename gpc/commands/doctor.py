@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from gpc.rollout import gl
+
+if TYPE_CHECKING:
+    from gpc.inference.device import Memory, Size
+
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ def findings() -> list[Finding]:
     """Return all findings, in order."""
     rows = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
     rows += [_package(*row) for row in PACKAGES]
+    rows += _devices()
     rows += _pictures()
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     return [*rows, Finding("disk", f"{free:.1f} GiB free here", "run folders", "" if free > 1 else "free some space")]
@@ -66,6 +74,55 @@ def _package(name: str, needed_for: str, fix: str) -> Finding:
         return Finding(name, version(name), needed_for)
     except PackageNotFoundError:
         return Finding(name, "missing", needed_for, fix)
+
+
+def _devices() -> Iterator[Finding]:
+    """Yield what the networks can compute on."""
+    what, needed_for = "device", "networks faster than on the CPU"
+    try:
+        from gpc.inference.device import devices_here, software
+    except ImportError as error:
+        yield Finding(what, f"not tried: {error}", needed_for, "pip install gpc")
+        return
+    versions = software()
+    text = ", ".join(f"{name} {number}" for name, number in versions.items())
+    cards = devices_here()
+    for card in cards:
+        free = f", {card.free / GIB:.1f} of {card.total / GIB:.1f} GiB free" if card.free and card.total else ""
+        yield Finding(card.name, f"{card.card}{free} ({text})", needed_for)
+    if not cards:
+        fix = "a torch for this driver, see pytorch.org" if "driver" in versions else ""
+        yield Finding(what, f"no card, the CPU only ({text})", needed_for, fix)
+
+
+def needs_table(sizes: Mapping[str, Size]) -> Table:
+    """Return what the weights of policies take, by name, as a table."""
+    from gpc.inference.device import Size
+
+    table = Table("policy", "parameters", "MiB", "MiB with dtype=bfloat16")
+    together = {"together": Size(*map(sum, zip(*sizes.values(), strict=True)))} if len(sizes) > 1 else {}
+    for name, size in {**sizes, **together}.items():
+        table.add_row(Text(name), f"{size.parameters:,}", f"{size.bytes / MIB:,.0f}", f"{size.halved / MIB:,.0f}")
+    return table
+
+
+def verdict(sizes: Mapping[str, Size], devices: Sequence[Memory]) -> str:
+    """Return whether policies fit the memory of the first device."""
+    if not devices:
+        return "There is no card here: the networks compute on the CPU."
+    device, (*_, largest) = devices[0], sorted(sizes, key=lambda name: sizes[name].bytes)
+    whole, halved = (sum(getattr(size, kind) for size in sizes.values()) for kind in ("bytes", "halved"))
+    if device.free is None:
+        return f"The free memory of {device.name} is not known."
+    room = f"{device.name} has {device.free / MIB:,.0f} MiB free; batches and pictures need some beside the weights"
+    if whole < device.free:
+        return f"The weights fit: {room}."
+    remedy = "dtype=bfloat16, " if halved < device.free else ""
+    other = devices[1].name if len(devices) > 1 else "cpu"
+    return (
+        f"The weights do not fit: {room}. Choose {remedy}another device for one policy, as in 'device={{{largest}: {other}}}', "
+        "or serve it from another machine, remote:ws://HOST:PORT."
+    )
 
 
 def _pictures() -> list[Finding]:

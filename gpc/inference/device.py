@@ -15,14 +15,14 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from os import environ
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpc.composition.average import AveragedChunks
-from gpc.composition.composed import ComposedPolicy
+from gpc.composition.composed import ComposedPolicy, leaves
 from gpc.errors import InputError, RunError, one_line
 from gpc.inert import notice
 from gpc.inference.batched import BatchedNetwork
@@ -208,7 +208,7 @@ def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Pol
         if not isinstance(policy, Movable):
             notice(f"{name} stays on the CPU: it has no field with a network, and no method to(device) (docs/gpu.md)")
         return policy
-    sizes = SIZES[_parameters(policy) > LARGE] if there.type != "cpu" else ()
+    sizes = SIZES[size_of(policy).parameters > LARGE] if there.type != "cpu" else ()
     network = BatchedNetwork(name, where, sizes[-1:] if reproducible else sizes, recorded=there.type == "cuda")
     placement = Placement(moved, network, reproducible)
     return PolicyView(policy, policy.actions, policy.observations, "", placement)
@@ -315,11 +315,59 @@ def module_on(module: nn.Module, device: torch.device, dtype: Dtype | None = Non
     return copy.deepcopy(module, there)
 
 
-def _parameters(policy: Policy) -> int:
-    """Return the number of weights of the modules in a policy's fields."""
-    values: list[Any] = [getattr(policy, field.name) for field in fields(policy)] if is_dataclass(policy) else []
-    modules = [leaf for leaf in tree_leaves(values) if isinstance(leaf, nn.Module)]
-    return sum(weight.numel() for module in modules for weight in module.parameters())
+class Size(NamedTuple):
+    """Weights of a policy's networks.
+
+    Attributes:
+        parameters: Their number.
+        bytes: Their memory, with buffers.
+        halved: Their memory under `dtype=bfloat16`.
+    """
+
+    parameters: int
+    bytes: int
+    halved: int
+
+
+def size_of(policy: Policy) -> Size:
+    """Return the size of the networks in a policy, a view or a composition."""
+    parameters, whole, halved = dict[int, int](), dict[int, int](), dict[int, int]()  # by identity
+    for leaf in leaves(policy):
+        values: list[Any] = [getattr(leaf, field.name) for field in fields(leaf)] if is_dataclass(leaf) else []
+        modules = [value for value in tree_leaves(values) if isinstance(value, nn.Module)]
+        parameters |= {id(weight): weight.numel() for module in modules for weight in module.parameters()}
+        for part in (part for module in modules for part in module.modules()):
+            for weight in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                whole[id(weight)] = halved[id(weight)] = weight.nbytes
+            for weight in part.parameters(recurse=False) if isinstance(part, HALVED) else ():
+                halved[id(weight)] = 2 * weight.numel()
+    return Size(sum(parameters.values()), sum(whole.values()), sum(halved.values()))
+
+
+class Memory(NamedTuple):
+    """A device of this machine: its name, its card, and bytes if they are known."""
+
+    name: str
+    card: str
+    free: int | None = None
+    total: int | None = None
+
+
+def devices_here() -> list[Memory]:
+    """Return the devices of this machine beside the CPU."""
+    here = find("auto")
+    if here.type == "cpu":
+        return []
+    names = [f"{here.type}:{number}" for number in range(torch.accelerator.device_count())]
+    if here.type != "cuda":
+        return [Memory(name, here.type) for name in names]
+    return [Memory(name, torch.cuda.get_device_name(name), *torch.cuda.mem_get_info(name)) for name in names]
+
+
+def software() -> dict[str, str]:
+    """Return the versions of torch, of its CUDA, and of the driver, if there are any."""
+    cuda = {"cuda": torch.version.cuda} if torch.version.cuda else {}
+    return {"torch": torch.__version__, **cuda, **_driver()}
 
 
 def prepare(device: Device) -> None:

@@ -125,11 +125,11 @@ class GpcPolicy(PreTrainedPolicy):
         A `config` that names policies replaces that of the folder. One without, as LeRobot's command line makes it, has the
         device.
         """
-        folder, given = Path(pretrained_name_or_path), config
+        folder, request = Path(pretrained_name_or_path), config
         if config is None or not config.policies:
             config = PreTrainedConfig.from_pretrained(folder)
-            if given:
-                config.device, config.use_amp = given.device, given.use_amp
+            if request:
+                config.device, config.use_amp = request.device, request.use_amp
         return cls(config, folder).eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
