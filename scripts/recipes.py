@@ -5,6 +5,7 @@ robomimic trains a further policy of Lift, Can and Square, `<task>-diffusion`: s
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,13 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from collect import TASKS, held_out
 from torch import Tensor
 
 from gpc.demonstrations import Demonstrations, read
 from gpc.envs.pusht import keypoints
+from gpc.errors import InputError
+from gpc.inference.device import find
 
 HELD_OUT = [5, 17, 29, 41, 53, 66, 78, 90, 102, 114, 127, 139, 151, 163, 175, 188]  # PushT's; never trained on
+
+
+def device(name: str) -> torch.device:
+    """Return the device of `--device`: auto, cpu, cuda, cuda:1, ..."""
+    try:
+        return find(name)
+    except InputError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 The demonstrations become a LeRobotDataset (agent position, keypoints, actions; the 16 held-out episodes left out), then
 `lerobot-train` does the rest. Interrupt it at any time: the same command resumes from LeRobot's last checkpoint. The checkpoint
 is OUT/run/checkpoints/last/pretrained_model, `lerobot-pusht` of docs/results/pusht.md. About 75 minutes on two cores.
+`--device` is LeRobot's `policy.device`; a training that resumes keeps the one of its start.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from recipes import HELD_OUT, load_pusht
+import torch
+from recipes import HELD_OUT, device, load_pusht
 
 from gpc.envs.pusht import INSTRUCTION
 
@@ -55,7 +57,7 @@ def convert(data: Path, root: Path) -> None:
     part.rename(root)
 
 
-def arguments(root: Path, run: Path, steps: int) -> list[str]:
+def arguments(root: Path, run: Path, steps: int, device: torch.device) -> list[str]:
     """Return the arguments of `lerobot-train`, to begin or to resume."""
     last = run / "checkpoints/last/pretrained_model/train_config.json"
     if last.exists():
@@ -63,7 +65,7 @@ def arguments(root: Path, run: Path, steps: int) -> list[str]:
     shutil.rmtree(run, ignore_errors=True)  # a run without a checkpoint has nothing to keep
     return [
         "--dataset.repo_id=gpc/pusht", f"--dataset.root={root}", f"--output_dir={run}",
-        "--policy.type=diffusion", "--policy.push_to_hub=false", "--policy.device=cpu",
+        "--policy.type=diffusion", "--policy.push_to_hub=false", f"--policy.device={device}",
         f"--policy.normalization_mapping={NORMALISERS}",
         "--policy.down_dims=[64,128]", "--policy.diffusion_step_embed_dim=64", "--policy.optimizer_lr=5e-4",
         "--batch_size=64", "--num_workers=1", f"--steps={steps}", "--save_freq=1000", "--log_freq=200",
@@ -76,13 +78,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the demonstrations")
     parser.add_argument("--out", type=Path, required=True, help="folder for the dataset and the run")
     parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--device", type=device, default="auto", help="auto (a card if there is one), cpu, cuda, ...")
     args = parser.parse_args()
     root, run = args.out / "dataset", args.out / "run"
     if not root.exists():
         convert(args.data, root)
     command = Path(sys.executable).with_name("lerobot-train")
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    raise SystemExit(subprocess.call([command, *arguments(root, run, args.steps)], env=os.environ | offline))
+    raise SystemExit(
+        subprocess.call([command, *arguments(root, run, args.steps, args.device)], env=os.environ | offline)
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recipes import device
 from robomimic.config import config_factory
 from robomimic.scripts.train import train
 
@@ -38,7 +39,7 @@ def configure(args: argparse.Namespace) -> Any:
         config.train.output_dir = str(args.out.resolve())
         config.train.hdf5_filter_key = "train"
         config.train.hdf5_normalize_obs = True
-        config.train.cuda = False
+        config.train.cuda = args.device.type == "cuda"
         config.train.batch_size = args.batch
         config.train.num_epochs = args.steps // EPOCH
         config.train.seed = args.seed
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=device, default="auto", help="auto (a card if there is one), cpu, cuda, ...")
     parser.add_argument("--out", type=Path, default=Path("runs/robomimic"), help="where robomimic's own files go")
     parser.add_argument("--export", type=Path, default=BUNDLED, help="where the finished policy goes")
     args = parser.parse_args()
@@ -90,7 +92,7 @@ def main() -> None:
     if run.exists() and not checkpoints:
         shutil.rmtree(run)  # a run without a checkpoint has nothing to keep
     with unet(**SIZE):
-        train(config, torch.device("cpu"), resume=bool(checkpoints))
+        train(config, args.device, resume=bool(checkpoints))
     export(max(run.glob("*/last.pth")), args.export / config.experiment.name, args)
 
 
