@@ -82,6 +82,43 @@ def test_a_setting_that_does_not_work_is_named_with_the_command_that_does(variab
         machine(cluster, **variables)()
 
 
+@pytest.mark.parametrize(
+    ("visible", "cards", "found"),
+    [
+        (None, 3, ["0,1,2", "1,2,0", "2,0,1", "0,1,2"]),
+        ("5,2", 8, ["5,2", "2,5", "5,2", "2,5"]),
+        ("1", 8, [None] * 4),
+        (None, 1, [None] * 4),
+        ("", 8, [None] * 4),
+        ("GPU-8f2,GPU-77a", 8, [None] * 4),
+        ("MIG-1", 8, [None] * 4),
+    ],
+)
+def test_workers_are_spread_over_the_visible_cards(visible, cards, found, machine, tmp_path, monkeypatch):
+    machine(cluster, **({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}))
+    for number in range(cards):
+        (tmp_path / f"0000:{number}0:00.0").mkdir()
+    monkeypatch.setattr(gl, "CARDS", tmp_path)
+    assert [gl.visible_to(worker).get("CUDA_VISIBLE_DEVICES") for worker in range(4)] == found
+
+
+def test_a_worker_draws_on_its_own_card_first_and_on_another_if_it_must(machine):
+    tried = []
+
+    def works(settings):
+        tried.append(settings.get("MUJOCO_EGL_DEVICE_ID"))
+        return cluster(settings)
+
+    machine(works, CUDA_VISIBLE_DEVICES="1,3")
+    choose = machine(works, **gl.visible_to(1))
+    assert choose() == "egl"
+    assert tried == ["3"]
+    tried.clear()
+    choose = machine(works, **gl.visible_to(1))
+    assert choose() == "egl"
+    assert tried == ["1", "0", "2", "3"]
+
+
 def test_a_package_is_named_only_if_its_library_is_missing(machine):
     choose = machine(lambda settings: NO_LIBRARY, libraries=())
     with pytest.raises(

@@ -24,6 +24,7 @@ import numpy as np
 from gpc.errors import InputError, RunError
 from gpc.policy.observation import TASK
 from gpc.rollout.env import LaneSpec
+from gpc.rollout.gl import visible_to
 from gpc.rollout.process import environment, python, search_path
 from gpc.rollout.worker import Failure, LaneCommand, LaneResult, either
 from gpc.types import Array, Frame
@@ -139,11 +140,14 @@ class _Running:
 class _Worker:
     """The engine's end of one simulator process, and the episodes in its lanes."""
 
-    def __init__(self, spec: LaneSpec, lanes: int, timeout: float) -> None:
+    def __init__(self, spec: LaneSpec, lanes: int, timeout: float, number: int) -> None:
         ours, theirs = socket.socketpair()
         command = python("-m", "gpc.rollout.worker", str(theirs.fileno()))
         self.process = subprocess.Popen(
-            command, env=environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            command,
+            env=environment() | visible_to(number),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -202,8 +206,8 @@ class _Run:
         lanes = min(self.engine.lanes, len(self.jobs))
         count = min(self.engine.workers, lanes)
         shares = [lanes // count + (i < lanes % count) for i in range(count)]
-        for share in shares:
-            self.workers.append(_Worker(self.spec, share, self.engine.timeout))
+        for number, share in enumerate(shares):
+            self.workers.append(_Worker(self.spec, share, self.engine.timeout, number))
 
     def episodes(self) -> Iterator[Episode]:
         """Serve the workers that are ready until every job is done."""
@@ -298,7 +302,8 @@ class _Run:
             seeds = ", ".join(str(job.seed) for job in hopeless[:3])
             raise RunError(f"gave up after {self.engine.retries} retries of seed {seeds}: {failure}")
         self.jobs.extendleft(reversed(lost))
-        self.workers[self.workers.index(worker)] = _Worker(self.spec, len(worker.episodes), self.engine.timeout)
+        number = self.workers.index(worker)
+        self.workers[number] = _Worker(self.spec, len(worker.episodes), self.engine.timeout, number)
 
 
 def rollout(

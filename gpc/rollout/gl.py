@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ctypes.util import find_library
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from gpc.errors import InputError
@@ -17,6 +18,9 @@ LIBRARIES = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6")}
 """Backend, in order of preference -> the library that it loads, and the Debian package that contains it."""
 BACKEND, DEVICE, PLATFORM = "MUJOCO_GL", "MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM"
 """Environment variables of MuJoCo and of PyOpenGL that choose how pictures are drawn."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+CARDS = Path("/proc/driver/nvidia/gpus")
+"""What NVIDIA's driver has a folder in for each card."""
 MOST_DEVICES = 32
 
 _PROBE = """
@@ -88,9 +92,32 @@ def _devices(settings: Mapping[str, str]) -> list[str]:
     """Return the EGL devices to try: CUDA's first one has robosuite's number."""
     if DEVICE in settings:
         return [settings[DEVICE]]
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
-    numbers = [str(number) for number in range(MOST_DEVICES)]
-    return list(dict.fromkeys([first, *numbers] if first.isdigit() else numbers))
+    return list(dict.fromkeys([*_visible()[:1], *map(str, range(MOST_DEVICES))]))
+
+
+def _visible() -> list[str]:
+    """Return the numbers of the visible cards.
+
+    Cards that are named otherwise (UUIDs, MIG) have none.
+    """
+    cards = os.environ.get(VISIBLE)
+    if cards is None:
+        return [str(number) for number in range(len(list(CARDS.glob("*"))))]
+    return cards.split(",") if all(number.isdigit() for number in cards.split(",")) else []
+
+
+def visible_to(worker: int) -> dict[str, str]:
+    """Return the cards of a simulator process, its own first, on which it draws.
+
+    Args:
+        worker: number of the process, counted from 0.
+
+    Returns:
+        CUDA_VISIBLE_DEVICES, or nothing if there are no several cards with numbers.
+    """
+    cards = _visible()
+    first = worker % max(len(cards), 1)
+    return {VISIBLE: ",".join(cards[first:] + cards[:first])} if len(cards) > 1 else {}
 
 
 def given_settings() -> dict[str, str]:
