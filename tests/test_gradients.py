@@ -74,8 +74,8 @@ def test_a_check_a_server_and_demonstrations_need_no_gradients_either():
     thread = InferenceThread(policy, SAMPLING)
     encoded = {key: torch.from_numpy(value) for key, value in observed().items()}
     x = torch.zeros(ROWS, 16, 2, dtype=torch.float64)
-    denoiser = thread.submit(lambda: policy.condition(encoded)).result()
-    assert thread.submit(lambda: denoiser(x, torch.tensor(1.0))).result().numpy().shape == x.shape
+    denoiser = thread.call(lambda: policy.condition(encoded)).result()
+    assert thread.call(lambda: denoiser(x, torch.tensor(1.0))).result().numpy().shape == x.shape
     thread.close()
     steps = Demonstrations({"state": np.zeros((20, 3), np.float32)}, np.zeros((20, 2)), np.array([20]))
     errors = measure(gpc.compose([policy, policy]), SAMPLING, steps)

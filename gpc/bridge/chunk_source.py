@@ -15,7 +15,9 @@ from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, type_and_text
 from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import sample_actions
+from gpc.inference.device import Device, place
 from gpc.inference.settings import Sampling
+from gpc.inference.threads import Threads, cores
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.serve.client import RemotePolicy
 from gpc.serve.codec import CHUNK, KNOWN, SEED, WEIGHT
@@ -60,14 +62,20 @@ class LocalSource:
         policy: the policy, or a composition.
         sampling: settings of the sampler.
         seed: seed of the noise.
-        reproducible: pad the batch, so that a chunk is bitwise that of `gpc evaluate`, at 2 to 4 times the cost; networks
-            must compute with one thread (`gpc.inference.threads.torch_threads`).
+        reproducible: pad the batch and compute with one thread, so that a chunk is bitwise that of `gpc evaluate`, at 2 to 4
+            times the cost. Without, networks compute with several threads and leave a core to the control loop.
+        device: where networks compute.
     """
 
     policy: Policy
     sampling: Sampling
     seed: int = 0
     reproducible: bool = False
+    device: Device = Device("cpu")
+
+    def __post_init__(self) -> None:
+        self._placed = place(self.policy, self.device, self.reproducible)
+        self._threads = Threads(1 if self.reproducible else cores() - 1)
 
     @property
     def name(self) -> str:
@@ -86,12 +94,14 @@ class LocalSource:
 
     def sample(self, request: ChunkRequest) -> Array:
         """Return a chunk (horizon, dim) of the policy."""
-        policy = self.policy  # `set_policy` takes effect with the next chunk
+        policy = self._placed  # `set_policy` takes effect with the next chunk
         rows = pad_batch(np.zeros(1, int)) if self.reproducible else np.zeros(1, int)
         observation = {key: value[None][rows] for key, value in request.observation.items()}
         known = request.known and InpaintTarget(request.known.actions[rows], request.known.mask)
         seeds, numbers = np.full(len(rows), self.seed), np.full(len(rows), request.number)
-        chunk: Array = sample_actions(policy, self.sampling, observation, seeds, numbers, known)[0]
+        chunk: Array = self._threads.sample(
+            lambda: sample_actions(policy, self.sampling, observation, seeds, numbers, known)
+        )[0]
         return chunk
 
     def set_policy(self, policy: Policy) -> None:
@@ -108,6 +118,7 @@ class LocalSource:
         if not theirs.shapes.items() <= ours.shapes.items() or theirs.n_obs_steps > ours.n_obs_steps:
             raise InputError(f"{policy.name} cannot take over from {self.policy.name}: it reads more")
         _ = self.sampling.sigmas(policy.levels)
+        self._placed = place(policy, self.device, self.reproducible)
         self.policy = policy
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from gpc.commands.setup import compose_from, print_native, sampling_of
 from gpc.errors import InputError, RunError, Stopped
 from gpc.inert import Console, file_name
 from gpc.inference.native import common_action_steps, origin_of_action_steps, resolved
-from gpc.inference.threads import serving_threads, torch_threads
+from gpc.inference.threads import torch_threads
 from gpc.objects import build, choose, settings_in
 from gpc.policy.spec import Policy
 from gpc.registry import load_entry
@@ -39,10 +39,10 @@ def run(config: DictConfig, console: Console) -> Path:
         RunError: If the robot was stopped by a fault.
         Stopped: If it was stopped by a signal or the stop key.
     """
-    source = chunk_source_from(config, console)
-    robot = robot_from(config)
-    folder = Path(config.run_dir or Path("runs", file_name(f"deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")))
-    with torch_threads(serving_threads(config.reproducible)):
+    with torch_threads(1):  # the thread that samples chunks takes more
+        source = chunk_source_from(config, console)
+        robot = robot_from(config)
+        folder = Path(config.run_dir or Path("runs", file_name(f"deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")))
         result = deploy_from(config, source, robot, folder, console)
     lost = result.summary.get("not_recorded")
     reason = f"{result.reason}; not recorded: {lost}" if lost else result.reason

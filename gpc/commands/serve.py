@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from gpc.commands.setup import compose_from, print_native, sampling_of
 from gpc.inert import Console
 from gpc.inference.native import resolved
+from gpc.inference.threads import torch_threads
 from gpc.serve.server import Access, serve_policy
 
 
@@ -24,7 +25,8 @@ def access_of(config: DictConfig) -> Access:
 def run(config: DictConfig, console: Console) -> None:
     """Serve the policies of a configuration until a signal ends the process."""
     access = access_of(config)
-    policy = compose_from(config, console)
+    with torch_threads(1):  # what is loaded here leaves no threads behind
+        policy = compose_from(config, console)
     sampling, weights = resolved(sampling_of(config), [policy]), policy.weights.tolist()
     print_native(config, sampling, console)
 

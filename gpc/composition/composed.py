@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from threading import current_thread
 from typing import Protocol, Self, runtime_checkable
 
@@ -36,12 +36,18 @@ from gpc.score.keyed_noise import NoiseKeys
 from gpc.score.noise import NoiseLevels, merge_levels
 
 THREADED_BATCH = 16  # from this batch on a thread for each member pays (measured: two networks cost 1.07x of one at 64)
-MEMBER_THREAD = "gpc-member"
+MEMBER_THREAD, MEMBER_THREADS = "gpc-member", 64
 
 
-@lru_cache(maxsize=8)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, MEMBER_THREAD, torch.set_grad_enabled, (False,))
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Return the threads of members, which are made on demand."""
+
+    def prepare() -> None:
+        torch.set_grad_enabled(False)
+        torch.set_num_threads(1)  # in this thread
+
+    return ThreadPoolExecutor(MEMBER_THREADS, MEMBER_THREAD, prepare)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class ComposedDenoiser:
         calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, active, strict=True) if on]
         nested = current_thread().name.startswith(MEMBER_THREAD)  # would wait for a thread of the pool that it occupies
         threaded = calls[1:] if len(x) >= THREADED_BATCH and not nested else []  # the first runs here
-        jobs = [_pool(len(self.members)).submit(m.denoise, d, x, sigma) for m, d in threaded]
+        jobs = [_pool().submit(m.denoise, d, x, sigma) for m, d in threaded]
         waits = [m.start(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
         here = [wait() for wait in waits]  # those on a device compute at the same time
         results = iter([*here, *(job.result() for job in jobs)])

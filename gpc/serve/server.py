@@ -26,7 +26,7 @@ from websockets.http11 import Request, Response
 from gpc.errors import GpcError, InputError
 from gpc.inference.native import Native, resolved
 from gpc.inference.settings import Sampling
-from gpc.inference.threads import serving_threads, torch_threads
+from gpc.inference.threads import torch_threads
 from gpc.policy.spec import Policy
 from gpc.schema import check_fields
 from gpc.serve.address import is_loopback
@@ -241,7 +241,7 @@ def serve_policy(
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         await PolicyServer(inference, access or Access(), metadata, seed).run(ready, stop)
 
-    with torch_threads(serving_threads(reproducible)):
+    with torch_threads(1):  # the thread that samples chunks takes more
         inference = InferenceThread(policy, resolved(sampling, [policy]), max_batch, reproducible)
         try:
             asyncio.run(until_signal(inference))

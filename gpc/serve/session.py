@@ -80,7 +80,7 @@ class Session:
     async def _encode(self, observation: Any) -> Reply:
         """Encode a batch of observations once, for the calls of `_denoise`."""
         batch = read_batch(observation, self.policy.observations, self.inference.max_batch)
-        denoiser = await self._compute(lambda: self.policy.condition(batch))
+        denoiser = await self._compute(lambda: self.inference.placed.condition(batch))
         handle = secrets.randbits(63)  # never that of another session: the client may have connected anew
         self._encoded[handle] = denoiser, len(next(iter(batch.values())))
         if len(self._encoded) > HANDLES:
@@ -102,7 +102,7 @@ class Session:
         return {DENOISED: out.numpy()}
 
     async def _compute(self, function: Callable[[], Any]) -> Any:
-        return await asyncio.wrap_future(self.inference.submit(function))
+        return await asyncio.wrap_future(self.inference.call(function))
 
 
 def read_observation(message: Message, spec: ObservationSpec) -> dict[str, Array]:
