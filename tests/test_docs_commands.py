@@ -40,6 +40,7 @@ NOT_RUN = {
     "robot=ros2": "a robot on ROS 2: tests/test_over_ros2.py",
     "env=my_env": "a class of the reader's: tests/test_from_gymnasium.py",
     "my_policy:": "a module of the page: tests/test_own_policy.py",
+    "cuda": "needs a card: tests/test_device_keys.py",
     "lerobot:": "a checkpoint: tests/test_from_lerobot.py",
     "robomimic:": "a checkpoint: tests/test_from_robomimic.py",
     "diffusion_policy:": "a checkpoint: tests/test_from_diffusion_policy.py",
