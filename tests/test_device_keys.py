@@ -259,3 +259,32 @@ def test_the_actors_of_a_cluster_have_the_device_of_their_gpus():
     for executor, device in ((Ray(gpus=1), "cpu"), (Ray(), "cuda"), (Local(), "cuda")):
         with pytest.raises(InputError, match=f"device={device}"):
             device_under(executor, gpc.Device(device))
+
+
+def test_serve_and_deploy_compute_on_the_device(tiny, said, monkeypatch, tmp_path):
+    served = []
+    monkeypatch.setattr("gpc.commands.serve.serve_policy", lambda *_, device, **__: served.append(device))
+    policies = f"policies=[{','.join(tiny)}]"
+    assert said("serve", policies, "weights=[0.5,0.5]", "device={tiny-flow: cpu}", "tf32=true")[0] == 0
+    assert served == [gpc.Device({"tiny-flow": "cpu"}, tf32=True)]
+    still = [
+        "fps=10",
+        "robot=simulated",
+        "seconds=1",
+        "virtual_latency=0",
+        "safety.actions=absolute",
+        "sampler.steps=2",
+    ]
+    run = ["deploy", f"policies=[{tiny[1]}]", *still, f"run_dir={tmp_path / 'flight'}"]
+    for command in (["serve", policies, "weights=[0.5,0.5]"], run):
+        for keys, words in (
+            ("device=cuda", "finds cpu only here"),
+            ("device={tiny-flo: cpu}", "did you mean 'tiny-flow'"),
+        ):
+            code, text = said(*command, keys)
+            assert (code, words in text) == (2, True), text
+    assert len(served) == 1
+    code, text = said(*run, "dtype=bfloat16")
+    assert code == 0, text
+    recorded = read_json(tmp_path / "flight/manifest.json")["config"]
+    assert [recorded[key] for key in ("device", "dtype", "tf32")] == ["cpu", "bfloat16", False]

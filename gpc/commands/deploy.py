@@ -18,7 +18,8 @@ from gpc.bridge.run import DeployResult, EpisodeSettings, deploy
 from gpc.bridge.safety import SafetyLimits
 from gpc.bridge.stop import StopSignal
 from gpc.commands.config import plain
-from gpc.commands.setup import compose_from, print_native, sampling_of
+from gpc.commands.setup import compose_from, device_of, print_native, sampling_of
+from gpc.composition.composed import as_composition
 from gpc.errors import InputError, RunError, Stopped
 from gpc.inert import Console, file_name
 from gpc.inference.native import common_action_steps, origin_of_action_steps, resolved
@@ -64,7 +65,7 @@ def chunk_source_from(config: DictConfig, console: Console) -> ChunkSource:
     policy = compose_from(config, console)
     sampling = resolved(sampling_of(config), [policy])
     print_native(config, sampling, console)
-    return LocalSource(policy, sampling, config.seed, config.reproducible)
+    return LocalSource(policy, sampling, config.seed, config.reproducible, device_of(config))
 
 
 def robot_from(config: DictConfig) -> Robot:
@@ -110,7 +111,9 @@ def deploy_from(
     content = plain(config)
     content["stitch"] = with_action_steps(content["stitch"], source, console)
     if isinstance(source, LocalSource):
-        content["sampler"] = settings_in(source.sampling)
+        names = [member.name for member in as_composition(source.policy).policies]
+        content |= {"sampler": settings_in(source.sampling), **source.device.settings(names)}
+        content |= source.device.facts(names)
     settings = EpisodeSettings(**{field.name: content[field.name] for field in fields(EpisodeSettings)})
     return deploy(
         source,

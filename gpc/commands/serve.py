@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from omegaconf import DictConfig
 
-from gpc.commands.setup import compose_from, print_native, sampling_of
+from gpc.commands.setup import compose_from, device_of, print_native, sampling_of
 from gpc.inert import Console
 from gpc.inference.native import resolved
 from gpc.inference.threads import torch_threads
@@ -43,6 +43,7 @@ def run(config: DictConfig, console: Console) -> None:
         seed=config.seed,
         max_batch=config.max_batch,
         reproducible=config.reproducible,
+        device=device_of(config),
         metadata={"policies": [member.name for member in policy.policies], "weights": weights},
         ready=ready,
     )

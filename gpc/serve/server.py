@@ -24,6 +24,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from gpc.errors import GpcError, InputError
+from gpc.inference.device import DeviceLike, as_device
 from gpc.inference.native import Native, resolved
 from gpc.inference.settings import Sampling
 from gpc.inference.threads import torch_threads
@@ -214,6 +215,7 @@ def serve_policy(
     seed: int = 0,
     max_batch: int = 256,
     reproducible: bool = False,
+    device: DeviceLike = "auto",
     metadata: Mapping[str, Any] | None = None,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
@@ -228,12 +230,14 @@ def serve_policy(
         seed: the noise of the k-th client has the seed `seed` + k.
         max_batch: largest number of chunks in a batch.
         reproducible: whether chunks are bitwise those of `gpc evaluate`, at 2 to 4 times the cost for one client.
+        device: where the networks compute (docs/gpu.md).
         metadata: further metadata for clients.
         ready: is called with the address, once the server listens.
 
     Raises:
-        InputError: If the policy and the sampler do not fit, or the server cannot listen there.
+        InputError: If the policy and the sampler do not fit, the device is not here, or the server cannot listen there.
     """
+    where = as_device(device)
 
     async def until_signal(inference: InferenceThread) -> None:
         stop = asyncio.Event()
@@ -242,7 +246,7 @@ def serve_policy(
         await PolicyServer(inference, access or Access(), metadata, seed).run(ready, stop)
 
     with torch_threads(1):  # the thread that samples chunks takes more
-        inference = InferenceThread(policy, resolved(sampling, [policy]), max_batch, reproducible)
+        inference = InferenceThread(policy, resolved(sampling, [policy]), max_batch, reproducible, where)
         try:
             asyncio.run(until_signal(inference))
         finally:
