@@ -1,13 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-gpu lint clean
 
 demo: .venv/demo  ## search the weights of two bundled policies, small budget
 	$(BIN)/gpc search env=pusht 'policies=[pusht-diffusion,pusht-flow]' search=grid search.episodes=20 report.episodes=50 run_dir=runs/demo
 
 test: .venv/dev lint  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: .venv/dev  ## the tests that need a CUDA card
+	$(BIN)/pytest -m gpu -rs
 
 lint: .venv/dev
 	$(BIN)/ruff check .
