@@ -14,9 +14,10 @@ from gpc.composition.composed import compose
 from gpc.composition.steering import steer
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
-from gpc.inference.device import Card, Device, batch_sizes, module_on, place
+from gpc.inference.device import Card, Device, batch_sizes, module_on, place, size_of
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import rename
+from gpc.score.denoiser import NetworkDenoiser
 
 
 def observation_of(policy, rows=16):
@@ -125,3 +126,38 @@ def test_the_fake_card_finds_a_tensor_that_stays_on_the_host(parents):
     spoilt.encoder.register_forward_hook(lambda module, inputs, out: out + host)
     with pytest.raises(RuntimeError, match="device"):
         run_on_fake_card(dataclasses.replace(policy, module=spoilt), observation_of(policy, 3))
+
+
+class Plain:
+    """A policy that is no dataclass."""
+
+    def __init__(self, policy):
+        self.name, self.fingerprint, self.schedule = "plain", "none", policy.schedule
+        self.actions, self.observations, self.levels = policy.actions, policy.observations, policy.levels
+        self.parts = {"network": policy.module}
+
+    def condition(self, observation):
+        network = self.parts["network"]
+        assert next(network.parameters()).device == observation["keypoints"].device
+        condition = network.encoder(observation)
+        return NetworkDenoiser(network.network, self.schedule, "velocity", condition=(condition,))
+
+
+class AsModule(Plain, nn.Module):
+    """A policy that is its network."""
+
+    def __init__(self, policy):
+        nn.Module.__init__(self)
+        super().__init__(policy)
+        self.network = policy.module
+
+
+@pytest.mark.parametrize("kind", [Plain, AsModule])
+def test_a_policy_of_any_class_is_placed_by_its_attributes(kind, parents):
+    policy = kind(parents[1])
+    halved = place(policy, Device("cpu", dtype="bfloat16"))
+    assert halved is not policy
+    assert (halved.name, size_of(halved)) == ("plain", size_of(parents[1]))
+    before, after = (chunks(compose([p]), Device("cpu")) for p in (policy, halved))
+    assert 0 < np.abs(after - before).max() / np.ptp(before) < 0.1
+    assert {weight.dtype for weight in parents[1].module.parameters()} == {torch.float32}

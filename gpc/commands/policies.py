@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gpc.inert import Console
+from gpc.inference.device import size_of
 from gpc.inference.native import HasSampling, as_arguments, declared_action_steps
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import HasSimulator, Policy
@@ -59,6 +60,7 @@ def _facts(source: str, policy: Policy) -> Table:
     counts = declared_action_steps([policy])
     sampling = policy.sampling if isinstance(policy, HasSampling) else None
     simulator = policy.simulator if isinstance(policy, HasSimulator) else None
+    size = size_of(policy)
     facts = {
         "source": source,
         "task": "not declared: give env=" if simulator is None else simulator.name,
@@ -69,6 +71,7 @@ def _facts(source: str, policy: Policy) -> Table:
         "noise": f"{trained} of sigma from {levels.sigma_min:.3g} to {levels.sigma_max:.4g}",
         "executes": "not declared" if not counts else f"{counts[0][1]} actions of a chunk",
         "sampler": "not declared" if sampling is None else as_arguments(sampling),
+        "weights": f"{size.parameters:,} parameters, {size.bytes / 2**20:,.0f} MiB" if size.parameters else "elsewhere",
         "hash": policy.fingerprint[:16],
     }
     table = Table(Column(no_wrap=True), Column(), title=Text(policy.name), show_header=False)

@@ -11,11 +11,11 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import environ
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +206,9 @@ def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Pol
         moved = _moved(policy, there, device.dtype)
     if moved is policy:
         if not isinstance(policy, Movable):
-            notice(f"{name} stays on the CPU: it has no field with a network, and no method to(device) (docs/gpu.md)")
+            notice(
+                f"{name} stays on the CPU: it has no attribute with a network, and no method to(device) (docs/gpu.md)"
+            )
         return policy
     sizes = SIZES[size_of(policy).parameters > LARGE] if there.type != "cpu" else ()
     network = BatchedNetwork(name, where, sizes[-1:] if reproducible else sizes, recorded=there.type == "cuda")
@@ -273,22 +275,26 @@ class There:
 
 def _moved(policy: Policy, device: torch.device, dtype: Dtype | None) -> Policy:
     """Return a copy of a policy with its networks and tensors on a device."""
+    if isinstance(policy, nn.Module):  # its own `to` would move this one
+        return cast(Policy, module_on(policy, device, dtype))
     if isinstance(policy, Movable):
         return policy.to(device)
-    if not is_dataclass(policy):
-        return policy
     changes = {}
-    for field in fields(policy):
-        value = getattr(policy, field.name)
+    for name, value in _attributes(policy).items():
         there = tree_map(lambda leaf: _leaf_on(leaf, device, dtype), value)
         if any(new is not old for new, old in zip(tree_leaves(there), tree_leaves(value), strict=True)):
-            changes[field.name] = there
+            changes[name] = there
     if not changes:
         return policy
     moved = copy.copy(policy)  # with what it has cached, as its fingerprint
     for name, there in changes.items():
         object.__setattr__(moved, name, there)
     return moved
+
+
+def _attributes(policy: Policy) -> dict[str, Any]:
+    """Return a policy's attributes by name; a module has itself."""
+    return {"": policy} if isinstance(policy, nn.Module) else dict(getattr(policy, "__dict__", {}))
 
 
 def _leaf_on(leaf: Any, device: torch.device, dtype: Dtype | None) -> Any:
@@ -333,8 +339,7 @@ def size_of(policy: Policy) -> Size:
     """Return the size of the networks in a policy, a view or a composition."""
     parameters, whole, halved = dict[int, int](), dict[int, int](), dict[int, int]()  # by identity
     for leaf in leaves(policy):
-        values: list[Any] = [getattr(leaf, field.name) for field in fields(leaf)] if is_dataclass(leaf) else []
-        modules = [value for value in tree_leaves(values) if isinstance(value, nn.Module)]
+        modules = [value for value in tree_leaves(_attributes(leaf)) if isinstance(value, nn.Module)]
         parameters |= {id(weight): weight.numel() for module in modules for weight in module.parameters()}
         for part in (part for module in modules for part in module.modules()):
             for weight in (*part.parameters(recurse=False), *part.buffers(recurse=False)):

@@ -279,7 +279,7 @@ def is_linear(policy: Policy) -> bool:
 class Movable(Protocol):
     """A policy that moves its networks itself.
 
-    Of other policies the modules and tensors in their fields are moved (`gpc.inference.device`).
+    Of other policies the modules and tensors in their attributes are moved (`gpc.inference.device`).
     """
 
     def to(self, device: torch.device) -> Policy:
