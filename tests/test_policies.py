@@ -13,7 +13,7 @@ def test_a_policy_of_the_user_is_described_before_it_is_run(tiny, capsys):
     for key, shape in policy.observations.shapes.items():
         assert any(f"{key} {shape}" in line for line in lines)
     assert any(f"{policy.actions.horizon} steps, -1 to" in line for line in lines)
-    assert any(f"{size_of(policy).parameters:,} parameters, 0 MiB" in line for line in lines)
+    assert any(f"{size_of(policy).parameters:,} parameters, " in line for line in lines)
     assert sum("sigma from" in line for line in lines) == len(tiny)
     assert sum("not declared: give env=" in line for line in lines) == len(tiny)
 
