@@ -161,3 +161,11 @@ def test_a_policy_of_any_class_is_placed_by_its_attributes(kind, parents):
     before, after = (chunks(compose([p]), Device("cpu")) for p in (policy, halved))
     assert 0 < np.abs(after - before).max() / np.ptp(before) < 0.1
     assert {weight.dtype for weight in parents[1].module.parameters()} == {torch.float32}
+
+
+def test_the_parts_of_a_member_are_placed_by_the_members_name(parents, monkeypatch):
+    names = []
+    monkeypatch.setattr(Device, "of", lambda self, name: names.append(name) or torch.device("cpu"))
+    inner = compose(parents)
+    place(compose([steer(inner, "smoothness", 0.01), parents[1]]), Device({inner.name: "cpu"}))
+    assert names == [inner.name, inner.name, parents[1].name]

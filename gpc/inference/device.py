@@ -178,6 +178,8 @@ def place(policy: Policy, device: Device, reproducible: bool = True) -> Policy:
         The policy itself if nothing is to be done, as on the CPU.
     """
     prepare(device)
+    if isinstance(policy, AveragedChunks | ComposedPolicy):
+        return policy.with_policies([_place(p, device, reproducible, p.name) for p in policy.policies])
     return _place(policy, device, reproducible, policy.name)
 
 
@@ -191,13 +193,13 @@ def batch_sizes(policy: Policy) -> list[int]:
 
 
 def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Policy:
-    """Return a policy with its parts on their devices, a view's under `name`."""
+    """Return a policy with its parts on the device of `name`."""
     if isinstance(policy, PolicyView):
         if isinstance(policy.condition_fn, Placement):
             return policy
         return replace(policy, policy=_place(policy.policy, device, reproducible, name))
     if isinstance(policy, AveragedChunks | ComposedPolicy):
-        return policy.with_policies([_place(p, device, reproducible, p.name) for p in policy.policies])
+        return policy.with_policies([_place(p, device, reproducible, name) for p in policy.policies])
     there = device.of(name)
     if there.type == "cpu" and device.dtype is None:
         return policy
