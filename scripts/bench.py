@@ -2,7 +2,7 @@
 
 On PushT the comparison is the paper's way: one stock environment, batch 1, the members one after the other, a diffusers scheduler;
 on Lift it is robomimic's own loop. Every ratio is of two timings of this run; episodes that are compared have the same seeds.
-`--quick` is a smoke test.
+`--quick` is a smoke test. `python scripts/bench.py gpu` is scripts/bench_gpu.py, which measures a card, with its options.
 """
 
 from __future__ import annotations
@@ -343,6 +343,10 @@ PARTS = {"pusht": pusht, "adapters": adapters, "lift": lift, "serve": serve}
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["gpu"]:
+        from bench_gpu import main as measure_card
+
+        return measure_card(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke test: few episodes, meaningless ratios")
