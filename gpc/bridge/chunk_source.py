@@ -17,7 +17,8 @@ from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import sample_actions
 from gpc.inference.device import Device, place
 from gpc.inference.settings import Sampling
-from gpc.inference.threads import Threads, cores
+from gpc.inference.threads import Threads
+from gpc.machine import cores
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
 from gpc.serve.client import RemotePolicy
 from gpc.serve.codec import CHUNK, KNOWN, SEED, WEIGHT

@@ -7,7 +7,6 @@ a process computes with several, all others with one.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,8 +72,3 @@ class Threads:
         elif seconds > SLOW * self.single:
             self.pause = PAUSE
         return result
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

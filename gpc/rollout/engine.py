@@ -1,67 +1,38 @@
 """The rollout engine: many episodes of many candidates at once, one batched policy call for all of them.
 
-Lanes are spread over simulator processes. A process that is ready is served with one call for all of its lanes, and
-gets their next chunks; while it simulates, the network serves another process. A lane that finishes takes the next job
-at once. An episode depends on (policies, weights, sampler, seed) alone, not on lanes, workers, order or a worker that
-died.
+Lanes are spread over simulator processes, and those of each process over two halves. While the policy acts for one half,
+the simulators work on the other. A call has all lanes of its half; for late ones it waits as long as the last call took.
+A lane that finishes takes the next job at once. An episode depends on (policies, weights, sampler, seed) alone, not on
+lanes, workers, order or a worker that died.
 """
 
 from __future__ import annotations
 
-import socket
-import subprocess
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from typing import NamedTuple, Protocol, cast
+from multiprocessing.connection import wait
+from typing import NamedTuple, Protocol
 
-import cloudpickle
 import numpy as np
 
+from gpc.batching import BatchThread
 from gpc.errors import InputError, RunError
+from gpc.machine import cores
 from gpc.policy.observation import TASK
 from gpc.rollout.env import LaneSpec
-from gpc.rollout.gl import visible_to
-from gpc.rollout.process import environment, python, search_path
-from gpc.rollout.worker import Failure, LaneCommand, LaneResult, either
+from gpc.rollout.episode import Episode, Job, Running
+from gpc.rollout.simulator import HALVES, Simulator
+from gpc.rollout.worker import LaneCommand, either
 from gpc.types import Array, Frame
 
 SLICE = 1.0  # seconds of one wait, and the most that a sleep of the machine takes off a worker's timeout
+LANES = 32  # of a worker, by default
 
 __all__ = ["Actor", "Engine", "Episode", "Job", "LaneSpec", "RolloutStats", "rollout"]
-
-
-class Job(NamedTuple):
-    """An episode to run: candidate, weights, seed of initial state and noise."""
-
-    candidate: int
-    weights: tuple[float, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode.
-
-    Attributes:
-        job: candidate, weights and seed.
-        success: whether the task was solved at any step.
-        score: largest reward.
-        steps: number of executed actions.
-        trajectory: "action" (steps, action), "reward" (steps,), and each observation of numbers at every decision,
-        (chunks, dim).
-        reported: whether the environment reports success at all.
-    """
-
-    job: Job
-    success: bool
-    score: float
-    steps: int
-    trajectory: dict[str, Array]
-    reported: bool = True
 
 
 class Actor(Protocol):
@@ -86,107 +57,76 @@ class Engine:
     """Settings of a rollout; none of them changes a result.
 
     Attributes:
-        lanes: environments in all workers.
-        workers: simulator processes.
-        timeout: seconds for one chunk of one worker's lanes. Only the time in which the engine waits is counted, not
-            the time in which it computes, is stopped or sleeps with its machine.
+        lanes: environments in all workers; None for 32 in each.
+        workers: simulator processes; None for one less than the cores of this process, at least 2.
+        timeout: seconds for one chunk of one worker's lanes. The time in which the engine is stopped, or sleeps with its
+            machine, is not counted.
         retries: how often an episode whose simulator failed is run again.
     """
 
-    lanes: int = 64
-    workers: int = 2
+    lanes: int | None = None
+    workers: int | None = None
     timeout: float = 60.0
     retries: int = 3
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.lanes < 1 or self.timeout <= 0 or self.retries < 0:
+        counts = [count for count in (self.lanes, self.workers) if count is not None]
+        if min(counts, default=1) < 1 or self.timeout <= 0 or self.retries < 0:
             raise InputError(f"engine: lanes, workers and timeout must be positive, retries not negative: {self}")
+
+    def lanes_of_workers(self, jobs: int) -> list[int]:
+        """Return the lanes of each worker for a number of jobs."""
+        workers = self.workers or max(2, cores() - 1)
+        lanes = min(self.lanes or LANES * workers, jobs)
+        count = min(workers, lanes)
+        return [lanes // count + (i < lanes % count) for i in range(count)]
 
 
 @dataclass
 class RolloutStats:
-    """Simulator failures, which are no failures of a policy, and times in seconds."""
+    """What a rollout took.
+
+    Attributes:
+        simulator_failures: failures of simulators, which are no failures of a policy.
+        actor_seconds: time in calls of the actor.
+        waiting_seconds: time in which there was none.
+        calls: calls of the actor.
+        rows: lanes in all calls.
+        lanes: lanes with an unfinished episode in the halves that were called.
+    """
 
     simulator_failures: list[str] = field(default_factory=list)
     actor_seconds: float = 0.0
     waiting_seconds: float = 0.0
+    calls: int = 0
+    rows: int = 0
+    lanes: int = 0
 
     def add(self, other: RolloutStats) -> None:
         """Add the figures of another engine."""
-        self.simulator_failures += other.simulator_failures
-        self.actor_seconds += other.actor_seconds
-        self.waiting_seconds += other.waiting_seconds
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+class _Waiting(NamedTuple):
+    """An episode that waits for its next chunk, and the lane in which it runs."""
+
+    worker: Simulator
+    lane: int
+    episode: Running
 
 
 @dataclass
-class _Running:
-    """The unfinished episode of one lane."""
+class _Half:
+    """One half of the lanes of all workers.
 
-    job: Job
-    success: bool | None = None
-    rewards: list[float] = field(default_factory=list)
-    actions: list[Array] = field(default_factory=list)
-    observations: list[Frame] = field(default_factory=list)
+    Attributes:
+        waiting: lanes that wait for a chunk.
+        simulated: number of lanes at work.
+    """
 
-    def finish(self) -> Episode:
-        steps = len(self.rewards)
-        trajectory = {key: np.stack([o[key][-1] for o in self.observations]) for key in self.observations[0]}
-        trajectory["action"] = np.concatenate(self.actions)[:steps].astype(np.float32)
-        trajectory["reward"] = np.array(self.rewards, np.float32)
-        reported = self.success is not None
-        return Episode(self.job, bool(self.success), max(self.rewards), steps, trajectory, reported)
-
-
-class _Worker:
-    """The engine's end of one simulator process, and the episodes in its lanes."""
-
-    def __init__(self, spec: LaneSpec, lanes: int, timeout: float, number: int) -> None:
-        ours, theirs = socket.socketpair()
-        command = python("-m", "gpc.rollout.worker", str(theirs.fileno()))
-        self.process = subprocess.Popen(
-            command,
-            env=environment() | visible_to(number),
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self.episodes: list[_Running | None] = [None] * lanes
-        self.timeout, self.started = timeout, False
-        self.seconds_left: float | None = None  # until the answer is late; None: no answer is due
-        self.send(search_path())
-        self.send((spec, lanes))
-
-    def send(self, message: object) -> None:
-        self.seconds_left = self.timeout
-        with suppress(OSError):  # the next read raises if the process died
-            self.connection.send_bytes(
-                cloudpickle.dumps(message)
-            )  # unlike pickle, also what a script or notebook defines
-
-    def receive(self) -> list[LaneResult]:
-        """Return the results of all commands.
-
-        Raises:
-            RunError: If the process raised, died, or is late.
-            InputError: If it raised that, so that another process would raise it, too.
-        """
-        if self.seconds_left is not None and not self.connection.poll(0):
-            raise RunError(f"the simulator did not answer within {self.timeout:g} s")
-        try:
-            answer = self.connection.recv()
-        except (EOFError, OSError):
-            code = self.process.wait()
-            raise RunError(f"the simulator process died (exit code {code})") from None
-        if isinstance(answer, Failure):
-            raise RunError(answer.cause) if answer.again else InputError(answer.cause)
-        self.started, self.seconds_left = True, None
-        return cast(list[LaneResult], answer)
-
-    def close(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
+    waiting: list[_Waiting] = field(default_factory=list)
+    simulated: int = 0
 
 
 @dataclass
@@ -199,30 +139,51 @@ class _Run:
     engine: Engine
     stats: RolloutStats
     attempts: Counter[Job] = field(default_factory=Counter)
-    workers: list[_Worker] = field(default_factory=list)
+    workers: list[Simulator] = field(default_factory=list)
     startup_retries: int = 0  # failures while starting that are still allowed; 0 until one simulator has worked
+    halves: list[_Half] = field(default_factory=lambda: [_Half() for _ in range(HALVES)])
+    calls: dict[Future[Array], list[_Waiting]] = field(default_factory=dict)
+    patience: float = SLICE  # seconds that late lanes are waited for: those of the last call
+    idle_since: float = 0.0  # when the actor had nothing to do and a lane was waiting; 0: not so
 
     def start(self) -> None:
-        lanes = min(self.engine.lanes, len(self.jobs))
-        count = min(self.engine.workers, lanes)
-        shares = [lanes // count + (i < lanes % count) for i in range(count)]
-        for number, share in enumerate(shares):
-            self.workers.append(_Worker(self.spec, share, self.engine.timeout, number))
+        self.wake, self.wakes = os.pipe()
+        self.thread = BatchThread(self._act, HALVES, "gpc-actor")
+        for number, lanes in enumerate(self.engine.lanes_of_workers(len(self.jobs))):
+            self.workers.append(Simulator(self.spec, lanes, self.engine.timeout, number))
+
+    def close(self) -> None:
+        """End the workers, and wait for a call in progress.
+
+        torch would abort a process that ends meanwhile.
+        """
+        for worker in self.workers:
+            worker.close()
+        self.thread.close()
+        os.close(self.wake)
+        os.close(self.wakes)
 
     def episodes(self) -> Iterator[Episode]:
-        """Serve the workers that are ready until every job is done."""
-        while busy := [(w, w.seconds_left) for w in self.workers if w.seconds_left is not None]:
-            longest = min(SLICE, *(seconds_left for _, seconds_left in busy))
+        """Serve workers and actor until every job is done."""
+        while self.calls or any(worker.due for worker in self.workers):
+            busy = [(worker, worker.seconds_left) for worker in self.workers if worker.due]
+            longest = min([SLICE, self._until_call(), *(seconds_left for _, seconds_left in busy)])
             begin = time.monotonic()
-            wait([worker.connection for worker, _ in busy], timeout=longest)
+            ready = wait([self.wake, *(worker.connection for worker, _ in busy)], timeout=longest)
             waited = time.monotonic() - begin
-            self.stats.waiting_seconds += waited
+            self.stats.waiting_seconds += 0 if self.calls else waited
+            if self.wake in ready:
+                os.read(self.wake, 4096)
+            for call in [call for call in self.calls if call.done()]:
+                self._hand_out(self.calls.pop(call), call.result())
             for worker, seconds_left in busy:
                 worker.seconds_left = seconds_left - min(waited, longest)  # a longer wait: this process was stopped
                 if worker.seconds_left <= 0 or worker.connection.poll(0):
                     yield from self._serve(worker)
+            self._call()
 
-    def _serve(self, worker: _Worker) -> Iterator[Episode]:
+    def _serve(self, worker: Simulator) -> Iterator[Episode]:
+        """Take the results of one message, and start jobs in the lanes that are free."""
         try:
             results = worker.receive()
         except RunError as error:
@@ -231,12 +192,13 @@ class _Run:
         except InputError as error:
             raise RunError(f"{self.spec.env.name}: {error}") from None
         self.startup_retries = self.engine.retries
-        waiting = []
         for result in results:
             episode = worker.episodes[result.lane]
+            half = self.halves[worker.half_of(result.lane)]
             assert episode is not None
             if not np.isfinite(result.rewards).all():
                 raise RunError(f"{self.spec.env.name} returned a reward of NaN or infinity (seed {episode.job.seed})")
+            half.simulated -= 1
             episode.rewards += result.rewards
             episode.success = either(episode.success, result.success)
             if result.done:
@@ -244,39 +206,74 @@ class _Run:
                 yield episode.finish()
             else:
                 episode.observations.append(result.observation)
-                waiting.append(result.lane)
-        commands = self._act(worker, waiting) + self._assign_jobs(worker)
-        if commands:
-            worker.send(commands)
+                half.waiting.append(_Waiting(worker, result.lane, episode))
+        self._assign_jobs(worker)
 
-    def _assign_jobs(self, worker: _Worker) -> list[LaneCommand]:
+    def _assign_jobs(self, worker: Simulator) -> None:
         """Start the next jobs in the free lanes of a worker."""
         commands = []
         for lane, episode in enumerate(worker.episodes):
             if episode is None and self.jobs:
                 job = self.jobs.popleft()
-                worker.episodes[lane] = _Running(job)
+                worker.episodes[lane] = Running(job)
                 commands.append(LaneCommand(lane, job.seed, None))
-        return commands
+        self._send(worker, commands)
 
-    def _act(self, worker: _Worker, lanes: list[int]) -> list[LaneCommand]:
-        """Call the actor once for all lanes of a worker that wait for a chunk."""
-        if not lanes:
-            return []
-        episodes = [cast(_Running, worker.episodes[lane]) for lane in lanes]
+    def _send(self, worker: Simulator, commands: Sequence[LaneCommand]) -> None:
+        """Send the commands of each half as a message of its own."""
+        for number, half in enumerate(self.halves):
+            message = [command for command in commands if worker.half_of(command.lane) == number]
+            if message:
+                half.simulated += len(message)
+                worker.send(message)
+
+    def _until_call(self) -> float:
+        """Return the seconds until the actor is called without late lanes."""
+        if not self.idle_since:
+            return SLICE
+        return max(0.0, self.idle_since + self.patience - time.monotonic())
+
+    def _call(self) -> None:
+        """Call the actor for a half whose lanes wait, or without those that are late."""
+        for half in self.halves:
+            if half.waiting and not half.simulated:
+                self._submit(half)
+        idle = not self.calls and any(half.waiting for half in self.halves)
+        self.idle_since = (self.idle_since or time.monotonic()) if idle else 0.0
+        if idle and not self._until_call():
+            self._submit(max(self.halves, key=lambda half: len(half.waiting)))
+
+    def _submit(self, half: _Half) -> None:
+        self.stats.lanes += len(half.waiting) + half.simulated
+        call = self.thread.submit(half.waiting)
+        self.calls[call] = half.waiting
+        call.add_done_callback(lambda call: os.write(self.wakes, b"."))
+        half.waiting, self.idle_since = [], 0.0
+
+    def _act(self, calls: Sequence[list[_Waiting]]) -> list[Array]:
+        """Call the actor once for the lanes of several calls; runs in the actor's thread."""
+        episodes = [each.episode for waiting in calls for each in waiting]
         newest = [episode.observations[-1] for episode in episodes]
         observation = {key: np.stack([o[key] for o in newest]) for key in newest[0]}
         weights = np.array([episode.job.weights for episode in episodes], np.float64)
         seeds = np.array([episode.job.seed for episode in episodes])
         chunks = np.array([len(episode.actions) for episode in episodes])
-        unrecorded = {TASK, *self.spec.images}
         begin = time.monotonic()
         actions = self.actor(observation, weights, seeds, chunks)
-        self.stats.actor_seconds += time.monotonic() - begin
-        if actions.shape[:2] != (len(lanes), self.spec.n_action_steps) or actions.ndim != 3:
-            shape = (len(lanes), self.spec.n_action_steps, "action")
+        self.patience = time.monotonic() - begin
+        self.stats.actor_seconds += self.patience
+        self.stats.calls += 1
+        self.stats.rows += len(episodes)
+        if actions.shape[:2] != (len(episodes), self.spec.n_action_steps) or actions.ndim != 3:
+            shape = (len(episodes), self.spec.n_action_steps, "action")
             raise RunError(f"the policy returned actions of shape {actions.shape}, not {shape}")
-        for episode, chunk in zip(episodes, actions, strict=True):
+        return np.split(actions, np.cumsum([len(waiting) for waiting in calls])[:-1])
+
+    def _hand_out(self, waiting: Sequence[_Waiting], actions: Array) -> None:
+        """Send the actions of a call to its lanes, but those whose worker was replaced."""
+        unrecorded = {TASK, *self.spec.images}
+        commands: dict[Simulator, list[LaneCommand]] = {}
+        for (worker, lane, episode), chunk in zip(waiting, actions, strict=True):
             if not np.isfinite(chunk).all():
                 raise RunError(
                     f"the policy returned NaN or infinity (weights {episode.job.weights}, seed {episode.job.seed})"
@@ -284,9 +281,12 @@ class _Run:
             episode.actions.append(chunk)
             last = episode.observations[-1]
             episode.observations[-1] = {key: last[key] for key in last.keys() - unrecorded}
-        return [LaneCommand(lane, None, chunk) for lane, chunk in zip(lanes, actions, strict=True)]
+            if worker in self.workers:
+                commands.setdefault(worker, []).append(LaneCommand(lane, None, chunk))
+        for worker, sent in commands.items():
+            self._send(worker, sent)
 
-    def _replace(self, worker: _Worker, cause: str) -> None:
+    def _replace(self, worker: Simulator, cause: str) -> None:
         """Replace a failed worker by a new one, and put its jobs back."""
         lost = [episode.job for episode in worker.episodes if episode is not None]
         worker.close()
@@ -302,8 +302,19 @@ class _Run:
             seeds = ", ".join(str(job.seed) for job in hopeless[:3])
             raise RunError(f"gave up after {self.engine.retries} retries of seed {seeds}: {failure}")
         self.jobs.extendleft(reversed(lost))
-        number = self.workers.index(worker)
-        self.workers[number] = _Worker(self.spec, len(worker.episodes), self.engine.timeout, number)
+        self._forget(worker)
+        self.workers[worker.number] = Simulator(self.spec, len(worker.episodes), self.engine.timeout, worker.number)
+
+    def _forget(self, worker: Simulator) -> None:
+        """Take the lanes of a worker out of the halves."""
+        waiting = [each for half in self.halves for each in half.waiting]
+        called = [each for lanes in self.calls.values() for each in lanes]
+        at_rest = {each.lane for each in [*waiting, *called] if each.worker is worker}
+        for lane, episode in enumerate(worker.episodes):
+            if episode is not None and lane not in at_rest:
+                self.halves[worker.half_of(lane)].simulated -= 1
+        for half in self.halves:
+            half.waiting = [each for each in half.waiting if each.worker is not worker]
 
 
 def rollout(
@@ -332,5 +343,4 @@ def rollout(
         run.start()
         yield from run.episodes()
     finally:
-        for worker in run.workers:
-            worker.close()
+        run.close()

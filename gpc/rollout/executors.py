@@ -12,7 +12,7 @@ import socket
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -124,7 +124,8 @@ class Ray:
         # each member has one thread: more threads of a network would change its rounding
         threads = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         runner = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env=threads)(_Runner)
-        return partial(runner.remote, ray.put(load))
+        actor, spec, engine = load
+        return partial(runner.remote, ray.put((actor, spec, replace(engine, workers=engine.workers or self.cpus))))
 
     def _connect(self) -> ModuleType:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -19,7 +19,8 @@ from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import sample_actions
 from gpc.inference.device import Device, batch_sizes, place
 from gpc.inference.settings import Sampling
-from gpc.inference.threads import Threads, cores, use_threads
+from gpc.inference.threads import Threads, use_threads
+from gpc.machine import cores
 from gpc.policy.spec import Policy
 from gpc.types import Array
 
