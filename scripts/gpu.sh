@@ -16,7 +16,7 @@ PACKAGES=(
   gym-pusht pymunk pygame shapely gymnasium farama-notifications cffi pycparser                   # env=pusht
   hydra-core omegaconf antlr4-python3-runtime msgspec cloudpickle safetensors                     # gpc
   zarr numcodecs donfig google-crc32c                                                              # run folders
-  diffusers importlib-metadata dill praxis-robomimic termcolor mujoco                              # checkpoints, pictures
+  diffusers importlib-metadata dill praxis-robomimic termcolor mujoco pyopengl                           # checkpoints, pictures
   lerobot draccus mergedeep pyyaml-include toml typing-inspect mypy-extensions jsonlines deepdiff orderly-set pyserial
   datasets multiprocess num2words docopt
   transformers tokenizers huggingface-hub                                                          # LeRobot's versions
@@ -55,7 +55,7 @@ run() {
   mkdir -p "$out" && THERE=$(mktemp -d)
   trap 'rm -rf "$THERE"' EXIT
   tar -C "$THERE" --strip-components=1 -xf .gpu/site.tar.xz
-  export PYTHONPATH=$THERE PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+  export PYTHONPATH=$THERE PYTHONUNBUFFERED=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 HF_HUB_OFFLINE=1
   "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-cache-dir --target "$THERE" .
   [ -z "${QUICK:-}" ] || quick=(--quick --device cpu)
   # each part writes its figures as it ends, so that a limit on time costs the last ones alone
