@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from gpc.inference.device import _moved
+from gpc.inference.modules import moved
 from gpc.policy.spec import Policy
 from gpc.score.denoiser import NetworkDenoiser
 
@@ -33,7 +33,7 @@ def run_on_fake_card(policy: Policy, observation: Mapping[str, Any]) -> NetworkD
     ):
         there = {key: torch.empty(value.shape, dtype=value.dtype, device=card) for key, value in rows.items()}
         condition = type(policy).condition
-        denoiser = getattr(condition, "__wrapped__", condition)(_moved(policy, card, None), there)
+        denoiser = getattr(condition, "__wrapped__", condition)(moved(policy, card, None), there)
         assert isinstance(denoiser, NetworkDenoiser)
         tensors = tree_leaves(denoiser.condition)
         assert tensors, "no condition: the network cannot be recorded"

@@ -14,7 +14,8 @@ from gpc.composition.composed import compose
 from gpc.composition.steering import steer
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
-from gpc.inference.device import Card, Device, batch_sizes, module_on, place, size_of
+from gpc.inference.device import Card, Device, batch_sizes, place
+from gpc.inference.modules import module_on, size_of
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import rename
 from gpc.score.denoiser import NetworkDenoiser

@@ -6,7 +6,8 @@ import torch
 from gpc.commands.cli import main
 from gpc.commands.doctor import GIB, _devices, verdict
 from gpc.composition.composed import compose
-from gpc.inference.device import Memory, Size, module_on, size_of
+from gpc.inference.device import Memory
+from gpc.inference.modules import Size, module_on, size_of
 
 CARD = Memory("cuda:0", "NVIDIA H100", 70 * GIB, 79 * GIB)
 SIZES = {"small": Size(10**6, 4 * 10**6, 2 * 10**6), "large": Size(7 * 10**9, 28 * 10**9, 14 * 10**9)}

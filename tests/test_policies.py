@@ -1,7 +1,7 @@
 """`gpc policies`: the bundled policies, and what a checkpoint of the user's reads and predicts."""
 
 from gpc.commands.cli import main
-from gpc.inference.device import size_of
+from gpc.inference.modules import size_of
 from gpc.policy.load import load_policy
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpc.demonstrations import Demonstrations
-from gpc.inference.device import module_on
+from gpc.inference.modules import module_on
 from gpc.policy.load import load_policy
 
 EPISODES, STEPS = 206, 12

@@ -239,7 +239,8 @@ def _doctor(console: Console, args: list[str]) -> None:
         check_source(source)
     console.print(findings_table())
     if args:
-        from gpc.inference.device import devices_here, size_of
+        from gpc.inference.device import devices_here
+        from gpc.inference.modules import size_of
         from gpc.policy.adapt import distinct
         from gpc.policy.load import load_policy
 

@@ -16,7 +16,8 @@ from rich.text import Text
 from gpc.rollout import gl
 
 if TYPE_CHECKING:
-    from gpc.inference.device import Memory, Size
+    from gpc.inference.device import Memory
+    from gpc.inference.modules import Size
 
 GIB, MIB = 2**30, 2**20
 
@@ -97,7 +98,7 @@ def _devices() -> Iterator[Finding]:
 
 def needs_table(sizes: Mapping[str, Size]) -> Table:
     """Return what the weights of policies take, by name, as a table."""
-    from gpc.inference.device import Size
+    from gpc.inference.modules import Size
 
     table = Table("policy", "parameters", "MiB", "MiB with dtype=bfloat16")
     together = {"together": Size(*map(sum, zip(*sizes.values(), strict=True)))} if len(sizes) > 1 else {}

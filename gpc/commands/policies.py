@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gpc.inert import Console
-from gpc.inference.device import size_of
+from gpc.inference.modules import size_of
 from gpc.inference.native import HasSampling, as_arguments, declared_action_steps
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import HasSimulator, Policy
