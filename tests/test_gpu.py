@@ -118,11 +118,11 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_table(device, tmp_path, mo
 
     def stopped(self, *args):
         if next(replies, None) is None:
-            raise KeyboardInterrupt
+            raise gpc.errors.RunError("stopped")
         return act(self, *args)
 
     monkeypatch.setattr("gpc.inference.actor.ChunkActor.__call__", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(gpc.errors.RunError, match="stopped"):
         table(tmp_path / "stopped", 3)
     monkeypatch.setattr("gpc.inference.actor.ChunkActor.__call__", act)
     assert table(tmp_path / "stopped", 3) == straight
