@@ -110,7 +110,7 @@ def _resolve(futures: Sequence[Future[Any]], function: Callable[[], Any], single
     """Give the results of a function to futures, or its error to all of them."""
     try:
         results = [function()] if single else function()
-    except Exception as error:
+    except BaseException as error:  # who waits for the result would wait forever
         for future in futures:
             future.set_exception(error)
         return

@@ -137,7 +137,7 @@ class BesoPolicy(CheckpointPolicy):
             goals = self._scaled(observation["goal"][:, -1])
             goals[..., HIDDEN.get(goals.shape[-1], [])] = 0
         tokens = self.network.embed(goals, states)
-        return NetworkDenoiser(no_grad(lambda x, label: self.network(x, label, tokens)), self.schedule, "edm")
+        return NetworkDenoiser(no_grad(self.network), self.schedule, "edm", condition=(tokens,))
 
     def _scaled(self, value: Tensor) -> Tensor:
         return (value - self.mean) / self.std

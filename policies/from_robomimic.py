@@ -77,8 +77,8 @@ class RobomimicPolicy(CheckpointPolicy):
         rows = {key: self._prepare(key, value.flatten(0, 1)) for key, value in inputs.items()}
         features = self.nets["obs_encoder"](obs=rows)
         condition = features.unflatten(0, (-1, self.observations.n_obs_steps)).flatten(1)
-        noise = no_grad(lambda x, step: self.nets["noise_pred_net"](x, step, global_cond=condition))
-        return NetworkDenoiser(noise, self.schedule, "noise")
+        network = no_grad(self.nets["noise_pred_net"])  # takes the condition as its third argument
+        return NetworkDenoiser(network, self.schedule, "noise", condition=(condition,))
 
     def _prepare(self, key: str, value: Tensor) -> Tensor:
         """Apply statistics, then scale images to [0, 1], as robomimic's `RolloutPolicy`."""

@@ -77,6 +77,16 @@ def test_what_comes_while_it_is_busy_is_the_next_batch_up_to_the_most():
         dropped.result()
 
 
+def test_an_interrupt_reaches_who_waits_for_the_result():
+    def compute(works):
+        raise KeyboardInterrupt
+
+    thread = BatchThread(compute, 8, "t")
+    with pytest.raises(KeyboardInterrupt):
+        thread.submit(1).result(10)
+    thread.close()
+
+
 def test_work_that_fails_fails_alone():
     gate = Event()
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpc.composition.average import AveragedChunks
@@ -27,6 +28,7 @@ from gpc.inert import notice
 from gpc.inference.batched import BatchedNetwork
 from gpc.inference.modules import Dtype, moved, size_of
 from gpc.policy.adapt import PolicyView, check_names
+from gpc.policy.observation import TASK
 from gpc.policy.spec import Movable, Observation, Policy
 from gpc.score.denoiser import Denoiser, NetworkDenoiser
 
@@ -239,7 +241,7 @@ class Placement:
         with self.network.place.entered(self.network.policy):
             for begin in range(0, count, size):
                 places = torch.arange(begin, begin + size) % count  # real rows fill the batch
-                batch = {key: value[places].to(self.network.place.device) for key, value in rows.items()}
+                batch = {key: self._there(key, value[places]) for key, value in rows.items()}
                 parts.append(self.moved.condition(batch))
             encoded = [part for part in parts if isinstance(part, NetworkDenoiser) and part.condition]
             if len(encoded) == len(parts):
@@ -249,6 +251,10 @@ class Placement:
             return self(policy, observation)
         (denoiser,) = parts
         return self.network.bind(denoiser) if isinstance(denoiser, NetworkDenoiser) else There(denoiser, self.network)
+
+    def _there(self, key: str, value: Tensor) -> Tensor:
+        """Return one key of an observation on the device; the host reads texts."""
+        return value if key == TASK else value.to(self.network.place.device)
 
 
 def _joined(parts: Sequence[NetworkDenoiser], count: int) -> NetworkDenoiser:
@@ -309,6 +315,26 @@ def prepare(device: Device) -> None:
         warnings.simplefilter("ignore", UserWarning)
         torch.set_float32_matmul_precision("high" if device.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = device.tf32
+
+
+class Constants(TorchFunctionMode):
+    """Makes a tensor from the same numbers once.
+
+    A recording cannot copy them from the host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[str, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch, or return the tensor that it made of these numbers."""
+        if func is not torch.tensor:
+            return func(*args, **(kwargs or {}))
+        key = repr((args, kwargs))
+        if key not in self.made:
+            self.made[key] = func(*args, **(kwargs or {}))
+        return self.made[key]
 
 
 @dataclass(frozen=True)
@@ -378,12 +404,13 @@ class Card:
         """
         aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(self.stream)
-        with torch.cuda.stream(aside):
+        constants = Constants()
+        with torch.cuda.stream(aside), constants:
             for _ in range(WARM_UP):
                 function()
         self.stream.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"), constants:
             out = function()
 
         def run() -> Tensor:

@@ -195,7 +195,7 @@ class ObservationSpec:
     def _tensor(self, key: str, value: Any) -> Tensor:
         steps, shape = self.n_obs_steps, self.shapes[key]
         if isinstance(value, Tensor) and value.dtype == self._dtype(key) and value.shape[1:] == (steps, *shape):
-            return value.contiguous()  # it was read already, and may be on another device
+            return value if value.is_contiguous() else value.contiguous()  # read already, maybe on a device
         array = self.conform(key, value)
         if array.ndim != 2 + len(shape) or array.shape[1] < steps:
             raise InputError(

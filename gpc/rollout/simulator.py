@@ -13,6 +13,7 @@ import cloudpickle
 from gpc.errors import InputError, RunError
 from gpc.rollout.env import LaneSpec
 from gpc.rollout.episode import Running
+from gpc.rollout.gl import visible_to
 from gpc.rollout.process import environment, python, search_path
 from gpc.rollout.worker import Failure, LaneResult
 
@@ -26,7 +27,10 @@ class Simulator:
         ours, theirs = socket.socketpair()
         command = python("-m", "gpc.rollout.worker", str(theirs.fileno()))
         self.process = subprocess.Popen(
-            command, env=environment(), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            command,
+            env=environment() | visible_to(number),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         self.connection = Connection(ours.detach())

@@ -143,8 +143,7 @@ class DiffusionPolicy(CheckpointPolicy):
         condition = self.encoder(rows).unflatten(0, (-1, self.observations.n_obs_steps))
         if not isinstance(self.network, Transformer):
             condition = condition.flatten(1)
-        network = no_grad(lambda x, step: self.network(x, step, condition))
-        return NetworkDenoiser(network, self.schedule, self.prediction)
+        return NetworkDenoiser(no_grad(self.network), self.schedule, self.prediction, condition=(condition,))
 
     def _normalise(self, key: str, value: Tensor) -> Tensor:
         """Scale images to [0, 1], channels first, then apply scale and offset."""

@@ -166,12 +166,26 @@ class Transformer(nn.Module):
         # Attention of each step of the chunk; the values come with the weights.
         self.register_buffer("mask", torch.zeros(horizon, horizon) if causal_attn else None)
         self.register_buffer("memory_mask", torch.zeros(horizon, 1 + n_obs_steps) if causal_attn else None)
+        self.is_causal = False
+        self.register_load_state_dict_post_hook(_detect_causal)
 
     def forward(self, x: Tensor, step: Tensor, condition: Tensor) -> Tensor:
         """Predict from x, steps and conditions."""
         tokens = torch.cat([self.time_emb(step)[:, None], self.cond_obs_emb(condition)], 1)
         memory = self.encoder(tokens + self.cond_pos_emb)
         hidden = self.input_emb(x) + self.pos_emb
-        hidden = self.decoder(hidden, memory, tgt_mask=self.mask, memory_mask=self.memory_mask)
+        hidden = self.decoder(
+            hidden, memory, tgt_mask=self.mask, memory_mask=self.memory_mask, tgt_is_causal=self.is_causal
+        )
         out: Tensor = self.head(self.ln_f(hidden))
         return out
+
+
+def _detect_causal(transformer: Transformer, keys: Any) -> None:
+    """Detect a causal mask in loaded weights.
+
+    torch would compare its numbers at every call.
+    """
+    mask = transformer.mask
+    if isinstance(mask, Tensor) and mask.device.type != "meta":
+        transformer.is_causal = torch.equal(mask, nn.Transformer.generate_square_subsequent_mask(len(mask)).to(mask))

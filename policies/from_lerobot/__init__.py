@@ -8,7 +8,7 @@ builds and checks its files.
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class
-from lerobot.processor import PolicyProcessorPipeline
+from lerobot.processor import DeviceProcessorStep, NormalizerProcessorStep, PolicyProcessorPipeline
 from msgspec import UNSET, Meta, Struct, UnsetType
 from torch import Tensor
 
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import NOT_FETCHED, offline
+from gpc.inference.modules import module_on
 from gpc.policies.checkpoint import CheckpointPolicy
 from gpc.policies.dry_run import dry_run
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
@@ -31,7 +32,7 @@ from gpc.policy.observation import TASK, TASK_BYTES, read_text
 from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
 from gpc.schema import convert
 from gpc.score import noise
-from gpc.score.denoiser import Denoiser, NetworkDenoiser, no_grad
+from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
 
 Length = Annotated[int, Meta(ge=1, le=LONGEST)]
 
@@ -54,23 +55,56 @@ class LeRobotPolicy(CheckpointPolicy):
     model: Any
     preprocess: PolicyProcessorPipeline
     family: Family
+    prediction: Prediction
 
     @torch.inference_mode()
     def condition(self, observation: Observation) -> Denoiser:
         """Preprocess and encode; images are (batch, n_obs_steps, h, w, channels), uint8."""
         inputs = self.observations.read(observation)
-        rows = {key: self._as_lerobot(key, value.flatten(0, 1)) for key, value in inputs.items()}
+        rows = {key: self._as_lerobot(key, value) for key, value in inputs.items()}
         batch = self.preprocess(rows)
         count, steps = next(iter(inputs.values())).shape[:2]
         keys = (*observed(self.model.config), *self.family.added)
-        network = self.family.bind(self.model, {key: batch[key].unflatten(0, (count, steps)) for key in keys})
-        return NetworkDenoiser(no_grad(network), self.schedule, self.family.prediction(self.model.config))
+        device = next(self.model.parameters()).device
+        rows = {key: batch[key].to(device).unflatten(0, (count, steps)) for key in keys}
+        network, condition = self.family.bind(self.model, rows)
+        return NetworkDenoiser(no_grad(network), self.schedule, self.prediction, condition=condition)
+
+    def to(self, device: torch.device) -> LeRobotPolicy:
+        """Return the policy with its network on a device.
+
+        Images are converted and normalised there.
+        """
+        model: Any = module_on(self.model, device)
+        model.config.device = str(device)
+        preprocess = copy(self.preprocess)
+        preprocess.steps = [_step_on(step, device) for step in preprocess.steps if not _only_moves(step)]
+        return replace(self, model=model, preprocess=preprocess)
 
     def _as_lerobot(self, key: str, value: Tensor) -> Tensor | list[str]:
         """Convert images to (rows, channels, h, w) in [0, 1], an instruction to text."""
         if key == TASK:
-            return [read_text(row) for row in value.numpy()]
+            return [read_text(row) for row in value.numpy().reshape(-1, value.shape[-1])]
+        value = value.flatten(0, 1)
         return value.movedim(-1, -3).contiguous().float() / 255 if key in self.observations.images else value
+
+
+def _only_moves(step: Any) -> bool:
+    """Return whether a step has no effect on observations that are on their device."""
+    return isinstance(step, DeviceProcessorStep) and step.float_dtype is None
+
+
+def _step_on(step: Any, device: torch.device) -> Any:
+    """Return a step of a preprocessor on a device."""
+    if isinstance(step, DeviceProcessorStep):
+        return replace(step, device=str(device))
+    if isinstance(step, NormalizerProcessorStep):
+        step = copy(step)
+        step._tensor_stats = {
+            key: {name: value.to(device) for name, value in statistics.items()}
+            for key, statistics in step._tensor_stats.items()
+        }
+    return step
 
 
 def load(source: str) -> LeRobotPolicy:
@@ -113,6 +147,7 @@ def _load(folder: Path) -> LeRobotPolicy:
         model,
         pre,
         family,
+        family.prediction(config),
         n_action_steps=config.n_action_steps,
         folder=folder,
         sampling=family.sampling(config),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -20,6 +20,9 @@ from gpc.score.noise import LinearFlow, Schedule
 Batch = dict[str, Tensor]
 """LeRobot's batch after its preprocessor: key -> (rows, n_obs_steps, ...)."""
 
+Bound = tuple[Network, tuple[Any, ...]]
+"""A network, and its condition: encoded observations, trees of tensors with a row for each."""
+
 Encode = Callable[..., tuple[Any, Any]]
 """LeRobot's backbone over a prefix: returns (.., cache of its keys and values)."""
 
@@ -31,7 +34,7 @@ class Family(NamedTuple):
         schedule: returns the noise schedule of a policy.
         prediction: returns the prediction type of a configuration.
         horizon: returns the steps of a chunk.
-        bind: encodes a batch and returns the network.
+        bind: encodes a batch and returns the network with its condition.
         bound: returns the limit of normalised actions.
         steps: processor steps without which the network's input differs from the training.
         added: keys that those steps add to a batch.
@@ -42,7 +45,7 @@ class Family(NamedTuple):
     schedule: Callable[[Any], Schedule]
     prediction: Callable[[Any], Prediction]
     horizon: Callable[[Any], int]
-    bind: Callable[[Any, Batch], Network]
+    bind: Callable[[Any, Batch], Bound]
     bound: Callable[[Any], float | None] = lambda config: None
     steps: frozenset[str] = frozenset()
     added: tuple[str, ...] = ()
@@ -57,12 +60,11 @@ class Family(NamedTuple):
         return OBS_LANGUAGE_TOKENS in self.added
 
 
-def _diffusion_network(policy: Any, batch: Batch) -> Network:
+def _diffusion_network(policy: Any, batch: Batch) -> Bound:
     cameras = list(policy.config.image_features)
     if cameras:
         batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
-    condition = policy.diffusion._prepare_global_conditioning(batch)
-    return lambda x, label: policy.diffusion.unet(x, label, global_cond=condition)
+    return policy.diffusion.unet, (policy.diffusion._prepare_global_conditioning(batch),)
 
 
 def _scheduler(config: Any) -> Scheduler:
@@ -87,11 +89,20 @@ def _unpadded(network: Network, config: Any, width: int) -> Network:
     """
     dim = config.action_feature.shape[0]
     noise = torch.randn((1, config.chunk_size, width - dim), generator=torch.Generator().manual_seed(0))
-    return lambda x, t: network(torch.cat([x, t[:, None, None] * noise], dim=-1), t)[..., :dim]
+    there = {noise.device: noise}  # a recording cannot copy it from the host
+
+    def unpadded(x: Tensor, t: Tensor, *condition: Any) -> Tensor:
+        if x.device not in there:
+            there[x.device] = noise.to(x.device)
+        return network(torch.cat([x, t[:, None, None] * there[x.device]], dim=-1), t, *condition)[..., :dim]
+
+    return unpadded
 
 
-def _after_prefix(policy: Any, prefix: tuple[Tensor, Tensor, Tensor], encode: Encode, **state: Tensor) -> Network:
-    """Encode a prefix (embedded, padding, attention) once, and attend to its cache."""
+def _after_prefix(
+    policy: Any, prefix: tuple[Tensor, Tensor, Tensor], encode: Encode, state: Mapping[str, Tensor]
+) -> tuple[Network, tuple[Any, ...]]:
+    """Encode a prefix (embedded, padding, attention) once, as the condition."""
     embedded, padding, attention = prefix
     _, cache = encode(
         attention_mask=make_att_2d_masks(padding, attention),
@@ -99,23 +110,32 @@ def _after_prefix(policy: Any, prefix: tuple[Tensor, Tensor, Tensor], encode: En
         past_key_values=None,
         inputs_embeds=[embedded, None],
     )
-    step = partial(policy.model.denoise_step, prefix_pad_masks=padding, past_key_values=cache, **state)
-    return _unpadded(lambda x, t: step(x_t=x, timestep=t), policy.config, policy.config.max_action_dim)
+
+    def network(x: Tensor, t: Tensor, padding: Tensor, cache: Any, state: Mapping[str, Tensor]) -> Tensor:
+        velocity: Tensor = policy.model.denoise_step(
+            prefix_pad_masks=padding, past_key_values=cache, x_t=x, timestep=t, **state
+        )
+        return velocity
+
+    return _unpadded(network, policy.config, policy.config.max_action_dim), (padding, cache, dict(state))
 
 
 def _words(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
 
 
-def _smolvla_network(policy: Any, batch: Batch) -> Network:
+def _smolvla_network(policy: Any, batch: Batch) -> Bound:
     now, model = _now(batch), policy.model
     prefix = model.embed_prefix(*policy.prepare_images(now), *_words(now), state=policy.prepare_state(now))
     encode = partial(model.vlm_with_expert.forward, use_cache=policy.config.use_cache, fill_kv_cache=True)
-    return _after_prefix(policy, prefix, encode)
+    return _after_prefix(policy, prefix, encode, {})
 
 
-def _pi0_network(policy: Any, batch: Batch) -> Network:
-    """Bind pi0, whose expert reads the state at every step, or pi0.5 (no state)."""
+def _pi0_network(policy: Any, batch: Batch) -> Bound:
+    """Bind pi0, whose expert reads the state at every step, or pi0.5 (no state).
+
+    Its cache is an object of transformers, no tree of tensors, so the network holds it.
+    """
     now, backbone = _now(batch), policy.model.paligemma_with_expert
     backbone.paligemma.language_model.config._attn_implementation = "eager"  # as LeRobot's sample_actions does
 
@@ -126,10 +146,11 @@ def _pi0_network(policy: Any, batch: Batch) -> Network:
 
     prefix = policy.model.embed_prefix(*policy._preprocess_images(now), *_words(now))
     state = {"state": policy.prepare_state(now)} if policy.config.type == "pi0" else {}
-    return _after_prefix(policy, prefix, encode, **state)
+    network, condition = _after_prefix(policy, prefix, encode, state)
+    return lambda x, t: network(x, t, *condition), ()
 
 
-def _xvla_network(policy: Any, batch: Batch) -> Network:
+def _xvla_network(policy: Any, batch: Batch) -> Bound:
     """Bind X-VLA in the robot's actions: a gripper's logit becomes a probability.
 
     The probability is the mean of the gripper's action given x.
@@ -137,17 +158,15 @@ def _xvla_network(policy: Any, batch: Batch) -> Network:
     model, dtype = policy.model, policy.model._get_target_dtype()
     inputs = policy._build_model_inputs(_now(batch))
     encoded = model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(dtype), inputs["image_mask"])
-    proprio = inputs["proprio"].to(dtype)
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor, encoded: dict[str, Tensor], proprio: Tensor, domain: Tensor) -> Tensor:
         state, action = model.action_space.preprocess(proprio, x.to(dtype))
-        out = model.transformer(
-            domain_id=inputs["domain_id"], action_with_noise=action, proprio=state, t=t.to(dtype), **encoded
-        )
+        out = model.transformer(domain_id=domain, action_with_noise=action, proprio=state, t=t.to(dtype), **encoded)
         denoised: Tensor = model.action_space.postprocess(out)
         return denoised
 
-    return _unpadded(network, policy.config, model.dim_action)
+    condition = encoded, inputs["proprio"].to(dtype), inputs["domain_id"]
+    return _unpadded(network, policy.config, model.dim_action), condition
 
 
 def _bends_grippers(config: Any) -> str | None:
