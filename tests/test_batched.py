@@ -203,7 +203,8 @@ def test_a_placed_composition_has_the_rows_of_the_one_on_the_cpu_bit_for_bit(par
     assert np.array_equal(ChunkActor(there, Sampling(steps=4), 8)(observation, weights, seeds, chunks), expected)
 
 
-def test_every_member_has_begun_before_the_first_is_waited_for(parents):
+@pytest.mark.parametrize("rows", [1, 16])
+def test_every_member_has_begun_before_the_first_is_waited_for(parents, rows):
     events = []
 
     class Slow(Recorder):
@@ -212,14 +213,15 @@ def test_every_member_has_begun_before_the_first_is_waited_for(parents):
             self.name = name
 
         def fetch(self, out):
+            assert threading.current_thread() is threading.main_thread()  # a thread would wait for nothing
             events.append(f"begin {self.name}")
             return lambda: (events.append(f"wait {self.name}"), out.clone())[1]
 
     there = compose([on(policy, Slow(policy.name), 16, padded=False) for policy in parents])
     observation = there.observations.read(
-        {k: np.zeros((1, 2, *s), np.float32) for k, s in there.observations.shapes.items()}
+        {k: np.zeros((rows, 2, *s), np.float32) for k, s in there.observations.shapes.items()}
     )
     for _ in range(3):  # the first two are compared with the network itself
         events.clear()
-        there.condition(observation)(noisy(1).repeat(1, 4, 1), SIGMA)
+        there.condition(observation)(noisy(rows).repeat(1, 4, 1), SIGMA)
     assert events == ["begin tiny-noise", "begin tiny-flow", "wait tiny-noise", "wait tiny-flow"]

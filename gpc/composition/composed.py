@@ -6,10 +6,10 @@ The members' schedules, predictions, inputs and normalisers may differ: each is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from threading import current_thread
 from typing import Protocol, Self, runtime_checkable
 
@@ -31,7 +31,7 @@ from gpc.policy.spec import (
     is_stochastic,
     prior_mean_of,
 )
-from gpc.score.denoiser import CheckFinite, Denoiser, with_noise_keys
+from gpc.score.denoiser import CheckFinite, Denoiser, computes_elsewhere, with_noise_keys
 from gpc.score.keyed_noise import NoiseKeys
 from gpc.score.noise import NoiseLevels, merge_levels
 
@@ -97,11 +97,18 @@ class ComposedDenoiser:
         mask, active = self._mask(float(sigma))
         calls = [(m, d) for m, d, on in zip(self.members, self.denoisers, active, strict=True) if on]
         nested = current_thread().name.startswith(MEMBER_THREAD)  # would wait for a thread of the pool that it occupies
-        threaded = calls[1:] if len(x) >= THREADED_BATCH and not nested else []  # the first runs here
-        jobs = [_pool().submit(m.denoise, d, x, sigma) for m, d in threaded]
-        waits = [m.start(d, x, sigma) for m, d in calls[: len(calls) - len(jobs)]]
-        here = [wait() for wait in waits]  # those on a device compute at the same time
-        results = iter([*here, *(job.result() for job in jobs)])
+        threaded = len(x) >= THREADED_BATCH and not nested
+        waits: list[Callable[[], Tensor]] = []
+        here = False  # the first member on the host runs in this thread, after all others have begun
+        for member, denoiser in calls:
+            if computes_elsewhere(denoiser):
+                waits.append(member.start(denoiser, x, sigma))
+            elif threaded and here:
+                waits.append(_pool().submit(member.denoise, denoiser, x, sigma).result)
+            else:
+                waits.append(partial(member.denoise, denoiser, x, sigma))
+                here = True
+        results = iter([wait() for wait in waits])
         return self.composer(x, sigma, [next(results) if on else None for on in active], mask)
 
     def _mask(self, level: float) -> tuple[Tensor, list[bool]]:

@@ -165,11 +165,11 @@ class BatchedNetwork:
 
     def _alone(self, call: _Call, size: int) -> Callable[[], Tensor]:
         """Begin a call by itself, in batches of a size."""
-        parts = []
         with self.place.entered(self.policy):
-            for begin in range(0, call.rows, size):
-                rows = torch.arange(begin, begin + size) % call.rows  # real rows fill the batch
-                parts.append(call.on([value[rows.to(value.device)].to(self.place.device) for value in call.inputs]))
+            parts = [
+                call.on([padded(value, begin, size, self.place.device) for value in call.inputs])
+                for begin in range(0, call.rows, size)
+            ]
             return self.place.fetch(torch.cat(parts)[: call.rows])
 
     def _begin(self) -> None:
@@ -195,7 +195,7 @@ class BatchedNetwork:
             for call, first in zip(calls, starts, strict=True):
                 low, high = max(begin, first), min(begin + size, first + call.rows)
                 for static, value in zip(recording.inputs, call.inputs, strict=True) if low < high else ():
-                    static[low - begin : high - begin].copy_(value[low - first : high - first])
+                    static[low - begin : high - begin].copy_(value[low - first : high - first], non_blocking=True)
             parts.append(self.place.fetch(recording.run()))
         self._computing.append(_Batch(calls, size, parts))
 
@@ -228,15 +228,16 @@ class BatchedNetwork:
         if len(self._recordings) == MOST:
             self._refuse(f"would be the {MOST + 1}th, for inputs of yet another shape")
             return None
-        rows = torch.arange(size) % call.rows
-        inputs = [value[rows.to(value.device)].to(self.place.device, copy=True) for value in call.inputs]
+        inputs = [padded(value, 0, size, self.place.device).clone() for value in call.inputs]
         try:
             run = self.place.record(lambda: call.on(inputs))
             out = run().clone()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # an operation that cannot be recorded
-            self._refuse(f"fails ({one_line(error, 200)})")
+            self._refuse(
+                f"fails ({one_line(error.__context__ or error, 200)})"
+            )  # the end of a broken recording fails, too
             return None
         for value in inputs:
             value.copy_(value.roll(1, 0))
@@ -281,6 +282,22 @@ class BoundNetwork:
             name = self.batches.policy
             raise RunError(f"policy {name!r}: each tensor of a network's condition needs a row for each of x")
         return self.batches.start(_Call(self.network, [x, label, *tensors], tree, self.checked))
+
+
+def padded(value: Tensor, begin: int, size: int, device: torch.device) -> Tensor:
+    """Return rows of a tensor on a device.
+
+    Args:
+        value: (rows, *).
+        begin: First row.
+        size: Number of rows; if there are fewer, they are repeated.
+        device: The device.
+
+    Returns:
+        (size, *).
+    """
+    rows = value[begin : begin + size].to(device, non_blocking=True).contiguous()  # read at once: it is not pinned
+    return rows if len(rows) == size else rows[torch.arange(size, device=device) % len(rows)]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from os import environ
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -25,7 +26,7 @@ from gpc.composition.average import AveragedChunks
 from gpc.composition.composed import ComposedPolicy
 from gpc.errors import InputError, RunError, one_line
 from gpc.inert import notice
-from gpc.inference.batched import BatchedNetwork
+from gpc.inference.batched import BatchedNetwork, padded
 from gpc.inference.modules import Dtype, moved, size_of
 from gpc.policy.adapt import PolicyView, check_names
 from gpc.policy.observation import TASK
@@ -35,6 +36,7 @@ from gpc.score.denoiser import Denoiser, NetworkDenoiser
 LARGE = 100_000_000  # parameters; a vision-language-action policy has more
 SIZES = {False: (1, 4, 16, 64, 256), True: (1, 4, 8, 32)}  # of batches, by whether the network is large
 WARM_UP = 3  # runs before a recording, as torch's documentation has it
+RECORDING = Lock()  # a recording begins by waiting for its card, which breaks one that is under way in another thread
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,7 @@ class Placement:
         parts = []
         with self.network.place.entered(self.network.policy):
             for begin in range(0, count, size):
-                places = torch.arange(begin, begin + size) % count  # real rows fill the batch
-                batch = {key: self._there(key, value[places]) for key, value in rows.items()}
+                batch = {key: self._there(key, value, begin, size) for key, value in rows.items()}
                 parts.append(self.moved.condition(batch))
             encoded = [part for part in parts if isinstance(part, NetworkDenoiser) and part.condition]
             if len(encoded) == len(parts):
@@ -252,9 +253,9 @@ class Placement:
         (denoiser,) = parts
         return self.network.bind(denoiser) if isinstance(denoiser, NetworkDenoiser) else There(denoiser, self.network)
 
-    def _there(self, key: str, value: Tensor) -> Tensor:
-        """Return one key of an observation on the device; the host reads texts."""
-        return value if key == TASK else value.to(self.network.place.device)
+    def _there(self, key: str, value: Tensor, begin: int, size: int) -> Tensor:
+        """Return rows of one key of an observation on the device; the host reads texts."""
+        return padded(value, begin, size, value.device if key == TASK else self.network.place.device)
 
 
 def _joined(parts: Sequence[NetworkDenoiser], count: int) -> NetworkDenoiser:
@@ -275,8 +276,9 @@ class There:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Denoise a batch of chunks, see `Denoiser`."""
         device = self.network.place.device
+        dtype = torch.float32 if device.type == "mps" else x.dtype  # it has no float64
         with self.network.place.entered(self.network.policy):
-            return self.denoiser(x.to(device), sigma.to(device)).to(x.device)
+            return self.denoiser(x.to(device, dtype), sigma.to(device, dtype)).to(x)
 
 
 class Memory(NamedTuple):
@@ -354,6 +356,11 @@ class Card:
         """Stream of a card."""
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
+    @cached_property
+    def aside(self) -> torch.cuda.Stream:
+        """Stream of recordings, one for all: torch has 32 in a process."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
     @contextmanager
     def entered(self, policy: str) -> Iterator[None]:
         """Make device, stream and dtype current in this thread.
@@ -398,23 +405,20 @@ class Card:
         return wait
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Record a function as a CUDA graph, in a stream of its own.
-
-        No other thread adds work to it.
-        """
-        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(self.stream)
-        constants = Constants()
-        with torch.cuda.stream(aside), constants:
+        """Record a function as a CUDA graph, in the stream aside."""
+        graph, constants = torch.cuda.CUDAGraph(), Constants()
+        # around the recording, too: if that fails, torch leaves its stream current
+        with RECORDING, torch.cuda.stream(self.aside), constants:
+            self.aside.wait_stream(self.stream)
             for _ in range(WARM_UP):
                 function()
-        self.stream.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"), constants:
-            out = function()
+            with torch.cuda.graph(graph, stream=self.aside, capture_error_mode="thread_local"):
+                out = function()
+            self.stream.wait_stream(self.aside)
+        memory = out, constants.made  # the graph reads the constants at their place in memory
 
         def run() -> Tensor:
             graph.replay()
-            return out
+            return memory[0]
 
         return run

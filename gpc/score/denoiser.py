@@ -65,8 +65,9 @@ def start(call: Callable[..., Tensor], *arguments: Any) -> Callable[[], Tensor]:
     Returns:
         A function that waits for the result; what cannot wait was computed already.
     """
-    if isinstance(call, Starts):
-        return call.start(*arguments)
+    begin: Callable[..., Callable[[], Tensor]] | None = getattr(call, "start", None)  # a protocol's isinstance is slow
+    if begin is not None:
+        return begin(*arguments)
     out = call(*arguments)
     return lambda: out
 
@@ -173,6 +174,13 @@ class Wrapper:
     def with_noise_keys(self, keys: NoiseKeys) -> Self:
         """Hand noise keys to the inner denoiser."""
         return replace(self, denoiser=with_noise_keys(self.denoiser, keys))
+
+
+def computes_elsewhere(denoiser: Denoiser) -> bool:
+    """Return whether `start` of a denoiser leaves its network to a device."""
+    while isinstance(denoiser, Wrapper) and hasattr(denoiser, "start"):
+        denoiser = denoiser.denoiser
+    return isinstance(denoiser, NetworkDenoiser) and hasattr(denoiser.network, "start")
 
 
 @dataclass(frozen=True)
