@@ -13,6 +13,7 @@ from torch import nn
 
 from gpc.composition.composed import compose
 from gpc.errors import RunError
+from gpc.inference import actor
 from gpc.inference.actor import ChunkActor
 from gpc.inference.batched import BatchedNetwork
 from gpc.inference.device import Placement
@@ -225,3 +226,43 @@ def test_every_member_has_begun_before_the_first_is_waited_for(parents, rows):
         events.clear()
         there.condition(observation)(noisy(rows).repeat(1, 4, 1), SIGMA)
     assert events == ["begin tiny-noise", "begin tiny-flow", "wait tiny-noise", "wait tiny-flow"]
+
+
+def rows_of(composition, rows):
+    rng = np.random.default_rng(1)
+    shapes = composition.observations.shapes.items()
+    observation = {key: rng.uniform(0, 512, (rows, 2, *shape)).astype(np.float32) for key, shape in shapes}
+    weights = np.array([[1.0, 0.0], [0.5, 0.5], [0.3, 0.7], [0.0, 1.0]])[np.arange(rows) % 4]
+    return observation, weights, np.arange(rows), np.arange(rows) % 3
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_the_rows_that_threads_share_on_many_cores_are_the_same_bit_for_bit(parents, threads, monkeypatch):
+    composition = compose(parents)
+    batch = rows_of(composition, 100)
+    alone = ChunkActor(composition, Sampling(steps=3), 8)(*batch)
+    names, sample = set(), actor.sample_actions
+
+    def noticed(*args):
+        names.add(threading.current_thread().name)
+        return sample(*args)
+
+    monkeypatch.setattr(actor, "sample_actions", noticed)
+    monkeypatch.setattr(actor, "sampling_threads", lambda: threads)
+    assert np.array_equal(ChunkActor(composition, Sampling(steps=3), 8)(*batch), alone)
+    assert len(names) > 1
+
+
+def test_on_a_card_rows_of_different_policies_are_sampled_at_the_same_time(parents, monkeypatch):
+    """Rows with weight on one parent, on the other and on both meet in the networks, which batch them."""
+    batch = rows_of(compose(parents), 48)
+    expected = ChunkActor(compose(parents), Sampling(steps=3), 8)(*batch)
+    all_three, sample = threading.Barrier(3, timeout=10), actor.sample_actions
+
+    def met(*args):
+        all_three.wait()
+        return sample(*args)
+
+    monkeypatch.setattr(actor, "sample_actions", met)
+    there = compose([on(policy, Recorder(), 64) for policy in parents])
+    assert np.array_equal(ChunkActor(there, Sampling(steps=3), 8)(*batch), expected)
