@@ -163,7 +163,7 @@ def test_a_recording_that_fails_names_its_cause_and_leaves_the_stream(cuda, capf
 
 def test_two_policies_are_not_recorded_at_the_same_time(cuda):
     def network(x, label, state):
-        time.sleep(0.05 if cuda.recording else 0)
+        time.sleep(0.02)
         return add(x, label, state)
 
     pair = [batches_of(cuda, network) for _ in range(2)]

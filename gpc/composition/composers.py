@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -128,6 +128,14 @@ class ConvexWeights(WithWeights):
         return (weights >= 0).all(-1) & ((weights.sum(-1) - 1).abs() < 1e-6)
 
 
+class _Effective(NamedTuple):
+    """Weights of the members (K, rows, horizon, action), of x, and who has any."""
+
+    weights: Tensor
+    rest: Tensor
+    active: list[bool]
+
+
 class LinearComposer(WithWeights):
     """Base of `x + sum_i w_i (denoised_i - x)`: `Convex` and `Guidance`."""
 
@@ -141,9 +149,8 @@ class LinearComposer(WithWeights):
 
     def __call__(self, x: Tensor, sigma: Tensor, denoised: Sequence[Tensor | None], mask: Tensor) -> Tensor:
         """Combine the members' outputs, see `Composer`."""
-        weights = self._effective(mask)
-        rest = 1 - weights.sum(0)
-        out = torch.where(rest.abs() < ROUNDING, 0, rest) * x
+        weights, rest, _ = self._effective(mask)
+        out = rest * x
         for weight, member in zip(weights, denoised, strict=True):
             if member is not None:
                 out = out + weight * member
@@ -151,18 +158,21 @@ class LinearComposer(WithWeights):
 
     def active_members(self, mask: Tensor, sigma: float | None) -> list[bool]:
         """Return which members have weight; the weights are the same at every sigma."""
-        return [bool(weight.any()) for weight in self._effective(mask)]
+        return self._effective(mask).active
 
-    def _effective(self, mask: Tensor) -> Tensor:
-        """Return the weights of each entry, (K, rows, horizon, action).
+    def _effective(self, mask: Tensor) -> _Effective:
+        """Return the weights of each entry.
 
         The levels of a chunk share a mask, so the last result is kept.
         """
-        effective: Tensor
+        effective: _Effective
         weights, last_mask, effective = self._last
         if weights is not self.weights or last_mask is not mask:
             columns = self.weights.reshape(-1, len(mask)).T[:, :, None, None]
-            effective = self._effective_weights(columns, mask[:, None])
+            entries = self._effective_weights(columns, mask[:, None])
+            rest = 1 - entries.sum(0)
+            rest = torch.where(rest.abs() < ROUNDING, 0, rest)
+            effective = _Effective(entries, rest, [bool(weight.any()) for weight in entries])
             object.__setattr__(self, "_last", (self.weights, mask, effective))
         return effective
 

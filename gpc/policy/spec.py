@@ -252,27 +252,20 @@ def prior_mean_of(policy: Policy, observation: Observation) -> Tensor | None:
     return policy.prior_mean(observation) if isinstance(policy, HasPriorMean) else None
 
 
-@runtime_checkable
-class Composite(Protocol):
-    """A policy that is made of other policies, or a view of a policy."""
-
-    @property
-    def stochastic(self) -> bool:
-        """True if its denoiser follows a batch along the noisy steps of an SDE."""
-
-    @property
-    def linear(self) -> bool:
-        """True if a cost can steer its denoised action."""
-
-
 def is_stochastic(policy: Policy) -> bool:
-    """Return whether a policy must be sampled along an SDE."""
-    return isinstance(policy, Composite) and policy.stochastic
+    """Return whether a policy must be sampled along an SDE.
+
+    Views and compositions have the attribute `stochastic`.
+    """
+    return bool(getattr(policy, "stochastic", False))
 
 
 def is_linear(policy: Policy) -> bool:
-    """Return whether a cost can steer a policy's denoised action."""
-    return not isinstance(policy, Composite) or policy.linear
+    """Return whether a cost can steer a policy's denoised action.
+
+    Views and compositions have the attribute `linear`.
+    """
+    return bool(getattr(policy, "linear", True))
 
 
 @runtime_checkable
