@@ -339,7 +339,14 @@ def serve(say: Callable[[str], None], quick: bool) -> None:
     serving_speed(say, quick, fastest_threads())
 
 
-PARTS = {"pusht": pusht, "adapters": adapters, "lift": lift, "serve": serve}
+def engine(say: Callable[[str], None], quick: bool) -> None:
+    """Measure the rollout engine's batches, and networks and simulators at the same time."""
+    from bench_engine import engine_speed
+
+    engine_speed(say, quick)
+
+
+PARTS = {"pusht": pusht, "engine": engine, "adapters": adapters, "lift": lift, "serve": serve}
 
 
 def main() -> None:
