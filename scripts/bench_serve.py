@@ -44,7 +44,7 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
     say(f"{' + '.join(POLICIES)}, 8 steps; each client sends a request when it has a reply, for {seconds} s.")
     say("openpi's way (rebuilt in `scripts/bench_serve.py`): the same policy and sampler, one client after the other.")
     say(
-        f"{threads} thread(s) for a network in openpi's way, the faster choice at batch 1; gpc takes all cores for one request, one thread for each policy otherwise.\n"
+        f"{threads} thread(s) for a network in openpi's way, the faster choice; gpc takes all cores for a single request.\n"
     )
     os.environ["OMP_NUM_THREADS"] = str(threads)
     say("| clients | gpc: chunks a second | p50 ms | p99 ms | openpi: chunks a second | p50 ms | p99 ms | ratio |")
