@@ -21,6 +21,7 @@ from gpc.inference.settings import Sampling
 from gpc.policy.adapt import PolicyView
 from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.noise import LinearFlow
+from gpc.serve.batching import InferenceThread
 
 SIZE = 32
 
@@ -148,6 +149,25 @@ def test_a_network_that_holds_its_observation_beside_a_condition_is_not_recorded
     assert not batches.recorded
 
 
+def test_every_recording_is_compared_on_a_second_observation(capfd):
+    """Else the size that comes late would repeat the observation of which it was recorded."""
+    network, batches = Network(), batched(Recorder(), (1, 4, 16))
+
+    def check(rows, seed):
+        whole = denoiser(network, rows, seed)
+        held = replace(whole, network=lambda x, label, state, own=whole.condition[0]: network(x, label, own))
+        with torch.inference_mode():
+            expected = whole(noisy(rows), SIGMA)
+        assert torch.allclose(batches.bind(held)(noisy(rows), SIGMA), expected, atol=1e-6)
+
+    for seed, rows in enumerate((1, 4, 16)):
+        check(rows, seed)
+    assert batches.recorded
+    check(1, 9)
+    assert not batches.recorded
+    assert "must depend on the observation through it alone" in capfd.readouterr().err
+
+
 def test_a_recording_that_differs_is_refused_in_one_line(capfd):
     network, place = Network(), Recorder(spoil=lambda out: out + 1e-6)
     batches, alone = batched(place), denoiser(network, 4)
@@ -183,8 +203,8 @@ def test_a_condition_without_a_row_for_each_chunk_is_refused():
         batched(Recorder()).bind(denoiser(Network(), 3))(noisy(4), SIGMA)
 
 
-def on(policy, place, size, padded=True):
-    network = BatchedNetwork(policy.name, place, (size,), recorded=True)
+def on(policy, place, *sizes, padded=True):
+    network = BatchedNetwork(policy.name, place, sizes, recorded=True)
     return PolicyView(policy, policy.actions, policy.observations, "", Placement(policy, network, padded))
 
 
@@ -202,6 +222,34 @@ def test_a_placed_composition_has_the_rows_of_the_one_on_the_cpu_bit_for_bit(par
     expected = ChunkActor(composition, Sampling(steps=4), 8)(observation, weights, seeds, chunks)
     there = compose([on(policy, Recorder(), size) for policy in parents])
     assert np.array_equal(ChunkActor(there, Sampling(steps=4), 8)(observation, weights, seeds, chunks), expected)
+
+
+def test_a_server_records_and_compares_every_size_before_its_first_client(parents):
+    places = [Recorder(), Recorder()]
+    policy = compose([on(member, place, 1, 4, 16) for member, place in zip(parents, places, strict=True)])
+    thread = InferenceThread(policy, Sampling(steps=2), max_batch=8)
+    thread.close()
+    for place, member in zip(places, policy.policies, strict=True):
+        assert place.recordings == 3  # 8 rows are computed as 16
+        recordings = member.condition_fn.network._recordings.values()
+        assert [len(recording.observations) for recording in recordings] == [2, 2, 2]
+
+
+def test_a_server_refuses_a_recording_of_one_observation_before_its_first_client(parents, capfd):
+    class Holds(Placement):
+        def __call__(self, policy, observation):
+            bound = super().__call__(policy, observation)
+            network = bound.network.network
+            held = replace(bound.network, network=lambda x, label, *_, own=bound.condition: network(x, label, *own))
+            return replace(bound, network=held)
+
+    batches = BatchedNetwork("p", Recorder(), (1, 4), recorded=True)
+    policy = PolicyView(
+        parents[0], parents[0].actions, parents[0].observations, "", Holds(parents[0], batches, padded=False)
+    )
+    InferenceThread(policy, Sampling(steps=2), max_batch=1).close()
+    assert not batches.recorded
+    assert "must depend on the observation through it alone" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("rows", [1, 16])

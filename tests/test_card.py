@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpc.inference.batched import CHECKED, BatchedNetwork
+from gpc.inference import batched
+from gpc.inference.batched import BatchedNetwork
 from gpc.inference.device import WARM_UP, Card
 from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.noise import LinearFlow
@@ -88,15 +89,16 @@ def cuda(monkeypatch):
     for name in ("Stream", "Event", "CUDAGraph", "device", "stream", "graph"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     empty = torch.empty
+    monkeypatch.setattr(batched, "CHECKED", 0)
     monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **kwargs: empty(*shape, **kwargs))
     return fake
 
 
 def batches_of(cuda, network):
-    """Return a network in batches of 4 rows on a card whose tensors stay on the host, past its comparisons."""
+    """Return a network in batches of 4 rows on a card whose tensors stay on the host."""
     card = Card(torch.device("cuda", 0))
     place = SimpleNamespace(device=HOST, entered=card.entered, record=card.record, fetch=card.fetch)
-    batches = BatchedNetwork("p", place, (4,), recorded=True, _bound=CHECKED)
+    batches = BatchedNetwork("p", place, (4,), recorded=True)
 
     def noted(x, label, state):
         cuda.note("network")

@@ -24,7 +24,7 @@ from gpc.errors import RunError, one_line
 from gpc.inert import notice
 from gpc.score.denoiser import Network, NetworkDenoiser
 
-CHECKED = 2  # observations for which a recording is compared with the network itself
+CHECKED = 2  # observations for which each recording is compared with the network itself
 MOST = 16  # recordings of a network, of all sizes and shapes
 
 
@@ -57,7 +57,8 @@ class _Call:
         network: The network.
         inputs: x, label, and the tensors of the condition.
         tree: Structure of the condition.
-        checked: Whether a recording is compared with the network.
+        observation: Number of its observation.
+        checked: Whether its recording is compared with the network.
         out: The output.
         error: What was raised instead.
     """
@@ -65,7 +66,8 @@ class _Call:
     network: Network
     inputs: list[Tensor]
     tree: Any
-    checked: bool
+    observation: int
+    checked: bool = False
     out: Tensor | None = None
     error: BaseException | None = None
 
@@ -96,6 +98,13 @@ class _Call:
 class _Recording:
     inputs: list[Tensor]
     run: Callable[[], Tensor]
+    observations: set[int] = field(default_factory=set)
+
+    def checks(self, observation: int) -> bool:
+        """Return whether an observation is one of its first, which are compared."""
+        if len(self.observations) < CHECKED:
+            self.observations.add(observation)
+        return observation in self.observations
 
 
 class _Batch(NamedTuple):
@@ -132,7 +141,7 @@ class BatchedNetwork:
     def bind(self, denoiser: NetworkDenoiser) -> NetworkDenoiser:
         """Return a denoiser whose network computes at the place, in batches."""
         self._bound += 1
-        return replace(denoiser, network=BoundNetwork(self, denoiser.network, self._bound <= CHECKED))
+        return replace(denoiser, network=BoundNetwork(self, denoiser.network, self._bound))
 
     def size_of(self, rows: int) -> int:
         """Return the least size that holds a number of rows, or the largest."""
@@ -190,6 +199,8 @@ class BatchedNetwork:
             for call in calls:
                 self._computing.append(_Batch([call], 0, [self._alone(call, self.size_of(call.rows))]))
             return
+        for call in calls:
+            call.checked = recording.checks(call.observation)
         parts = []
         for begin in range(0, total, size):
             for call, first in zip(calls, starts, strict=True):
@@ -264,12 +275,12 @@ class BoundNetwork:
     Attributes:
         batches: The batches.
         network: The network, of one observation.
-        checked: Whether a recording is compared with it.
+        observation: Number of the observation.
     """
 
     batches: BatchedNetwork
     network: Network
-    checked: bool
+    observation: int
 
     def __call__(self, x: Tensor, label: Tensor, *condition: Any) -> Tensor:
         """Return the output, like x."""
@@ -281,7 +292,7 @@ class BoundNetwork:
         if not all(isinstance(value, Tensor) and len(value) == len(x) for value in tensors):
             name = self.batches.policy
             raise RunError(f"policy {name!r}: each tensor of a network's condition needs a row for each of x")
-        return self.batches.start(_Call(self.network, [x, label, *tensors], tree, self.checked))
+        return self.batches.start(_Call(self.network, [x, label, *tensors], tree, self.observation))
 
 
 def padded(value: Tensor, begin: int, size: int, device: torch.device) -> Tensor:

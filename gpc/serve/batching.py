@@ -16,11 +16,13 @@ from gpc.batching import BatchThread
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError
 from gpc.inference.actor import pad_batch
+from gpc.inference.batched import CHECKED
 from gpc.inference.chunk import sample_actions
 from gpc.inference.device import Device, batch_sizes, place
 from gpc.inference.settings import Sampling
 from gpc.inference.threads import Threads, use_threads
 from gpc.machine import cores
+from gpc.policy.observation import TASK
 from gpc.policy.spec import Policy
 from gpc.types import Array
 
@@ -67,7 +69,7 @@ class InferenceThread:
         reproducible: bool = False,
         device: Device = Device("cpu"),
     ) -> None:
-        """Start the thread, and sample a batch of each size that its networks compute in.
+        """Start the thread, and sample batches of each size that its networks compute in.
 
         Args:
             policy: policy to serve.
@@ -86,8 +88,9 @@ class InferenceThread:
         self._threads = Threads(1 if reproducible else cores())
         self._thread = BatchThread(self._sample, max_batch, "gpc-inference", torch.inference_mode)
         try:
-            for size in batch_sizes(self.placed) or [1] * 3:  # with one thread, then with several
-                self.call(partial(self._sample, [self._blank()] * min(size, max_batch))).result()
+            # with one thread, then with several; on a card the first two of a size, which differ, are compared
+            for number, size in enumerate(sorted([*batch_sizes(self.placed)] * CHECKED) or [1] * 3):
+                self.call(partial(self._sample, [self._plain(number)] * min(size, max_batch))).result()
         except BaseException:
             self.close()
             raise
@@ -130,10 +133,12 @@ class InferenceThread:
         duration = 1000 * (time.perf_counter() - start)
         return [InferenceResult(chunk, duration) for chunk in sampled]
 
-    def _blank(self) -> InferenceRequest:
-        """Return a request with an observation of zeros."""
+    def _plain(self, number: int) -> InferenceRequest:
+        """Return a request with an observation of one number, without an instruction."""
         spec = self.policy.observations
-        steps = spec.n_obs_steps
-        observation = {k: spec.conform(k, np.zeros((steps, *shape), np.uint8)) for k, shape in spec.shapes.items()}
+        observation = {
+            key: spec.conform(key, np.full((spec.n_obs_steps, *shape), 0 if key == TASK else number, np.uint8))
+            for key, shape in spec.shapes.items()
+        }
         actions = self.policy.actions
         return InferenceRequest(observation, 0, 0, np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon))
