@@ -46,6 +46,12 @@ def smolvla(folder: Path) -> Policy:
     return gpc.load_policy(f"lerobot:{save_smolvla(folder / 'smolvla')[0]}")
 
 
+def xvla(folder: Path) -> Policy:
+    from lerobot_checkpoints import save_xvla
+
+    return gpc.load_policy(f"lerobot:{save_xvla(folder / 'xvla')[0]}")
+
+
 ADAPTERS: Mapping[str, Callable[[Path], Policy]] = {
     "bundled, U-Net": lambda folder: gpc.load_policy("pusht-diffusion"),
     "bundled, transformer": lambda folder: gpc.load_policy("pusht-flow"),
@@ -58,6 +64,7 @@ ADAPTERS: Mapping[str, Callable[[Path], Policy]] = {
     "robomimic": lambda folder: gpc.load_policy("lift-diffusion"),
     "LeRobot, diffusion": lerobot,
     "LeRobot, SmolVLA": smolvla,
+    "LeRobot, X-VLA": xvla,
 }
 
 

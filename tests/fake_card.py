@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpc.inference.device import Constants
+from gpc.inference.constants import Constants
 from gpc.inference.modules import moved
 from gpc.policy.observation import TASK
 from gpc.policy.spec import Policy
@@ -27,8 +27,10 @@ class Recordable(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = str(func.overloadpacket)
         assert name not in ("aten._local_scalar_dense", "aten.nonzero", "aten.lift_fresh"), name
-        devices = {value.device.type for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)}
-        devices |= {value.device.type for value in tree_leaves(out) if isinstance(value, torch.Tensor)}
+        values = [value for value in tree_leaves((args, kwargs, out)) if isinstance(value, torch.Tensor)]
+        # a kernel is recorded with the value of a number of the host
+        number = name in ("aten.mul", "aten.add", "aten.sub", "aten.div")
+        devices = {value.device.type for value in values if not (number and value.ndim == 0)}
         assert devices <= {CARD.type} or name.startswith("prim."), f"{name} on {devices}"
         return out
 

@@ -70,6 +70,15 @@ def in_training(layer):
     return FixedPolicy(lambda x, sigma: layer(Gaussian()(x, sigma).float()).to(x))
 
 
+class Encoding(FixedPolicy):
+    """A policy whose `denoiser` makes of an encoded observation (batch, 1, 1) the network and its condition."""
+
+    def condition(self, observation):
+        seen = observation["state"].flatten(1)[:, :1, None].sigmoid()
+        network, condition = self.denoiser(seen)
+        return NetworkDenoiser(network, LinearFlow(), "sample", condition=condition)
+
+
 FLIPPED = FixedPolicy(
     NetworkDenoiser(ideal("velocity").network, LinearFlow(), "reverse_velocity", torch.float64),
     levels=LinearFlow().levels,
@@ -88,6 +97,18 @@ BROKEN = {
     "a bias as sigma goes to 0": (
         FixedPolicy(biased),
         "further than the noise itself",
+    ),
+    "a network that sees beside its condition": (
+        Encoding(lambda seen: (lambda x, t, condition: seen + condition, (seen,))),
+        r"depends on the observation beside its condition; hand over all of it as condition=\(...\)",
+    ),
+    "a condition without rows": (
+        Encoding(lambda seen: (lambda x, t, condition: condition["mean"].expand_as(x), ({"mean": seen.mean()},))),
+        r"the condition has a part of shape \(\); it has tensors with a row for each observation, here 4",
+    ),
+    "a condition of other things": (
+        Encoding(lambda seen: (lambda x, t, condition, name: condition + x, (seen, "state"))),
+        "the condition has a part of type str",
     ),
     "no name": (replace(GOOD, name=""), "name and fingerprint must not be empty"),
     "levels beside the range": (replace(GOOD, levels=NoiseLevels(0.1, 3.0, (0.1, 2.0))), "ends at 0.1, 2.0"),

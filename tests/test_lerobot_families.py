@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from fake_card import run_on_fake_card
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
+from lerobot.policies.xvla.modeling_xvla import XVLAModel
 from lerobot_checkpoints import (
     as_lerobot,
     change,
@@ -32,6 +35,8 @@ import gpc
 from gpc.commands.cli import main
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_chunk
+from gpc.inference.device import Device, place
+from gpc.inference.modules import size_of
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
 from gpc.policy.observation import write_text
 from gpc.score.samplers import Sampler, euler, last, renoise
@@ -149,6 +154,36 @@ def test_all_that_is_seen_is_encoded_once_and_matters(vla, monkeypatch):
     for key in mine:
         swapped = vla.policy.condition(mine | {key: mine[key].flip(0)})(x, sigma)
         assert (out - swapped).abs().max() > 0, key
+
+
+def _image_tokens(self, image):
+    return image.new_zeros(len(image), 4, self.config.text_config.hidden_size)
+
+
+def _two_views(self, tokens, images, mask):
+    width, (rows, views) = self.vlm.config.projection_dim, images.shape[:2]
+    seen = images.new_zeros(rows, 4, width)
+    return {"vlm_features": seen, "aux_visual_inputs": seen.repeat(1, views - 1, 1)}
+
+
+def test_the_network_mixes_no_devices_and_can_be_recorded(vla, monkeypatch):
+    """What the host reads once for a chunk is made up: the encoders of pictures, pi0.5's state in its prompt."""
+    monkeypatch.setattr(SmolVLMWithExpertModel, "embed_image", _image_tokens)
+    monkeypatch.setattr(XVLAModel, "forward_vlm", _two_views)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 0.5)
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: np.zeros(self.shape))
+    mine, _ = look(vla.policy, 0)
+    run_on_fake_card(vla.policy, mine)
+
+
+def test_bfloat16_halves_the_weights_and_moves_the_output_a_little(vla):
+    policy = vla.policy
+    mine, _ = look(policy, 0)
+    x, sigma = drawn(0, 2, 12, policy.actions.dim).double(), torch.tensor(1.0, dtype=torch.float64)
+    halved = place(policy, Device("cpu", "bfloat16"))
+    assert size_of(halved.condition_fn.moved).bytes == size_of(policy).halved < size_of(policy).bytes
+    exact = policy.condition(mine)(x, sigma)
+    assert 0 < float((halved.condition(mine)(x, sigma) - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
 
 def test_families_keep_the_contract(vla):

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpc.composition.average import AveragedChunks
@@ -27,10 +26,11 @@ from gpc.composition.composed import ComposedPolicy
 from gpc.errors import InputError, RunError, one_line
 from gpc.inert import notice
 from gpc.inference.batched import BatchedNetwork, padded
-from gpc.inference.modules import Dtype, moved, size_of
+from gpc.inference.constants import Constants
+from gpc.inference.modules import moved, size_of
 from gpc.policy.adapt import PolicyView, check_names
 from gpc.policy.observation import TASK
-from gpc.policy.spec import Movable, Observation, Policy
+from gpc.policy.spec import Dtype, Movable, Observation, Policy
 from gpc.score.denoiser import Denoiser, NetworkDenoiser
 
 LARGE = 100_000_000  # parameters; a vision-language-action policy has more
@@ -317,26 +317,6 @@ def prepare(device: Device) -> None:
         warnings.simplefilter("ignore", UserWarning)
         torch.set_float32_matmul_precision("high" if device.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = device.tf32
-
-
-class Constants(TorchFunctionMode):
-    """Makes a tensor from the same numbers once.
-
-    A recording cannot copy them from the host.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[str, Tensor] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch, or return the tensor that it made of these numbers."""
-        if func is not torch.tensor:
-            return func(*args, **(kwargs or {}))
-        key = repr((args, kwargs))
-        if key not in self.made:
-            self.made[key] = func(*args, **(kwargs or {}))
-        return self.made[key]
 
 
 @dataclass(frozen=True)

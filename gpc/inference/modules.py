@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gpc.composition.composed import leaves
-from gpc.policy.spec import Movable, Policy
+from gpc.policy.spec import Dtype, Movable, Policy
 
-Dtype = Literal["bfloat16"]
 HALVED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)  # modules whose weights bfloat16 halves
 
 
@@ -21,7 +20,7 @@ def moved(policy: Policy, device: torch.device, dtype: Dtype | None) -> Policy:
     if isinstance(policy, nn.Module):  # its own `to` would move this one
         return cast(Policy, module_on(policy, device, dtype))
     if isinstance(policy, Movable):
-        return policy.to(device)
+        return policy.to(device, dtype)
     changes = {}
     for name, value in _attributes(policy).items():
         there = tree_map(lambda leaf: _leaf_on(leaf, device, dtype), value)

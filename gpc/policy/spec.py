@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ EPS = float(np.finfo(np.float32).eps)
 KEYS, STEPS, NUMBERS = 256, 1024, 2**24  # of an observation; steps in its history; numbers in one key at one time
 CONSTANT = 1e-8  # a scale by which no action differs; LeRobot puts 5e-9 and 0, BESO 1e-12 for data without a range
 
+Dtype = Literal["bfloat16"]
 Observation = Mapping[str, Tensor]
 """key -> (batch, n_obs_steps, *shape)."""
 
@@ -275,8 +276,13 @@ class Movable(Protocol):
     Of other policies the modules and tensors in their attributes are moved (`gpc.inference.device`).
     """
 
-    def to(self, device: torch.device) -> Policy:
-        """Return the policy with its networks on a device; this one stays as it is."""
+    def to(self, device: torch.device, dtype: Dtype | None) -> Policy:
+        """Return the policy with its networks on a device; this one stays as it is.
+
+        Args:
+            device: The device.
+            dtype: Of products of matrices, to which autocast converts them; weights in it take half the memory.
+        """
 
 
 @runtime_checkable

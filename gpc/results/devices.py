@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from gpc.inference.modules import Dtype
+from gpc.policy.spec import Dtype
 
 Kind = Annotated[str, Meta(max_length=20, pattern="^[a-z]+$")]
 """A kind of device, without the number of one."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from gpc.demonstrations import Demonstrations, read
 from gpc.inference.device import DeviceLike, as_device, place
 from gpc.policy.names import stored_names
 from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy
+from gpc.score.denoiser import NetworkDenoiser
 from gpc.score.noise import karras_sigmas, snap_sigmas
 from gpc.score.samplers import euler, last
 from gpc.testing.contract import require
@@ -37,7 +40,8 @@ def check_policy(
     """Check the contract of `gpc.policy.spec.Policy`.
 
     Checked: specs; shape, dtype and finiteness of `denoised` over the trained range of sigma; that equal calls give
-    equal results and change none of their arguments; that rows of a batch are independent.
+    equal results and change none of their arguments; that rows of a batch are independent; that a network with a condition
+    depends on the observation through it alone.
 
     Args:
         policy: a policy.
@@ -73,6 +77,7 @@ def check_policy(
         high = min(policy.levels.sigma_max, 40.0)
         low = max(policy.levels.sigma_min, 1e-3)
         sigmas = snap_sigmas(karras_sigmas(16, low, high), policy.levels)
+        _check_condition(host, observation, sigmas[0] * noise, sigmas[0])
         for sigma in sigmas[:-1]:
             _check_denoised(policy, observation, sigma * noise, sigma)
         for low, high in zip(sigmas[1:-1], sigmas[:-2], strict=True):
@@ -134,6 +139,24 @@ def _check_denoised(policy: Policy, observation: dict[str, Tensor], x: Tensor, s
     mixed = policy.condition(other)(torch.cat([x[:1], -x[1:]]), sigma)
     difference = float((mixed[0] - out[0]).abs().max() / (1 + sigma))
     require(difference < 1e-4, f"a row depends on the other rows of its batch {at} (by {difference:.2g}); {EVAL}")
+
+
+def _check_condition(policy: Policy, observation: dict[str, Tensor], x: Tensor, sigma: Tensor) -> None:
+    """Check that a network depends on an observation through its condition."""
+    first, other = (policy.condition({key: value.roll(n, 0) for key, value in observation.items()}) for n in (0, 1))
+    if not (isinstance(first, NetworkDenoiser) and isinstance(other, NetworkDenoiser) and first.condition):
+        return
+    for value in tree_leaves(first.condition):
+        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        require(
+            isinstance(value, Tensor) and value.ndim > 0 and len(value) == len(x),
+            f"the condition has a part of {what}; it has tensors with a row for each observation, here {len(x)}",
+        )
+    swapped = replace(first, condition=other.condition)
+    require(
+        torch.equal(swapped(x, sigma), other(x, sigma)),
+        "the network depends on the observation beside its condition; hand over all of it as condition=(...)",
+    )
 
 
 def _check_placed(

@@ -29,7 +29,7 @@ from gpc.policies.from_lerobot.families import FAMILIES, REFUSED, Family
 from gpc.policies.from_lerobot.files import check_version, find, fingerprint, policy_name, read_weights, weight_files
 from gpc.policies.from_lerobot.processors import CONFIG, affine, load_processors, observed, raw_shapes, read_json
 from gpc.policy.observation import TASK, TASK_BYTES, read_text
-from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import LONGEST, STEPS, ActionSpec, Dtype, Observation, ObservationSpec
 from gpc.schema import convert
 from gpc.score import noise
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
@@ -70,12 +70,12 @@ class LeRobotPolicy(CheckpointPolicy):
         network, condition = self.family.bind(self.model, rows)
         return NetworkDenoiser(no_grad(network), self.schedule, self.prediction, condition=condition)
 
-    def to(self, device: torch.device) -> LeRobotPolicy:
-        """Return the policy with its network on a device.
+    def to(self, device: torch.device, dtype: Dtype | None) -> LeRobotPolicy:
+        """Return the policy with its network on a device, see `gpc.policy.spec.Movable`.
 
         Images are converted and normalised there.
         """
-        model: Any = module_on(self.model, device)
+        model: Any = module_on(self.model, device, dtype)
         model.config.device = str(device)
         preprocess = copy(self.preprocess)
         preprocess.steps = [_step_on(step, device) for step in preprocess.steps if not _only_moves(step)]

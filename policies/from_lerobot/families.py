@@ -11,6 +11,7 @@ import torch
 from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
 from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
+from transformers import DynamicCache
 
 from gpc.inference.settings import Sampling
 from gpc.policies.schedulers import READ, Scheduler, read_scheduler, sampling_of
@@ -100,9 +101,16 @@ def _unpadded(network: Network, config: Any, width: int) -> Network:
 
 
 def _after_prefix(
-    policy: Any, prefix: tuple[Tensor, Tensor, Tensor], encode: Encode, state: Mapping[str, Tensor]
-) -> tuple[Network, tuple[Any, ...]]:
-    """Encode a prefix (embedded, padding, attention) once, as the condition."""
+    policy: Any,
+    prefix: tuple[Tensor, Tensor, Tensor],
+    encode: Encode,
+    state: Mapping[str, Tensor],
+    cached: Callable[[Any], Any] = lambda tree: tree,
+) -> Bound:
+    """Encode a prefix (embedded, padding, attention) once, as the condition.
+
+    `cached` makes the cache that LeRobot reads of the encoded tree.
+    """
     embedded, padding, attention = prefix
     _, cache = encode(
         attention_mask=make_att_2d_masks(padding, attention),
@@ -113,7 +121,7 @@ def _after_prefix(
 
     def network(x: Tensor, t: Tensor, padding: Tensor, cache: Any, state: Mapping[str, Tensor]) -> Tensor:
         velocity: Tensor = policy.model.denoise_step(
-            prefix_pad_masks=padding, past_key_values=cache, x_t=x, timestep=t, **state
+            prefix_pad_masks=padding, past_key_values=cached(cache), x_t=x, timestep=t, **state
         )
         return velocity
 
@@ -132,22 +140,18 @@ def _smolvla_network(policy: Any, batch: Batch) -> Bound:
 
 
 def _pi0_network(policy: Any, batch: Batch) -> Bound:
-    """Bind pi0, whose expert reads the state at every step, or pi0.5 (no state).
-
-    Its cache is an object of transformers, no tree of tensors, so the network holds it.
-    """
+    """Bind pi0, whose expert reads the state at every step, or pi0.5 (no state)."""
     now, backbone = _now(batch), policy.model.paligemma_with_expert
     backbone.paligemma.language_model.config._attn_implementation = "eager"  # as LeRobot's sample_actions does
 
     def encode(attention_mask: Tensor, **rest: Any) -> tuple[Any, Any]:
         mask = policy.model._prepare_attention_masks_4d(attention_mask)
-        output: tuple[Any, Any] = backbone.forward(attention_mask=mask, use_cache=True, **rest)
-        return output
+        output, cache = backbone.forward(attention_mask=mask, use_cache=True, **rest)
+        return output, cache.to_legacy_cache()  # a tree of tensors
 
     prefix = policy.model.embed_prefix(*policy._preprocess_images(now), *_words(now))
     state = {"state": policy.prepare_state(now)} if policy.config.type == "pi0" else {}
-    network, condition = _after_prefix(policy, prefix, encode, state)
-    return lambda x, t: network(x, t, *condition), ()
+    return _after_prefix(policy, prefix, encode, state, DynamicCache)
 
 
 def _xvla_network(policy: Any, batch: Batch) -> Bound:
