@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Dtype, Observation, ObservationSpec
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 from gpc.serve.client import RemotePolicy
@@ -51,7 +51,7 @@ class RemoteMember:
     n_action_steps: int | None = None
     sampling: Sampling | None = None
 
-    def to(self, device: torch.device) -> RemoteMember:
+    def to(self, device: torch.device, dtype: Dtype | None) -> RemoteMember:
         """Return the policy itself: its server chooses the device."""
         return self
 

@@ -17,6 +17,7 @@ from gpc.composition.composed import compose, join_observations
 from gpc.envs.pusht import PushT
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import sample_actions
+from gpc.inference.device import Device, place
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.spec import ActionSpec
@@ -178,3 +179,11 @@ def test_sigterm_amid_a_chunk_is_a_clean_end_there_and_a_clear_error_here(proces
     assert server.wait(20) == 0
     with pytest.raises(RunError, match=f"policy server {address}"):
         denoiser(x, sigma)
+
+
+def test_a_remote_member_stays_where_it_is(parents):
+    with served(parents[0]) as address:
+        member = remote(address)
+        placed = place(compose([member, parents[1]]), Device("cpu", dtype="bfloat16"))
+        assert placed.policies[0] is member
+        assert placed.policies[1] is not parents[1]
