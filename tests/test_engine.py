@@ -6,12 +6,13 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from threading import Thread
 
 import gymnasium
 import numpy as np
 import pytest
 from saboteur import Saboteur
-from toy_envs import Walk
+from toy_envs import Walk, Wide
 
 from gpc.errors import RunError
 from gpc.policy.env_spec import EnvSpec
@@ -75,6 +76,66 @@ def test_twenty_simulators_killed_or_stopped_change_nothing(undisturbed):
     causes = "\n".join(stats.simulator_failures)
     assert causes.count("exit code -9") == 10
     assert causes.count("did not answer within 4 s") >= 10  # more where a machine is too slow to start one in time
+
+
+def test_a_half_is_simulated_while_the_actor_acts_for_the_other(tmp_path):
+    log, calls = tmp_path / "steps", []
+    log.touch()
+
+    def watching(observation, weights, seeds, chunks):
+        """Act when the steps of all calls before are done, those of the last one included."""
+        deadline = time.monotonic() + 20
+        while log.stat().st_size < 4 * sum(map(len, calls)):
+            assert time.monotonic() < deadline, "the simulators wait for the actor"
+            time.sleep(0.001)
+        calls.append(set(seeds))
+        return np.zeros((len(seeds), 4, 2))
+
+    stats = RolloutStats()
+    jobs = [Job(0, (1.0,), seed) for seed in range(4)]
+    list(rollout(jobs, watching, env(trouble="slow", marker=str(log)), Engine(lanes=4, workers=1), stats))
+    assert stats.calls == len(calls)
+    assert stats.rows == sum(map(len, calls)) == 5 * len(jobs)
+    assert any(not one & other for one, other in itertools.pairwise(calls))
+
+
+def test_a_simulator_that_hangs_delays_no_other(tmp_path):
+    stats, before = RolloutStats(), []
+    spec = env(trouble="hang", marker=str(tmp_path / "once"))
+    for episode in rollout(JOBS, homing, spec, Engine(lanes=4, workers=2, timeout=4.0), stats):
+        before += [episode.job] if not stats.simulator_failures else []
+    assert len(before) >= len(JOBS) - 2  # but those in its lanes, one in each half
+    assert stats.rows < stats.lanes  # a half was called without its late lane
+
+
+def test_long_messages_in_both_directions_do_not_block_each_other():
+    def still(observation, weights, seeds, chunks):
+        return np.zeros((len(seeds), 4, 20_000))
+
+    jobs = [Job(0, (1.0,), seed) for seed in range(6)]
+    spec = LaneSpec(EnvSpec(Wide, 4, 20), ("position",), 1)
+    child = Thread(target=lambda: done.extend(rollout(jobs, still, spec, Engine(lanes=4, workers=1))), daemon=True)
+    done = []
+    child.start()
+    child.join(30)
+    assert len(done) == len(jobs)
+
+
+def test_ctrl_c_waits_for_the_call_in_progress_and_drops_the_next():
+    begun, ended = [], []
+
+    def slow(*inputs):
+        begun.append(1)
+        time.sleep(0.3)  # meanwhile the other half comes
+        if len(begun) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+        ended.append(1)
+        return homing(*inputs)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(rollout(JOBS, slow, env(), Engine(lanes=4, workers=2)))
+    assert len(begun) == len(ended) == 3
 
 
 def test_a_simulator_that_always_breaks_is_given_up_with_its_seed():

@@ -36,6 +36,9 @@ class Walk(Environment):
         distance = float(np.linalg.norm(self.position))
         if self.trouble == "slow":
             time.sleep(0.05)
+            if self.marker:
+                with open(self.marker, "a") as log:
+                    log.write(".")
         success = distance < 0.3
         reward = np.nan if self.trouble == "reward" and self.seed == self.unlucky else 1 / (1 + distance)
         return reward, success, self.steps >= self.max_steps, {"is_success": success}
@@ -51,6 +54,22 @@ class Walk(Environment):
         if self.trouble == "hang":
             time.sleep(60)
         raise RuntimeError("the physics exploded")
+
+
+class Wide(Walk):
+    """Sees and takes more numbers than a socket holds."""
+
+    def __init__(self, observation_keys=("position",)):
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Dict({"position": gymnasium.spaces.Box(-np.inf, np.inf, (100_000,))})
+        self.action_space = gymnasium.spaces.Box(-1, 1, (20_000,))
+
+    def observe(self, keys=None):
+        return {"position": np.zeros(100_000)}
+
+    def advance(self, action):
+        self.steps += 1
+        return 0.0, False, self.steps >= self.max_steps, {"is_success": False}
 
 
 FORMS = {

@@ -159,6 +159,8 @@ class _Run:
         """
         for worker in self.workers:
             worker.close()
+        for call in self.calls:
+            call.cancel()
         self.thread.close()
         os.close(self.wake)
         os.close(self.wakes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections import deque
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import cast
@@ -18,6 +19,7 @@ from gpc.rollout.process import environment, python, search_path
 from gpc.rollout.worker import Failure, LaneResult
 
 HALVES = 2
+UNREAD = 2**15  # bytes of a message that the socket holds in any case, with a few more, while the process is at work
 
 
 class Simulator:
@@ -38,7 +40,8 @@ class Simulator:
         self.timeout, self.started, self.number = timeout, False, number
         self.due = 0  # answers
         self.seconds_left = timeout  # until the next one is late
-        self._write(search_path())
+        self.unsent: deque[bytes] = deque()
+        self._write(cloudpickle.dumps(search_path()))
         self.send((spec, lanes))
 
     def half_of(self, lane: int) -> int:
@@ -46,17 +49,22 @@ class Simulator:
         return (lane + self.number) % HALVES
 
     def send(self, message: object) -> None:
-        """Send a message, which has an answer."""
+        """Send a message, which has an answer.
+
+        A long one waits for the answers that are due: the process may be writing one, and reads nothing meanwhile.
+        """
+        data = cloudpickle.dumps(message)  # unlike pickle, also what a script or notebook defines
         if not self.due:
             self.seconds_left = self.timeout
+        if self.due and (self.unsent or len(data) > UNREAD):
+            self.unsent.append(data)
+        else:
+            self._write(data)
         self.due += 1
-        self._write(message)
 
-    def _write(self, message: object) -> None:
+    def _write(self, data: bytes) -> None:
         with suppress(OSError):  # the next read raises if the process died
-            self.connection.send_bytes(
-                cloudpickle.dumps(message)
-            )  # unlike pickle, also what a script or notebook defines
+            self.connection.send_bytes(data)
 
     def receive(self) -> list[LaneResult]:
         """Return the results of the commands of one message.
@@ -76,6 +84,8 @@ class Simulator:
             raise RunError(answer.cause) if answer.again else InputError(answer.cause)
         self.started, self.seconds_left = True, self.timeout
         self.due -= 1
+        if self.unsent and self.due == len(self.unsent):  # the process reads now
+            self._write(self.unsent.popleft())
         return cast(list[LaneResult], answer)
 
     def close(self) -> None:
