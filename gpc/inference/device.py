@@ -211,7 +211,7 @@ def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Pol
     if copied is policy:
         if not isinstance(policy, Movable):
             notice(
-                f"{name} stays on the CPU: it has no attribute with a network, and no method to(device) (docs/gpu.md)"
+                f"{name} stays on the CPU: it has no attribute with a network, and no method to(device, dtype) (docs/gpu.md)"
             )
         return policy
     sizes = SIZES[size_of(policy).parameters > LARGE] if there.type != "cpu" else ()
