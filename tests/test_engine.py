@@ -123,6 +123,7 @@ def test_long_messages_in_both_directions_do_not_block_each_other():
 
 def test_ctrl_c_waits_for_the_call_in_progress_and_drops_the_next():
     begun, ended = [], []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test process beside others ignores it
 
     def slow(*inputs):
         begun.append(1)
@@ -133,8 +134,11 @@ def test_ctrl_c_waits_for_the_call_in_progress_and_drops_the_next():
         ended.append(1)
         return homing(*inputs)
 
-    with pytest.raises(KeyboardInterrupt):
-        list(rollout(JOBS, slow, env(), Engine(lanes=4, workers=2)))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(rollout(JOBS, slow, env(), Engine(lanes=4, workers=2)))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(begun) == len(ended) == 3
 
 

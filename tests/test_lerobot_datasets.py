@@ -264,7 +264,7 @@ def test_a_search_has_the_same_prior_from_a_lerobot_dataset_as_from_a_replay_buf
     theirs = {name.removeprefix("observation."): some.observations[key] for name, key in keys.items()}
     write_lerobot(tmp_path / "lerobot", replace(some, observations=theirs), 10, "push the T")
     ours, found = (
-        denoising_error(setup, demonstrations_for(setup, tmp_path / name), Console())
+        denoising_error(setup.policy, setup.actor.sampling, demonstrations_for(setup, tmp_path / name), Console())
         for name in ("some.zarr", "lerobot")
     )
     assert (found.windows, len(found.gram)) == (ours.windows, len(ours.gram))

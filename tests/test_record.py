@@ -391,7 +391,7 @@ def test_a_manifest_that_does_not_fit_is_one_line(content, words, tmp_path):
 
 def test_a_target_of_a_stranger_that_is_no_name_is_a_difference_like_any(tmp_path):
     RunFolder(tmp_path, {"sampler": {"_target_": {}}}, 4).close()
-    with pytest.raises(InputError, match="was started with policies="):
+    with pytest.raises(InputError, match="was started with device="):
         RunFolder(tmp_path, CONFIG, 4)
 
 
