@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 MOST = 4  # threads of a network for one row: more of them wait for each other
-SLOW, PAUSE = 1.5, 500  # times a chunk with one thread; chunks until several threads are tried again
+SLOW, PAUSE = 1.5, 50  # times a chunk with one thread; chunks until several threads are tried again
 T = TypeVar("T")
 
 
