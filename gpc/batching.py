@@ -18,7 +18,7 @@ class _Task(NamedTuple):
     """Work for a batch, or a function of its own, and the result's future."""
 
     work: Any
-    function: Callable[[], Any] | None
+    function: Callable[[], Sequence[Any]] | None  # returns one result
     future: Future[Any]
 
 
@@ -55,14 +55,14 @@ class BatchThread(Generic[Work, Result]):
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Queue a function; it is called by itself, after what was submitted before it."""
-        return self._put(None, function)
+        return self._put(None, lambda: [function()])
 
     def close(self, timeout: float | None = None) -> None:
         """Finish what was submitted; wait for it, at most `timeout` seconds."""
         self._tasks.put(None)
         self._thread.join(timeout)
 
-    def _put(self, work: Any, function: Callable[[], Any] | None) -> Future[Any]:
+    def _put(self, work: Any, function: Callable[[], Sequence[Any]] | None) -> Future[Any]:
         future: Future[Any] = Future()
         self._tasks.put(_Task(work, function, future))
         return future
@@ -73,7 +73,7 @@ class BatchThread(Generic[Work, Result]):
                 tasks = [each for each in [task, *self._waiting()] if each.future.set_running_or_notify_cancel()]
                 for each in tasks:
                     if each.function is not None:
-                        _resolve([each.future], each.function, single=True)
+                        _resolve([each.future], each.function)
                 self._run_batch([each for each in tasks if each.function is None])
 
     def _waiting(self) -> list[_Task]:
@@ -106,10 +106,10 @@ class BatchThread(Generic[Work, Result]):
             _resolve(futures, lambda: results)
 
 
-def _resolve(futures: Sequence[Future[Any]], function: Callable[[], Any], single: bool = False) -> None:
+def _resolve(futures: Sequence[Future[Any]], function: Callable[[], Sequence[Any]]) -> None:
     """Give the results of a function to futures, or its error to all of them."""
     try:
-        results = [function()] if single else function()
+        results = function()
     except BaseException as error:  # who waits for the result would wait forever
         for future in futures:
             future.set_exception(error)
