@@ -66,8 +66,8 @@ CASES = {
     "an option of an environment": ([PAIR, WEIGHTS, "env.options.taks=x"], "unknown key 'env.options.taks'"),
     "a key": ([PAIR, WEIGHTS, "epsiodes=3"], "did you mean 'episodes'"),
     "a run of another seed": (
-        [PAIR, WEIGHTS, "run_dir=run"],
-        "run was started with seed=5, now it is 100000; use another",
+        [PAIR, WEIGHTS, "run_dir=run", "seed=7"],
+        "run was started with seed=5, now it is 7; use another",
     ),
     "a run folder that is a file": ([PAIR, WEIGHTS, "run_dir=notes.txt"], "run_dir=notes.txt is a file"),
 }

@@ -227,9 +227,9 @@ def test_seeds_that_have_chosen_weights_are_named(tiny, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text("[1, 2")  # not ours: passed over
     assert "chose weights" not in capsys.readouterr().out
-    assert main([*run, "seed=100001", f"run_dir={tmp_path / 'second'}"]) == 0
-    assert f"note: {search} chose weights of these policies on seeds 100000 to 100001" in capsys.readouterr().out
-    assert main([*run, "seed=100002", f"run_dir={tmp_path / 'third'}"]) == 0
+    assert main([*run, "seed=200001", f"run_dir={tmp_path / 'second'}"]) == 0
+    assert f"note: {search} chose weights of these policies on seeds 200000 to 200001" in capsys.readouterr().out
+    assert main([*run, "seed=200002", f"run_dir={tmp_path / 'third'}"]) == 0
     assert "chose weights" not in capsys.readouterr().out
 
 

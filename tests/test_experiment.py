@@ -250,7 +250,7 @@ def test_a_finished_run_is_not_run_again(undisturbed, tiny):
 def test_the_python_interface_gives_the_command_lines_episodes(undisturbed, tiny):
     a, b = map(gpc.load_policy, tiny)
     policy = gpc.compose([a, b], [0.25, 0.75])
-    result = gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=48), episodes=4)
+    result = gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=48), episodes=4, seed=100_000)
     search = [r for r in table(undisturbed) if r.phase == "search" and r.weights == (0.25, 0.75)]
     assert [(r.seed, r.score) for r in result.rows] == [(r.seed, r.score) for r in search]
     assert result.score == pytest.approx(np.mean([r.score for r in search]))
@@ -348,10 +348,35 @@ def test_names_and_origins_are_given_by_policy(tiny, tmp_path, capsys):
     assert "tiny-noise reads 'nowhere' (2,)" in capsys.readouterr().err
 
 
+def test_more_episodes_of_the_same_settings_go_on_and_other_settings_have_a_folder_of_their_own(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    ask = ["evaluate", f"policies=[{tiny[0]}]", "env.max_steps=16", "video=0", "sampler.steps=2"]
+
+    def found():
+        return {path: json.loads((path / "summary.json").read_text())["seeds"] for path in Path("runs").iterdir()}
+
+    assert main([*ask, "episodes=1"]) == 0
+    ((folder, seeds),) = found().items()
+    assert re.fullmatch(r"evaluate-pusht-[\w-]+-[0-9a-f]{8}", folder.name)
+    assert seeds == [200_000, 200_000]  # those of a search's report, not of a search
+    assert main([*ask, "episodes=3"]) == 0
+    assert found() == {folder: [200_000, 200_002]}
+    capsys.readouterr()
+    assert main([*ask, "episodes=2"]) == 0
+    assert "has begun 3 episodes; all of them count" in capsys.readouterr().out
+    assert found() == {folder: [200_000, 200_002]}
+    assert main([*ask, "episodes=1", "sampler.steps=3"]) == 0
+    assert sorted(found().values()) == [[200_000, 200_000], [200_000, 200_002]]
+    assert main([*ask, "episodes=1", f"run_dir={folder}", "seed=7"]) == 2
+    assert "started with seed=200000, now it is 7" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_policys_name_chooses_no_path(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = run_dir_of(load_config("search", ["policies=[a,b]"]), "search", name, [name, "b"])
+    folder = run_dir_of(load_config("search", ["policies=[a,b]"]), "search", name, [name, "b"], {})
     folder.mkdir(parents=True)
     assert [path.relative_to(tmp_path) for path in tmp_path.glob("*/*")] == [folder]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -366,7 +391,7 @@ def test_a_policys_name_chooses_no_path(name, tmp_path, monkeypatch):
         ("compare", "PushT", ["a + b [0.4, 0.6]", "b"], "compare-pusht-a + b [0.4, 0.6]+b"),
     ],
 )
-def test_harmless_names_keep_the_folder_that_they_had(kind, env, names, folder):
+def test_harmless_names_are_those_of_the_folder(kind, env, names, folder):
     assert run_dir_of(load_config(kind, ["policies=[a,b]"]), kind, env, names) == Path("runs", folder)
     assert run_dir_of(load_config(kind, ["policies=[a,b]", "run_dir=../mine:1"]), kind, env, names) == Path("../mine:1")
 

@@ -54,7 +54,7 @@ def summary(run):
 def test_the_blocks_of_the_page_run(folder):
     names = run_python(PAGE, {"network": TrainingNetwork()}, {"episodes=50": "episodes=1"})
     assert names["mixed"].name == "mine + pusht-flow"
-    assert [row.seed for row in names["result"].rows] == [100_000]
+    assert [row.seed for row in names["result"].rows] == [200_000]
     chunk = names["diffusion"].condition({"state": torch.ones(1, 2, 5)})(torch.zeros(1, 16, 2), torch.tensor(1.0))
     assert chunk.shape == (1, 16, 2)
     lines = [line for line in (folder / "my_policy.py").read_text().splitlines() if line.strip()]

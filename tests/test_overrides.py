@@ -69,7 +69,7 @@ def test_input_that_was_valid_keeps_its_meaning(typed, meant):
 
 
 def test_interpolations_still_resolve():
-    assert run_dir("runs/${seed}") == "runs/100000"
+    assert run_dir("runs/${episodes}") == "runs/50"
 
 
 def test_a_comma_belongs_to_the_name_of_a_file_that_exists(monkeypatch, tmp_path):

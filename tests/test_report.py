@@ -1,7 +1,9 @@
 """`gpc report` over one run and over several, of strangers too: no page is lost, nothing on it or in a terminal acts."""
 
 import json
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hostile import NAMES, harmful
@@ -59,10 +61,23 @@ def test_what_is_no_run_is_one_line_and_nothing_is_written(runs, capsys, argumen
     assert not (runs / "study.html").exists()
 
 
-def test_a_folder_without_a_finished_run_is_left_out_of_a_study_and_named(runs, capsys):
-    (runs / "diagnose-push").mkdir(exist_ok=True)
-    assert main(["report", "two", "diagnose-push", "three"]) == 0
-    assert "note: no finished run, left out: diagnose-push" in capsys.readouterr().out
+def test_folders_that_cannot_be_reported_are_left_out_of_a_study_with_a_line_each(runs, capsys):
+    (runs / "diagnose-push").mkdir()
+    for name in ("deploy-arm", "older", "damaged"):
+        shutil.copytree(runs / "alone", name)
+    Path("deploy-arm/summary.json").write_text('{"reason": "time"}')
+    Path("older/summary.json").write_text(Path("older/summary.json").read_text().replace('version": 2', 'version": 0'))
+    with Path("damaged/episodes.jsonl").open("a") as rows:
+        rows.write("{}\n")
+    assert main(["report", "two", "diagnose-push", "deploy-arm", "older", "damaged", "three"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: left out: ")]
+    words = (
+        "diagnose-push is not a finished",
+        "deploy-arm/summary.json has no",
+        "older/summary.json has",
+        "line 21 is damaged",
+    )
+    assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * 4
     page = (runs / "study.html").read_text()
     (runs / "study.html").unlink()
     assert "A study of 2 runs" in page

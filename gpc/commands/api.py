@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium
 
+from gpc.commands.checks import REPORT_SEED, first_seed
 from gpc.commands.experiment import Experiment, run_evaluation, run_search
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import device_under, spec_of
@@ -81,7 +82,7 @@ def evaluate(
     env: Env = "policy",
     *,
     episodes: int = 50,
-    seed: int = 100_000,
+    seed: int | None = None,
     sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
@@ -95,7 +96,8 @@ def evaluate(
         env: name as for `env=`, spec, `gymnasium.Env`, or a class or function that makes one (docs/environments.md); by
             default what the policy was trained for.
         episodes: number of episodes, on seeds `seed`, `seed + 1`, ...
-        seed: first seed, of the environment and of the policy's noise.
+        seed: first seed, of the environment and of the policy's noise; by default that of `run_dir`, or 200000, as a
+            search's report.
         sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
@@ -105,7 +107,7 @@ def evaluate(
     Raises:
         InputError: If policy, environment and settings do not fit, before anything runs.
     """
-    seeds = seed_range(episodes, seed)
+    seeds = seed_range(episodes, first_seed(seed, run_dir))
     where = device_under(executor, as_device(device))
     spec, origin = common_simulator(as_composition(policy).policies, spec_of(env))
     composition = composition_in(policy, spec.rename_map)
@@ -124,7 +126,7 @@ def search(
     method: Search = Racing(),
     demonstrations: str | Path | None = None,
     report_episodes: int = 50,
-    report_seed: int = 200_000,
+    report_seed: int = REPORT_SEED,
     sampling: Sampling | Native = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),

@@ -11,14 +11,17 @@ from gpc.commands.config import Config, plain
 from gpc.errors import InputError, started_with
 from gpc.policy.sources import check_source, split_source
 from gpc.registry import ENVS, load_entry, names
+from gpc.schema import Seed
 from gpc.serve.address import Address
 from gpc.types import DEVICE_KEYS
 from gpc.weights.simplex import Weights
 
 WEIGHTINGS = "two lists of weights, as in 'weights=[[0.4,0.6],[0,1]]'"
 DEVICES = "as in 'device=[cpu,cuda]' or 'dtype=[null,bfloat16]'"
-SAME = ("seed", "episodes", "weights", "block", "report.seed", "report.episodes")
+SAME = ("seed", "weights", "block", "report.seed", "report.episodes")
 """Settings that a run folder records as a configuration has them."""
+REPORT_SEED = 200_000
+"""First seed of a search's report, as in configs/search.yaml."""
 SEVERAL = {"search": "a search", "diagnose": "a diagnosis"}
 
 
@@ -123,6 +126,16 @@ def parse_weights(weights: Sequence[Any], count: int) -> Weights:
     if len(weights) != count:
         raise InputError(f"{len(weights)} weights for {count} policies; give one each")
     return tuple(float(w) for w in weights)
+
+
+def first_seed(seed: int | None, run_dir: str | Path | None) -> int:
+    """Return the first seed of an evaluation, by default that of its folder.
+
+    A new folder has that of a search's report: it is paired with winner and parents, and no search chooses weights there.
+    """
+    if seed is None and run_dir and (manifest := Path(run_dir, "manifest.json")).is_file():
+        seed = _value(schema.read(dict[str, Any], manifest), "config.seed")
+    return schema.check(Seed, REPORT_SEED if seed is None else seed, "seed")
 
 
 def _check_paths(config: Config) -> None:

@@ -184,7 +184,8 @@ def compare_from(config: Config, console: Console) -> Path:
     other = sides[1].experiment.setup
     print_execution(config, experiment.setup, console, other.policy.policies)
     print_notes([note for note in other.notes if note not in experiment.setup.notes], console)
-    folder = run_dir_of(config, "compare", experiment.setup.env.name, names_of(sides))
+    settings = _settings(sides) | {"block": config["block"], "seed": seed}
+    folder = run_dir_of(config, "compare", experiment.setup.env.name, names_of(sides), settings)
     run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
     write_outputs(experiment, folder, config["video"])
     return folder

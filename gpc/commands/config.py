@@ -35,7 +35,7 @@ OUTSIDE = "outside"
 Config = DictConfig | Mapping[str, Any]
 """A configuration from Hydra, or plain data with the same keys."""
 
-KINDS: Mapping[str, Any] = {
+KINDS: dict[str, Any] = {
     **{key: Count for key in ("episodes", "block", "chunks", "max_batch", "report.episodes")},
     **{key: Seed for key in ("seed", "report.seed")},
     "video": Annotated[int, Meta(ge=0, le=10**6)],
@@ -110,7 +110,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     for key, value in _leaves(plain(config)):
         if isinstance(value, float) and isnan(value):  # every comparison with a bound would be false
             raise InputError(f"{key}={value} is not a number")
-    _check_kinds(config)
+    _check_kinds(config, KINDS | ({"seed": Seed | None} if name == "evaluate" else {}))
     for key in PATHS & config.keys():
         if config[key]:
             config[key] = str(Path(config[key]).expanduser())
@@ -187,8 +187,8 @@ def _check_changed(override: str) -> None:
             raise InputError(f"{override.partition('=')[0]} has changed; write {match.expand(new)}")
 
 
-def _check_kinds(config: DictConfig) -> None:
-    for key, kind in KINDS.items():
+def _check_kinds(config: DictConfig, kinds: Mapping[str, Any]) -> None:
+    for key, kind in kinds.items():
         value = OmegaConf.select(config, key, default=MISSING)
         if value is not MISSING:
             check(kind, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, key)

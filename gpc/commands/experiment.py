@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.commands.checks import need_two, weights_of
+from gpc.commands.checks import first_seed, need_two, weights_of
 from gpc.commands.config import Config, plain
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
@@ -157,10 +157,11 @@ def evaluate_from(config: Config, console: Console) -> Path:
     """Run `gpc evaluate` and return the run folder."""
     experiment = experiment_of(config, console)
     print_execution(config, experiment.setup, console)
-    names, seed = experiment.setup.names, config["seed"]
-    weights = weights_of(config, len(names))
-    print_warnings(experiment.setup.policy, console, weights)
-    folder = run_dir_of(config, "evaluate", experiment.setup.env.name, names)
+    setup, seed = experiment.setup, first_seed(config["seed"], config["run_dir"])
+    weights = weights_of(config, len(setup.names))
+    print_warnings(setup.policy, console, weights)
+    settings = _evaluation_settings(setup, weights, seed)
+    folder = run_dir_of(config, "evaluate", setup.env.name, setup.names, settings)
     run_evaluation(experiment, weights, range(seed, seed + config["episodes"]), folder)
     write_outputs(experiment, folder, config["video"])
     return folder
@@ -173,8 +174,10 @@ def search_from(config: Config, console: Console) -> Path:
     experiment = experiment_of(config, console)
     print_execution(config, experiment.setup, console)
     print_warnings(experiment.setup.policy, console)
-    folder = run_dir_of(config, "search", experiment.setup.env.name, experiment.setup.names)
+    setup = experiment.setup
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
+    settings = _search_settings(setup, method, report) | {"demonstrations": config["demonstrations"]}
+    folder = run_dir_of(config, "search", setup.env.name, setup.names, settings)
     run_search(experiment, method, report, folder, demonstrations)
     write_outputs(experiment, folder, config["video"])
     return folder
@@ -215,13 +218,29 @@ def write_outputs(experiment: Experiment, folder: Path, video: int) -> None:
     print_summary(folder, experiment.console)
 
 
+def _evaluation_settings(setup: RolloutSetup, weights: Weights, seed: int) -> dict[str, Any]:
+    """Return what determines the results, without the number of episodes."""
+    return setup.settings | {"weights": list(weights), "seed": seed}
+
+
+def _search_settings(setup: RolloutSetup, method: Search, report: range) -> dict[str, Any]:
+    """Return what determines the results, without demonstrations."""
+    return setup.settings | {
+        "search": describe(SEARCHES, method),
+        "report": {"episodes": len(report), "seed": report.start},
+    }
+
+
 def run_evaluation(experiment: Experiment, weights: Weights, seeds: range, path: Path) -> dict[str, Any]:
     """Roll out one weight vector; return the summary."""
     setup = experiment.setup
     setup.check(weights)
     experiment.warn_reused_seeds(path.parent, seeds)
-    settings = setup.settings | {"weights": list(weights), "episodes": len(seeds), "seed": seeds.start}
-    with experiment.open(path, settings) as folder:
+    with experiment.open(path, _evaluation_settings(setup, weights, seeds.start)) as folder:
+        stop = max([seeds.stop, *(row.seed + 1 for row in folder.phase("evaluate"))])
+        if stop > seeds.stop:  # those of a part would favour episodes that end early
+            print_notes([f"{path} has begun {stop - seeds.start} episodes; all of them count"], experiment.console)
+        seeds = range(seeds.start, stop)
         rows = experiment.roll(folder, "evaluate", [Job(0, weights, seed) for seed in seeds])
         summary: dict[str, Any] = summarize_evaluation(setup.names, rows, len(experiment.stats.simulator_failures))
         folder.write_json("summary.json", summary)
@@ -254,11 +273,7 @@ def run_search(
         policy, content = experiment.placed, demonstrations_for(setup, demonstrations)
         prior = denoising_error(policy, setup.actor.sampling, content, experiment.console)
     search = _start(method, names, prior, report)
-    settings = setup.settings | {
-        "search": describe(SEARCHES, method),
-        "report": {"episodes": len(report), "seed": report.start},
-        **({"demonstrations": prior.fingerprint} if prior else {}),
-    }
+    settings = _search_settings(setup, method, report) | ({"demonstrations": prior.fingerprint} if prior else {})
     with experiment.open(path, settings) as folder:
         while pairs := search.ask():
             jobs = [Job(c, search.candidates[c], seed) for c, seed in pairs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -280,7 +282,23 @@ def compose_from(config: Config, console: Console) -> Composition:
     return composition.with_weights(torch.tensor(weights, dtype=torch.float64))
 
 
-def run_dir_of(config: Config, kind: str, env: str, names: Sequence[str]) -> Path:
-    """Return the run folder of a configuration, by default runs/KIND-ENV-POLICIES."""
+def run_dir_of(config: Config, kind: str, env: str, names: Sequence[str], settings: Any = None) -> Path:
+    """Return the run folder of a configuration.
+
+    Args:
+        config: configuration; its `run_dir` is taken as it is.
+        kind: command.
+        env: name of the environment.
+        names: names of the policies, or of the sides.
+        settings: plain data that determine the results.
+
+    Returns:
+        The folder, by default runs/KIND-ENV-POLICIES-HASH; without the hash of the settings if there are none.
+    """
     run_dir: str | None = config["run_dir"]  # of the user
-    return Path(run_dir) if run_dir else Path("runs", file_name(f"{kind}-{env.lower()}-{'+'.join(names)}"))
+    if run_dir:
+        return Path(run_dir)
+    parts = [kind, env.lower(), "+".join(names)]
+    if settings is not None:
+        parts.append(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8])
+    return Path("runs", file_name("-".join(parts)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Column, Table
 
 from gpc.disk import write_atomically
-from gpc.errors import missing
+from gpc.errors import GpcError, missing
 from gpc.inert import Console, notice, template
 from gpc.results.devices import device_of
 from gpc.results.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
@@ -130,18 +130,26 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
     """Write one page of several runs; print a leaderboard for each task.
 
     Args:
-        paths: Run folders; those without a finished run, such as a diagnosis, are left out with a note.
+        paths: Run folders; those that are no finished or readable run, such as a diagnosis, are left out with a note.
         page: The HTML file.
         console: For the leaderboards.
 
     Raises:
         InputError: If a folder is missing, or none is a finished run.
-        RunError: If the page cannot be written.
+        RunError: If the only runs are damaged, or the page cannot be written.
     """
-    other = [path for path in dict.fromkeys(paths) if path.is_dir() and not (path / "summary.json").exists()]
-    runs = [read_run(path) for path in dict.fromkeys(paths) if path not in other] or [read_run(paths[0])]
-    if other:
-        console.print(f"note: no finished run, left out: {', '.join(map(str, other))}", soft_wrap=True)
+    runs, errors = list[Run](), list[GpcError]()
+    for path in dict.fromkeys(paths):
+        try:
+            runs.append(read_run(path))
+        except GpcError as error:
+            if not path.is_dir():
+                raise
+            errors.append(error)
+    if not runs:
+        raise errors[0]
+    for error in errors:
+        console.print(f"note: left out: {error}", soft_wrap=True)
     blocks: list[Block] = []
     printed: list[tuple[Table, list[str]]] = []
     for task, group in tasks(runs).items():

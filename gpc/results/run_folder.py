@@ -332,6 +332,8 @@ def read_versioned(kind: Any, path: Path, versions: tuple[int, ...] = (SCHEMA_VE
     """
     content = read_json(path)
     written = content.get("schema_version")
+    if written is None:
+        raise InputError(f"{path} has no schema_version: it is of no search, evaluation or comparison")
     if written not in versions:
         raise InputError(
             f"{path} has schema_version {one_line(written, 20)}, not {versions[-1]}; use the gpc that wrote it"

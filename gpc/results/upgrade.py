@@ -77,7 +77,8 @@ def upgraded_config(config: Any) -> Any:
     """Return a recorded configuration in today's words, see `upgraded`."""
     if not isinstance(config, Mapping):
         return config
-    parts = {key: _part(key, value) for key, value in config.items()}
+    # an evaluation resumes with more episodes; earlier versions recorded their number
+    parts = {key: _part(key, value) for key, value in config.items() if key != "episodes"}
     sides = parts.get("sides")
     if isinstance(sides, list):
         parts["sides"] = [upgraded_config(side) for side in sides]
