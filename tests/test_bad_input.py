@@ -1,11 +1,14 @@
 """Bad input ends in one clear line and exit code 2 (1 where it shows only while running), before any work is lost."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from gpc.commands.cli import COMMANDS as COMMANDS_OF_GPC
 from gpc.commands.cli import main
 from gpc.results.run_folder import read_rows
 
@@ -181,3 +184,78 @@ def test_a_run_folder_of_another_configuration(said, tmp_path):
     assert said(base)[0] == 0
     code, text = said([*base, "sampler.steps=3"])
     assert (code, "sampler.steps=8, now it is 3" in text) == (2, True)
+
+
+HABITS = {
+    "the option of lerobot-eval": (["evaluate", FIRST, "--n_episodes", "5"], "as in episodes=5; gpc evaluate -h lists"),
+    "with its group": (["evaluate", "--eval.n_episodes=5", FIRST], "as in episodes=5;"),
+    "a dash in its name": (["search", MIX, "--run-dir", "a b"], "as in 'run_dir=a b';"),
+    "an output folder": (["evaluate", FIRST, "-o", "out"], "as in run_dir=out;"),
+    "without a value": (["evaluate", FIRST, "-o"], "as in run_dir=VALUE;"),
+    "a negative one": (["evaluate", "--seed", "-1"], "as in seed=VALUE;"),
+    "Hydra's configuration": (["evaluate", "--cfg", "job", FIRST], "--cfg: gpc evaluate -h shows keys and defaults;"),
+    "Hydra's sweep": (["evaluate", "-m", FIRST], "-m: one command is one run"),
+    "an option of report": (
+        ["report", "--all", "runs"],
+        "gpc report: unrecognized arguments: --all; gpc report -h lists",
+    ),
+    "a key that is near nothing": (["evaluate", FIRST, "xyz=3"], "unknown key 'xyz' in evaluate; the nearest is "),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), HABITS.values(), ids=HABITS)
+def test_habits_of_other_tools_get_the_line_to_type(said, arguments, words):
+    code, text = said(arguments)
+    assert (code, text.count("Traceback")) == (2, 0)
+    assert words in text
+
+
+def test_an_unknown_key_has_the_five_nearest_those_of_a_group_together(said):
+    text = said(["evaluate", FIRST, "n_action_step=3"])[1]
+    assert "unknown key 'n_action_step' in evaluate; " in text
+    near = text.partition("evaluate; ")[2].partition("; gpc evaluate -h lists all")[0]
+    assert "'env.n_action_steps'" in near.partition(" also ")[0]
+    assert len(near.partition(" also ")[2].replace(";", ",").split(",")) == 4
+
+
+@pytest.mark.parametrize("command", [*COMMANDS_OF_GPC])
+def test_every_command_answers_h(command, capsys):
+    try:
+        code = main([command, "-h"])
+    except SystemExit as end:
+        code = end.code
+    shown = capsys.readouterr()
+    assert (code, shown.err) == (0, "")
+    if command in ("evaluate", "search", "compare"):
+        assert "values below are the defaults" in shown.out
+        assert "# sampler=dpmpp_2m: keys sampler.*, the default\n" in shown.out
+        assert "# sampler=euler: keys sampler.*\n" in shown.out
+
+
+def test_python_m_gpc_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "gpc", "serch"], capture_output=True, text=True)
+    assert (done.returncode, "did you mean 'search'" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "found"),
+    [
+        ("gpc ev", "ev", ["evaluate"]),
+        ("gpc search epi", "epi", []),
+        ("gpc evaluate epi", "epi", ["episodes="]),
+        ("gpc evaluate env=pu", "pu", ["pusht", "pusht_diffusion_policy"]),  # bash
+        ("gpc evaluate env=pu", "env=pu", ["env=pusht", "env=pusht_diffusion_policy"]),  # zsh
+        (
+            "gpc evaluate 'policies=[pusht-flow,pusht-d",
+            "policies=[pusht-flow,pusht-d",
+            ["policies=[pusht-flow,pusht-diffusion"],
+        ),
+        ("gpc policies lift-", "lift-", ["lift-diffusion", "lift-flow"]),
+        ("gpc report r", "r", []),
+    ],
+)
+def test_tab_completes_commands_keys_and_names(line, given, found, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", line + " behind the cursor")
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    assert main(["--complete", "gpc", given, ""]) == 0
+    assert capsys.readouterr().out.split() == found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -52,7 +53,7 @@ beso:FOLDER and, without its goal, beso_unconditional:FOLDER, and remote:ws://HO
 Your own is [italic]module:function:argument[/], found in the current folder (docs/your-own-policy.md).
 Signed weights, as for guidance, need composer=guidance.
 The same command resumes an interrupted run.
-`gpc search -h`, and so with evaluate, compare, serve and deploy, lists every key with its default.
+`gpc COMMAND -h` lists what a command takes, with defaults.
 """
 
 
@@ -72,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not args or args[0] in ("-h", "--help"):
             console.print(Text.from_markup(HELP), soft_wrap=True)
+            return 0
+        if args[0] == "--complete":  # GPC WORD BEFORE, from the shell
+            from gpc.commands.completion import completions
+
+            line, end = os.environ.get("COMP_LINE", ""), os.environ.get("COMP_POINT", "")
+            choices = completions(line[: int(end)] if end.isdigit() else line, args[2], list(COMMANDS))
+            console.print(*choices, sep="\n", soft_wrap=True)
             return 0
         if args[0] == "--version":
             import gpc
@@ -155,6 +163,9 @@ def _diagnose(console: Console, args: list[str]) -> None:
 
 
 def _policies(console: Console, args: list[str]) -> None:
+    args = _named(
+        "policies", args, "SOURCE", "a bundled name, or loader:path; by default all that come with gpc are listed"
+    )
     from gpc.policy.sources import check_source
 
     for source in args:
@@ -165,9 +176,9 @@ def _policies(console: Console, args: list[str]) -> None:
 
 
 def _report(console: Console, args: list[str]) -> None:
+    paths = [Path(arg) for arg in _named("report", args, "RUN", "a run folder; of several, study.html is written here")]
     from gpc.results.report import print_summary, write_report, write_study
 
-    paths = [Path(arg) for arg in args]
     if not paths:
         raise InputError("gpc report takes run folders, as in: gpc report runs/demo")
     if len(paths) > 1:
@@ -225,6 +236,14 @@ def _bridge(console: Console, name: str, args: list[str]) -> None:
     run(config, console)
 
 
+def _named(command: str, args: list[str], name: str, text: str) -> list[str]:
+    """Return the arguments of a command of names alone; -h prints its help."""
+    parser = _Parser(f"gpc {command}")
+    parser.add_argument("names", nargs="*", metavar=name, help=text)
+    names: list[str] = parser.parse_args(args).names
+    return names
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as everywhere."""
@@ -232,6 +251,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _doctor(console: Console, args: list[str]) -> None:
+    args = _named("doctor", args, "SOURCE", "a policy whose needs of memory are shown; by default none")
     from gpc.commands.doctor import findings_table, needs_table, verdict
     from gpc.policy.sources import check_source
 

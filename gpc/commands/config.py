@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from importlib.resources import files
+from itertools import zip_longest
 from math import isnan
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -19,7 +20,7 @@ from msgspec import Meta
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gpc.commands.overrides import quoted
+from gpc.commands.overrides import nearest, quoted, without_dashes
 from gpc.errors import InputError, suggest
 from gpc.objects import REQUIRED, described, settings_of
 from gpc.registry import COMPOSERS, ENVS, SEARCHES, import_named, is_ours, load_entry, load_named, names
@@ -88,7 +89,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         InputError: If an override is malformed, a key or option of a group is unknown, a value is missing or of another
             type.
     """
-    for override in overrides:
+    for override, following in zip_longest(overrides, overrides[1:], fillvalue=""):
+        if override.startswith("-"):
+            raise InputError(without_dashes(name, override, following, known_keys(name)))
         _check_changed(override)
     overrides = [quoted(override, KINDS.get(override.partition("=")[0].lstrip("+"))) for override in overrides]
     GlobalHydra.instance().clear()
@@ -214,7 +217,7 @@ def _one_line(error: BaseException, name: str) -> str:
         return f"unknown {option[1]} {option[2]!r}{suggest(option[2], options(option[1]))}"
     key = re.search(r"(?:Could not override|Key) '([\w.]+)'", text)
     if key and "not in" in text + " not in":
-        return f"unknown key {key[1]!r} in {name}{suggest(key[1], _known_keys(name))}"
+        return f"unknown key {key[1]!r} in {name}{nearest(key[1], known_keys(name))}; gpc {name} -h lists all"
     flat = re.search(r"Error merging override \+\+(\w+)=", text)
     if flat:
         return f"{flat[1]} takes pairs, as in '{flat[1]}={{NAME: VALUE}}'"
@@ -222,7 +225,8 @@ def _one_line(error: BaseException, name: str) -> str:
     return f"{unset[1]} is not set; give it on the command line, as in {_example({unset[1]})}" if unset else text
 
 
-def _known_keys(name: str) -> list[str]:
+def known_keys(name: str) -> list[str]:
+    """Return the keys of a command."""
     with initialize_config_module("gpc.configs", version_base="1.3"):
         config = OmegaConf.to_container(compose(name))
 
@@ -235,22 +239,30 @@ def _known_keys(name: str) -> list[str]:
     return [path.strip(".") for path in paths(config, "")]
 
 
+def groups(name: str) -> dict[str, str]:
+    """Return the config groups of a command, each with its default option."""
+    text = files("gpc.configs").joinpath(f"{name}.yaml").read_text()
+    return dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+
+
 def help_text(name: str) -> str:
     """Return every key of a command with its default and comment, for `-h`."""
     root = files("gpc.configs")
     text = [root.joinpath(f"{name}.yaml").read_text()]
-    for group in re.findall(r"^  - (\w+): \w+$", text[0], re.MULTILINE):
+    for group, default in groups(name).items():
         choices = [(choice, root.joinpath(group, f"{choice}.yaml").read_text()) for choice in sorted(_shipped(group))]
         registered = REGISTERED.get(group, "")
         foreign = [choice for choice in names(registered) if not is_ours(registered, choice)]
         choices += [(choice, _foreign_keys(group, choice)) for choice in foreign]
-        text += [f"# {group}={choice}: keys {group}.*\n{content}" for choice, content in choices]
+        marks = {default: ", the default"}
+        text += [f"# {group}={choice}: keys {group}.*{marks.get(choice, '')}\n{content}" for choice, content in choices]
     text[1:1] = [
         root.joinpath(f"{part}.yaml").read_text() for part in re.findall(r"^  - ([a-z]+)$", text[0], re.MULTILINE)
     ]
     # lines for Hydra and for the registry, not for the user
     skipped = re.compile(r"^( *type: \w+\n|# @package.*\n|defaults:\n(  - .*\n)+\n?)", re.MULTILINE)
-    return "\n".join(skipped.sub("", part) for part in text)
+    keys = "\n".join(skipped.sub("", part) for part in text)
+    return f"# KEY=VALUE, in any order; the values below are the defaults, those of ??? must be given\n{keys}"
 
 
 def _foreign_keys(group: str, choice: str) -> str:

@@ -7,7 +7,9 @@ File names of the field hold `=`, commas, brackets, `#`, `~`, quotes and letters
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from hydra.errors import HydraException
 
 from gpc.errors import InputError
 from gpc.policy.sources import split_source
+
+SHOWN = ("cfg", "c", "info", "i", "resolve", "package", "p", "hydra-help")
+REPEATED = ("multirun", "m")
+OUTPUT = ("o", "out", "output", "output_dir", "output-dir")
+"""Options of Hydra and of other tools, without dashes."""
 
 PIECE = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|(?:\\.|[^,])*""", re.DOTALL)
 """An entry of a list up to its comma: in quotes, or with escaped commas alone."""
@@ -44,6 +51,41 @@ def quoted(override: str, kind: Any) -> str:
         text = _text(value)
         return override if text is None else f"{key}={_quote(text)}"
     return override
+
+
+def without_dashes(command: str, option: str, following: str, keys: list[str]) -> str:
+    """Return what to write for an option with dashes, as other tools have them.
+
+    Args:
+        command: command.
+        option: argument that begins with a dash.
+        following: argument behind it.
+        keys: keys of the command.
+    """
+    word, equals, value = option.lstrip("-").partition("=")
+    if word in SHOWN:
+        return f"{option}: gpc {command} -h shows keys and defaults; manifest.json of a run holds its configuration"
+    if word in REPEATED:
+        return f"{option}: one command is one run; a loop of the shell runs several"
+    if not equals:
+        value = "VALUE" if following.startswith("-") or "=" in following else following or "VALUE"
+    key = "run_dir" if word in OUTPUT and "run_dir" in keys else _near(word.replace("-", "_"), keys)[0]
+    meant = shlex.quote(f"{key}={value}")
+    return f"{option}: settings are KEY=VALUE without dashes, as in {meant}; gpc {command} -h lists the keys"
+
+
+def nearest(word: str, keys: list[str]) -> str:
+    """Return the end of an error line: the five nearest keys, by group."""
+    first, *others = _near(word, keys)
+    meant = f"did you mean {first!r}?" if get_close_matches(word, [first]) else f"the nearest is {first!r};"
+    grouped: dict[str, list[str]] = {}
+    for key in others:
+        grouped.setdefault(key.partition(".")[0] if "." in key else "", []).append(key)
+    return f"; {meant} also {'; '.join(', '.join(group) for group in grouped.values())}"
+
+
+def _near(word: str, keys: list[str]) -> list[str]:
+    return get_close_matches(word, keys, n=5, cutoff=0.0)
 
 
 def _entries(key: str, content: str) -> list[str]:
