@@ -25,11 +25,15 @@ import gpc
 from gpc.composition.composed import join_observations
 from gpc.inference.chunk import sample_actions
 from gpc.inference.settings import Sampling
+from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import ActionSpec, Observation, ObservationSpec
+from gpc.rollout.env import LaneSpec
+from gpc.rollout.worker import Lane, LaneCommand
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 from gpc.serve.batching import InferenceThread
-from gpc.serve.server import Access, PolicyServer
+from gpc.serve.listener import Access
+from gpc.serve.server import PolicyServer
 
 POLICIES, WEIGHTS = ("pusht-diffusion", "pusht-flow"), (0.4, 0.6)
 CLIENTS = (1, 2, 4, 8, 16)
@@ -58,6 +62,7 @@ def serving_speed(say: Callable[[str], None], quick: bool, threads: int) -> None
             figures = " | ".join(f"{figure:.1f}" for figure in (*gpc_, *naive))
             say(f"| {count} | {figures} | {gpc_[0] / naive[0]:.2f} |")
     remote_member(say, 500 if quick else 5000)
+    remote_simulator(say, 50 if quick else 1000)
 
 
 def load(address: str, count: int, seconds: float) -> tuple[float, float, float]:
@@ -106,6 +111,30 @@ def remote_member(say: Callable[[str], None], calls: int) -> None:
                 denoiser(x, sigma)
                 waits.append(1000 * (time.perf_counter() - began))
             say(f"| {rows} | {np.median(waits):.2f} | {np.percentile(waits, 99):.2f} |")
+
+
+def remote_simulator(say: Callable[[str], None], chunks: int) -> None:
+    """Measure chunks of PushT in a simulator behind a socket, beside one in this process."""
+    say("\n## A remote simulator\n")
+    say(f"{chunks} chunks of 8 actions of PushT, `state` of the last two steps; `gpc serve-env` on the same machine.\n")
+    say("| simulator | p50 ms | p99 ms |")
+    say("|---|---|---|")
+    actions = np.random.default_rng(0).uniform(100, 400, (chunks, 8, 2))
+    with process_of(sys.executable, "-P", "-m", "gpc.commands.cli", "serve-env", "env=pusht", "port=0") as (_, address):
+        for name, env in (
+            ("here", EnvSpec("pusht", 8, 10**6)),
+            ("remote", EnvSpec("remote", 8, 10**6, {"address": address})),
+        ):
+            lane, waits = Lane.of(LaneSpec(env, ("state",), 2)), []
+            lane.execute(LaneCommand(0, 0, None))
+            for chunk in actions:
+                began = time.perf_counter()
+                ended = lane.execute(LaneCommand(0, None, chunk)).done
+                waits.append(1000 * (time.perf_counter() - began))
+                if ended:
+                    lane.execute(LaneCommand(0, 0, None))
+            lane.env.close()
+            say(f"| {name} | {np.median(waits):.2f} | {np.percentile(waits, 99):.2f} |")
 
 
 class Free:

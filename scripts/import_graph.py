@@ -25,7 +25,7 @@ FLOW = (
     ("rollout", "environments, simulator processes, the engine"),
     ("weights", "the searches for weights"),
     ("results", "run folders, statistics, reports"),
-    ("serve", "a policy for clients in other processes"),
+    ("serve", "a policy, or a simulator, for other processes"),
     ("bridge", "the control loop on a robot"),
     ("commands", "gpc COMMAND, and the same from Python"),
     ("testing", "contracts as checks"),

@@ -12,7 +12,8 @@ from servers import process_of
 
 from gpc.inference.settings import Sampling
 from gpc.serve.batching import InferenceThread
-from gpc.serve.server import Access, PolicyServer
+from gpc.serve.listener import Access
+from gpc.serve.server import PolicyServer
 
 SAMPLING = Sampling(steps=4)
 

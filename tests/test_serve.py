@@ -33,7 +33,8 @@ from gpc.policy.spec import ObservationSpec
 from gpc.serve import RemotePolicy
 from gpc.serve.batching import InferenceThread
 from gpc.serve.codec import CHUNK, KNOWN, RESET, SEED, WEIGHT, pack, unpack
-from gpc.serve.server import Access, PolicyServer, serve_policy
+from gpc.serve.listener import Access
+from gpc.serve.server import PolicyServer, serve_policy
 
 RNG = np.random.default_rng(0)
 STATE = np.zeros(3)

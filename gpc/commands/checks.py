@@ -39,6 +39,8 @@ def check_config(name: str, config: Config) -> None:
     Raises:
         InputError: If one does not fit.
     """
+    if name == "serve-env":
+        return _check_task(config)
     if config["policies"] or config.get("server") is None:
         sources = sources_of(config)
         for source in sources:

@@ -34,6 +34,7 @@ HELP = """\
   gpc report    RUN \\[RUN ...]   write RUN/report.html again; of several, study.html here, with a leaderboard
   gpc replay    RUN --episode K run one recorded episode again and say whether it came out the same
   gpc serve     KEY=VALUE ...   a policy, or a composition, for robot clients of the openpi protocol
+  gpc serve-env KEY=VALUE ...   a simulator for engines in other processes, which run with env=remote
   gpc deploy    KEY=VALUE ...   the control loop on a robot: dry run, shadow or live
   gpc doctor    \\[SOURCE ...]    what is installed, what is missing, and whether these policies fit the card's memory
 
@@ -221,6 +222,10 @@ def _serve(console: Console, args: list[str]) -> None:
     _bridge(console, "serve", args)
 
 
+def _serve_env(console: Console, args: list[str]) -> None:
+    _bridge(console, "serve-env", args)
+
+
 def _deploy(console: Console, args: list[str]) -> None:
     _bridge(console, "deploy", args)
 
@@ -230,7 +235,7 @@ def _bridge(console: Console, name: str, args: list[str]) -> None:
     if config is None:
         return
     try:
-        run = import_module(f"gpc.commands.{name}").run
+        run = import_module(f"gpc.commands.{name.replace('-', '_')}").run
     except ImportError as error:
         raise InputError(f"gpc {name} needs a package that is missing ({error}); pip install 'gpc[bridge]'") from None
     run(config, console)
@@ -277,6 +282,7 @@ COMMANDS: dict[str, Callable[[Console, list[str]], None]] = {
     "report": _report,
     "replay": _replay,
     "serve": _serve,
+    "serve-env": _serve_env,
     "deploy": _deploy,
     "diagnose": _diagnose,
     "doctor": _doctor,

@@ -38,6 +38,7 @@ class Options(Struct, forbid_unknown_fields=True):
     points: Annotated[int, Meta(ge=1, le=10**6)] = 1
     states: str = ""
     settings: dict[str, Any] | None = None
+    address: str = ""
 
 
 class Env(Struct, forbid_unknown_fields=True):
@@ -144,6 +145,8 @@ def requests(recorded: Resolved, composer: Mapping[str, Any], sources: Sequence[
     options = convert(Options, (recorded.env.get("options") if ours else None) or {}, "resolved.env.options")
     if ":" in options.task:
         yield Request("env.options.task", options.task)
+    if options.address:
+        yield Request("env.options.address", options.address)
     for key, text in _texts(options.settings, "env.options.settings"):
         yield Request(key, text)  # a file or a module, for all that is known of a simulator's arguments
     costs = {f"steer.{name}.cost": steer.cost for name, steer in (recorded.steer or {}).items()}

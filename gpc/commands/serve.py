@@ -10,7 +10,8 @@ from gpc.commands.setup import compose_from, device_of, print_native, sampling_o
 from gpc.inert import Console
 from gpc.inference.native import resolved
 from gpc.inference.threads import torch_threads
-from gpc.serve.server import Access, serve_policy
+from gpc.serve.listener import Access
+from gpc.serve.server import serve_policy
 
 
 def access_of(config: DictConfig) -> Access:

@@ -18,7 +18,7 @@ POLICY, DEFAULT = "policy", "pusht"
 
 def env_of(config: Config) -> EnvSpec:
     """Return the environment of a configuration."""
-    return build(EnvSpec, plain(config["env"]), "env", rename_map=plain(config["rename_map"]))
+    return build(EnvSpec, plain(config["env"]), "env", rename_map=plain(config.get("rename_map") or {}))
 
 
 def env_named(name: str, overrides: Sequence[str] = ()) -> EnvSpec:

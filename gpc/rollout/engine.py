@@ -23,10 +23,10 @@ from gpc.batching import BatchThread
 from gpc.errors import InputError, RunError
 from gpc.machine import cores
 from gpc.policy.observation import TASK
-from gpc.rollout.env import LaneSpec
+from gpc.rollout.env import LaneSpec, either
 from gpc.rollout.episode import Episode, Job, Running
 from gpc.rollout.simulator import HALVES, Simulator
-from gpc.rollout.worker import LaneCommand, either
+from gpc.rollout.worker import LaneCommand
 from gpc.types import Array, Frame
 
 SLICE = 1.0  # seconds of one wait, and the most that a sleep of the machine takes off a worker's timeout

@@ -8,9 +8,9 @@ does both.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -28,6 +28,29 @@ class Pointing(Protocol):
 
     def pixels(self, actions: Array) -> Array:
         """Map actions (..., action_dim) to pixels (..., 2) of `render`: x, y."""
+
+
+class Executed(NamedTuple):
+    """What actions led to.
+
+    Attributes:
+        rewards: a reward for each executed action.
+        success: whether the task was solved in the meantime; None if the environment reports no success.
+        terminated: whether the task ended the episode.
+        truncated: whether its length did.
+        frames: the observations that were wanted, oldest first; empty after the end.
+    """
+
+    rewards: list[float]
+    success: bool | None
+    terminated: bool
+    truncated: bool
+    frames: list[Frame]
+
+
+def either(one: bool | None, other: bool | None) -> bool | None:
+    """Return whether one of two successes is true; None if neither is reported."""
+    return one if other is None else bool(one or other)
 
 
 class Environment(gymnasium.Env[Frame, Array]):
@@ -61,6 +84,25 @@ class Environment(gymnasium.Env[Frame, Array]):
         """Move one control step and observe, with gymnasium's signature."""
         reward, terminated, truncated, info = self.advance(np.asarray(action))
         return self.observe(), reward, terminated, truncated, info
+
+    def execute(self, actions: Array, wanted: Sequence[Collection[str]] = ()) -> Executed:
+        """Move a control step for each action, until the episode ends.
+
+        Args:
+            actions: (steps, action_dim) in the environment's units.
+            wanted: keys of the newest observation, of the one before it, and so on.
+        """
+        rewards: list[float] = []
+        success, frames = None, []
+        for left, action in zip(range(len(actions))[::-1], actions, strict=True):
+            reward, terminated, truncated, info = self.advance(action)
+            rewards.append(float(reward))
+            success = either(success, info["is_success"])
+            if terminated or truncated:
+                return Executed(rewards, success, bool(terminated), bool(truncated), [])
+            if left < len(wanted):
+                frames.append(self.observe(wanted[left]))
+        return Executed(rewards, success, False, False, frames)
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,6 @@ class LaneResult(NamedTuple):
     done: bool
 
 
-def either(one: bool | None, other: bool | None) -> bool | None:
-    """Return whether one of two successes is true; None if neither is reported."""
-    return one if other is None else bool(one or other)
-
-
 class Failure(NamedTuple):
     """An exception of the simulator; `cause` is the last line of its traceback.
 
@@ -87,18 +82,16 @@ class Lane:
             self.steps = 0
             return LaneResult(command.lane, self._stacked(), [], None, False)
         assert command.actions is not None
-        rewards, success, done = [], None, False
-        for left, action in zip(range(len(command.actions))[::-1], command.actions, strict=True):
-            reward, terminated, truncated, info = self.env.advance(action)
-            rewards.append(float(reward))
-            self.steps += 1
-            success = either(success, info["is_success"])
-            done = terminated or truncated or self.steps == self.spec.env.max_steps
-            if done:
-                return LaneResult(command.lane, {}, rewards, success, done)
-            if left < self.spec.n_obs_steps:
-                self.frames.append(self._conformed(self.env.observe(self._read_at(left))))
-        return LaneResult(command.lane, self._stacked(), rewards, success, done)
+        limit = self.spec.env.max_steps
+        actions = command.actions if limit is None else command.actions[: limit - self.steps]
+        cut = len(actions) < len(command.actions)  # the episode ends before the policy observes again
+        wanted = [] if cut else [self._read_at(age) for age in range(self.spec.n_obs_steps)]
+        executed = self.env.execute(actions, wanted)
+        self.steps += len(executed.rewards)
+        done = executed.terminated or executed.truncated or self.steps == limit
+        self.frames.extend(map(self._conformed, executed.frames))
+        observation = {} if done else self._stacked()
+        return LaneResult(command.lane, observation, executed.rewards, executed.success, done)
 
     def _read_at(self, age: int) -> list[str]:
         """Return the keys that the policy reads of an observation of this age."""

@@ -1,4 +1,4 @@
-"""The address of a policy server, and the token that belongs to its host."""
+"""The address of a server, and the token that belongs to its host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRIVACY = (
 
 @dataclass(frozen=True)
 class Address:
-    """Where a policy server listens.
+    """Where a server listens.
 
     Attributes:
         url: the url, without parameters.
@@ -42,17 +42,17 @@ class Address:
         """Return the address that a url names.
 
         Raises:
-            InputError: If it is no url of a policy server.
+            InputError: If it is no url of a server.
         """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise InputError(f"policy server {url!r}: {one_line(error)}; write ws://host:port") from None
+            raise InputError(f"server {url!r}: {one_line(error)}; write ws://host:port") from None
         if "@" in parts.netloc:  # the url is recorded and printed
-            raise InputError("the url of a policy server holds no name or password; give token=, or a line of ~/.netrc")
+            raise InputError("the url of a server holds no name or password; give token=, or a line of ~/.netrc")
         if parts.scheme not in PORTS or not host:
-            raise InputError(f"policy server {url!r}: write ws://host:port, or wss:// if it has a certificate")
+            raise InputError(f"server {url!r}: write ws://host:port, or wss:// if it has a certificate")
         timeout = _timeout(url, parts.query)
         return cls(parts._replace(query="").geturl(), host, port or PORTS[parts.scheme], parts.scheme == "wss", timeout)
 
@@ -82,7 +82,7 @@ class Address:
         if explicit is None:
             return (_stored(self.names) or None) if self.private else None
         if explicit and not self.private:
-            raise InputError(f"policy server {self.url}: {PRIVACY}")
+            raise InputError(f"server {self.url}: {PRIVACY}")
         return explicit or None
 
 
@@ -95,13 +95,13 @@ def _timeout(url: str, query: str) -> float | None:
     seconds = None
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key != "timeout":
-            raise InputError(f"policy server {url!r} has no parameter {key!r}{suggest(key, ['timeout'])}")
+            raise InputError(f"server {url!r} has no parameter {key!r}{suggest(key, ['timeout'])}")
         try:
             seconds = float(value)
         except ValueError:
             seconds = inf
         if not 0 < seconds < LONGEST:
-            raise InputError(f"policy server {url!r}: timeout={value}: give seconds above 0, below {LONGEST:g}")
+            raise InputError(f"server {url!r}: timeout={value}: give seconds above 0, below {LONGEST:g}")
     return seconds
 
 

@@ -24,18 +24,21 @@ TIMEOUT = 10.0  # seconds for a call
 IN_DEPLOY = "in gpc deploy watchdog.max_age"
 
 
-class RemotePolicy:
-    """A policy on a server of gpc or openpi, one call at a time.
+class Client:
+    """A connection to a server of gpc or openpi, one call at a time.
 
-    `infer(observation)["actions"]` is (steps, action), the first of them for now. A call that does not end within `timeout`
-    seconds raises RunError. Its connection is then closed, so that a late answer is never taken for that of the next call,
-    which opens another connection.
+    A call that does not end within `timeout` seconds raises RunError. Its connection is then closed, so that a late answer is
+    never taken for that of the next call, which opens another connection.
 
     Attributes:
+        kind: what errors call the server.
+        seconds: the timeout if none is given.
         url: url of the server.
         timeout: seconds for each call.
         metadata: what the server sent when the client connected.
     """
+
+    kind, seconds = "policy server", TIMEOUT
 
     def __init__(self, url: str, token: str | None = None, timeout: float | None = None) -> None:
         """Connect.
@@ -44,7 +47,7 @@ class RemotePolicy:
             url: ws://host:port, or wss://, and ?timeout=60 for the seconds for each call; SSL_CERT_FILE names a certificate
                 that no authority signed.
             token: token that this server requires; None: the password of its host in ~/.netrc, "": none.
-            timeout: seconds for each call; None: those of the url, by default 10.
+            timeout: seconds for each call; None: those of the url, by default `seconds`.
 
         Raises:
             InputError: If the url is malformed or has another timeout, the token is wrong, or it would cross a network in
@@ -55,37 +58,18 @@ class RemotePolicy:
         self._token = self._address.token(token)
         if timeout is not None and self._address.timeout is not None:
             raise InputError(
-                f"policy server {url}: its limit is timeout={timeout:g}, {IN_DEPLOY}; leave it out of the url"
+                f"{self.kind} {url}: its limit is timeout={timeout:g}, {IN_DEPLOY}; leave it out of the url"
             )
-        self.url, self.timeout = self._address.url, timeout or self._address.timeout or TIMEOUT
+        self.url, self.timeout = self._address.url, timeout or self._address.timeout or self.seconds
         self._limit = (
-            f"{self.url}?timeout=60 waits longer" if timeout is None else f"its limit is timeout=, {IN_DEPLOY}"
+            f"{self.url}?timeout={6 * self.seconds:g} waits longer"
+            if timeout is None
+            else f"its limit is timeout=, {IN_DEPLOY}"
         )
         self._lock = Lock()
         self._connection: ClientConnection | None = None
         self.metadata: dict[str, Any] = {}
         self._connect(time.monotonic() + self.timeout)
-        openpi = "seed" not in self.metadata
-        self._seed = None if openpi else self._reading(lambda: read_int(self.metadata, "seed"))
-        self._chunks = 0
-
-    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the server's answer to an observation.
-
-        Args:
-            observation: key -> array of the key's shape, or (n_obs_steps, *shape); "prompt" -> instruction in words.
-
-        Raises:
-            RunError: If the server refuses the observation, or does not answer in time.
-        """
-        noise = {} if self._seed is None else {SEED: self._seed, CHUNK: self._chunks}
-        reply = self.call({**noise, **observation})
-        self._chunks += 1
-        return reply
-
-    def reset(self, seed: int | None = None) -> None:
-        """Begin an episode: count chunks from 0, with the noise of a seed."""
-        self._seed, self._chunks = self._seed if seed is None else seed, 0
 
     def call(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Send a message and return the answer.
@@ -107,13 +91,13 @@ class RemotePolicy:
                 raise self._late() from None
             except (OSError, WebSocketException) as error:
                 self._drop()
-                raise RunError(f"policy server {self.url} is gone ({one_line(error)})") from None
+                raise RunError(f"{self.kind} {self.url} is gone ({one_line(error)})") from None
             except BaseException:  # Ctrl-C during a call: its answer would be taken for the next one's
                 self._drop()
                 raise
         if isinstance(answer, str):
-            raise RunError(f"policy server {self.url}: {one_line(answer)}")
-        return _map(answer, self.url)
+            raise RunError(f"{self.kind} {self.url}: {one_line(answer)}")
+        return _map(answer, f"{self.kind} {self.url}")
 
     def read_array(
         self, reply: Mapping[str, Any], key: str, shape: tuple[int, ...]
@@ -137,7 +121,7 @@ class RemotePolicy:
         try:
             return read()
         except InputError as error:
-            raise RunError(f"policy server {self.url} answered with something else: {one_line(error)}") from None
+            raise RunError(f"{self.kind} {self.url} answered with something else: {one_line(error)}") from None
 
     def close(self) -> None:
         """Close the connection."""
@@ -162,7 +146,7 @@ class RemotePolicy:
                 self.url, sock=line, additional_headers=headers, compression=None, max_size=FRAME, proxy=None,
                 open_timeout=_remaining(end), close_timeout=1, ping_interval=None,  # each call has its own limit
             ).__enter__()  # fmt: skip
-            metadata = _map(self._connection.recv(_remaining(end)), self.url)
+            metadata = _map(self._connection.recv(_remaining(end)), f"{self.kind} {self.url}")
         except InvalidStatus as error:
             raise self._refusal(error) from None
         except TimeoutError:
@@ -170,7 +154,7 @@ class RemotePolicy:
             raise self._late() from None
         except (OSError, EOFError, WebSocketException) as error:
             self._drop()
-            raise RunError(f"policy server {self.url} does not answer ({one_line(error)}); is it running?") from None
+            raise RunError(f"{self.kind} {self.url} does not answer ({one_line(error)}); is it running?") from None
         except ValueError as error:  # how the library refuses a redirect
             if not isinstance(error.__context__, InvalidStatus):
                 self._drop()
@@ -183,12 +167,12 @@ class RemotePolicy:
         if isinstance(previous, str) and not (isinstance(fingerprint, str) and fingerprint == previous):
             self._drop()
             name = one_line(metadata.get("policy"), 80)
-            raise RunError(f"policy server {self.url} serves another policy than before: {name}")
+            raise RunError(f"{self.kind} {self.url} serves another policy than before: {name}")
         self.metadata = metadata
         return self._connection
 
     def _late(self) -> RunError:
-        return RunError(f"policy server {self.url} gave no answer within {self.timeout:g} s; {self._limit}")
+        return RunError(f"{self.kind} {self.url} gave no answer within {self.timeout:g} s; {self._limit}")
 
     def _refusal(self, error: InvalidStatus) -> InputError:
         """Return the error for an answer that opens no connection."""
@@ -197,18 +181,50 @@ class RemotePolicy:
             sent = "refuses the token" if self._token else "requires a token"
             fix = f"give token=, or 'machine {self._address.host} login gpc password TOKEN' in ~/.netrc"
             fix = fix if self._address.private else PRIVACY
-            return InputError(f"policy server {self.url} {sent}; {fix}")
+            return InputError(f"{self.kind} {self.url} {sent}; {fix}")
         if 300 <= status < 400:
             return InputError(
-                f"policy server {self.url} redirects, which is not followed; give the url that it serves on"
+                f"{self.kind} {self.url} redirects, which is not followed; give the url that it serves on"
             )
-        return InputError(f"policy server {self.url} refuses the connection ({status}): {body}")
+        return InputError(f"{self.kind} {self.url} refuses the connection ({status}): {body}")
 
     def _drop(self) -> None:
         """Close the socket without a handshake, which a frozen server would not answer."""
         if self._connection is not None:
             self._connection.close_socket()
             self._connection = None
+
+
+class RemotePolicy(Client):
+    """A policy on a server of gpc or openpi, one call at a time.
+
+    `infer(observation)["actions"]` is (steps, action), the first of them for now.
+    """
+
+    def __init__(self, url: str, token: str | None = None, timeout: float | None = None) -> None:
+        """Connect, see `Client`."""
+        super().__init__(url, token, timeout)
+        openpi = "seed" not in self.metadata
+        self._seed = None if openpi else self._reading(lambda: read_int(self.metadata, "seed"))
+        self._chunks = 0
+
+    def infer(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the server's answer to an observation.
+
+        Args:
+            observation: key -> array of the key's shape, or (n_obs_steps, *shape); "prompt" -> instruction in words.
+
+        Raises:
+            RunError: If the server refuses the observation, or does not answer in time.
+        """
+        noise = {} if self._seed is None else {SEED: self._seed, CHUNK: self._chunks}
+        reply = self.call({**noise, **observation})
+        self._chunks += 1
+        return reply
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin an episode: count chunks from 0, with the noise of a seed."""
+        self._seed, self._chunks = self._seed if seed is None else seed, 0
 
 
 def _remaining(end: float) -> float:
@@ -222,12 +238,12 @@ def _send_timeout(end: float) -> bytes:
     return struct.pack("ll", int(seconds), int(rest * 1e6))
 
 
-def _map(answer: Any, url: str) -> dict[str, Any]:
+def _map(answer: Any, server: str) -> dict[str, Any]:
     """Return the map in a frame of a server."""
     try:
         message = unpack(answer) if isinstance(answer, bytes) else None
     except InputError as error:
-        raise RunError(f"policy server {url}: {one_line(error)}") from None
+        raise RunError(f"{server}: {one_line(error)}") from None
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
-        raise RunError(f"policy server {url} answered with something else than a map")
+        raise RunError(f"{server} answered with something else than a map")
     return message
