@@ -20,6 +20,7 @@ from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
 from gpc.errors import InputError, RunError, suggest
+from gpc.installation import install
 from gpc.rollout.env import Environment
 from gpc.rollout.gl import choose_gl, undecided
 from gpc.types import Array, Frame
@@ -35,7 +36,7 @@ try:
         from robosuite.models.robots.robot_model import REGISTERED_ROBOTS
         from robosuite.utils import binding_utils
 except ImportError as error:
-    raise InputError(f"robosuite's tasks need robosuite ({error}): pip install 'gpc[robosuite]'") from error
+    raise InputError(f"robosuite's tasks need robosuite ({error}): {install('robosuite')}") from error
 
 FIXED = {
     "has_renderer": False,

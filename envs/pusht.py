@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,15 +17,17 @@ import numpy as np
 from gymnasium import spaces
 
 from gpc.errors import InputError, RunError
+from gpc.installation import install
 from gpc.policy.observation import TASK, TASK_BYTES, write_text
 from gpc.rollout.env import Environment
 from gpc.types import Array, Frame
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # pygame, under setuptools 80 and 81
 try:
     from gym_pusht.envs.pusht import PushTEnv
 except ImportError as error:
-    raise InputError(f"PushT needs gym-pusht ({error}): pip install 'gpc[pusht]'") from error
+    raise InputError(f"PushT needs gym-pusht ({error}): {install('pusht')}") from error
 
 SUCCESS = 0.95  # coverage
 STATES = ("gym_pusht", "diffusion_policy")

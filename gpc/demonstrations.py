@@ -24,6 +24,7 @@ import numpy as np
 import zarr
 
 from gpc.errors import InputError, one_line
+from gpc.installation import install
 from gpc.lerobot_folder import EPISODE, TASK, is_lerobot, open_folder, read_columns, read_info
 from gpc.stored_arrays import Budget, hdf5_child, read_hdf5, read_zarr
 from gpc.types import Array
@@ -208,7 +209,7 @@ def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: st
     try:
         lerobot = import_module("lerobot.datasets.lerobot_dataset")
     except ImportError as error:
-        raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
+        raise InputError(f"{path} needs LeRobot ({error}): {install('lerobot')}") from None
     columns = {
         f"{OBSERVATION}{key.removeprefix(OBSERVATION)}": _column(value)
         for key, value in demonstrations.observations.items()
@@ -287,7 +288,7 @@ def _h5py(path: Path) -> Any:
     try:
         return import_module("h5py")
     except ImportError:
-        raise InputError(f"{path} needs h5py: pip install 'gpc[robosuite]'") from None
+        raise InputError(f"{path} needs h5py: {install('robosuite')}") from None
 
 
 def _choose(path: Path, keys: Sequence[str] | None, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 WITHOUT_REQUIREMENTS = {"robomimic": "praxis-robomimic"}
-"""Extra -> the package of it that asks for older packages than LeRobot 0.6 (Python 3.12) does, and runs on the newer ones."""
+"""Extra -> its package whose requirements exclude those of LeRobot 0.6 (Python 3.12), and which runs on the latter."""
 
 
 def install(extra: str) -> str:
-    """Return the command that adds the packages of an extra to this installation of gpc."""
+    """Return the command that adds an extra's packages to this installation."""
     command = f"{_pip()} {_target(f'[{extra}]' if extra else '')}"
     if extra in WITHOUT_REQUIREMENTS and sys.version_info >= (3, 12):
         command += f" && {_pip()} --no-deps {WITHOUT_REQUIREMENTS[extra]}"
@@ -25,7 +25,10 @@ def install(extra: str) -> str:
 
 
 def _pip() -> str:
-    """Return the start of a command that installs into this environment, which need not be the shell's."""
+    """Return the start of a command that installs here.
+
+    This environment need not be the shell's.
+    """
     here = Path(sys.executable)
     if find_spec("pip") is None:
         return f"uv pip install --python {quote(str(here))}"

@@ -20,6 +20,7 @@ from msgspec import Struct
 from gpc import schema
 from gpc.errors import InputError, one_line, reading
 from gpc.hub import offline
+from gpc.installation import install
 from gpc.types import Array
 
 INFO, INFO_1 = "meta/info.json", "meta_data/info.json"  # the second is that of versions 1
@@ -96,7 +97,7 @@ def open_folder(path: Path) -> Any:
     try:
         lerobot: Any = import_module("lerobot.datasets.lerobot_dataset")
     except ImportError as error:
-        raise InputError(f"{path} needs LeRobot ({error}): pip install 'gpc[lerobot]'") from None
+        raise InputError(f"{path} needs LeRobot ({error}): {install('lerobot')}") from None
     info, name = read_info(path), f"local/{path.name}"
     for part in ("meta/tasks.parquet", "meta/episodes/*/*.parquet", "data/*/*.parquet"):
         if not any(path.glob(part)):

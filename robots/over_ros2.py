@@ -18,6 +18,7 @@ from lerobot.robots import Robot, RobotConfig
 from lerobot.utils.errors import DeviceAlreadyConnectedError, DeviceNotConnectedError
 
 from gpc.errors import InputError
+from gpc.installation import install
 from gpc.types import Array
 
 ENCODINGS = {"rgb8": 1, "bgr8": -1}  # the step through the channels that makes it RGB
@@ -76,9 +77,7 @@ class Ros2Robot(Robot):
     def __init__(self, config: Ros2RobotConfig) -> None:
         self._link: _Link | None = None
         if any(find_spec(package) is None for package in ("rclpy", "sensor_msgs", "trajectory_msgs")):
-            raise InputError(
-                "rclpy is not installed; source a ROS 2 of this Python version, or pip install 'gpc[ros2]'"
-            )
+            raise InputError(f"rclpy is not installed; source a ROS 2 of this Python version, or {install('ros2')}")
         super().__init__(config)
         self.config, self._rate = config, config.rate
 

@@ -47,7 +47,7 @@ def environment(folder: Path, version: str) -> str:
     """Return the python of a fresh virtual environment with gpc and this torch."""
     uv, python = Path(sys.executable).with_name("uv"), folder / "bin/python"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    calls = [f"torch=={version}", "-e", f"{ROOT}[bridge]"]
+    calls = [f"torch=={version}", "-e", f"{ROOT}[serve]"]
     subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *calls], check=True)
     return str(python)
 

@@ -16,7 +16,7 @@ from gpc.errors import InputError
 from gpc.inert import Console
 
 pytest.importorskip("lerobot")
-pytest.importorskip("rclpy", reason="needs ROS 2: pip install 'gpc[ros2]'")
+pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from ros2_arm import PICTURE, arm_process  # it needs ROS 2
 

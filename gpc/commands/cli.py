@@ -17,6 +17,7 @@ from rich.text import Text
 
 from gpc.errors import GpcError, InputError, RunError, one_line, suggest
 from gpc.inert import Console, guard_process
+from gpc.installation import install
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -237,7 +238,7 @@ def _bridge(console: Console, name: str, args: list[str]) -> None:
     try:
         run = import_module(f"gpc.commands.{name.replace('-', '_')}").run
     except ImportError as error:
-        raise InputError(f"gpc {name} needs a package that is missing ({error}); pip install 'gpc[bridge]'") from None
+        raise InputError(f"gpc {name} needs a package that is missing ({error}): {install(name)}") from None
     run(config, console)
 
 

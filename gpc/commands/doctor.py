@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from gpc.installation import install
 from gpc.rollout import gl
 
 if TYPE_CHECKING:
@@ -33,27 +34,32 @@ class Finding:
 
 
 PACKAGES = (
-    ("torch", "every policy", "pip install gpc"),
-    ("zarr", "trajectories", "pip install gpc"),
-    ("gym-pusht", "env=pusht", "pip install 'gpc[pusht]'"),
-    ("pymunk", "env=pusht", "pip install 'gpc[pusht]'"),
-    ("lerobot", "lerobot:FOLDER", "pip install 'gpc[lerobot]'"),
-    ("praxis-robomimic", "robomimic:FILE, diffusion_policy:FILE", "pip install 'gpc[robomimic]'"),
-    ("matplotlib", "the figures of reports", "pip install 'gpc[report]'"),
-    ("mpltern", "reports of three policies", "pip install 'gpc[report]'"),
-    ("imageio-ffmpeg", "videos", "pip install 'gpc[report]'"),
-    ("websockets", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
-    ("msgpack", "gpc serve, remote members", "pip install 'gpc[bridge]'"),
-    ("rclpy", "robot=ros2", "source a ROS 2, or pip install 'gpc[ros2]'"),
-    ("mujoco", "MuJoCo environments", "pip install 'gpc[robosuite]'"),
-    ("robosuite", "env=lift, env=can, ...", "pip install 'gpc[robosuite]'"),
-    ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "pip install 'gpc[gymnasium]'"),
+    ("torch", "every policy", ""),
+    ("zarr", "trajectories", ""),
+    ("gym-pusht", "env=pusht", "pusht"),
+    ("pymunk", "env=pusht", "pusht"),
+    ("lerobot", "lerobot:FOLDER", "lerobot"),
+    ("praxis-robomimic", "robomimic:FILE, diffusion_policy:FILE", "robomimic"),
+    ("matplotlib", "the figures of reports", "report"),
+    ("mpltern", "reports of three policies", "report"),
+    ("imageio-ffmpeg", "videos", "report"),
+    ("websockets", "gpc serve, remote members", "serve"),
+    ("msgpack", "gpc serve, remote members", "serve"),
+    ("rclpy", "robot=ros2", "ros2"),
+    ("mujoco", "MuJoCo environments", "robosuite"),
+    ("robosuite", "env=lift, env=can, ...", "robosuite"),
+    ("gymnasium-robotics", "env=gymnasium with Fetch, Adroit, Kitchen", "gymnasium"),
 )
+"""Package, what needs it, and the extra that brings it."""
 
 
 def findings() -> list[Finding]:
     """Return all findings, in order."""
-    rows = [Finding("python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11")]
+    rows = [
+        Finding(
+            "python", sys.version.split()[0], "everything", "" if sys.version_info >= (3, 11) else "use 3.11 to 3.13"
+        )
+    ]
     rows += [_package(*row) for row in PACKAGES]
     rows += _devices()
     rows += _pictures()
@@ -66,15 +72,15 @@ def findings_table() -> Table:
     table = Table("", "what", "found", "needed for", "fix with")
     for item in findings():
         mark = Text("x", "red") if item.fix else Text("ok", "green")
-        table.add_row(mark, item.what, item.state, item.needed_for, item.fix)
+        table.add_row(mark, *map(Text, (item.what, item.state, item.needed_for, item.fix)))
     return table
 
 
-def _package(name: str, needed_for: str, fix: str) -> Finding:
+def _package(name: str, needed_for: str, extra: str) -> Finding:
     try:
         return Finding(name, version(name), needed_for)
     except PackageNotFoundError:
-        return Finding(name, "missing", needed_for, fix)
+        return Finding(name, "missing", needed_for, install(extra))
 
 
 def _devices() -> Iterator[Finding]:
@@ -83,7 +89,7 @@ def _devices() -> Iterator[Finding]:
     try:
         from gpc.inference.device import devices_here, software
     except ImportError as error:
-        yield Finding(what, f"not tried: {error}", needed_for, "pip install gpc")
+        yield Finding(what, f"not tried: {error}", needed_for, install(""))
         return
     versions = software()
     text = ", ".join(f"{name} {number}" for name, number in versions.items())
@@ -132,7 +138,7 @@ def _pictures() -> list[Finding]:
     tries = {backend: gl.first_that_works({gl.BACKEND: backend}) for backend in gl.LIBRARIES}
     failed = [choice.failures[backend] for backend, choice in tries.items() if choice.settings is None]
     if any("No module named 'mujoco'" in probe.error for probe in failed):
-        return [Finding("pictures", "not tried: no mujoco", needed_for, "pip install 'gpc[robosuite]'")]
+        return [Finding("pictures", "not tried: no mujoco", needed_for, install("robosuite"))]
     works = next((choice.settings for choice in tries.values() if choice.settings), None)
     rows = []
     for backend, choice in tries.items():

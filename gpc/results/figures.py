@@ -12,6 +12,7 @@ import numpy as np
 
 from gpc import inert
 from gpc.errors import InputError
+from gpc.installation import install
 from gpc.results.leaderboard import OUTCOMES, Run, outcomes, progress
 from gpc.results.run_folder import Row
 from gpc.results.summary import mixture
@@ -32,7 +33,7 @@ def _own_style() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError:
-        raise InputError("the figures of a report need matplotlib; pip install 'gpc[report]'") from None
+        raise InputError(f"the figures of a report need matplotlib: {install('report')}") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
@@ -98,7 +99,7 @@ def _triangle(summary: Mapping[str, Any]) -> Figure:
     try:
         import mpltern  # noqa: F401 (it registers the projection)
     except ImportError:
-        raise InputError("the plot of three policies needs mpltern; pip install 'gpc[report]'") from None
+        raise InputError(f"the plot of three policies needs mpltern: {install('report')}") from None
     axes: Any = figure.add_subplot(projection="ternary")
     colours = {"vmin": 0, "vmax": 100, "cmap": "viridis"}
     candidates = summary["candidates"]

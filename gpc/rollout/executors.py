@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from gpc.errors import InputError, RunError, one_line
+from gpc.installation import install
 from gpc.registry import USER_FOLDERS
 from gpc.rollout.engine import Actor, Engine, Episode, Job, LaneSpec, RolloutStats, rollout
 from gpc.rollout.process import search_path
@@ -132,7 +133,7 @@ class Ray:
         try:
             import ray
         except ImportError:
-            raise InputError("executor=ray needs Ray; pip install 'gpc[ray]'") from None
+            raise InputError(f"executor=ray needs Ray: {install('ray')}") from None
         if not ray.is_initialized():
             try:
                 _knock(self.address or "local")

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpc.errors import InputError
+from gpc.installation import install
 from gpc.weights.searches import ProposalSearch
 from gpc.weights.simplex import Weights, to_grid
 
@@ -94,6 +95,6 @@ def _optuna() -> Any:
     try:
         optuna = import_module("optuna")
     except ImportError:
-        raise InputError("search=tpe and search=gp need Optuna: pip install 'gpc[search]'") from None
+        raise InputError(f"search=tpe and search=gp need Optuna: {install('search')}") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # no notes on each study and on optional packages
     return optuna
