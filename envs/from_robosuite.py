@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
-from gpc.errors import InputError, RunError, suggest
+from gpc.errors import InputError, RunError, one_line, suggest
 from gpc.installation import install
 from gpc.rollout.env import Environment
 from gpc.rollout.gl import choose_gl, undecided
@@ -346,7 +346,7 @@ def _make(task: str, settings: Mapping[str, Any], absolute: bool) -> tuple[Any, 
         with _drawing(0):
             env = robosuite.make(task, **arguments)
     except (TypeError, ValueError, AssertionError, KeyError) as error:
-        raise InputError(f"robosuite cannot make {task}: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"robosuite cannot make {task}: {one_line(error)}") from None
     update = env._update_observables  # robosuite calls it 25 times in a step, and reads its sensors in the last
     env._update_observables = lambda force=False: update(force) if force else None
     env._update_observables(force=True)
