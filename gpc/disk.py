@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from gpc.errors import GpcError, RunError, one_line
 
@@ -25,6 +28,19 @@ def writing(target: object, kind: type[GpcError] = RunError) -> Iterator[None]:
 def reason(error: OSError) -> str:
     """Return the cause of a failed access to a disk, in words."""
     return "the disk is full" if error.errno in FULL else error.strerror or one_line(error)
+
+
+def as_json(content: Any) -> str:
+    """Return plain data as JSON; what JSON lacks, NaN and infinity, is null."""
+
+    def finite(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: finite(item) for key, item in node.items()}
+        if isinstance(node, list | tuple):
+            return [finite(item) for item in node]
+        return None if isinstance(node, float) and not isfinite(node) else node
+
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gpc import inert
 from gpc.commands.cli import main
-from gpc.commands.experiment import COLUMNS
+from gpc.commands.progress import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("gpc", "policies", "envs", "robots") for path in (ROOT / folder).rglob("*.py"))

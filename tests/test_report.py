@@ -85,6 +85,20 @@ def test_folders_that_cannot_be_reported_are_left_out_of_a_study_with_a_line_eac
     assert "diagnose-push is not a finished gpc run" in capsys.readouterr().err
 
 
+def test_tables_fit_80_columns_and_few_episodes_have_no_interval(runs, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    write_evaluation(runs / "few", ["d", "pusht-keypoints"], (0.4, 0.6), {1: True, 2: False})
+    for arguments in (["report", "two"], ["report", "few"], ["report", "two", "three", "alone"]):
+        assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if not line.startswith(("report:", "device:"))]
+    assert max(map(len, table)) <= 80
+    assert "\u2026" not in "".join(table)
+    assert any(line.split()[-2:] == ["50.0", "0.500"] for line in lines)  # without intervals
+    assert any("35.0 [18.1, 56.7]" in line for line in lines)
+    assert "seeds: evaluate 1 to 2; 95 % intervals" in " ".join(lines)
+
+
 class Elements(HTMLParser):
     """(tag, attributes' names) of a page, and its text."""
 

@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpc.results.stats import mcnemar, mean_interval, paired_difference, paired_t, pairs_needed, resolution, wilson
+from gpc.results.stats import (
+    mcnemar,
+    mean_interval,
+    paired_difference,
+    paired_t,
+    pairs_needed,
+    resolution,
+    score_interval,
+    wilson,
+)
 
 
 def test_wilson_against_its_formula():
@@ -25,6 +34,13 @@ def test_mean_interval_covers_as_often_as_it_says():
     covered = np.mean([low <= 2.0 <= high for low, high in map(mean_interval, samples)])
     assert 0.935 < covered < 0.965
     assert mean_interval([0.5]) == (0.5, 0.5)
+
+
+def test_scores_of_zero_and_one_are_successes_and_no_interval_leaves_their_range():
+    assert score_interval([1.0, 0.0, 1.0, 1.0]) == wilson(3, 4)
+    low, high = score_interval([1.0, 0.99, 1.0, 0.2, 1.0])
+    assert (low > 0, high) == (True, 1.0)
+    assert score_interval([-3.0, 9.0]) == mean_interval([-3.0, 9.0])
 
 
 def test_mcnemar_is_the_binomial_test_of_discordant_pairs():

@@ -33,7 +33,7 @@ import zarr
 from gpc.bridge.controller import MODES, Event
 from gpc.bridge.loop import PeriodRecord
 from gpc.demonstrations import ACTION
-from gpc.disk import reason, write_atomically
+from gpc.disk import as_json, reason, write_atomically
 from gpc.errors import InputError, one_line, type_and_text
 from gpc.inert import Console
 from gpc.results.run_folder import versions
@@ -85,7 +85,7 @@ class Recorder:
             path.mkdir(parents=True, exist_ok=True)
             self._disk, viewer = Disk(path), View(view) if view else None
             content = {"schema_version": 1, "config": manifest, "versions": versions()}
-            write_atomically(path / "manifest.json", json.dumps(content, indent=1) + "\n")
+            write_atomically(path / "manifest.json", as_json(content))
         except OSError as error:
             raise InputError(f"run_dir={path} cannot be written: {reason(error)}") from None
         self.path, self.kinds = path, Counter[str]()
@@ -142,7 +142,7 @@ class Recorder:
         if self.failure:
             content["not_recorded"] = self.failure
         try:
-            write_atomically(self.path / "summary.json", json.dumps(content, indent=1) + "\n")
+            write_atomically(self.path / "summary.json", as_json(content))
         except OSError as error:
             content["not_recorded"] = "; ".join(filter(None, (self.failure, f"summary.json: {one_line(error)}")))
         return content

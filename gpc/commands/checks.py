@@ -137,7 +137,8 @@ def first_seed(seed: int | None, run_dir: str | Path | None) -> int:
     """
     if seed is None and run_dir and (manifest := Path(run_dir, "manifest.json")).is_file():
         seed = _value(schema.read(dict[str, Any], manifest), "config.seed")
-    return schema.check(Seed, REPORT_SEED if seed is None else seed, "seed")
+    first: int = schema.check(Seed, REPORT_SEED if seed is None else seed, "seed")
+    return first
 
 
 def _check_paths(config: Config) -> None:

@@ -7,7 +7,6 @@ is smaller, and whether errors cancel (`gpc.weights.denoising_error`).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -42,7 +41,7 @@ from gpc.commands.simulators import env_of
 from gpc.composition.composed import Composition, compose
 from gpc.composition.composers import Composer
 from gpc.demonstrations import Demonstrations
-from gpc.disk import write_atomically, writing
+from gpc.disk import as_json, write_atomically, writing
 from gpc.errors import missing
 from gpc.inert import Console, notice
 from gpc.inference.chunk import sample_actions, sample_chunk
@@ -294,7 +293,7 @@ def diagnose_from(config: Config, console: Console) -> Path:
     diagnosis, pictures = diagnose(setup, policy, config["seed"], config["chunks"], console, demonstrations)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "diagnosis.json", json.dumps(diagnosis, indent=1) + "\n")
+    write_atomically(folder / "diagnosis.json", as_json(diagnosis))
     for name, draw in pictures.items():
         try:
             write_atomically(folder / name, png(draw()))

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from gpc.commands.checks import first_seed, need_two, weights_of
 from gpc.commands.config import Config, plain
+from gpc.commands.progress import progress_of
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     EXECUTORS,
@@ -52,14 +51,6 @@ from gpc.rollout.executors import Executor, Ray
 from gpc.weights.denoising_error import DenoisingError, measure
 from gpc.weights.searches import Outcome, Search
 from gpc.weights.simplex import Weights, one_hot
-
-COLUMNS = (
-    TextColumn("{task.description}", markup=False),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 @dataclass(eq=False)
@@ -129,7 +120,7 @@ class Experiment:
     def roll(self, folder: RunFolder, phase: Phase, jobs: Sequence[Job], title: str = "") -> list[Row]:
         """Run the jobs that the folder lacks.
 
-        The progress bar counts the rows that are on disk.
+        The progress counts the rows that are on disk.
 
         Returns:
             The rows of all jobs.
@@ -145,11 +136,14 @@ class Experiment:
         if self.here:
             prepare_device(setup.actor.device)  # the other side of a comparison may have another TF32
         # members get a thread each; a network's own threads would change its rounding
-        with torch_threads(1), Progress(*COLUMNS, console=self.console, transient=True) as progress:
-            bar = progress.add_task(title or phase, total=len(jobs), completed=len(jobs) - len(pending))
-            with Writer(folder, partial(progress.advance, bar)) as writer:
-                for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
-                    writer.put(_row(phase, episode), episode.trajectory)
+        count = len(jobs) - len(pending), partial(folder.phase, phase)
+        with (
+            torch_threads(1),
+            progress_of(self.console, title or phase, len(jobs), *count) as advance,
+            Writer(folder, advance) as writer,
+        ):
+            for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
+                writer.put(_row(phase, episode), episode.trajectory)
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
 
 

@@ -14,6 +14,7 @@ from gpc.inference.modules import size_of
 from gpc.inference.native import HasSampling, as_arguments, declared_action_steps
 from gpc.policy.load import bundled_cards, load_policy
 from gpc.policy.spec import HasSimulator, Policy
+from gpc.results.summary import with_interval
 
 
 def print_policies(sources: Sequence[str], console: Console) -> None:
@@ -37,16 +38,14 @@ def print_policies(sources: Sequence[str], console: Console) -> None:
 
 
 def _bundled(cards: dict[str, dict[str, Any]]) -> Table:
-    table = Table(
-        Column("policy", no_wrap=True), "what it is", "reads", "parameters", "score (95 % interval)", "episodes"
-    )
+    head = ("policy", "task", "success % (95 %)", "sampler")
+    table = Table(*(Column(name, no_wrap=True) for name in head), caption="gpc policies NAME shows the card of one")
     for name, card in cards.items():
-        measured = card.get("measured", {})
-        low, high = measured.get("avg_max_reward_ci95", (float("nan"),) * 2)
-        score = f"{measured['avg_max_reward']:.3f} ({low:.3f} to {high:.3f})" if measured else "not measured"
-        reads = ", ".join(card["model"]["inputs"])
-        count = f"{card['training']['parameters'] / 1e6:.1f} M"
-        table.add_row(name, card["summary"], reads, count, score, str(measured.get("n_episodes", "")))
+        if measured := card.get("measured"):
+            success = with_interval(measured["pc_success"], measured["pc_success_ci95"], measured["n_episodes"])
+            table.add_row(name, measured["env"], success, measured["sampler"])
+        else:
+            table.add_row(name, "", "not measured", "")
     return table
 
 

@@ -48,3 +48,4 @@ def run(config: DictConfig, console: Console) -> None:
         metadata={"policies": [member.name for member in policy.policies], "weights": weights},
         ready=ready,
     )
+    console.print(f"{policy.name} is no longer served", highlight=False, soft_wrap=True)

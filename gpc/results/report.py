@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
 from rich.table import Column, Table
 
 from gpc.disk import write_atomically
@@ -29,20 +30,20 @@ from gpc.results.leaderboard import (
     searched,
     tasks,
 )
-from gpc.results.summary import UNREPORTED, mixture, read_summary, reported
+from gpc.results.summary import UNREPORTED, mixture, read_summary, reported, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_VIDEO_BYTES = 8_000_000
-HEAD = ("weights", "seeds", "episodes", "success % (95 % interval)", "score (95 % interval)")
+HEAD = ("weights", "episodes", "success %", "score", "seeds")
 LEADERBOARD = (
-    "policy or mixture", "successes", "% (95 % interval)", "gain over best parent", "p", "p, best",  # also in the terminal
+    "policy or mixture", "successes", "success %", "gain", "p", "p, best",  # in the terminal, too
     "best parent", "score", "sampler", "runs",
 )  # fmt: skip
 NEAR_BEST = (
     "● is not shown to be worse than the first line: exact paired tests at 5 % divided by their number (Bonferroni), so that the "
-    "best entry has this mark with a probability of 95 %. p: McNemar's exact test against the best parent, on shared seeds."
+    "best entry has this mark with a probability of 95 %. Gain and p (McNemar's exact test): over the best parent, on shared seeds."
 )
 
 
@@ -63,14 +64,30 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Return the summary as a table for the terminal."""
-    table = Table(Column(HEAD[0], no_wrap=True), *HEAD[1:])
-    before = ""
+    table = _narrow(HEAD[:4])
+    before, seeds = "", dict[str, set[int]]()
     for name, phase, figures in rows_of(summary):
         if before and phase != before:
             table.add_section()
         before = phase
-        table.add_row(name, *_cells(phase, figures))
+        seeds.setdefault(phase, set()).update(figures["seeds"])
+        table.add_row(name, *_cells(phase, figures)[:3])
+    ranges = ", ".join(f"{phase} {min(both)} to {max(both)}" for phase, both in seeds.items())
+    table.caption = f"seeds: {ranges}; 95 % intervals"
     return table
+
+
+def _narrow(head: Sequence[str], title: str | None = None) -> Table:
+    """Return a table for 80 columns, in which names alone are wrapped."""
+    columns = [Column(name, no_wrap=True) for name in head[1:]]
+    return Table(
+        Column(head[0], overflow="fold"),
+        *columns,
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
 
 
 def print_summary(path: Path, console: Console) -> None:
@@ -138,27 +155,27 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
         InputError: If a folder is missing, or none is a finished run.
         RunError: If the only runs are damaged, or the page cannot be written.
     """
-    runs, errors = list[Run](), list[GpcError]()
+    runs, failures = list[Run](), list[GpcError]()
     for path in dict.fromkeys(paths):
         try:
             runs.append(read_run(path))
         except GpcError as error:
             if not path.is_dir():
                 raise
-            errors.append(error)
+            failures.append(error)
     if not runs:
-        raise errors[0]
-    for error in errors:
-        console.print(f"note: left out: {error}", soft_wrap=True)
+        raise failures[0]
+    for failure in failures:
+        console.print(f"note: left out: {failure}", soft_wrap=True)
     blocks: list[Block] = []
     printed: list[tuple[Table, list[str]]] = []
     for task, group in tasks(runs).items():
         left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
         notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
         standings = [_standing(standing) for standing in leaderboard(entries(group))]
-        board = Table(*LEADERBOARD[:6], title=task)
+        board = _narrow((LEADERBOARD[0], "n", *LEADERBOARD[2:6]), task)
         for standing in standings:
-            board.add_row(*standing[:6])
+            board.add_row(standing[0], standing[1].partition("/")[2], *standing[2:6])
         printed.append((board, notes))
         blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
         searches = {str(run.path): run for run in group if run.summary["kind"] == "search"}
@@ -177,13 +194,13 @@ def _standing(standing: Standing) -> list[str]:
     gain, p_value, other = "", "", ""
     if parent:
         bottom, top = parent.ci95
-        gain = f"{100 * parent.difference:+.1f} ({100 * bottom:+.1f} to {100 * top:+.1f})"
+        gain = with_interval(100 * parent.difference, (100 * bottom, 100 * top), parent.n, sign="+")
         p_value, other = f"{parent.p_value:.2g}", f"{parent.other.name}, {parent.n} shared seeds"
     method = sampler["method"] if isinstance(sampler["method"], str) else sampler["method"]["type"]
     return [
         f"{'● ' if standing.near_best else ''}{entry.name}",
         f"{k}/{n}",
-        f"{100 * k / n:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+        with_interval(100 * k / n, (100 * low, 100 * high), n),
         gain,
         p_value,
         f"{standing.p_best:.2g}",
@@ -199,7 +216,7 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     if "verdict" in summary:
         return str(summary["verdict"])
     ((name, phase, figures),) = rows_of(summary)
-    seeds, episodes, success, score = _cells(phase, figures)
+    episodes, success, score, seeds = _cells(phase, figures)
     success = f"{success} % success" if reported(figures) else UNREPORTED
     return f"{name}: {success}, score {score}, {episodes} episodes on seeds {seeds}."
 
@@ -279,13 +296,13 @@ def _write(page: Path, title: str, blocks: Sequence[Block]) -> Path:
 
 
 def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
-    (low, high), (bottom, top) = figures["pc_success_ci95"], figures["avg_max_reward_ci95"]
-    first, last = figures["seeds"]
+    count, (first, last) = figures["n_episodes"], figures["seeds"]
+    success = with_interval(figures["pc_success"], figures["pc_success_ci95"], count)
     return [
+        str(count),
+        success if reported(figures) else "not reported",
+        with_interval(figures["avg_max_reward"], figures["avg_max_reward_ci95"], count, 3),
         f"{phase} {first} to {last}",
-        str(figures["n_episodes"]),
-        f"{figures['pc_success']:.1f} ({low:.1f} to {high:.1f})" if reported(figures) else "not reported",
-        f"{figures['avg_max_reward']:.3f} ({bottom:.3f} to {top:.3f})",
     ]
 
 

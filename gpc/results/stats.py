@@ -38,6 +38,18 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return mean - half, mean + half
 
 
+def score_interval(scores: Sequence[float]) -> Interval:
+    """Return the 95 % interval of the mean score of episodes.
+
+    Scores of 0 and 1 alone are successes and have Wilson's interval, others Student's t, which ends at 0 and 1 if all
+    scores lie between.
+    """
+    if set(scores) <= {0, 1}:
+        return wilson(int(sum(scores)), len(scores))
+    low, high = mean_interval(scores)
+    return (max(low, 0.0), min(high, 1.0)) if min(scores) >= 0 and max(scores) <= 1 else (low, high)
+
+
 def discordant(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[int, int]:
     """Return the number of pairs in which only `a`, and only `b`, succeeds."""
     first, second = np.asarray(a, bool), np.asarray(b, bool)

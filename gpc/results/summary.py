@@ -10,9 +10,20 @@ from msgspec import Meta, Struct
 
 from gpc.results.run_folder import Row, read_versioned
 from gpc.results.sequential import anytime_difference, anytime_p, anytime_proportion
-from gpc.results.stats import Interval, discordant, mcnemar, mean_interval, paired_t, pairs_needed, resolution, wilson
+from gpc.results.stats import (
+    Interval,
+    discordant,
+    mcnemar,
+    mean_interval,
+    paired_t,
+    pairs_needed,
+    resolution,
+    score_interval,
+    wilson,
+)
 
 SCHEMA_VERSION = 2  # of summary.json; version 1 named `optimality_gap_ci95` "epsilon"
+LEAST = 5  # episodes for which an interval is shown
 SMALL_GAIN = 5.0  # points of success, the size of published gains: verdicts give the pairs that such a gain takes
 
 UNREPORTED = "no success is reported (is_success, success or tasks_to_complete in the info of a step); compare scores"
@@ -151,7 +162,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "pc_success": 100 * successes / n,
         "pc_success_ci95": [100 * low, 100 * high],
         "avg_max_reward": sum(scores) / n,
-        "avg_max_reward_ci95": list(mean_interval(scores)),
+        "avg_max_reward_ci95": list(score_interval(scores)),
         "seeds": [min(row.seed for row in rows), max(row.seed for row in rows)],
         **({} if any(row.reported for row in rows) else {"success_reported": False}),
     }
@@ -290,6 +301,14 @@ def optimality_gap(curve: Mapping[int, Sequence[Row]], winner: int) -> float | N
     return 100 * max(ends)
 
 
+def with_interval(value: float, interval: Interval, episodes: int, digits: int = 1, sign: str = "") -> str:
+    """Return a figure and its interval as text, without one of few episodes."""
+    if episodes < LEAST:
+        return f"{value:{sign}.{digits}f}"
+    low, high = interval
+    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
 def mixture(weights: Sequence[float]) -> str:
     """Return weights as text for people."""
     return "[" + ", ".join(f"{w:g}" for w in weights) + "]"
@@ -359,7 +378,7 @@ def _outcome(summary: Mapping[str, Any]) -> str:
     n, best, gain = summary["winner"]["n_episodes"], summary["best_parent"], summary["pc_success_gain"]
     p = f"McNemar's exact test on {n} paired report seeds, p = {summary['p_value']:.3g}"
     if _is_parent(summary):
-        return f"No mixture looked better than a single policy on the search seeds: the winner {weights} is a parent."
+        return "No mixture looked better than a single policy on the search seeds."
     if summary["p_value"] < 0.05:
         how = "beats" if gain > 0 else "is worse than"
         return f"The winner {weights} {how} the best parent, {best}, by {abs(gain):.1f} points of success ({p})."
