@@ -35,6 +35,7 @@ NOT_RUN = {
     "lerobot/diffusion_pusht": "refused, as the page prints: tests/test_checks.py",
     "remote:": "needs the server of the line above: tests/test_remote.py",
     "server=": "needs a server: tests/test_deploy_remote.py",
+    "env=lerobot": "a checkpoint and a benchmark: tests/test_lerobot_envs.py",
     "env=remote": "needs the server of the line above: tests/test_remote_env.py",
     "...": "a pattern, not a command",
     "robot=lerobot": "a robot on a serial port: tests/test_lerobot_robots.py",

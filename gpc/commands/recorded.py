@@ -39,6 +39,8 @@ class Options(Struct, forbid_unknown_fields=True):
     states: str = ""
     settings: dict[str, Any] | None = None
     address: str = ""
+    benchmark: str = ""
+    task_id: Annotated[int, Meta(ge=0, le=10**4)] = 0
 
 
 class Env(Struct, forbid_unknown_fields=True):
