@@ -218,7 +218,9 @@ def write_lerobot(path: Path, demonstrations: Demonstrations, fps: int, task: st
     columns[ACTION] = _column(demonstrations.actions)
     name = f"local/{path.name}"
     if is_lerobot(path):
-        dataset = open_folder(path)
+        open_folder(path)  # checks it
+        add_to = getattr(lerobot.LeRobotDataset, "resume", lerobot.LeRobotDataset)  # LeRobot 0.4 has one way to open
+        dataset = add_to(name, root=path)
     else:
         features = {key: _feature(value) for key, value in columns.items()}
         dataset = lerobot.LeRobotDataset.create(name, fps, features, root=path, use_videos=False)

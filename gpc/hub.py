@@ -15,14 +15,15 @@ def offline() -> Iterator[None]:
     """Resolve names in folders and the hub's cache only, and never offer to run code."""
     constants: Any = import_module("huggingface_hub.constants")
     utils: Any = import_module("huggingface_hub.utils")
+    reset_sessions = getattr(utils, "reset_sessions", lambda: None)  # from 1.0 on each request reads the constant
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    utils.reset_sessions()
+    reset_sessions()
     try:
         with _no_prompt():
             yield
     finally:
         constants.HF_HUB_OFFLINE = before
-        utils.reset_sessions()
+        reset_sessions()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,10 @@ def read_info(path: Path) -> Info:
     """Read what a data set declares, after a check of its version.
 
     Raises:
-        InputError: If the version is not that of LeRobot 0.4, or a declaration is damaged or leads out of the folder.
+        InputError: If the version is not v3.0, or a declaration is damaged or leads out of the folder.
     """
     if not (path / INFO).exists():
-        raise InputError(f"{path} is a LeRobotDataset of version v1; record it again, LeRobot 0.4.4 converts v2.1 only")
+        raise InputError(f"{path} is a LeRobotDataset of version v1; record it again, LeRobot converts v2.1 only")
     content = schema.read(dict[str, Any], path / INFO)
     version = schema.convert(Version, content, str(path / INFO)).codebase_version
     if not re.match(r"v?3\.", version):
@@ -81,11 +82,21 @@ def read_info(path: Path) -> Info:
 def _fix(path: Path, version: str) -> str:
     folder = path.absolute()
     if re.match(r"v?2\.1", version):
-        options = f"--repo-id={shlex.quote(folder.name)} --root={shlex.quote(str(folder.parent))} --push-to-hub=false"
-        return f"convert it in place by `python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 {options}`"
+        module, root = _converter(folder)
+        options = f"--repo-id={shlex.quote(folder.name)} --root={shlex.quote(str(root))} --push-to-hub=false"
+        return f"convert it in place by `python -m {module} {options}`"
     if re.match(r"v?[012]\.", version):
         return "convert it to v2.1 with LeRobot 0.3 first, then to v3.0 with LeRobot 0.4"
-    return f"gpc reads {VERSION} (LeRobot 0.4.4)"
+    return f"gpc reads {VERSION} (LeRobot 0.4 to 0.6)"
+
+
+def _converter(folder: Path) -> tuple[str, Path]:
+    """Return the module of the installed LeRobot that converts v2.1, and its root."""
+    newer = "lerobot.scripts.convert_dataset_v21_to_v30", folder
+    try:
+        return newer if find_spec(newer[0]) else ("lerobot.datasets.v30.convert_dataset_v21_to_v30", folder.parent)
+    except ImportError:  # there is no LeRobot
+        return newer
 
 
 def open_folder(path: Path) -> Any:

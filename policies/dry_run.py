@@ -52,14 +52,21 @@ def _is_small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(counted) and all(isinstance(n, int) and abs(n) <= LONGEST for n in counted)
 
 
-def dry_run(build: Callable[[], T], weights: Mapping[str, Tensor], size: int, where: str) -> T:
+def dry_run(
+    build: Callable[[], T],
+    weights: Mapping[str, Tensor],
+    size: int,
+    where: str,
+    renamed: Callable[[T, Any], Mapping[str, Tensor]] = lambda network, weights: weights,
+) -> T:
     """Build a network without memory and compare it with its weights.
 
     Args:
         build: builds the network; torch's default device is "meta" during the call.
-        weights: the weights under the network's names.
+        weights: the weights.
         size: bytes of their file.
         where: name of the configuration in errors.
+        renamed: returns the weights under the network's names.
 
     Returns:
         The network on the meta device.
@@ -74,7 +81,7 @@ def dry_run(build: Callable[[], T], weights: Mapping[str, Tensor], size: int, wh
     needed = _bytes(chain(network.parameters(), network.buffers()))
     if needed > TIMES * size + SPARE:
         raise InputError(f"{where} describes a network of {needed} bytes, the file of its weights has {size}")
-    _check_fit(network.state_dict(keep_vars=True), weights, where)
+    _check_fit(network.state_dict(keep_vars=True), renamed(network, weights), where)
     return network
 
 

@@ -31,7 +31,10 @@ SHAPES = {
     "observation.image": (FeatureType.VISUAL, (3, 96, 96)),
 }
 NORMALISERS = {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ENV": "MIN_MAX", "ACTION": "MIN_MAX"}
-SMALL_UNET = {"down_dims": (16, 32), "diffusion_step_embed_dim": 16, "n_groups": 4, "kernel_size": 3}
+SMALL_UNET = {
+    "down_dims": (16, 32), "diffusion_step_embed_dim": 16, "n_groups": 4, "kernel_size": 3, "horizon": 16, "n_action_steps": 8,
+    "pretrained_backbone_weights": None, "use_group_norm": True, "use_separate_rgb_encoder_per_camera": False,
+}  # fmt: skip
 
 
 def as_lerobot(frame):
@@ -149,7 +152,8 @@ def save_xvla(folder, dim=2, **options):
     keys = ("observation.state", "observation.images.top", "observation.images.wrist")
 
     def initialise(policy):  # LeRobot leaves this one as the memory was
-        torch.nn.init.normal_(policy.model.vlm.image_projection, std=0.25)
+        if hasattr(policy.model.vlm, "image_projection"):  # LeRobot 0.4
+            torch.nn.init.normal_(policy.model.vlm.image_projection, std=0.25)
 
     return save(folder, "xvla", keys, dim=dim, initialise=initialise, **(VLA | small | head | rest | options))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lerobot.configs.default import EvalConfig
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot_checkpoints import save as save_checkpoint
@@ -22,6 +23,7 @@ from gpc.policies.as_lerobot import GpcConfig, save
 
 KEYS = {"keypoints": "observation.environment_state", "agent_pos": "observation.state"}
 DEMONSTRATIONS = Path(__file__).parent / "data" / "pusht-held-out.zarr.zip"
+SYNCHRONOUS = ["--eval.use_async_envs=false"] if "use_async_envs" in vars(EvalConfig) else []
 LEROBOT_EVAL = Path(sys.executable).with_name("lerobot-eval")
 
 
@@ -53,7 +55,7 @@ def test_lerobots_own_evaluation_runs_a_composition(folder, tmp_path):
         LEROBOT_EVAL, "--policy.type=gpc", "--policy.discover_packages_path=gpc.policies.as_lerobot",
         f"--policy.pretrained_path={folder}", "--policy.device=cpu", "--policy.push_to_hub=false",
         "--env.type=pusht", "--env.obs_type=environment_state_agent_pos", "--env.episode_length=20",
-        "--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={tmp_path}", "--seed=3",
+        "--eval.n_episodes=2", "--eval.batch_size=2", *SYNCHRONOUS, f"--output_dir={tmp_path}", "--seed=3",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
@@ -106,6 +108,12 @@ def test_a_chunk_goes_on_from_what_the_robot_is_doing(policy):
     apart = (going_on[:, :10] - left_over).abs().mean((0, 2))
     assert apart[:3].max() < 1e-3 < apart[3] < apart[7]
     assert apart[7] < (free[:, 7] - left_over[:, 7]).abs().mean()
+    for padded in (
+        torch.cat([left_over, torch.zeros(2, 5, 2)], 1),
+        torch.zeros(2, 5, 2),
+    ):  # by LeRobot's real-time engine
+        wanted = policy.predict_action_chunk(observe(0), noise, 3, left_over) if padded.any() else free
+        torch.testing.assert_close(policy.predict_action_chunk(observe(0), noise, 3, padded), wanted)
     policy.reset()
     torch.testing.assert_close(policy.predict_action_chunk(observe(0), noise, 0, left_over, 0), free)
 

@@ -218,7 +218,7 @@ BREAKAGES = {
     ),
     "delta actions": (
         change_step(POST, 1, registry_name="map_delta_action_to_robot_action", config={}),
-        "'map_delta_action_to_robot_action'; supported after sampling are device_processor, unnormalizer_processor",
+        "'map_delta_action_to_robot_action'; supported after sampling are absolute_actions_processor, device_processor",
     ),
     "a state file outside": (change_step(PRE, 3, state_file="../../secret.safetensors"), "which is not in"),
     "a state file elsewhere": (change_step(PRE, 3, state_file="/etc/hostname"), "which is not in"),

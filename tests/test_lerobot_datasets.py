@@ -229,7 +229,7 @@ def with_a_video(folder):
 BROKEN = {
     "version 1": (version_1, "is a LeRobotDataset of version v1; record it again"),
     "version 2.0": (edit(codebase_version="v2.0"), r"of version v2\.0; convert it to v2\.1 with LeRobot 0\.3 first"),
-    "a later version": (edit(codebase_version="v4.0"), r"of version v4\.0; gpc reads v3\.0 \(LeRobot 0\.4\.4\)"),
+    "a later version": (edit(codebase_version="v4.0"), r"of version v4\.0; gpc reads v3\.0 \(LeRobot 0\.4 to 0\.6\)"),
     "no version": (edit(codebase_version=None), r"info\.json.*codebase_version"),
     "no JSON": (lambda folder: (folder / "meta/info.json").write_text("{"), r"info\.json"),
     "no actions": (edit(features={"observation.state": FEATURES["observation.state"]}), "without 'action'"),

@@ -5,11 +5,11 @@ import json
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
 from huggingface_hub import ModelCard, save_torch_state_dict
-from lerobot.utils.train_utils import get_step_checkpoint_dir, update_last_checkpoint
 from lerobot_checkpoints import save, statistics
 from safetensors.torch import load_file, save_file
 from test_from_lerobot import observe
@@ -17,6 +17,8 @@ from test_from_lerobot import observe
 import gpc
 from gpc.errors import InputError
 
+NEWER = find_spec("lerobot.common")  # LeRobot 0.6
+lerobot_training = importlib.import_module("lerobot.common.train_utils" if NEWER else "lerobot.utils.train_utils")
 KEYS = ("observation.state", "observation.image")
 MODES = {"VISUAL": "MEAN_STD", "STATE": "MIN_MAX", "ACTION": "MIN_MAX"}
 WEIGHTS = "model.safetensors"
@@ -134,10 +136,10 @@ def training(folder, tmp_path):
     """The folder of a training that saved two checkpoints, with LeRobot's own names and link."""
     root = tmp_path / "train"
     for step in (9, 10):
-        saved = get_step_checkpoint_dir(root, 100, step)
+        saved = lerobot_training.get_step_checkpoint_dir(root, 100, step)
         shutil.copytree(folder, saved / "pretrained_model")
         edit(saved / "pretrained_model", lambda weights, step=step: {k: v + step for k, v in weights.items()})
-        update_last_checkpoint(saved)
+        lerobot_training.update_last_checkpoint(saved)
     return root
 
 

@@ -94,7 +94,7 @@ def test_a_plug_in_is_found_beside_a_broken_one(plugged):
 
 
 def test_an_arm_of_lerobots_own_without_hardware(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scservo_sdk", MagicMock())  # its driver
+    monkeypatch.setitem(sys.modules, "scservo_sdk", MagicMock(__spec__=MagicMock()))  # its driver
     camera = {"type": "opencv", "index_or_path": 0, "width": 64, "height": 48, "fps": 30}
     made = make_robot("so101_follower", {"port": "/dev/null", "id": "left", "cameras": {"front": camera}})
     assert (made.config.port, made.id, made.is_connected) == ("/dev/null", "left", False)

@@ -1,4 +1,4 @@
-"""A composition as a policy of LeRobot (0.4.4), for its `lerobot-eval`, `lerobot-record` and robots.
+"""A composition as a policy of LeRobot (0.4.4 and 0.6), for its `lerobot-eval`, `lerobot-rollout` and robots.
 
 The options of these commands are
 
@@ -132,7 +132,11 @@ class GpcPolicy(PreTrainedPolicy):
                 config.device, config.use_amp = request.device, request.use_amp
         return cls(config, folder).eval()
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def supports_rtc(self) -> bool:
+        """Return True: a chunk continues what is left of the last one."""
+        return True
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
         self.config._save_pretrained(save_directory)  # the members keep their own weights
 
     def reset(self) -> None:
@@ -167,6 +171,7 @@ class GpcPolicy(PreTrainedPolicy):
         It is drawn to the left-over of the last chunk, if that is passed.
 
         The first `inference_delay` steps of the left-over are kept; until `execution_horizon` its weight falls to zero.
+        Steps of zeros at its end are the padding of LeRobot's real-time engine, and are left out.
 
         Values of `batch` may have the steps of the history, (batch, steps, ...). A single frame has the history of
         `select_action` if it is the newest there, else it is repeated: LeRobot's real-time and asynchronous control make one
@@ -178,8 +183,9 @@ class GpcPolicy(PreTrainedPolicy):
         observation = self._last(observation)
         if prev_chunk_left_over is None:
             return self._chunk(observation, noise)
-        horizon = prev_chunk_left_over.shape[-2] if execution_horizon is None else execution_horizon
-        return self._chunk(observation, noise, self._decided(prev_chunk_left_over, inference_delay or 0, horizon))
+        left_over = _unpadded(prev_chunk_left_over.reshape(-1, *prev_chunk_left_over.shape[-2:]).double().cpu())
+        horizon = left_over.shape[1] if execution_horizon is None else execution_horizon
+        return self._chunk(observation, noise, self._decided(left_over, inference_delay or 0, horizon))
 
     def get_optim_params(self) -> dict[str, Any]:
         """Raise InputError: nothing is trained."""
@@ -220,9 +226,8 @@ class GpcPolicy(PreTrainedPolicy):
             :, -spec.start :
         ].float()
 
-    def _decided(self, left_over: Tensor, delay: int, horizon: int) -> InpaintTarget:
+    def _decided(self, known: Tensor, delay: int, horizon: int) -> InpaintTarget:
         spec = self.policy.actions
-        known = left_over.reshape(-1, *left_over.shape[-2:]).double().cpu()
         steps = min(known.shape[1], horizon, spec.horizon + spec.start)
         chunk = torch.zeros(len(known), spec.horizon, spec.dim, dtype=torch.float64)
         weight = torch.zeros(spec.horizon, dtype=torch.float64)
@@ -231,6 +236,12 @@ class GpcPolicy(PreTrainedPolicy):
         fall = torch.linspace(1, 0, max(steps - delay, 0) + 2)[1:-1]
         weight[now] = torch.cat([torch.ones(min(delay, steps)), fall])
         return InpaintTarget(chunk.numpy(), weight.numpy())
+
+
+def _unpadded(left_over: Tensor) -> Tensor:
+    """Return (batch, steps, action) without the steps of zeros at its end."""
+    used = left_over.abs().amax((0, 2)).nonzero()
+    return left_over[:, : int(used.max()) + 1 if len(used) else 0]
 
 
 def _composition(

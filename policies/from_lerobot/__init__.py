@@ -1,4 +1,4 @@
-"""LeRobot checkpoints (0.4.4) as policies: `lerobot:FOLDER`, or `lerobot:OWNER/NAME@COMMIT` on the hub.
+"""LeRobot checkpoints (0.4.4 and 0.6) as policies: `lerobot:FOLDER`, or `lerobot:OWNER/NAME@COMMIT` on the hub.
 
 LeRobot has the network, its pre- and post-processors (normalisation, tokeniser, renaming) and its scheduler. gpc calls
 the network at (x, t), and samples and composes itself. `families` has the calls of each policy type, `processors`
@@ -7,6 +7,8 @@ builds and checks its files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -169,7 +171,8 @@ def _read_config(folder: Path) -> Any:
         raise InputError(
             f"{folder}: LeRobot policy type {one_line(repr(kind), 80)} is not supported; gpc reads {', '.join(FAMILIES)}"
         )
-    import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its processor steps
+    with _extras(kind):
+        import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its processor steps
     with reading(folder / CONFIG):  # draccus raises any exception of a field's parser
         config = PreTrainedConfig.from_pretrained(folder)
     if not config.action_feature or not config.input_features:
@@ -186,20 +189,33 @@ def _load_model(folder: Path, config: Any) -> Any:
     disabled = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
     for field in disabled.keys() & vars(config).keys():
         setattr(config, field, disabled[field])
-    kind, files = get_policy_class(config.type), weight_files(folder)
+    kind, files, renamed = get_policy_class(config.type), weight_files(folder), FAMILIES[config.type].renamed
     weights = read_weights(files)
     trial = copy(config)
     trial.device = "meta"  # pi0 moves its network there itself
+    size = sum(file.stat().st_size for file in files)
     try:
-        with offline():
-            dry_run(lambda: kind(trial), weights, sum(file.stat().st_size for file in files), str(folder / CONFIG))
+        with offline(), _extras(config.type):
+            dry_run(lambda: kind(trial), weights, size, str(folder / CONFIG), renamed)
             model = kind(config)
     except (OSError, ValueError, TypeError, KeyError) as error:  # transformers: no such folder, no network
         raise InputError(
             f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({one_line(error)}); {NOT_FETCHED}"
         ) from None
-    model.load_state_dict(weights, strict=False)  # a weight with several names is stored once
+    model.load_state_dict(renamed(model, weights), strict=False)  # a weight with several names is stored once
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _extras(kind: str) -> Iterator[None]:
+    """Name the command that installs the packages of a policy type."""
+    try:
+        yield
+    except ImportError as error:
+        extra = FAMILIES[kind].extra or kind.replace("_", "-")
+        raise InputError(
+            f"a LeRobot {kind} policy needs packages that are missing ({one_line(error)}): pip install 'lerobot[{extra}]'"
+        ) from None
 
 
 def _named(config: Any) -> str:

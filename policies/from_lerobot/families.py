@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import make_att_2d_masks
 from lerobot.utils.constants import OBS_IMAGES, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor
-from transformers import DynamicCache
 
 from gpc.inference.settings import Sampling
 from gpc.policies.schedulers import READ, Scheduler, read_scheduler, sampling_of
@@ -27,6 +28,13 @@ Bound = tuple[Network, tuple[Any, ...]]
 Encode = Callable[..., tuple[Any, Any]]
 """LeRobot's backbone over a prefix: returns (.., cache of its keys and values)."""
 
+Weights = dict[str, Tensor]
+
+
+def _as_named(policy: Any, weights: Weights) -> Weights:
+    """Return weights as they are named."""
+    return weights
+
 
 class Family(NamedTuple):
     """A policy type of LeRobot: its training, and the calls of its network.
@@ -41,6 +49,8 @@ class Family(NamedTuple):
         added: keys that those steps add to a batch.
         refusal: returns why a configuration is not supported, or None.
         sampling: returns the sampler of a configuration.
+        renamed: returns a file's weights under the names of a network.
+        extra: LeRobot's extra with the packages of the policy; by default its type.
     """
 
     schedule: Callable[[Any], Schedule]
@@ -54,6 +64,8 @@ class Family(NamedTuple):
     sampling: Callable[[Any], Sampling | None] = lambda config: Sampling(
         "euler", config.num_inference_steps, grid="flow"
     )
+    renamed: Callable[[Any, Weights], Weights] = _as_named
+    extra: str = ""
 
     @property
     def language(self) -> bool:
@@ -105,12 +117,8 @@ def _after_prefix(
     prefix: tuple[Tensor, Tensor, Tensor],
     encode: Encode,
     state: Mapping[str, Tensor],
-    cached: Callable[[Any], Any] = lambda tree: tree,
 ) -> Bound:
-    """Encode a prefix (embedded, padding, attention) once, as the condition.
-
-    `cached` makes the cache that LeRobot reads of the encoded tree.
-    """
+    """Encode a prefix (embedded, padding, attention) once, as the condition."""
     embedded, padding, attention = prefix
     _, cache = encode(
         attention_mask=make_att_2d_masks(padding, attention),
@@ -119,13 +127,26 @@ def _after_prefix(
         inputs_embeds=[embedded, None],
     )
 
-    def network(x: Tensor, t: Tensor, padding: Tensor, cache: Any, state: Mapping[str, Tensor]) -> Tensor:
+    def network(x: Tensor, t: Tensor, padding: Tensor, tree: Any, state: Mapping[str, Tensor]) -> Tensor:
         velocity: Tensor = policy.model.denoise_step(
-            prefix_pad_masks=padding, past_key_values=cached(cache), x_t=x, timestep=t, **state
+            prefix_pad_masks=padding, past_key_values=_cache_of(tree), x_t=x, timestep=t, **state
         )
         return velocity
 
-    return _unpadded(network, policy.config, policy.config.max_action_dim), (padding, cache, dict(state))
+    return _unpadded(network, policy.config, policy.config.max_action_dim), (padding, _tree_of(cache), dict(state))
+
+
+def _tree_of(cache: Any) -> Any:
+    """Return the tensors of a cache of keys and values."""
+    return cache if isinstance(cache, dict) else tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+def _cache_of(tree: Any) -> Any:
+    """Return a new cache of tensors, since LeRobot appends to it.
+
+    SmolVLA of LeRobot 0.4 reads a dictionary.
+    """
+    return tree if isinstance(tree, dict) else import_module("transformers").DynamicCache(tree)
 
 
 def _words(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -135,7 +156,9 @@ def _words(batch: Batch) -> tuple[Tensor, Tensor]:
 def _smolvla_network(policy: Any, batch: Batch) -> Bound:
     now, model = _now(batch), policy.model
     prefix = model.embed_prefix(*policy.prepare_images(now), *_words(now), state=policy.prepare_state(now))
-    encode = partial(model.vlm_with_expert.forward, use_cache=policy.config.use_cache, fill_kv_cache=True)
+    encode = partial(model.vlm_with_expert.forward, use_cache=policy.config.use_cache)
+    if "fill_kv_cache" in signature(encode).parameters:  # LeRobot 0.4
+        encode = partial(encode, fill_kv_cache=True)
     return _after_prefix(policy, prefix, encode, {})
 
 
@@ -145,13 +168,37 @@ def _pi0_network(policy: Any, batch: Batch) -> Bound:
     backbone.paligemma.language_model.config._attn_implementation = "eager"  # as LeRobot's sample_actions does
 
     def encode(attention_mask: Tensor, **rest: Any) -> tuple[Any, Any]:
-        mask = policy.model._prepare_attention_masks_4d(attention_mask)
-        output, cache = backbone.forward(attention_mask=mask, use_cache=True, **rest)
-        return output, cache.to_legacy_cache()  # a tree of tensors
+        encoded: tuple[Any, Any] = backbone.forward(
+            attention_mask=_masks_4d(policy, attention_mask), use_cache=True, **rest
+        )
+        return encoded
 
     prefix = policy.model.embed_prefix(*policy._preprocess_images(now), *_words(now))
     state = {"state": policy.prepare_state(now)} if policy.config.type == "pi0" else {}
-    return _after_prefix(policy, prefix, encode, state, DynamicCache)
+    return _after_prefix(policy, prefix, encode, state)
+
+
+def _masks_4d(policy: Any, mask: Tensor) -> Tensor:
+    make = getattr(policy.model, "_prepare_attention_masks_4d", None)  # LeRobot 0.4
+    make = make or import_module("lerobot.policies.common.vla_utils").prepare_attention_masks_4d
+    masks: Tensor = make(mask)
+    return masks
+
+
+def _pi_names(policy: Any, weights: Weights) -> Weights:
+    """Return weights of openpi or another release under this one's names.
+
+    As LeRobot's `from_pretrained` does.
+    """
+    fixed = policy._fix_pytorch_state_dict_keys(weights, policy.config)
+    return {name if name.startswith("model.") else f"model.{name}": value for name, value in fixed.items()}
+
+
+def _xvla_names(policy: Any, weights: Weights) -> Weights:
+    """Return weights of LeRobot 0.4's own Florence-2 under this one's names."""
+    module: Any = import_module("lerobot.policies.xvla.modeling_xvla")
+    is_old = getattr(module, "_is_vendored_florence_state_dict", lambda weights: False)
+    return dict(module._remap_vendored_florence_state_dict(weights)) if is_old(weights) else weights
 
 
 def _xvla_network(policy: Any, batch: Batch) -> Bound:
@@ -180,15 +227,17 @@ def _bends_grippers(config: Any) -> str | None:
 
 
 def _needs_patched_transformers(config: Any) -> str | None:
-    """Make LeRobot's own check of transformers, before the weights are read."""
+    """Make LeRobot 0.4's own check of transformers; later ones bring the patch."""
+    if find_spec("lerobot.policies.pi_gemma"):
+        return None
     try:
         check: Any = import_module("transformers.models.siglip.check")
     except ImportError:
         check = None
     if check is None or not check.check_whether_transformers_replace_is_installed_correctly():
         return (
-            f"a LeRobot {config.type} policy needs a patched transformers (its branch fix/lerobot_openpi); on the stock one the "
-            "cache grows at every step and the velocity of pi05 ignores t, so gpc does not read it"
+            f"a LeRobot {config.type} policy needs LeRobot 0.6 (Python 3.12), or a patched transformers (its branch "
+            "fix/lerobot_openpi); on the stock one the cache grows at every step and the velocity of pi05 ignores t"
         )
     return None
 
@@ -225,6 +274,8 @@ PI0 = Family(
     steps=frozenset({"tokenizer_processor"}),
     added=TOKENS,
     refusal=_needs_patched_transformers,
+    renamed=_pi_names,
+    extra="pi",
 )
 FAMILIES = {
     "diffusion": Family(
@@ -238,6 +289,8 @@ FAMILIES = {
     "smolvla": PI0._replace(
         bind=_smolvla_network,
         refusal=_bends_grippers,
+        renamed=_as_named,
+        extra="",
         sampling=lambda config: Sampling("euler", config.num_steps, grid="flow"),
     ),
     "pi0": PI0,
@@ -248,6 +301,8 @@ FAMILIES = {
         steps=frozenset({"tokenizer_processor", "xvla_add_domain_id"}),
         added=(OBS_LANGUAGE_TOKENS, "domain_id"),
         refusal=_action_space,
+        renamed=_xvla_names,
+        extra="",
         sampling=lambda config: Sampling("renoise", max(1, config.num_denoising_steps), grid="flow"),
     ),
 }
@@ -257,6 +312,14 @@ REFUSED = {
     "pi0_fast": "has no score to compose: it writes actions as text tokens",
     "tdmpc": "has no score to compose: it plans with a learned value",
     "sac": "has no score to compose: its actor is one Gaussian, not a denoiser",
+    "gaussian_actor": "has no score to compose: its actor is one Gaussian, not a denoiser",
+    "multi_task_dit": "is not supported yet",
+    "eo1": "is not supported yet: it flows beside a Qwen2.5-VL of 3 billion weights",
+    "evo1": "has no score to compose: its flow begins at uniform noise, and a score belongs to Gaussian noise",
+    "lingbot_va": "has no score to compose: its flow begins at uniform noise, and a score belongs to Gaussian noise",
+    "vla_jepa": "is not supported: its last steps (clipped and binary grippers) are no scale and offset to compose",
+    "molmoact2": "is not supported: its last steps (clamped and masked actions, another frame) are no scale and offset to compose",
+    "fastwam": "is not supported: its last step (a toggled gripper) is no scale and offset to compose",
     "reward_classifier": "has no score to compose: it judges images and predicts no action",
     "sarm": "has no score to compose: it judges progress and predicts no action",
     "groot": (

@@ -35,6 +35,7 @@ STEPS = {
             "normalizer_processor",
             "pi0_new_line_processor",
             "pi05_prepare_state_tokenizer_processor_step",
+            "relative_actions_processor",
             "rename_observations_processor",
             "smolvla_new_line_processor",
             "to_batch_processor",
@@ -44,8 +45,11 @@ STEPS = {
             "xvla_imagenet_normalize",
         }
     ),
-    POST: frozenset({"device_processor", "unnormalizer_processor"}),
+    POST: frozenset({"absolute_actions_processor", "device_processor", "unnormalizer_processor"}),
 }
+SWITCHED = frozenset(
+    {"absolute_actions_processor", "relative_actions_processor"}
+)  # LeRobot 0.6 writes them, switched off
 STATISTICS = {
     "IDENTITY": (),
     "MEAN_STD": ("mean", "std"),
@@ -73,6 +77,7 @@ class Step(Struct):
     registry_name: str | None = None
     outside: str | None = field(default=None, name="class")
     state_file: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 class Steps(Struct):
@@ -129,6 +134,10 @@ def _load(folder: Path, name: str) -> PolicyProcessorPipeline:
             raise InputError(
                 f"{path} has the step {one_line(repr(step.registry_name or step.outside), 80)}; supported{where} are "
                 f"{', '.join(sorted(STEPS[name]))}"
+            )
+        if step.registry_name in SWITCHED and step.config.get("enabled"):
+            raise InputError(
+                f"{path} enables {step.registry_name}: actions relative to a state are no scale and offset"
             )
         file = step.state_file
         if file and (Path(file).name != file or not (folder / file).is_file()):
