@@ -48,7 +48,8 @@ class LeRobotTask(gymnasium.ObservationWrapper[Frame, Any, Any]):
         frame, _ = env.reset(seed=0)
         texts = {TASK: spaces.Text(TASK_BYTES)} if self._instruction else {}
         boxes = {key: _box(value) for key, value in self.observation(frame).items() if key != TASK}
-        self.observation_space = spaces.Dict({**boxes, **texts})
+        space: Any = spaces.Dict({**boxes, **texts})
+        self.observation_space = space
 
     def observation(self, observation: Any) -> Frame:
         """Return an observation of the benchmark as policies read it."""
