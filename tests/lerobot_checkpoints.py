@@ -216,7 +216,14 @@ def save_pi(folder, kind, dim=2, **options):
     }
     modes = {"VISUAL": "IDENTITY", "STATE": "QUANTILES", "ACTION": "QUANTILES"} if kind == "pi05" else NORMALISERS
     keys = ("observation.state", "observation.image")
-    return save(folder, kind, keys, **(VLA | small | {"normalization_mapping": modes} | options))
+    return save(folder, kind, keys, initialise=_modulate, **(VLA | small | {"normalization_mapping": modes} | options))
+
+
+def _modulate(policy):
+    """Let pi0.5 read the time: an untrained one multiplies it by zeros."""
+    for name, parameter in policy.named_parameters():
+        if "norm.dense." in name:
+            torch.nn.init.normal_(parameter, std=0.3)
 
 
 def change(file, **fields):

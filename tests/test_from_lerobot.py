@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import product
 
 import numpy as np
@@ -275,6 +276,12 @@ def test_weights_that_are_cut_short_or_of_another_network_are_refused(broken, sp
     with pytest.raises(InputError, match=r"it is cut short|its weights do not fit: 44 of another shape") as caught:
         gpc.load_policy(f"lerobot:{broken}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(broken, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lerobot.policies.diffusion.processor_diffusion", None)
+    with pytest.raises(InputError, match=r"diffusion policy needs packages that are missing .*'lerobot\[diffusion\]'"):
+        gpc.load_policy(f"lerobot:{broken}")
 
 
 def test_its_own_renaming_is_followed(broken):

@@ -32,6 +32,7 @@ from lerobot_checkpoints import (
     tiny_vlm,
 )
 from models import flow_sigmas
+from safetensors.torch import load_file, save_file
 
 import gpc
 from gpc.commands.cli import main
@@ -256,6 +257,44 @@ def test_cameras_that_lerobot_fills_in_as_empty_are_not_asked_of_the_environment
     assert float((sample(policy, CASES[name].sampler, mine, noise) - wanted).abs().max()) < 1e-5
 
 
+@pytest.mark.skipif(not HAS_PI, reason="the stock transformers of LeRobot 0.4.4 drops the time of pi0.5")
+def test_the_velocity_of_pi05_depends_on_the_time(build, tmp_path):
+    policy = gpc.load_policy(f"lerobot:{build('pi05', tmp_path / 'vla')[0]}")
+    denoiser = policy.condition(look(policy, 0)[0])
+    with torch.inference_mode():
+        early, late = (
+            denoiser.network(drawn(0, 2, 12, 2), torch.full((2,), t), *denoiser.condition) for t in (0.9, 0.1)
+        )
+    assert float((early - late).abs().max()) > 0.01 * float(early.abs().max())
+
+
+def test_weights_under_the_names_of_openpi_are_the_same_policy(build, tmp_path):
+    folder = build("pi0", tmp_path / "vla")[0]
+    x, sigma = drawn(0, 2, 12, 2).double(), torch.tensor(1.0, dtype=torch.float64)
+    policy = gpc.load_policy(f"lerobot:{folder}")
+    mine, _ = look(policy, 0)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("model."): value for name, value in weights.items()}, folder / "model.safetensors")
+    bare = gpc.load_policy(f"lerobot:{folder}")
+    assert torch.equal(bare.condition(mine)(x, sigma), policy.condition(mine)(x, sigma))
+
+
+def test_smolvla_computes_in_the_dtype_of_its_weights_and_sees_each_patch_at_its_place(tmp_path):
+    def halve(policy):
+        policy.model.vlm_with_expert.to(torch.bfloat16)
+
+    folder, theirs, pre, _ = save_smolvla(tmp_path / "vla", initialise=halve)
+    policy, places = gpc.load_policy(f"lerobot:{folder}"), []
+    embeddings = policy.model.model.vlm_with_expert.get_vlm_model().vision_model.embeddings
+    embeddings.position_embedding.register_forward_pre_hook(lambda module, args: places.append(args[0]))
+    mine, lerobots = look(policy, 0)
+    noise = drawn(5, 2, 12, 2)
+    torch.manual_seed(5)
+    wanted = theirs.predict_action_chunk(pre(lerobots))
+    assert float((sample(policy, euler, mine, noise) - wanted).abs().max()) < 1e-5
+    assert torch.equal(places[0][0], torch.arange(16))
+
+
 @pytest.mark.skipif(HAS_PI, reason="this LeRobot brings the patch")
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
 @pytest.mark.parametrize(
@@ -310,6 +349,11 @@ BREAKAGES = {
         "xvla",
         change_step(POST, 1, registry_name="xvla_rotation_6d_to_axis_angle", config={}),
         "the step 'xvla_rotation_6d_to_axis_angle'; supported after sampling are absolute_actions_processor, device_processor",
+    ),
+    "relative actions": (
+        "smolvla",
+        change_step(POST, 1, registry_name="absolute_actions_processor", config={"enabled": True}),
+        "enables absolute_actions_processor: actions relative to a state are no scale and offset",
     ),
     "no domain": (
         "xvla",

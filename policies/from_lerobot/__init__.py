@@ -189,20 +189,24 @@ def _load_model(folder: Path, config: Any) -> Any:
     disabled = {"pretrained_backbone_weights": None, "load_vlm_weights": False, "compile_model": False}
     for field in disabled.keys() & vars(config).keys():
         setattr(config, field, disabled[field])
-    kind, files, renamed = get_policy_class(config.type), weight_files(folder), FAMILIES[config.type].renamed
+    kind, files, family = get_policy_class(config.type), weight_files(folder), FAMILIES[config.type]
     weights = read_weights(files)
     trial = copy(config)
     trial.device = "meta"  # pi0 moves its network there itself
     size = sum(file.stat().st_size for file in files)
     try:
         with offline(), _extras(config.type):
-            dry_run(lambda: kind(trial), weights, size, str(folder / CONFIG), renamed)
+            dry_run(lambda: kind(trial), weights, size, str(folder / CONFIG), family.renamed)
             model = kind(config)
     except (OSError, ValueError, TypeError, KeyError) as error:  # transformers: no such folder, no network
         raise InputError(
             f"{folder / CONFIG}: LeRobot cannot build this network{_named(config)} ({one_line(error)}); {NOT_FETCHED}"
         ) from None
-    model.load_state_dict(renamed(model, weights), strict=False)  # a weight with several names is stored once
+    weights = family.renamed(model, weights)
+    if family.in_stored_dtype:
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            parameter.data = parameter.data.to(weights.get(name, parameter).dtype)
+    model.load_state_dict(weights, strict=False)  # a weight with several names is stored once
     return model.eval().requires_grad_(False)
 
 

@@ -50,6 +50,7 @@ class Family(NamedTuple):
         refusal: returns why a configuration is not supported, or None.
         sampling: returns the sampler of a configuration.
         renamed: returns a file's weights under the names of a network.
+        in_stored_dtype: whether each weight computes in the dtype of the file, as LeRobot trains it.
         extra: LeRobot's extra with the packages of the policy; by default its type.
     """
 
@@ -65,6 +66,7 @@ class Family(NamedTuple):
         "euler", config.num_inference_steps, grid="flow"
     )
     renamed: Callable[[Any, Weights], Weights] = _as_named
+    in_stored_dtype: bool = False
     extra: str = ""
 
     @property
@@ -290,6 +292,7 @@ FAMILIES = {
         bind=_smolvla_network,
         refusal=_bends_grippers,
         renamed=_as_named,
+        in_stored_dtype=True,  # its language model is in bfloat16; transformers 4.57 shifts the patches of float32
         extra="",
         sampling=lambda config: Sampling("euler", config.num_steps, grid="flow"),
     ),
