@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,12 @@ def arguments(tiny, folder, *more):
     return ["search", f"policies=[{','.join(tiny)}]", *SEARCH, f"run_dir={folder}", *more]
 
 
+def untimed(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.pop("timing")["seconds_per_episode"] > 0
+    return summary
+
+
 def table(folder):
     return sorted(read_rows(folder / "episodes.jsonl"))
 
@@ -63,6 +70,15 @@ def test_a_search_writes_everything_it_promises(undisturbed):
     rows = table(undisturbed)
     assert {r.seed for r in rows if r.phase == "search"} == set(range(100_000, 100_004))
     assert {r.seed for r in rows if r.phase == "report"} == set(range(200_000, 200_006))
+    for k, row in enumerate(read_rows(undisturbed / "episodes.jsonl")):
+        rewards = zarr.open_group(undisturbed / "trajectories.zarr", mode="r")["reward"][k]
+        assert row.sum_reward == pytest.approx(np.nansum(rewards), rel=1e-5)
+    won = [row for row in rows if row.phase == "report" and list(row.weights) == summary["winner"]["weights"]]
+    assert summary["winner"]["avg_sum_reward"] == pytest.approx(np.mean([row.sum_reward for row in won]))
+    assert summary["winner"]["avg_mean_reward"] == pytest.approx(np.mean([row.sum_reward / row.steps for row in won]))
+    assert summary["timing"]["n_episodes"] == len(rows)
+    assert summary["timing"]["ms_per_chunk"] > 0
+    assert summary["versions"]["gym-pusht"] == version("gym-pusht")
     manifest = json.loads((undisturbed / "manifest.json").read_text())
     assert all(len(digest) == 64 for digest in manifest["config"]["fingerprints"].values())
     assert (undisturbed / "curve.png").read_bytes()[:4] == b"\x89PNG"
@@ -70,6 +86,7 @@ def test_a_search_writes_everything_it_promises(undisturbed):
     page = (undisturbed / "report.html").read_text()
     assert "data:image/png;base64" in page
     assert "data:video/mp4;base64" in page
+    assert re.search(r"\d s an episode, [\d.]+ ms a chunk, in batches, python 3.*gym-pusht ", page)
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -98,7 +115,7 @@ def test_a_killed_search_goes_on_to_the_same_table(undisturbed, tiny, tmp_path):
     assert 16 <= len(table(tmp_path)) < len(table(undisturbed))
     assert main(arguments(tiny, tmp_path)) == 0
     assert table(tmp_path) == table(undisturbed)
-    assert (tmp_path / "summary.json").read_text() == (undisturbed / "summary.json").read_text()
+    assert untimed(tmp_path) == untimed(undisturbed)
 
 
 def test_sigterm_ends_a_search_as_ctrl_c_does(tiny, tmp_path):
@@ -217,7 +234,7 @@ def test_any_search_that_lost_its_last_rows_comes_to_the_same_end(name, tiny, tm
     (cut / "episodes.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]))
     assert main(["search", *small, f"run_dir={cut}"]) == 0
     assert table(cut) == rows
-    assert (cut / "summary.json").read_text() == (whole / "summary.json").read_text()
+    assert untimed(cut) == untimed(whole)
 
     summary = json.loads((whole / "summary.json").read_text())
     errors = summary["denoising_error"]

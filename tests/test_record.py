@@ -373,7 +373,7 @@ def test_a_row_that_does_not_fit_is_named_with_its_file_and_line(name, tmp_path)
     [
         ('{"schema_version": 1, "config": {', "truncated"),
         ('{"schema_version": 2, "config": {}, "versions": {}}', "schema_version 2, not 1"),
-        ('{"config": {}, "versions": {}}', "schema_version None, not 1"),
+        ('{"config": {}, "versions": {}}', "has no schema_version: it is of no search"),
         ('{"schema_version": 1, "config": 3, "versions": {}}', "config: Expected `object`, got `int`"),
         (
             '{"schema_version": 1, "config": {}, "versions": {"torch": 2}}',

@@ -15,7 +15,7 @@ from typing import Any
 from gpc.commands.api import Env, rows_in, run_folder, seed_range
 from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
-from gpc.commands.experiment import Experiment, experiment_of, write_outputs
+from gpc.commands.experiment import Experiment, experiment_of, write_outputs, write_summary
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
 from gpc.commands.setup import (
     device_under,
@@ -222,7 +222,7 @@ def run_comparison(sides: Sequence[Side], seeds: range, block: int, path: Path) 
             title = _running(summary)
             if summary["better"]:
                 break
-        folder.write_json("summary.json", summary)
+        write_summary(folder, summary, experiments)
     return summary
 
 

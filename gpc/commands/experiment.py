@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gpc.commands.checks import first_seed, need_two, weights_of
 from gpc.commands.config import Config, plain
@@ -44,7 +48,7 @@ from gpc.policy.spec import Policy
 from gpc.registry import SEARCHES
 from gpc.results.report import print_summary, write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
-from gpc.results.summary import summarize_evaluation, summarize_search
+from gpc.results.summary import read_summary, summarize_evaluation, summarize_search
 from gpc.results.video import record_video
 from gpc.rollout.engine import Engine, Episode, Job, RolloutStats
 from gpc.rollout.executors import Executor, Ray
@@ -64,6 +68,8 @@ class Experiment:
         console: for notes and the progress bar.
         members: how the policies were loaded and adapted, for `gpc replay`; by default their names alone.
         stats: failures of simulators, and where time went.
+        episodes: number of episodes that have run.
+        seconds: time that they took.
     """
 
     setup: RolloutSetup
@@ -72,6 +78,8 @@ class Experiment:
     console: Console
     members: Mapping[str, Any] = field(default_factory=dict)
     stats: RolloutStats = field(default_factory=RolloutStats)
+    episodes: int = 0
+    seconds: float = 0.0
 
     def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
         """Open the run folder of these settings."""
@@ -136,7 +144,7 @@ class Experiment:
         if self.here:
             prepare_device(setup.actor.device)  # the other side of a comparison may have another TF32
         # members get a thread each; a network's own threads would change its rounding
-        count = len(jobs) - len(pending), partial(folder.phase, phase)
+        count, begin = (len(jobs) - len(pending), partial(folder.phase, phase)), time.monotonic()
         with (
             torch_threads(1),
             progress_of(self.console, title or phase, len(jobs), *count) as advance,
@@ -144,6 +152,7 @@ class Experiment:
         ):
             for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
                 writer.put(_row(phase, episode), episode.trajectory)
+        self.episodes, self.seconds = self.episodes + len(pending), self.seconds + time.monotonic() - begin
         return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
 
 
@@ -237,8 +246,25 @@ def run_evaluation(experiment: Experiment, weights: Weights, seeds: range, path:
         seeds = range(seeds.start, stop)
         rows = experiment.roll(folder, "evaluate", [Job(0, weights, seed) for seed in seeds])
         summary: dict[str, Any] = summarize_evaluation(setup.names, rows, len(experiment.stats.simulator_failures))
-        folder.write_json("summary.json", summary)
+        write_summary(folder, summary, [experiment])
     return summary
+
+
+def write_summary(folder: RunFolder, summary: Mapping[str, Any], experiments: Sequence[Experiment]) -> None:
+    """Write summary.json with versions and times.
+
+    Without new episodes the recorded times stay.
+    """
+    episodes, rows = sum(each.episodes for each in experiments), sum(each.stats.rows for each in experiments)
+    timing: Any = None
+    if episodes:
+        acting = sum(each.stats.actor_seconds for each in experiments)
+        seconds = sum(each.seconds for each in experiments)
+        chunk = 1000 * acting / rows if rows else None
+        timing = {"n_episodes": episodes, "seconds_per_episode": seconds / episodes, "ms_per_chunk": chunk}
+    elif (folder.path / "summary.json").exists():
+        timing = read_summary(folder.path).get("timing")
+    folder.write_json("summary.json", {**summary, "versions": folder.versions, "timing": timing})
 
 
 def run_search(
@@ -283,7 +309,7 @@ def run_search(
         if prior:
             measured = {tuple(c["weights"]): c["pc_success"] for c in summary["candidates"]}
             summary["denoising_error"] = prior.explain(names, search.candidates, measured)
-        folder.write_json("summary.json", summary)
+        write_summary(folder, summary, [experiment])
     return summary
 
 
@@ -326,5 +352,6 @@ def _done(folder: RunFolder, phase: Phase, job: Job) -> bool:
 
 def _row(phase: Phase, episode: Episode) -> Row:
     job = episode.job
-    results = episode.success, episode.score, episode.steps, episode.reported
+    total = float(np.sum(episode.trajectory.get("reward", np.nan), dtype=np.float64))
+    results = episode.success, episode.score, episode.steps, episode.reported, total if isfinite(total) else None
     return Row(phase, job.candidate, job.seed, job.weights, *results)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_VIDEO_BYTES = 8_000_000
-HEAD = ("weights", "episodes", "success %", "score", "seeds")
+HEAD = ("weights", "episodes", "success %", "score", "seeds", "reward: sum, a step")
 LEADERBOARD = (
     "policy or mixture", "successes", "success %", "gain", "p", "p, best",  # in the terminal, too
     "best parent", "score", "sampler", "runs",
@@ -139,7 +139,7 @@ def write_report(path: Path) -> Path:
     breakdowns = f"Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}."
     device = device_of(run.manifest)
     blocks += [("text", f"Device: {device}.")] if device else []
-    blocks += [("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
+    blocks += [*_taken(summary), ("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
     return _write(path / "report.html", title, blocks)
 
 
@@ -216,7 +216,7 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     if "verdict" in summary:
         return str(summary["verdict"])
     ((name, phase, figures),) = rows_of(summary)
-    episodes, success, score, seeds = _cells(phase, figures)
+    episodes, success, score, seeds, _ = _cells(phase, figures)
     success = f"{success} % success" if reported(figures) else UNREPORTED
     return f"{name}: {success}, score {score}, {episodes} episodes on seeds {seeds}."
 
@@ -303,7 +303,19 @@ def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
         success if reported(figures) else "not reported",
         with_interval(figures["avg_max_reward"], figures["avg_max_reward_ci95"], count, 3),
         f"{phase} {first} to {last}",
+        f"{figures['avg_sum_reward']:.4g}, {figures['avg_mean_reward']:.3g}" if "avg_sum_reward" in figures else "",
     ]
+
+
+def _taken(summary: Mapping[str, Any]) -> list[Block]:
+    """Return what an episode took, and with which versions."""
+    timing, versions = summary.get("timing"), summary.get("versions") or {}
+    texts = [f"{timing['seconds_per_episode']:.2f} s an episode"] if timing else []
+    if timing and timing["ms_per_chunk"] is not None:
+        texts.append(f"{timing['ms_per_chunk']:.1f} ms a chunk, in batches")
+    return [("text", ", ".join([*texts, *(f"{name} {number}" for name, number in versions.items())]) + ".")] * bool(
+        texts or versions
+    )
 
 
 def _data_uri(content: bytes, kind: str) -> str:

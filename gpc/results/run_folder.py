@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -35,8 +36,11 @@ from gpc.results.upgrade import upgraded, upgraded_config
 from gpc.types import DEVICE_KEYS, Array
 
 SCHEMA_VERSION = 1  # of manifest.json
-PACKAGES = ("gpc", "torch", "numpy", "scipy", "optuna", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "zarr")
-NEUTRAL = ("python", "zarr")  # recorded, but they compute nothing that is in a row
+PACKAGES = (
+    "gpc", "torch", "numpy", "scipy", "optuna", "gymnasium", "lerobot", "gym-pusht", "pymunk", "mujoco", "robosuite",
+    "gymnasium-robotics", "zarr",
+)  # fmt: skip
+NEUTRAL = ("python", "zarr", "commit")  # recorded, but they compute nothing that is in a row
 WAITING = 64  # finished episodes that may wait for the disk
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -47,7 +51,8 @@ Key = tuple[str, int, int]
 class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True, omit_defaults=True):
     """One finished episode; (phase, candidate, seed) is its key.
 
-    `reported` is false if the environment reports no success; `success` is then false.
+    `reported` is false if the environment reports no success; `success` is then false. Earlier versions recorded no
+    `sum_reward`.
     """
 
     phase: Phase
@@ -58,6 +63,7 @@ class Row(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True, o
     score: float
     steps: Annotated[int, Meta(ge=1, le=2**63 - 1)]
     reported: bool = True
+    sum_reward: float | None = None
 
     @property
     def key(self) -> Key:
@@ -170,6 +176,11 @@ class RunFolder:
         """
         path = self.path / name
         write_atomically(path, _json(content, str(path), indent=1) + "\n")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of packages with which the run began."""
+        return dict(self._versions)
 
     def check_versions(self) -> None:
         """Check that the folder was started with the installed packages.
@@ -288,7 +299,7 @@ class Writer:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and packages, and the hashes of user modules.
+    """Return versions of Python and packages, and the hashes of user modules.
 
     Packages are those of `PACKAGES`, user modules those that the user named (`gpc.registry.USER_MODULES`).
     """
@@ -301,6 +312,13 @@ def _installed() -> dict[str, str]:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
+    checkout = Path(__file__).parents[2]
+    if (checkout / ".git").exists():
+        describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+        with suppress(OSError, subprocess.SubprocessError):
+            installed["commit"] = subprocess.run(
+                describe, capture_output=True, text=True, check=True, timeout=5
+            ).stdout.strip()
     return installed
 
 
@@ -389,7 +407,8 @@ def searched_seeds(runs: Path, fingerprints: Mapping[str, str]) -> dict[Path, se
 
 
 def _line(row: Row) -> bytes:
-    return _json(msgspec.structs.asdict(row), f"the row of seed {row.seed}").encode() + b"\n"
+    fields = {name: value for name, value in msgspec.structs.asdict(row).items() if value is not None}
+    return _json(fields, f"the row of seed {row.seed}").encode() + b"\n"
 
 
 def _json(content: Mapping[str, Any], where: str, indent: int | None = None) -> str:

@@ -45,6 +45,16 @@ class Figures(Struct):
     avg_max_reward_ci95: Interval
     seeds: tuple[int, int]
     success_reported: bool = True
+    avg_sum_reward: float | None = None
+    avg_mean_reward: float | None = None
+
+
+class Timing(Struct):
+    """What episodes took, of the command that ran the last ones."""
+
+    n_episodes: Count
+    seconds_per_episode: float
+    ms_per_chunk: float | None
 
 
 class Named(Figures, kw_only=True):
@@ -91,6 +101,8 @@ class Evaluation(Figures, tag_field="kind", tag="evaluation", kw_only=True):
 
     policies: Names
     infrastructure_errors: int
+    versions: dict[str, str] | None = None
+    timing: Timing | None = None
 
 
 class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
@@ -110,6 +122,8 @@ class Searched(Struct, tag_field="kind", tag="search", kw_only=True):
     optimality_gap_ci95: float | None = None
     denoising_error: Errors | None = None
     infrastructure_errors: int
+    versions: dict[str, str] | None = None
+    timing: Timing | None = None
     verdict: str
 
     def __post_init__(self) -> None:
@@ -134,6 +148,8 @@ class Compared(Struct, tag_field="kind", tag="comparison", kw_only=True):
     avg_max_reward_gain_ci95: Interval
     fixed_episodes: int | None
     infrastructure_errors: int
+    versions: dict[str, str] | None = None
+    timing: Timing | None = None
     verdict: str
 
 
@@ -165,6 +181,18 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "avg_max_reward_ci95": list(score_interval(scores)),
         "seeds": [min(row.seed for row in rows), max(row.seed for row in rows)],
         **({} if any(row.reported for row in rows) else {"success_reported": False}),
+        **_rewards(rows),
+    }
+
+
+def _rewards(rows: Sequence[Row]) -> dict[str, float]:
+    """Return the mean sum and the mean step's reward; nothing of earlier rows."""
+    sums = [(row.sum_reward, row.steps) for row in rows if row.sum_reward is not None]
+    if len(sums) < len(rows):
+        return {}
+    return {
+        "avg_sum_reward": sum(total for total, _ in sums) / len(rows),
+        "avg_mean_reward": sum(total / steps for total, steps in sums) / len(rows),
     }
 
 
