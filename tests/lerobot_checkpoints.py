@@ -12,6 +12,8 @@ from lerobot.policies.pi0.modeling_pi0 import GemmaConfig as GemmaVariant
 from lerobot.processor import TokenizerProcessorStep
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     GemmaConfig,
     GemmaModel,
     PaliGemmaConfig,
@@ -224,6 +226,32 @@ def _modulate(policy):
     for name, parameter in policy.named_parameters():
         if "norm.dense." in name:
             torch.nn.init.normal_(parameter, std=0.3)
+
+
+def save_dit(folder, **options):
+    """A multi_task_dit checkpoint on a CLIP of a few thousand weights: state, two cameras and an instruction."""
+    clip = tiny_vlm(folder.with_name("clip"))
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**layers, "vocab_size": 64, "max_position_embeddings": 77}
+    CLIPModel(
+        CLIPConfig(text_config=text, vision_config={**layers, "image_size": 32, "patch_size": 16})
+    ).save_pretrained(clip)
+    names = {"vision_encoder_name": str(clip), "text_encoder_name": str(clip), "image_crop_shape": (32, 32)}
+    small = {
+        "hidden_dim": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "timestep_embed_dim": 8,
+        "horizon": 16,
+        "n_action_steps": 8,
+    }
+
+    def initialise(policy):  # LeRobot begins with blocks that change nothing
+        for block in policy.noise_predictor.transformer_blocks:
+            torch.nn.init.normal_(block.adaLN_modulation[-1].weight, std=0.3)
+
+    keys = ("observation.state", "observation.images.top", "observation.images.wrist")
+    return save(folder, "multi_task_dit", keys, initialise=initialise, **(names | small | options))
 
 
 def change(file, **fields):

@@ -209,7 +209,10 @@ BREAKAGES = {
         change("config.json", type=None),
         "has no policy type, as LeRobot wrote it before 2025",
     ),
-    "unknown type": (change("config.json", type="walk"), "type 'walk' is not supported; gpc reads diffusion, smolvla"),
+    "unknown type": (
+        change("config.json", type="walk"),
+        "type 'walk' is not supported; gpc reads diffusion, multi_task_dit, smolvla",
+    ),
     "unknown field": (change("config.json", surprise=1), "surprise"),
     "not JSON": (cut("config.json"), "config.json: Input data was truncated"),
     "no actions": (change("config.json", output_features={}), "declares no action or no observation"),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -171,6 +172,8 @@ def _read_config(folder: Path) -> Any:
         raise InputError(
             f"{folder}: LeRobot policy type {one_line(repr(kind), 80)} is not supported; gpc reads {', '.join(FAMILIES)}"
         )
+    if not find_spec(f"lerobot.policies.{kind}"):
+        raise InputError(f"{folder}: this LeRobot has no {kind} policy; LeRobot 0.6 (Python 3.12 and later) has")
     with _extras(kind):
         import_module(f"lerobot.policies.{kind}.processor_{kind}")  # registers its processor steps
     with reading(folder / CONFIG):  # draccus raises any exception of a field's parser
@@ -195,7 +198,7 @@ def _load_model(folder: Path, config: Any) -> Any:
     trial.device = "meta"  # pi0 moves its network there itself
     size = sum(file.stat().st_size for file in files)
     try:
-        with offline(), _extras(config.type):
+        with offline(), _extras(config.type), family.building():
             dry_run(lambda: kind(trial), weights, size, str(folder / CONFIG), family.renamed)
             model = kind(config)
     except (OSError, ValueError, TypeError, KeyError) as error:  # transformers: no such folder, no network
@@ -224,5 +227,5 @@ def _extras(kind: str) -> Iterator[None]:
 
 def _named(config: Any) -> str:
     """Return the model that a configuration names, for an error."""
-    name = getattr(config, "vlm_model_name", None)
+    name = getattr(config, "vlm_model_name", None) or getattr(config, "text_encoder_name", None)
     return f" from {name!r}" if name else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +53,7 @@ class Family(NamedTuple):
         sampling: returns the sampler of a configuration.
         renamed: returns a file's weights under the names of a network.
         in_stored_dtype: whether each weight computes in the dtype of the file, as LeRobot trains it.
+        building: a block in which LeRobot builds the network.
         extra: LeRobot's extra with the packages of the policy; by default its type.
     """
 
@@ -67,6 +70,7 @@ class Family(NamedTuple):
     )
     renamed: Callable[[Any, Weights], Weights] = _as_named
     in_stored_dtype: bool = False
+    building: Callable[[], AbstractContextManager[None]] = nullcontext
     extra: str = ""
 
     @property
@@ -80,6 +84,49 @@ def _diffusion_network(policy: Any, batch: Batch) -> Bound:
     if cameras:
         batch = batch | {OBS_IMAGES: torch.stack([batch[key] for key in cameras], dim=-4)}
     return policy.diffusion.unet, (policy.diffusion._prepare_global_conditioning(batch),)
+
+
+def _dit_network(policy: Any, batch: Batch) -> Bound:
+    words = {key: batch[key][:, -1] for key in TOKENS}
+    return policy.noise_predictor, (policy.observation_encoder.encode(policy._prepare_batch(batch | words)),)
+
+
+def _dit_schedule(policy: Any) -> Schedule:
+    config = policy.config
+    if config.objective == "diffusion":
+        return _scheduler(config).schedule
+    is_beta = config.timestep_sampling_strategy == "beta"
+    return LinearFlow(t_min=max(1 - config.timestep_sampling_s, 0.001) if is_beta else 0.001, reverse=True)
+
+
+def _dit_sampling(config: Any) -> Sampling | None:
+    if config.objective == "diffusion":
+        return _sampling(config)
+    is_euler = config.integration_method == "euler"
+    return Sampling("euler", config.num_integration_steps, grid="flow") if is_euler else None
+
+
+def _ends_in_noise(config: Any) -> str | None:
+    if config.objective == "flow_matching" and config.sigma_min > 0:
+        return f"sigma_min={config.sigma_min:g} leaves noise on the trained actions; gpc composes flows that end at sigma 0"
+    return None
+
+
+@contextmanager
+def _clip_without_weights() -> Iterator[None]:
+    """Let LeRobot build CLIP of its configuration: the file has its weights."""
+    module: Any = import_module("lerobot.policies.multi_task_dit.modeling_multi_task_dit")
+    kinds = {name: getattr(module, name) for name in ("CLIPVisionModel", "CLIPTextModel")}
+    for name, kind in kinds.items():
+        setattr(module, name, SimpleNamespace(from_pretrained=partial(_of_configuration, kind)))
+    try:
+        yield
+    finally:
+        vars(module).update(kinds)
+
+
+def _of_configuration(kind: Any, name: str) -> Any:
+    return kind(kind.config_class.from_pretrained(name))
 
 
 def _scheduler(config: Any) -> Scheduler:
@@ -288,6 +335,20 @@ FAMILIES = {
         bound=lambda config: _scheduler(config).bound,
         sampling=_sampling,
     ),
+    "multi_task_dit": Family(
+        schedule=_dit_schedule,
+        prediction=lambda config: (
+            _scheduler(config).prediction if config.objective == "diffusion" else "reverse_velocity"
+        ),
+        horizon=lambda config: config.horizon,
+        bind=_dit_network,
+        bound=lambda config: _scheduler(config).bound if config.objective == "diffusion" else None,
+        steps=frozenset({"tokenizer_processor"}),
+        added=TOKENS,
+        refusal=_ends_in_noise,
+        sampling=_dit_sampling,
+        building=_clip_without_weights,
+    ),
     "smolvla": PI0._replace(
         bind=_smolvla_network,
         refusal=_bends_grippers,
@@ -316,7 +377,6 @@ REFUSED = {
     "tdmpc": "has no score to compose: it plans with a learned value",
     "sac": "has no score to compose: its actor is one Gaussian, not a denoiser",
     "gaussian_actor": "has no score to compose: its actor is one Gaussian, not a denoiser",
-    "multi_task_dit": "is not supported yet",
     "eo1": "is not supported yet: it flows beside a Qwen2.5-VL of 3 billion weights",
     "evo1": "has no score to compose: its flow begins at uniform noise, and a score belongs to Gaussian noise",
     "lingbot_va": "has no score to compose: its flow begins at uniform noise, and a score belongs to Gaussian noise",
