@@ -96,7 +96,7 @@ def test_tables_fit_80_columns_and_few_episodes_have_no_interval(runs, monkeypat
     assert "\u2026" not in "".join(table)
     assert any(line.split()[-2:] == ["50.0", "0.500"] for line in lines)  # without intervals
     assert any("35.0 [18.1, 56.7]" in line for line in lines)
-    assert "seeds: evaluate 1 to 2; 95 % intervals" in " ".join(lines)
+    assert "seeds: evaluate 1 to 2; 95 % intervals from 5 episodes on" in " ".join(lines)
 
 
 class Elements(HTMLParser):

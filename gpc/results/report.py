@@ -30,7 +30,7 @@ from gpc.results.leaderboard import (
     searched,
     tasks,
 )
-from gpc.results.summary import UNREPORTED, mixture, read_summary, reported, with_interval
+from gpc.results.summary import LEAST, UNREPORTED, mixture, read_summary, reported, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         seeds.setdefault(phase, set()).update(figures["seeds"])
         table.add_row(name, *_cells(phase, figures)[:3])
     ranges = ", ".join(f"{phase} {min(both)} to {max(both)}" for phase, both in seeds.items())
-    table.caption = f"seeds: {ranges}; 95 % intervals"
+    table.caption = f"seeds: {ranges}; 95 % intervals from {LEAST} episodes on"
     return table
 
 
