@@ -190,7 +190,7 @@ def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outsid
         gpc.evaluate(parents[0], outside.Point, episodes=1)
 
 
-ONCE = {"episodes": 1, "sampling": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
+ONCE = {"seed": 100_000, "episodes": 1, "sampling": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
 
 
 @pytest.fixture(scope="module")
