@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from importlib.metadata import version
 from types import ModuleType
 
 import torch
@@ -252,6 +253,13 @@ def save_dit(folder, **options):
 
     keys = ("observation.state", "observation.images.top", "observation.images.wrist")
     return save(folder, "multi_task_dit", keys, initialise=initialise, **(names | small | options))
+
+
+def parity(record, theirs, ours, wanted):
+    """The largest difference of two chunks, recorded for the table of docs/lerobot.md (scripts/lerobot_parity.py)."""
+    apart = float((ours - wanted).abs().max()) / max(1, float(wanted.abs().max()))
+    record(f"{theirs.name} {version('lerobot')}", apart)
+    return apart
 
 
 def change(file, **fields):

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from lerobot_checkpoints import as_lerobot, change, change_step, save, statistics
+from lerobot_checkpoints import as_lerobot, change, change_step, parity, save, statistics
 from safetensors.torch import load_file, save_file
 
 import gpc
@@ -77,7 +77,9 @@ def draw(monkeypatch, noise):
         pytest.param("DDPM", "epsilon", CAMERAS, id="two cameras"),
     ],
 )
-def test_the_chunk_is_that_of_lerobots_own_scheduler(tmp_path, monkeypatch, scheduler, prediction, keys):
+def test_the_chunk_is_that_of_lerobots_own_scheduler(
+    tmp_path, monkeypatch, record_property, scheduler, prediction, keys
+):
     """DDIM without `clip_sample`: its clipping is not that of a clipped model (docs/design.md, section 1)."""
     options = {"noise_scheduler_type": scheduler, "prediction_type": prediction, "clip_sample": scheduler == "DDPM"}
     cropped = {"crop_shape": (84, 84)} if keys is CAMERAS else {}
@@ -94,7 +96,7 @@ def test_the_chunk_is_that_of_lerobots_own_scheduler(tmp_path, monkeypatch, sche
         condition = theirs.diffusion._prepare_global_conditioning(batch)
         wanted = theirs.diffusion.conditional_sample(3, condition, noise=noise[0])
     ours = sample(policy, observation, noise, 1, scheduler == "DDPM")
-    assert float((ours - wanted).abs().max()) < 1e-5 * max(1, float(wanted.abs().max()))
+    assert parity(record_property, theirs, ours, wanted) < 1e-5
 
 
 def test_30_steps_from_raw_observations_to_actions_are_those_of_select_action(saved, monkeypatch):
