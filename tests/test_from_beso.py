@@ -138,7 +138,7 @@ def test_two_networks_without_a_goal_are_evaluated_as_guidance_on_pusht(tmp_path
     policy = gpc.compose([gpc.load_policy(source) for source in sources], gpc.Guidance([1.5, -0.5]))
     for step in (0, 5):
         states = torch.tensor(episode["state"][[max(k, 0) for k in range(step - 3, step + 1)]])
-        noise = keyed_noise(np.array([100_000]), np.array([step]), 1, policy.actions.shape)
+        noise = keyed_noise(np.array([200_000]), np.array([step]), 1, policy.actions.shape)
         x = sample_chunk(policy, {"state": states[None].float()}, noise, Sampling(steps=3))
         assert far(policy.actions.decode(x)[0, -1], episode["action"][step].tolist()) < 1e-3  # of 512
 
