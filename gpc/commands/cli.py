@@ -238,7 +238,8 @@ def _bridge(console: Console, name: str, args: list[str]) -> None:
     try:
         run = import_module(f"gpc.commands.{name.replace('-', '_')}").run
     except ImportError as error:
-        raise InputError(f"gpc {name} needs a package that is missing ({error}): {install(name)}") from None
+        extra = name.partition("-")[0]  # serve-env has serve's packages
+        raise InputError(f"gpc {name} needs a package that is missing ({error}): {install(extra)}") from None
     run(config, console)
 
 
