@@ -1,7 +1,7 @@
 """Write the table of parity with LeRobot in docs/lerobot.md, of test runs with `pytest --junitxml=FILE`, one a LeRobot.
 
 pytest tests/test_lerobot_dit.py tests/test_lerobot_families.py tests/test_from_lerobot.py --junitxml=FILE.xml
-    python scripts/lerobot_parity.py FILE.xml ...
+python scripts/lerobot_parity.py FILE.xml ...
 """
 
 import re

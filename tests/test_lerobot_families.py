@@ -388,7 +388,12 @@ def test_a_language_model_that_is_not_here_is_named_and_not_fetched(folders, tmp
     def fetched(*_, **__):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", fetched)
+    sends = {
+        "requests": "requests.adapters.HTTPAdapter.send",
+        "httpx": "httpx.Client.send",
+    }  # hub before 1.0, and from it on
+    for send in (path for package, path in sends.items() if find_spec(package)):
+        monkeypatch.setattr(send, fetched)
     folder = shutil.copytree(folders["smolvla"], tmp_path / "vla")
     path = folder / "policy_preprocessor.json"
     processors = json.loads(path.read_text())
