@@ -10,8 +10,7 @@ from msgspec import Meta, Struct
 from gpc.policy.spec import Dtype
 
 Kind = Annotated[str, Meta(max_length=20)]
-"""A kind of device, without the number of one. No `pattern`: in a union with a dict, msgspec 0.22 frees it as if it were a type
-(`TypeNode_get_traverse_ranges` does not count it), and the process ends in a segmentation fault."""
+"""A kind of device, without the number of one."""
 
 
 class DeviceSettings(Struct, kw_only=True):
@@ -20,6 +19,13 @@ class DeviceSettings(Struct, kw_only=True):
     device: Kind | dict[str, Kind] = "cpu"
     dtype: Dtype | None = None
     tf32: bool = False
+
+    def __post_init__(self) -> None:
+        # no `pattern`: in a union with a dict msgspec 0.22 frees it as a type (`TypeNode_get_traverse_ranges` does not
+        # count it), and the process ends in a segmentation fault
+        for name in [self.device] if isinstance(self.device, str) else self.device.values():
+            if not (name.isascii() and name.isalpha() and name.islower()):
+                raise ValueError(f"{name!r} is no kind of device, as cpu or cuda")
 
 
 def device_text(settings: Mapping[str, Any]) -> str:
