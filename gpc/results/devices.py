@@ -25,7 +25,7 @@ class DeviceSettings(Struct, kw_only=True):
         # count it), and the process ends in a segmentation fault
         for name in [self.device] if isinstance(self.device, str) else self.device.values():
             if not (name.isascii() and name.isalpha() and name.islower()):
-                raise ValueError(f"{name!r} is no kind of device, as cpu or cuda")
+                raise ValueError(f"device {name!r} is no kind of device, as cpu or cuda")
 
 
 def device_text(settings: Mapping[str, Any]) -> str:
