@@ -1,5 +1,6 @@
 """How many threads a network takes for one row."""
 
+import itertools
 import time
 from concurrent.futures import CancelledError
 from threading import Event, Thread
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from gpc.batching import BatchThread
-from gpc.inference.threads import MOST, PAUSE, Threads
+from gpc.inference.threads import MOST, PAUSES, Threads
+
+SHORT, LONG = PAUSES
 
 
 @pytest.fixture
@@ -31,10 +34,48 @@ def test_several_threads_after_the_start_and_one_while_a_core_is_busy(clock):
     threads = Threads(2)
     assert [threads.sample(chunk) for _ in range(4)] == [1, 1, 2, 2]
     seconds[2] = 0.4  # another process needs a core
-    assert threads.sample(chunk) == 2
-    assert {threads.sample(chunk) for _ in range(PAUSE)} == {1}
+    assert [threads.sample(chunk) for _ in range(2)] == [2, 2]
+    assert {threads.sample(chunk) for _ in range(SHORT)} == {1}
     seconds[2] = 0.02
     assert [threads.sample(chunk) for _ in range(3)] == [2, 2, 2]
+
+
+def test_a_single_slow_chunk_is_no_busy_core(clock):
+    seconds, chunk = clock
+    threads = Threads(2, pause=1)
+    threads.sample(chunk)
+    for _ in range(20):
+        seconds[2] = 0.4
+        assert threads.sample(chunk) == 2
+        seconds[2] = 0.02
+        assert threads.sample(chunk) == 2
+
+
+def test_a_core_that_stays_busy_is_tried_more_and_more_seldom(clock):
+    seconds, chunk = clock
+    seconds[2] = 0.4
+    threads = Threads(2)
+    several = [i for i in range(12_000) if threads.sample(chunk) == 2]
+    begins = several[::2]
+    assert [b - a for a, b in itertools.pairwise(begins)] == [2 + n for n in (100, 200, 400, 800, 1600, LONG, LONG)]
+    seconds[2] = 0.02
+    for _ in range(LONG + 10):
+        threads.sample(chunk)
+    seconds[2] = 0.4
+    assert [threads.sample(chunk) for _ in range(2)] == [2, 2]
+    assert threads.pause == SHORT
+
+
+def test_a_machine_that_slows_down_is_no_busy_core_for_long(clock):
+    seconds, chunk = clock
+    threads = Threads(2)
+    for _ in range(10):
+        threads.sample(chunk)
+    seconds.update({1: 0.09, 2: 0.07})  # its clock
+    counts = [threads.sample(chunk) for _ in range(300)]
+    assert counts[:2] == [2, 2]
+    assert counts[2 : 2 + SHORT] == [1] * SHORT
+    assert set(counts[2 + SHORT :]) == {2}
 
 
 def test_a_number_of_threads_is_bounded(clock):
