@@ -24,6 +24,7 @@ from gpc.inert import Console
 from gpc.inference.settings import Sampling
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import ActionSpec, ObservationSpec
+from gpc.results.run_folder import versions
 from gpc.rollout import worker
 from gpc.rollout.engine import Engine
 from gpc.rollout.executors import Local
@@ -68,6 +69,7 @@ class Disk:
 def searching(connection):
     """Fork a search for every (folder, free bytes) that comes; answer its pid, then (exit code, error, bytes written)."""
     torch.set_num_threads(1)
+    versions()  # starts git
     subprocess.Popen = Simulator
     setup = prepare(compose(POLICIES), EnvSpec("pusht", max_steps=16), Sampling(steps=2))
     experiment = Experiment(setup, Engine(lanes=4), Local(), Console(quiet=True))

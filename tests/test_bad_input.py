@@ -233,7 +233,7 @@ def test_every_command_answers_h(command, capsys):
 
 
 def test_python_m_gpc_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "gpc", "serch"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", "gpc", "serch"], capture_output=True, text=True)
     assert (done.returncode, "did you mean 'search'" in done.stderr) == (2, True)
 
 

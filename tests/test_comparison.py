@@ -39,6 +39,8 @@ class Scripted:
     dies_after: int = 10**9
     rolled: list[tuple[int, int]] = field(default_factory=list)
     stats: RolloutStats = field(default_factory=RolloutStats)
+    episodes: int = 0
+    seconds: float = 0.0
 
     @property
     def setup(self):

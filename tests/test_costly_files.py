@@ -303,7 +303,7 @@ def test_answers_of_a_server_are_checked(answer):
     "frame", [b"\xdd\xff\xff\xff\xff", b"\x93\1\2", msgpack.packb({1: 2}), "text", msgpack.packb([1])]
 )
 def test_a_frame_of_a_server_that_is_none_names_the_server(frame):
-    refused(lambda: _map(frame, "ws://x"), "policy server ws://x", error=RunError)
+    refused(lambda: _map(frame, "policy server ws://x"), "policy server ws://x", error=RunError)
 
 
 def demonstrations(path):

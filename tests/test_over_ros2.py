@@ -178,5 +178,5 @@ def test_settings_are_checked(settings):
 
 def test_without_ros_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rclpy", None)
-    with pytest.raises(InputError, match=r"gpc\[ros2\]"):
+    with pytest.raises(InputError, match=r"\[ros2\]"):
         Ros2Robot(Ros2RobotConfig(joints=["x"], rate=10))

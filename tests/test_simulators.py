@@ -93,6 +93,6 @@ def test_a_policy_that_knows_its_task_needs_no_env(tiny, parents, tmp_path, caps
     assert resolved["env"] == {"type": "pusht", "n_action_steps": 8, "max_steps": 4, "options": {}}
     assert resolved["rename_map"]["observation.state"] == "agent_pos"
     other = rename(parents[0], {"state": "joints"})
-    line = r"pusht offers .*env=pusht, since no policy names its task: another is named by env=, as one of can, gymnasium, lift"
+    line = r"pusht offers .*env=pusht, since no policy names its task: another is named by env=, as one of can, gymnasium, lerobot"
     with pytest.raises(InputError, match=line):
         gpc.evaluate(other, episodes=1)
