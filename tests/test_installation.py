@@ -92,6 +92,7 @@ def test_the_wheel_holds_all_that_a_policy_and_a_rollout_need(tmp_path):
             shutil.copyfile(ROOT / name, source / name)
     build = [
         sys.executable,
+        "-P",
         "-m",
         "pip",
         "wheel",
