@@ -19,16 +19,14 @@ SAMPLING = Sampling(steps=4)
 
 
 @contextmanager
-def served(policy, reproducible=False, max_batch=256, port=0, **door):
-    """The address of a server of this policy, which ends with the block."""
-    inference = InferenceThread(policy, SAMPLING, max_batch, reproducible)
+def listening(listener):
+    """The address of a server that runs in a thread, which ends with the block."""
     ready = Queue()
 
     async def serve():
         stop = asyncio.Event()
-        server = PolicyServer(inference, Access(port=port, **door), {"weights": [1.0]}, seed=100)
         loop = asyncio.get_running_loop()
-        await server.run(lambda address: ready.put((address, loop, stop)), stop)
+        await listener.run(lambda address: ready.put((address, loop, stop)), stop)
 
     thread = Thread(target=asyncio.run, args=(serve(),))
     thread.start()
@@ -38,8 +36,18 @@ def served(policy, reproducible=False, max_batch=256, port=0, **door):
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=20)
-        inference.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def served(policy, reproducible=False, max_batch=256, port=0, **door):
+    """The address of a server of this policy, which ends with the block."""
+    inference = InferenceThread(policy, SAMPLING, max_batch, reproducible)
+    try:
+        with listening(PolicyServer(inference, Access(port=port, **door), {"weights": [1.0]}, seed=100)) as address:
+            yield address
+    finally:
+        inference.close()
 
 
 def gpc_serve(*keys):

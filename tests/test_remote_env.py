@@ -1,19 +1,16 @@
 """A simulator behind a socket: what the engine gets is what the simulator here gives."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from queue import Queue
-from threading import Thread
 
 import numpy as np
 import pytest
 from servers import process_of
-from serving import served
+from serving import listening, served
 from test_engine import JOBS, homing, table
 from toy_envs import Walk
 
@@ -50,25 +47,9 @@ from gpc.testing import check_env
 WALK = EnvSpec(Walk, 4, 20)
 
 
-@contextmanager
 def serving_env(spec, **access):
-    """The address of a server of this environment, which ends with the block."""
-    ready, access = Queue(), Access(port=0, max_clients=64, **access)
-
-    async def serve():
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        await EnvServer(spec, access).run(lambda address: ready.put((address, loop, stop)), stop)
-
-    thread = Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    address, loop, stop = ready.get(timeout=20)
-    try:
-        yield address
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=20)
-        assert not thread.is_alive()
+    """A server of this environment, as `listening` runs it."""
+    return listening(EnvServer(spec, Access(port=0, max_clients=64, **access)))
 
 
 def remote(address, **settings):

@@ -30,7 +30,7 @@ def completions(line: str, replaced: str, commands: Sequence[str]) -> list[str]:
 def _keys_or_values(command: str, typed: str) -> list[str]:
     from gpc.commands.config import groups, known_keys, options
 
-    if command not in ("search", "evaluate", "compare", "diagnose", "serve", "deploy"):
+    if command not in ("search", "evaluate", "compare", "diagnose", "serve", "serve-env", "deploy"):
         return []
     key, equals, value = typed.partition("=")
     if not equals:

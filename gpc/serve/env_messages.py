@@ -19,18 +19,19 @@ import numpy as np
 from gymnasium import spaces
 from msgspec import Meta, Struct
 
+from gpc.card import OBSERVATION
 from gpc.errors import InputError
+from gpc.policy.observation import NAME
 from gpc.rollout.env import Environment, Executed
 from gpc.serve.codec import DTYPES
 from gpc.types import Array, Frame
 
 MAKE, EXECUTE, WANTED, OBSERVE, RENDER = "gpc.make", "gpc.execute", "wanted", "gpc.observe", "gpc.render"
 FRAMES, REWARDS, SUCCESS, TERMINATED, TRUNCATED = "frames", "rewards", "success", "terminated", "truncated"
-LIMIT = 2**24  # numbers in one observation
 NAMES = 256  # keys of an environment
 
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
-Size = Annotated[int, Meta(ge=0, le=LIMIT)]
+Name = Annotated[str, Meta(min_length=1, max_length=NAME)]
+Size = Annotated[int, Meta(ge=0, le=OBSERVATION)]
 Steps = Annotated[int, Meta(ge=1, le=10**6)]
 
 
@@ -43,8 +44,8 @@ class Values(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"the dtype {self.dtype[:20]!r} is none that a message holds")
-        if prod(self.shape) > LIMIT:
-            raise ValueError(f"an observation holds at most {LIMIT} numbers")
+        if prod(self.shape) > OBSERVATION:
+            raise ValueError(f"an observation holds at most {OBSERVATION} numbers")
 
     @property
     def space(self) -> spaces.Box:

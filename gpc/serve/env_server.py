@@ -16,7 +16,7 @@ from gpc.errors import InputError
 from gpc.policy.env_spec import EnvSpec
 from gpc.rollout.gl import visible_to
 from gpc.rollout.process import environment, python, search_path
-from gpc.serve.codec import PROTOCOL, pack, unpack
+from gpc.serve.codec import PROTOCOL, pack
 from gpc.serve.env_messages import MAKE
 from gpc.serve.env_session import FRAME_ANSWER
 from gpc.serve.listener import Access, Listener
@@ -95,7 +95,6 @@ class EnvServer(Listener):
                 answer = f"env={self.spec.name}: its process died while it was built"
         if isinstance(answer, str):
             raise InputError(answer)
-        unpack(answer)
 
     async def exchange(self, connection: ServerConnection) -> None:
         """Hand each message to a process, and its answer back."""

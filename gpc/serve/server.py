@@ -106,7 +106,6 @@ def serve_policy(
         InputError: If the policy and the sampler do not fit, the device is not here, or the server cannot listen there.
     """
     where = as_device(device)
-
     with torch_threads(1):  # the thread that samples chunks takes more
         inference = InferenceThread(policy, resolved(sampling, [policy]), max_batch, reproducible, where)
         try:
