@@ -157,7 +157,7 @@ def test_other_packages_do_not_add_to_a_run_but_print_a_finished_one(undisturbed
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("curve.png", 0), ("report.html", 1), ("summary.json", 2), ("lock", 2), ("trajectories.zarr/zarr.json", 2)],
+    [("curve.png", 0), ("report.html", 1), ("summary.json", 1), ("lock", 2), ("trajectories.zarr/zarr.json", 2)],
 )
 def test_a_file_that_cannot_be_written_is_one_line(name, code, undisturbed, tiny, tmp_path, capsys):
     folder = tmp_path / "run"

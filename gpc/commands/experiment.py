@@ -262,7 +262,7 @@ def write_summary(folder: RunFolder, summary: Mapping[str, Any], experiments: Se
         seconds = sum(each.seconds for each in experiments)
         chunk = 1000 * acting / rows if rows else None
         timing = {"n_episodes": episodes, "seconds_per_episode": seconds / episodes, "ms_per_chunk": chunk}
-    elif (folder.path / "summary.json").exists():
+    elif (folder.path / "summary.json").is_file():
         timing = read_summary(folder.path).get("timing")
     folder.write_json("summary.json", {**summary, "versions": folder.versions, "timing": timing})
 
