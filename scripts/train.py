@@ -3,6 +3,8 @@
 FOLDER holds the demonstrations: for PushT `pusht_v7_206ep_lowdim.npz` and, for the image policy, `pusht_cchi_v7_replay.zarr.zip`
 (Chi et al. 2023, MIT); for the robosuite tasks `lift.hdf5`, `can.hdf5`, `square.hdf5` as scripts/collect.py writes them.
 Interrupt it at any time: the same command resumes from the last checkpoint and ends with the same weights.
+`--demonstrations 2/3` trains on the second of three disjoint parts, for parents from different data: every third demonstration,
+those held out excepted. The policy is then `pusht-diffusion-2of3`.
 
 On a card (`--device cuda`) the data lie there, and a whole step is one recorded graph; what is random is drawn on the host, so that
 every device trains on the same batches and noise. `--device` may change when a training resumes.
@@ -120,6 +122,39 @@ def schedule_on(schedule: Schedule, device: torch.device) -> Schedule:
     return there
 
 
+class Part(NamedTuple):
+    """One of several disjoint parts of the demonstrations.
+
+    Attributes:
+        number: Number of the part, from 1.
+        count: Number of parts.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read a part as `2/3`."""
+        number, count = map(int, text.split("/"))
+        if not 1 <= number <= count:
+            raise ValueError(text)
+        return cls(number, count)
+
+    def __str__(self) -> str:
+        """Return it as it is written."""
+        return f"{self.number}/{self.count}"
+
+    @property
+    def suffix(self) -> str:
+        """End of a policy's name."""
+        return f"-{self.number}of{self.count}" if self.count > 1 else ""
+
+    def of(self, episodes: Sequence[int]) -> list[int]:
+        """Return the episodes of the part."""
+        return list(episodes[self.number - 1 :: self.count])
+
+
 class Draw(NamedTuple):
     """What is random in a step.
 
@@ -150,9 +185,10 @@ class Trainer:
         }
         self.ends = demonstrations.episode_ends
         self.held_out = list(self.recipe.task.held_out(len(self.ends)))
-        self.trained = [e for e in range(len(self.ends)) if e not in self.held_out]
+        self.trained = args.demonstrations.of([e for e in range(len(self.ends)) if e not in self.held_out])
         rows = torch.cat([torch.arange(self.ends[e - 1] if e else 0, self.ends[e]) for e in self.trained])
-        self.card = self.recipe.card(name, {key: value[rows] for key, value in self.observations.items()})
+        self.name = name + args.demonstrations.suffix
+        self.card = self.recipe.card(self.name, {key: value[rows] for key, value in self.observations.items()})
         self.policy = build(self.card)
         self.schedule = schedule_on(self.policy.schedule, self.device)
         self.observations = {key: value.to(self.device) for key, value in self.observations.items()}
@@ -164,7 +200,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(args.seed)
         self.recorded: RecordedStep | None = None
         self.step, self.seconds, self.losses = 0, 0.0, []
-        self.path = args.out / name / "checkpoint.pt"
+        self.path = args.out / self.name / "checkpoint.pt"
 
     def batches(self, episodes: list[int]) -> tuple[Tensor, Tensor]:
         """Return the windows of episodes."""
@@ -356,7 +392,9 @@ def card(trainer: Trainer) -> dict[str, Any]:
         "training": {
             "data": trainer.recipe.task.data,
             "episodes": len(trainer.ends),
+            "trained_episodes": len(trainer.trained),
             "held_out_episodes": trainer.held_out,
+            **({"demonstrations": str(args.demonstrations)} if args.demonstrations.count > 1 else {}),
             "steps": trainer.step,
             "batch": args.batch,
             "seed": args.seed,
@@ -373,6 +411,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(RECIPES))
     parser.add_argument("--data", type=Path, required=True, help="folder of the demonstrations")
+    parser.add_argument(
+        "--demonstrations", type=Part.parse, default=Part(1, 1), metavar="K/N", help="the K-th of N disjoint parts"
+    )
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -396,18 +437,18 @@ def main(argv: list[str] | None = None) -> None:
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
-        bar = progress.add_task(args.name, total=args.steps, completed=trainer.step)
+        bar = progress.add_task(trainer.name, total=args.steps, completed=trainer.step)
         while trainer.step < args.steps:
             trainer.update(observed, acted)
             progress.advance(bar)
             if trainer.step % args.every == 0 or trainer.step == args.steps:
                 trainer.losses.append(trainer.validate())
                 trainer.save()
-                progress.update(bar, description=f"{args.name} held-out loss {trainer.losses[-1]:.4f}")
+                progress.update(bar, description=f"{trainer.name} held-out loss {trainer.losses[-1]:.4f}")
                 progress.console.print(
                     f"step {trainer.step}: held-out loss {trainer.losses[-1]:.4f}, {trainer.seconds / 60:.1f} min"
                 )
-    trainer.export(args.export / args.name)
+    trainer.export(args.export / trainer.name)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 def run(data, folder, *more):
     options = ["--data", str(data), "--out", str(folder), "--export", str(folder), "--steps", "4", "--batch", "8"]
     train.main(["pusht-beso", *options, "--every", "2", *more])
-    return load_file(folder / "pusht-beso" / "weights.safetensors")
+    return load_file(next(folder.glob("pusht-beso*/weights.safetensors")))
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
@@ -68,6 +68,20 @@ def test_what_training_exports_is_a_policy_with_a_card(data, tmp_path):
     assert policy.card["license"] == "MIT"
 
 
+def test_parts_of_the_demonstrations_share_none_and_have_a_name_of_their_own(data, tmp_path):
+    trained = range(1, 12)
+    parts = [train.Part.parse(f"{number}/3").of(trained) for number in (1, 2, 3)]
+    assert sorted(episode for part in parts for episode in part) == [*trained]
+    assert {len(part) for part in parts} <= {3, 4}
+    run(data, tmp_path, "--demonstrations", "2/3")
+    card = load_policy(f"bundled:{tmp_path / 'pusht-beso-2of3'}").card
+    assert card["name"] == "pusht-beso-2of3"
+    assert card["training"]["demonstrations"] == "2/3"
+    assert card["training"]["trained_episodes"] == 63
+    with pytest.raises(SystemExit):
+        run(data, tmp_path, "--demonstrations", "4/3")
+
+
 def test_windows_repeat_the_edges_and_stay_in_their_episode():
     observed, acted = train.windows(np.array([10, 20]), [1], horizon=16, past=2)
     assert observed[0].tolist() == [10, 10]
@@ -94,6 +108,7 @@ def trainer_of(name, monkeypatch, tmp_path):
     task = replace(RECIPES[name].task, load=load, held_out=lambda n: [1])
     monkeypatch.setitem(train.RECIPES, name, replace(RECIPES[name], task=task))
     settings = {"steps": 10, "batch": 4, "lr": 5e-4, "seed": 0, "bf16": False, "device": torch.device("cpu")}
+    settings["demonstrations"] = train.Part(1, 1)
     return train.Trainer(name, argparse.Namespace(**settings, data=tmp_path, out=tmp_path))
 
 
