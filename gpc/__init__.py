@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpc.commands.api import Result, evaluate, search
     from gpc.commands.comparison import Comparison, compare
+    from gpc.commands.diagnosis import Diagnosis, diagnose
     from gpc.composition.average import AveragedChunks
     from gpc.composition.composed import ComposedPolicy, compose
     from gpc.composition.composers import Convex, Guidance
@@ -37,6 +38,7 @@ _HOME = {
     "ComposedPolicy": "gpc.composition.composed",
     "Convex": "gpc.composition.composers",
     "Device": "gpc.inference.device",
+    "Diagnosis": "gpc.commands.diagnosis",
     "Engine": "gpc.rollout.engine",
     "EnvSpec": "gpc.policy.env_spec",
     "Grid": "gpc.weights.searches",
@@ -52,6 +54,7 @@ _HOME = {
     "Teleport": "gpc.inference.methods",
     "compare": "gpc.commands.comparison",
     "compose": "gpc.composition.composed",
+    "diagnose": "gpc.commands.diagnosis",
     "evaluate": "gpc.commands.api",
     "load_policy": "gpc.policy.load",
     "register_cost": "gpc.composition.steering",
@@ -66,6 +69,7 @@ __all__ = [
     "ComposedPolicy",
     "Convex",
     "Device",
+    "Diagnosis",
     "Engine",
     "EnvSpec",
     "Grid",
@@ -81,6 +85,7 @@ __all__ = [
     "Teleport",
     "compare",
     "compose",
+    "diagnose",
     "evaluate",
     "load_policy",
     "register_cost",

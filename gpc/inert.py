@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_LABEL = 120  # characters of one text in a figure
+LONGEST_REPR = 118  # characters of one object in a session
 LONGEST_FILE_NAME = 255  # bytes, the limit of ext4, APFS and NTFS
 FORBIDDEN = re.compile(r'[/\\:*?"<>|]')
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -135,8 +136,13 @@ def figure(drawing: Figure) -> None:
 
 def label(text: str) -> str:
     """Return `text` as one line, cut in its middle to `LONGEST_LABEL` characters."""
-    whole, half = line(text), LONGEST_LABEL // 2
-    return whole if len(whole) <= LONGEST_LABEL else f"{whole[: half - 1]}…{whole[-half:]}"
+    return short(text, LONGEST_LABEL)
+
+
+def short(text: str, length: int) -> str:
+    """Return `text` as one line, cut in its middle to an even number of characters."""
+    whole, half = line(text), length // 2
+    return whole if len(whole) <= length else f"{whole[: half - 1]}…{whole[-half:]}"
 
 
 def file_name(text: str) -> str:

@@ -27,7 +27,7 @@ from gpc.policies.dry_run import dry_run
 from gpc.policies.networks import Encoder, Transformer, UNet
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.load import load_registered
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy, policy_repr
 from gpc.score.denoiser import Denoiser, NetworkDenoiser, Prediction, no_grad
 from gpc.score.noise import Karras, LinearFlow, NoiseLevels, Schedule, VariancePreserving
 
@@ -77,6 +77,9 @@ class BundledPolicy:
     folder: Path | None = None
     n_action_steps: int | None = None
     sampling: Sampling | None = None
+
+    def __repr__(self) -> str:
+        return policy_repr(self)
 
     @property
     def levels(self) -> NoiseLevels:

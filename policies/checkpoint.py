@@ -26,7 +26,7 @@ from gpc.errors import InputError, one_line
 from gpc.inference.settings import Sampling
 from gpc.policies.numpy_pickles import NUMPY
 from gpc.policies.pickles import DEPTH, measure
-from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, is_whole
+from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, is_whole, policy_repr
 from gpc.score.noise import NoiseLevels, Schedule
 
 MALFORMED = (
@@ -55,6 +55,9 @@ class CheckpointPolicy:
     n_action_steps: int | None = field(default=None, kw_only=True)
     folder: Path = field(kw_only=True)
     sampling: Sampling | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        return policy_repr(self)
 
     def __post_init__(self) -> None:
         _ = self.levels  # raises InputError here, not at the first chunk

@@ -119,7 +119,7 @@ class ScoreTransformer(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BesoPolicy(CheckpointPolicy):
     """A BESO policy; it reads "state" and, if it is conditional, "goal"."""
 

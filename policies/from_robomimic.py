@@ -62,7 +62,7 @@ NOT_PHYSICS = (
 )  # of a simulator's arguments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RobomimicPolicy(CheckpointPolicy):
     """A diffusion policy of robomimic, with the simulator of its training."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpc.inference.settings import Sampling
-from gpc.policy.spec import ActionSpec, Dtype, Observation, ObservationSpec
+from gpc.policy.spec import ActionSpec, Dtype, Observation, ObservationSpec, policy_repr
 from gpc.score.denoiser import Denoiser
 from gpc.score.noise import NoiseLevels
 from gpc.serve.client import RemotePolicy
@@ -50,6 +50,9 @@ class RemoteMember:
     fingerprint: str
     n_action_steps: int | None = None
     sampling: Sampling | None = None
+
+    def __repr__(self) -> str:
+        return policy_repr(self)
 
     def to(self, device: torch.device, dtype: Dtype | None) -> RemoteMember:
         """Return the policy itself: its server chooses the device."""

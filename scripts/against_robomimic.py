@@ -52,7 +52,7 @@ def theirs(checkpoint: Path, seeds: range) -> tuple[float, list[dict[str, float]
 def ours(checkpoint: Path, seeds: range) -> list[bool]:
     """Return the successes of `gpc.evaluate` in the checkpoint's own simulator."""
     policy = gpc.load_policy(f"robomimic:{checkpoint}")
-    result = gpc.evaluate(policy, "policy", episodes=len(seeds), seed=seeds[0], sampling="native")
+    result = gpc.evaluate(policy, "policy", episodes=len(seeds), seed=seeds[0], sampler="native")
     return [row.success for row in sorted(result.rows, key=lambda row: row.seed)]
 
 

@@ -65,7 +65,7 @@ def bent(policy: Policy, ratio: float) -> Policy:
 
 def measured(names: Sequence[str], ratio: float, sampling: gpc.Sampling) -> gpc.Result:
     policy = gpc.compose([bent(gpc.load_policy(name), ratio) for name in names])
-    return gpc.evaluate(policy, episodes=EPISODES, seed=SEED, sampling=sampling, engine=gpc.Engine(workers=1))
+    return gpc.evaluate(policy, episodes=EPISODES, seed=SEED, sampler=sampling, engine=gpc.Engine(workers=1))
 
 
 def cell(result: gpc.Result) -> str:

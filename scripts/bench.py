@@ -170,7 +170,7 @@ def ours(
     """(seconds, result) of `gpc.evaluate`, run folder included."""
     begin = time.perf_counter()
     policy = gpc.compose(policies, weights)
-    result = gpc.evaluate(policy, "pusht", episodes=episodes, seed=SEED, sampling=sampling)
+    result = gpc.evaluate(policy, "pusht", episodes=episodes, seed=SEED, sampler=sampling)
     return time.perf_counter() - begin, result
 
 
@@ -242,7 +242,7 @@ def growth(say: Callable[[str], None], unit: int) -> None:
     for step in (0.5, 0.25, 0.1):  # a search, its report episodes included
         each, candidates = unit // 4, round(1 / step) + 1
         begin = time.perf_counter()
-        result = gpc.search(policies[:2], method=gpc.Grid(step=step, episodes=each), report_episodes=each)
+        result = gpc.search(policies[:2], search=gpc.Grid(step=step, episodes=each), report_episodes=each)
         seconds, episodes = time.perf_counter() - begin, len(result.rows)
         say(f"| 2 | {candidates} | {episodes} | {seconds:.1f} | {seconds / episodes:.3f} |")
 

@@ -288,9 +288,7 @@ def bits(bench: Bench) -> None:
 
 def evaluated(bench: Bench, policy: Policy, device: Device, episodes: int, engine: gpc.Engine) -> gpc.Result:
     env = EnvSpec("pusht", max_steps=bench.many(300, 16))
-    return gpc.evaluate(
-        policy, env, episodes=episodes, seed=SEED, sampling=bench.sampling, device=device, engine=engine
-    )
+    return gpc.evaluate(policy, env, episodes=episodes, seed=SEED, sampler=bench.sampling, device=device, engine=engine)
 
 
 def success(bench: Bench) -> None:
@@ -325,8 +323,8 @@ def search(bench: Bench) -> None:
     def seconds(steps: int) -> float:
         begin = time.perf_counter()
         gpc.search(
-            policies, EnvSpec("pusht", max_steps=steps), method=gpc.Grid(step=step, episodes=episodes),
-            report_episodes=2, sampling=bench.sampling, device=Device(bench.device), engine=bench.engine,
+            policies, EnvSpec("pusht", max_steps=steps), search=gpc.Grid(step=step, episodes=episodes),
+            report_episodes=2, sampler=bench.sampling, device=Device(bench.device), engine=bench.engine,
         )  # fmt: skip
         return time.perf_counter() - begin
 

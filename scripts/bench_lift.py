@@ -61,7 +61,7 @@ def compare(say: Callable[[str], None], name: str, checkpoint: Path, few: int, m
     ):
         engine = gpc.Engine(workers=workers)
         before, begin = simulators_cpu(), time.perf_counter()
-        result = gpc.evaluate(policy, "policy", episodes=many, seed=SEED, sampling=sampler, engine=engine)
+        result = gpc.evaluate(policy, "policy", episodes=many, seed=SEED, sampler=sampler, engine=engine)
         wall, simulated = time.perf_counter() - begin, simulators_cpu() - before
         steps = sum(row.steps for row in result.rows) / many
         say(

@@ -212,7 +212,7 @@ def test_a_policy_with_other_names_is_on_both_sides(parents):
     keys = sorted({key for parent in parents for key in parent.observations.shapes})
     members = [rename(parent, {key: f"my.{key}" for key in keys}) for parent in parents]
     env = gpc.EnvSpec("pusht", max_steps=8, rename_map={f"my.{key}": key for key in keys})
-    short = {"block": 1, "episodes": 1, "sampling": gpc.Sampling(steps=2)}
+    short = {"block": 1, "episodes": 1, "sampler": gpc.Sampling(steps=2)}
     renamed = gpc.compare(gpc.compose(members, [0.4, 0.6]), members[1], env, **short)
     plain = gpc.compare(gpc.compose(parents, [0.4, 0.6]), parents[1], gpc.EnvSpec("pusht", max_steps=8), **short)
     assert [row.score for row in renamed.rows] == [row.score for row in plain.rows]

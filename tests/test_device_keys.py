@@ -103,7 +103,7 @@ def test_one_policy_in_two_dtypes_is_a_paired_comparison(compared, tiny, parents
         gpc.EnvSpec("pusht", max_steps=16),
         episodes=2,
         block=2,
-        sampling=gpc.Sampling(steps=2),
+        sampler=gpc.Sampling(steps=2),
         device=("cpu", gpc.Device("cpu", dtype="bfloat16")),
         run_dir=tmp_path / "python",
     )

@@ -444,12 +444,12 @@ class Orphaned(Grid):
 
 def test_a_search_without_a_policy_alone_is_one_line(parents):
     with pytest.raises(InputError, match=r"Orphaned lacks the candidate \(0\.0, 1\.0\), tiny-flow alone"):
-        gpc.search(parents, method=Orphaned(step=0.5), report_episodes=1)
+        gpc.search(parents, search=Orphaned(step=0.5), report_episodes=1)
 
 
 def test_a_search_from_python_has_the_bounds_of_the_command_line(parents):
     with pytest.raises(InputError, match=r"search\.episodes=0: Expected `int` >= 1"):
-        gpc.search(parents, method=Grid(episodes=0), report_episodes=1)
+        gpc.search(parents, search=Grid(episodes=0), report_episodes=1)
 
 
 def test_a_nested_composition_under_other_weights_does_not_resume(parents, tmp_path):
@@ -457,7 +457,7 @@ def test_a_nested_composition_under_other_weights_does_not_resume(parents, tmp_p
 
     def run(weights):
         inner = gpc.steer(gpc.compose(parents, weights), "smoothness", 0.01, name="inner")
-        gpc.evaluate(inner, env, episodes=1, sampling=sampling, run_dir=tmp_path)
+        gpc.evaluate(inner, env, episodes=1, sampler=sampling, run_dir=tmp_path)
 
     run([0.5, 0.5])
     run([0.5, 0.5])
@@ -467,13 +467,13 @@ def test_a_nested_composition_under_other_weights_does_not_resume(parents, tmp_p
 
 def test_weights_that_a_search_proposes_are_checked(parents):
     with pytest.raises(InputError, match=r"\[0\.5, 0\.6\] sum to 1\.1"):
-        gpc.search(parents, method=Wild(step=0.5, episodes=1), report_episodes=1)
+        gpc.search(parents, search=Wild(step=0.5, episodes=1), report_episodes=1)
 
 
 def test_the_command_line_and_python_search_an_average_alike(parents, tiny, tmp_path):
     best = gpc.search(
-        gpc.AveragedChunks(parents), gpc.EnvSpec("pusht", max_steps=8), method=Grid(step=0.5, episodes=1),
-        report_episodes=1, sampling=Sampling(steps=2), run_dir=tmp_path / "python",
+        gpc.AveragedChunks(parents), gpc.EnvSpec("pusht", max_steps=8), search=Grid(step=0.5, episodes=1),
+        report_episodes=1, sampler=Sampling(steps=2), run_dir=tmp_path / "python", video=1,
     )  # fmt: skip
     command = [
         "env=pusht",
@@ -481,7 +481,7 @@ def test_the_command_line_and_python_search_an_average_alike(parents, tiny, tmp_
         "composer=average",
         "search=grid",
         "search.step=0.5",
-        "video=0",
+        "video=1",
     ]
     command += [
         "search.episodes=1",
@@ -495,3 +495,5 @@ def test_the_command_line_and_python_search_an_average_alike(parents, tiny, tmp_
     configs = [json.loads((tmp_path / name / "manifest.json").read_text())["config"] for name in ("python", "line")]
     assert configs[0] == configs[1]
     assert configs[0]["composer"] == {"type": "average"}
+    python, line = ({path.name for path in (tmp_path / name).iterdir()} for name in ("python", "line"))
+    assert python == line >= {"report.html", "curve.png", "episodes.mp4", "summary.json"}

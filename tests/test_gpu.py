@@ -105,11 +105,11 @@ def test_a_composition_on_two_devices_is_that_on_the_cpu(devices):
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_search_that_is_stopped_goes_on_to_the_same_table(device, tmp_path, monkeypatch):
     pair = [gpc.load_policy(name) for name in ("pusht-diffusion", "pusht-flow")]
-    settings = {"report_episodes": 2, "device": device, "sampling": gpc.Sampling(steps=2)}
+    settings = {"report_episodes": 2, "device": device, "sampler": gpc.Sampling(steps=2)}
     env, method = gpc.EnvSpec("pusht", max_steps=16), gpc.Grid(step=0.5, episodes=2)
 
     def table(folder, lanes):
-        gpc.search(pair, env, method=method, engine=gpc.Engine(lanes, 1), run_dir=folder, **settings)
+        gpc.search(pair, env, search=method, engine=gpc.Engine(lanes, 1), run_dir=folder, **settings)
         rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
         return sorted((tuple(row["weights"]), row["seed"], row["score"]) for row in rows)
 

@@ -237,7 +237,7 @@ def test_a_native_run_prints_and_records_the_sampler_and_is_replayed_without_the
     assert main(["replay", str(tmp_path / "run"), "--episode", "0", f"--policies=lerobot:{folder}"]) == 0
     monkeypatch.undo()
     policy = gpc.load_policy(f"lerobot:{folder}")
-    result = gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=12, rename_map=PUSHT), episodes=1, sampling="native")
+    result = gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=12, rename_map=PUSHT), episodes=1, sampler="native")
     assert result.rows == tuple(read_rows(tmp_path / "run" / "episodes.jsonl"))
 
 
@@ -259,7 +259,7 @@ def test_a_run_has_one_sampler():
         InputError, match=r"c declares no sampler that gpc has; give one, as in sampler.method=ancestral"
     ):
         resolved("native", [a, none])
-    with pytest.raises(InputError, match=r"sampling='euler': give a gpc.Sampling, or 'native'"):
+    with pytest.raises(InputError, match=r"sampler='euler': give a gpc.Sampling, or 'native'"):
         resolved("euler", [a])
 
 

@@ -162,8 +162,8 @@ SHORT = ["env.max_steps=8", "sampler.steps=2", "video=0"]
 def test_objects_from_outside_are_used_as_gpcs_own(outside, parents, tmp_path):
     env = gpc.EnvSpec("pusht", max_steps=8)
     found = gpc.search(
-        gpc.compose(parents, outside.Sharpened([0.5, 0.5], power=2.0)), env, method=outside.Halves(episodes=2),
-        report_episodes=1, sampling=gpc.Sampling(steps=2, best_of=gpc.BestOf(2, outside.upwards)), run_dir=tmp_path,
+        gpc.compose(parents, outside.Sharpened([0.5, 0.5], power=2.0)), env, search=outside.Halves(episodes=2),
+        report_episodes=1, sampler=gpc.Sampling(steps=2, best_of=gpc.BestOf(2, outside.upwards)), run_dir=tmp_path,
     )  # fmt: skip
     assert {row.weights for row in found.rows} == {(1, 0), (0, 1), (0.5, 0.5)}
     config = json.loads((tmp_path / "manifest.json").read_text())["config"]
@@ -175,7 +175,7 @@ def test_objects_from_outside_are_used_as_gpcs_own(outside, parents, tmp_path):
 
 
 def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outside, parents, tmp_path):
-    short = {"episodes": 2, "sampling": gpc.Sampling(steps=2), "run_dir": tmp_path}
+    short = {"episodes": 2, "sampler": gpc.Sampling(steps=2), "run_dir": tmp_path}
     first = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
     before = (tmp_path / "episodes.jsonl").read_bytes()
     again = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
@@ -190,7 +190,7 @@ def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outsid
         gpc.evaluate(parents[0], outside.Point, episodes=1)
 
 
-ONCE = {"seed": 100_000, "episodes": 1, "sampling": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
+ONCE = {"seed": 100_000, "episodes": 1, "sampler": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
 
 
 @pytest.fixture(scope="module")
@@ -232,9 +232,9 @@ def test_a_spec_has_every_name_of_env():
 
 
 def test_search_and_compare_take_an_environment_that_exists(outside, parents, registered):
-    env, short = gymnasium.make(registered), {"sampling": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
+    env, short = gymnasium.make(registered), {"sampler": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
     parents = [parents[0], replace(parents[0], name="other")]
-    found = gpc.search(parents, env, method=outside.Halves(), report_episodes=1, **short)
+    found = gpc.search(parents, env, search=outside.Halves(), report_episodes=1, **short)
     compared = gpc.compare(*parents, env, episodes=1, **short)
     assert {row.steps for row in (*found.rows, *compared.rows)} == {9}
 

@@ -195,5 +195,5 @@ def test_a_checkpoint_of_diffusion_policys_trainer_is_rolled_out(tmp_path):
     files = sorted(TRAINER.glob("*/*/checkpoints/*.ckpt"))
     policies = [gpc.load_policy(f"diffusion_policy:{file}") for file in (files[0], files[-1])]
     env = gpc.EnvSpec("pusht", max_steps=16)
-    result = gpc.evaluate(gpc.compose(policies, [0.5, 0.5]), env, episodes=2, sampling=gpc.Sampling(steps=3))
+    result = gpc.evaluate(gpc.compose(policies, [0.5, 0.5]), env, episodes=2, sampler=gpc.Sampling(steps=3))
     assert [row.steps for row in result.rows] == [16, 16]

@@ -16,7 +16,7 @@ def score(sampler):
     policy = gpc.load_policy("pusht-flow")
     sampling = sampling_of(load_config("evaluate", ["policies=[pusht-flow]", f"sampler={sampler}"]))
     env = gpc.EnvSpec("pusht", max_steps=100)
-    return gpc.evaluate(policy, env, episodes=EPISODES, seed=500_000, sampling=sampling).score
+    return gpc.evaluate(policy, env, episodes=EPISODES, seed=500_000, sampler=sampling).score
 
 
 @pytest.mark.parametrize("sampler", options("sampler"))

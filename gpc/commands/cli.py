@@ -141,6 +141,9 @@ def _compare(console: Console, args: list[str]) -> None:
 
 
 def _print_report(folder: Path, console: Console) -> None:
+    from gpc.results.report import print_summary
+
+    print_summary(folder, console)
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
 

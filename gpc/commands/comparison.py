@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpc.commands.api import Env, rows_in, run_folder, seed_range
+import torch
+
+from gpc.commands.api import Env, console_for, in_folder, rows_in, seed_range
 from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
 from gpc.commands.experiment import Experiment, experiment_of, write_outputs, write_summary
+from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
 from gpc.commands.setup import (
     device_under,
@@ -24,23 +27,28 @@ from gpc.commands.setup import (
     load_policies,
     print_execution,
     print_notes,
-    print_warnings,
     run_dir_of,
+    sampler_named,
+    sampling_of,
     spec_of,
+    warnings_of,
 )
-from gpc.commands.simulators import common_simulator
+from gpc.commands.simulators import common_simulator, env_of
 from gpc.composition.composed import Composition, as_composition, leaves
 from gpc.errors import InputError
-from gpc.inert import Console
+from gpc.inert import Console, short
 from gpc.inference.device import Device, DeviceLike, as_device
 from gpc.inference.native import Native
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import distinct
+from gpc.policy.env_spec import EnvSpec
+from gpc.policy.load import as_policy
 from gpc.policy.spec import Policy
 from gpc.results.devices import device_text
+from gpc.results.result import RunResult
 from gpc.results.run_folder import Row, RunFolder
 from gpc.results.stats import Interval
-from gpc.results.summary import mixture, summarize_comparison
+from gpc.results.summary import mixture, reported, summarize_comparison
 from gpc.rollout.engine import Engine, Job
 from gpc.rollout.executors import Executor, Local
 from gpc.schema import Count, check
@@ -48,15 +56,23 @@ from gpc.types import DEVICE_KEYS
 from gpc.weights.simplex import Weights
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(RunResult):
     """Result of `compare`: summary (docs/summary-schema.md), rows, shortcuts.
 
     Rates are fractions in [0, 1].
     """
 
-    summary: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    def __repr__(self) -> str:
+        first, second = self.summary["sides"]
+        sides = " against ".join(f"{short(side['name'], 24)} {side['pc_success']:.1f} %" for side in (first, second))
+        if not reported(first):
+            sides = " against ".join(
+                f"{short(side['name'], 24)} {side['avg_max_reward']:.3f}" for side in (first, second)
+            )
+        low, high = self.summary["pc_success_gain_ci95"]
+        gain = f"{self.summary['pc_success_gain']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        return f"Comparison({sides}, {gain}, {self.summary['n_episodes']} pairs)"
 
     @property
     def better(self) -> str | None:
@@ -111,57 +127,64 @@ def names_of(sides: Sequence[Side]) -> list[str]:
     return [f"{side.name} on {side.device}" if differ else side.name for side in sides]
 
 
+@with_hints
 def compare(
-    a: Policy,
-    b: Policy,
+    a: Policy | str,
+    b: Policy | str,
     env: Env = "policy",
     *,
     episodes: int = 500,
     block: int = 32,
     seed: int = 300_000,
-    sampling: Sampling | Native = Sampling(),
+    sampler: Sampling | str = Sampling(),
     engine: Engine = Engine(),
     executor: Executor = Local(),
     device: DeviceLike | tuple[DeviceLike, DeviceLike] = "auto",
     run_dir: str | Path | None = None,
+    video: int = 2,
+    verbose: bool = True,
 ) -> Comparison:
     """Roll out two policies on the same seeds until the better one is known.
 
     Args:
-        a: policy, or what `gpc.compose` returns.
+        a: policy, its name, or what `gpc.compose` returns.
         b: the other side, likewise.
         env: environment, as for `evaluate`.
         episodes: largest number of episodes of each side.
         block: episodes of each side between two tests.
         seed: first seed; neither that of a search nor of a report.
-        sampling: settings of the sampler; "native" for those of the policies' checkpoints (docs/checkpoints.md).
+        sampler: settings of the sampler, or a name, as for `evaluate`.
         engine: number of lanes and simulator processes; it changes no result.
         executor: this machine, or a Ray cluster; it changes no result.
         device: where the networks compute, as for `evaluate`; a tuple of two has one for each side.
-        run_dir: run folder, in which an interrupted run resumes; by default nothing is kept.
+        run_dir: run folder, as for `evaluate`.
+        video: number of seeds in the video of `run_dir`; 0: none.
+        verbose: whether progress and notes are shown.
 
     Raises:
         InputError: If policies, environment and settings do not fit, before anything runs.
     """
     seeds, requested = seed_range(episodes, seed), spec_of(env)
     check(Count, block, "block")
-    compositions = _named_apart([as_composition(policy) for policy in (a, b)])
+    compositions = _named_apart([as_composition(as_policy(policy)) for policy in (a, b)])
     members = [member for composition in compositions for member in composition.policies]
     spec, origin = common_simulator(members, requested)
     devices = device if isinstance(device, tuple) else (device, device)
     if len(devices) != 2:
         raise InputError(f"device={device}: give one for both sides, or a tuple of two")
-    sides = []
+    sides, sampling, console = list[Side](), sampler_named(sampler), console_for(verbose)
     for composition, each in zip(compositions, devices, strict=True):
         opponents = [member for member in members if all(member is not p for p in composition.policies)]
-        where = device_under(executor, as_device(each))
-        setup = prepare(
-            composition_in(composition, spec.rename_map), spec, sampling, opponents, origin=origin, device=where
-        )
-        sides.append(Side(Experiment(setup, engine, executor, Console(quiet=True)), weights_in(composition)))
-    with run_folder(run_dir) as folder:
-        summary = run_comparison(sides, seeds, block, folder)
-        return Comparison(summary, rows_in(folder))
+        where, drawn = device_under(executor, as_device(each)), 0 if run_dir is None else video
+        adapted = composition_in(composition, spec.rename_map)
+        setup = prepare(adapted, spec, sampling, opponents, drawn, origin, where)
+        sides.append(Side(Experiment(setup, engine, executor, console), weights_in(composition)))
+    print_both(requested, sampling, sides, console)
+
+    def run(folder: Path) -> Comparison:
+        return Comparison(run_comparison(sides, seeds, block, folder), rows_in(folder), folder)
+
+    return in_folder(run_dir, sides[0].experiment, video, run)
 
 
 def _named_apart(compositions: Sequence[Composition]) -> list[Composition]:
@@ -181,14 +204,21 @@ def compare_from(config: Config, console: Console) -> Path:
     devices = [device_under(executor_of(config), device) for device in devices_of(config)]
     sides = sides_of(config, load_policies(config), devices, console)
     experiment, seed = sides[0].experiment, config["seed"]
-    other = sides[1].experiment.setup
-    print_execution(config, experiment.setup, console, other.policy.policies)
-    print_notes([note for note in other.notes if note not in experiment.setup.notes], console)
+    print_both(env_of(config), sampling_of(config), sides, console)
     settings = _settings(sides) | {"block": config["block"], "seed": seed}
     folder = run_dir_of(config, "compare", experiment.setup.env.name, names_of(sides), settings)
     run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
     write_outputs(experiment, folder, config["video"])
     return folder
+
+
+def print_both(requested: EnvSpec, sampler: Sampling | Native, sides: Sequence[Side], console: Console) -> None:
+    """Print what both sides leave open, and their warnings and notes."""
+    first, second = (side.experiment.setup for side in sides)
+    acting = [side.experiment.setup.policy.with_weights(torch.tensor(side.weights).double()) for side in sides]
+    print_notes(dict.fromkeys(note for policy in acting for note in warnings_of(policy)), console)
+    print_execution(requested, sampler, first, console, second.policy.policies)
+    print_notes([note for note in second.notes if note not in first.notes], console)
 
 
 def sides_of(config: Config, policies: Sequence[Policy], devices: Sequence[Device], console: Console) -> list[Side]:
@@ -203,7 +233,6 @@ def sides_of(config: Config, policies: Sequence[Policy], devices: Sequence[Devic
         return [Side(experiment_of(config, console, [one], [other], device), (1.0,)) for one, other, device in sides]
     first = experiment_of(config, console, policies, device=devices[0])
     second = first if devices[0] == devices[1] else experiment_of(config, console, policies, device=devices[1])
-    print_warnings(first.setup.policy, console, *dict.fromkeys(weightings))
     return [Side(experiment, weights) for experiment, weights in zip((first, second), weightings, strict=True)]
 
 

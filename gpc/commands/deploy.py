@@ -64,7 +64,7 @@ def chunk_source_from(config: DictConfig, console: Console) -> ChunkSource:
         return RemoteSource(RemotePolicy(config.server, config.token, watchdog.max_age), config.seed)
     policy = compose_from(config, console)
     sampling = resolved(sampling_of(config), [policy])
-    print_native(config, sampling, console)
+    print_native(sampling_of(config), sampling, console)
     return LocalSource(policy, sampling, config.seed, config.reproducible, device_of(config))
 
 

@@ -21,9 +21,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from gpc.commands.api import Env, experiment_in
 from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
 from gpc.commands.experiment import demonstrations_for, denoising_error
+from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     composition_of,
@@ -43,13 +45,19 @@ from gpc.composition.composers import Composer
 from gpc.demonstrations import Demonstrations
 from gpc.disk import as_json, write_atomically, writing
 from gpc.errors import missing
-from gpc.inert import Console, notice
+from gpc.inert import Console, notice, short
 from gpc.inference.chunk import sample_actions, sample_chunk
+from gpc.inference.device import DeviceLike
 from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
+from gpc.results.report import shown
+from gpc.results.result import frame
+from gpc.rollout.engine import Engine
 from gpc.rollout.env import Pointing
+from gpc.rollout.executors import Local
 from gpc.rollout.worker import Lane, LaneCommand
+from gpc.schema import Count, Seed, check
 from gpc.score.keyed_noise import NoiseKeys, keyed_noise
 from gpc.types import Array, Frame
 from gpc.weights.faults import find_fault
@@ -57,8 +65,90 @@ from gpc.weights.simplex import one_hot, simplex
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 REPEATS = 5  # chunks that are timed; their median counts
+
+
+@dataclass(frozen=True, repr=False)
+class Diagnosis:
+    """Result of `gpc.diagnose`.
+
+    Attributes:
+        content: content of diagnosis.json (docs/diagnosis.md).
+    """
+
+    content: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        names = " + ".join(member["name"] for member in self.content["members"])
+        apart = max(max(distances) for distances in self.content["disagreement_by_sigma"].values())
+        return f"Diagnosis({short(names, 60)}: at most {apart:.3f} of a normalised action apart)"
+
+    @property
+    def verdict(self) -> str:
+        """How far apart the policies are, and what demonstrations predict."""
+        return " ".join([*distances_apart(self.content), prediction(self.content)])
+
+    def _repr_html_(self) -> str:
+        return shown(self.verdict, member_table(self.content), self.plot)
+
+    def plot(self) -> Figure:
+        """Draw the disagreement over sigma and along the episode."""
+        return disagreement_plot(self.content)
+
+    def to_pandas(self) -> DataFrame:
+        """Return the disagreement as a table, one row for each pair and sigma."""
+        return frame(
+            [
+                {"pair": pair, "sigma": sigma, "distance": distance}
+                for pair, distances in self.content["disagreement_by_sigma"].items()
+                for sigma, distance in zip(self.content["sigmas"], distances, strict=True)
+            ]
+        )
+
+
+@with_hints
+def diagnose(
+    policies: Sequence[Policy | str] | Composition,
+    env: Env = "policy",
+    *,
+    seed: int = 400_000,
+    chunks: int = 16,
+    demonstrations: str | Path | None = None,
+    sampler: Sampling | str = Sampling(),
+    device: DeviceLike = "auto",
+    run_dir: str | Path | None = None,
+    verbose: bool = True,
+) -> Diagnosis:
+    """Compare policies before a search: what fits, where they disagree (docs/diagnosis.md).
+
+    Args:
+        policies: two policies or more, or their names, or a composition under the weights that are looked at.
+        env: environment, as for `gpc.evaluate`.
+        seed: seed of the one episode that is played.
+        chunks: chunks of each policy in the picture.
+        demonstrations: file of held-out demonstrations (docs/demonstrations.md), which add the likely gain.
+        sampler: settings of the sampler, or a name, as for `gpc.evaluate`.
+        device: where the networks compute, as for `gpc.evaluate`.
+        run_dir: folder of diagnosis.json and the pictures; by default nothing is written.
+        verbose: whether notes are shown.
+
+    Raises:
+        InputError: If policies, environment and settings do not fit, before anything runs.
+    """
+    check(Seed, seed, "seed")
+    check(Count, chunks, "chunks")
+    composition = policies if isinstance(policies, Composition) else compose(policies)
+    need_two("a diagnosis", len(composition.policies))
+    experiment = experiment_in(composition, env, sampler, Engine(), Local(), device, 0, verbose)
+    setup, console = experiment.setup, experiment.console
+    print_warnings(setup.policy, console)
+    setup.check_parents()
+    content, pictures = examine(setup, setup.actor.placed, seed, chunks, console, demonstrations)
+    if run_dir is not None:
+        write_diagnosis(Path(run_dir).expanduser(), content, pictures)
+    return Diagnosis(content)
 
 
 @dataclass(frozen=True)
@@ -169,7 +259,7 @@ def alignment(policy: Composition) -> list[dict[str, Any]]:
     return entries
 
 
-def diagnose(
+def examine(
     setup: RolloutSetup,
     policy: Composition,
     seed: int,
@@ -249,31 +339,53 @@ def _chunks(policy: Composition, sampling: Sampling, observation: Frame, seed: i
     return actions[:, -policy.actions.start :]
 
 
-def show(diagnosis: Mapping[str, Any], console: Console) -> None:
-    """Print a diagnosis."""
-    table = Table("policy", "reads", "steps", "sigma", "ms per chunk", "alignment")
+def member_table(diagnosis: Mapping[str, Any]) -> list[list[str]]:
+    """Return a line for each policy, the head first."""
+    table = [["policy", "reads", "steps", "sigma", "ms per chunk", "alignment"]]
     for member in diagnosis["members"]:
         low, high = member["sigma"]
-        table.add_row(
-            member["name"],
-            f"{', '.join(member['reads'])} ({member['n_obs_steps']} times)",
-            "{} to {}".format(*member["steps"]),
-            f"{low:.3g} to {high:.3g}, {member['trained_levels'] or 'any'} levels",
-            f"{1000 * diagnosis['seconds_per_chunk'][member['name']]:.0f}",
-            member["note"] or f"exact, noise x {member['noise_ratio']:.3g}",
+        table.append(
+            [
+                member["name"],
+                f"{', '.join(member['reads'])} ({member['n_obs_steps']} times)",
+                "{} to {}".format(*member["steps"]),
+                f"{low:.3g} to {high:.3g}, {member['trained_levels'] or 'any'} levels",
+                f"{1000 * diagnosis['seconds_per_chunk'][member['name']]:.0f}",
+                member["note"] or f"exact, noise x {member['noise_ratio']:.3g}",
+            ]
         )
-    console.print(table)
-    console.print(f"The composition takes {1000 * diagnosis['seconds_per_chunk']['composition']:.0f} ms per chunk.")
+    return table
+
+
+def distances_apart(diagnosis: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each pair of policies."""
+    sentences = []
     for pair, distances in diagnosis["disagreement_by_sigma"].items():
         largest = int(np.argmax(distances))
-        console.print(
+        sentences.append(
             f"{pair} are furthest apart at sigma {diagnosis['sigmas'][largest]:.2g} ({distances[largest]:.3f} of a normalised "
-            f"action) and end {distances[-1]:.3f} apart.",
-            soft_wrap=True,
+            f"action) and end {distances[-1]:.3f} apart."
         )
+    return sentences
+
+
+def prediction(diagnosis: Mapping[str, Any]) -> str:
+    """Return what demonstrations predict, or how to add them."""
+    verdict: str = diagnosis.get("denoising_error", {}).get("verdict", "")
+    return verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE."
+
+
+def show(diagnosis: Mapping[str, Any], console: Console) -> None:
+    """Print a diagnosis."""
+    head, *rows = member_table(diagnosis)
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"The composition takes {1000 * diagnosis['seconds_per_chunk']['composition']:.0f} ms per chunk.")
+    console.print(*distances_apart(diagnosis), sep="\n", soft_wrap=True)
     print_notes((f"{name}: {fault}" for name, fault in diagnosis.get("faults", {}).items()), console)
-    verdict = diagnosis.get("denoising_error", {}).get("verdict")
-    console.print(verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE.", soft_wrap=True)
+    console.print(prediction(diagnosis), soft_wrap=True)
 
 
 def diagnose_from(config: Config, console: Console) -> Path:
@@ -283,14 +395,21 @@ def diagnose_from(config: Config, console: Console) -> Path:
     device.check_here()
     setup = setup_of(config, load_policies(config), device=device)
     print_warnings(setup.policy, console)
-    print_execution(config, setup, console)
+    print_execution(env_of(config), sampling_of(config), setup, console)
     need_two("a diagnosis", len(setup.names))
     setup.check_parents()
     policy = setup.actor.placed
     if config["weights"] is not None:
         policy = composition_of(plain(config)["composer"], policy.policies, weights_of(config, len(policy.policies)))
     folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)
-    diagnosis, pictures = diagnose(setup, policy, config["seed"], config["chunks"], console, demonstrations)
+    diagnosis, pictures = examine(setup, policy, config["seed"], config["chunks"], console, demonstrations)
+    write_diagnosis(folder, diagnosis, pictures)
+    show(diagnosis, console)
+    return folder
+
+
+def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any], pictures: Mapping[str, Callable[[], Figure]]) -> None:
+    """Write diagnosis.json and the pictures."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", as_json(diagnosis))
@@ -299,5 +418,3 @@ def diagnose_from(config: Config, console: Console) -> Path:
             write_atomically(folder / name, png(draw()))
         except Exception as error:  # the diagnosis and the other pictures must not be lost
             notice(missing(name, error))
-    show(diagnosis, console)
-    return folder

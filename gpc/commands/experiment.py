@@ -46,7 +46,7 @@ from gpc.objects import describe, described, settings_in
 from gpc.policy.names import stored_names
 from gpc.policy.spec import Policy
 from gpc.registry import SEARCHES
-from gpc.results.report import print_summary, write_report
+from gpc.results.report import write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import read_summary, summarize_evaluation, summarize_search
 from gpc.results.video import record_video
@@ -159,10 +159,9 @@ class Experiment:
 def evaluate_from(config: Config, console: Console) -> Path:
     """Run `gpc evaluate` and return the run folder."""
     experiment = experiment_of(config, console)
-    print_execution(config, experiment.setup, console)
+    print_execution(env_of(config), sampling_of(config), experiment.setup, console)
     setup, seed = experiment.setup, first_seed(config["seed"], config["run_dir"])
     weights = weights_of(config, len(setup.names))
-    print_warnings(setup.policy, console, weights)
     settings = _evaluation_settings(setup, weights, seed)
     folder = run_dir_of(config, "evaluate", setup.env.name, setup.names, settings)
     run_evaluation(experiment, weights, range(seed, seed + config["episodes"]), folder)
@@ -175,8 +174,7 @@ def search_from(config: Config, console: Console) -> Path:
     method = search_of(config)
     demonstrations = demonstrations_of(config)
     experiment = experiment_of(config, console)
-    print_execution(config, experiment.setup, console)
-    print_warnings(experiment.setup.policy, console)
+    print_execution(env_of(config), sampling_of(config), experiment.setup, console)
     setup = experiment.setup
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
     settings = _search_settings(setup, method, report) | {"demonstrations": config["demonstrations"]}
@@ -211,14 +209,13 @@ def experiment_of(
 
 
 def write_outputs(experiment: Experiment, folder: Path, video: int) -> None:
-    """Write the video and the page of a finished run, then print its table."""
+    """Write the video and the page of a finished run."""
     if video:
         try:
             record_video(experiment.setup.lane, folder, video)
         except Exception as error:  # a camera or an encoder that fails must not cost the page
             notice(missing("the video", error))
     write_report(folder)
-    print_summary(folder, experiment.console)
 
 
 def _evaluation_settings(setup: RolloutSetup, weights: Weights, seed: int) -> dict[str, Any]:
@@ -238,6 +235,7 @@ def run_evaluation(experiment: Experiment, weights: Weights, seeds: range, path:
     """Roll out one weight vector; return the summary."""
     setup = experiment.setup
     setup.check(weights)
+    print_warnings(setup.policy, experiment.console, weights)
     experiment.warn_reused_seeds(path.parent, seeds)
     with experiment.open(path, _evaluation_settings(setup, weights, seeds.start)) as folder:
         stop = max([seeds.stop, *(row.seed + 1 for row in folder.phase("evaluate"))])
@@ -288,6 +286,7 @@ def run_search(
     if not setup.policy.convex:
         raise InputError("a search mixes with convex weights; choose composer=convex")
     setup.check_parents()
+    print_warnings(setup.policy, experiment.console)
     prior = None
     if demonstrations is not None:
         policy, content = experiment.placed, demonstrations_for(setup, demonstrations)

@@ -1,4 +1,4 @@
-"""How far a rollout is: a bar in a terminal, elsewhere (slurm, nohup, tee) a line every 30 s."""
+"""How far a rollout is: a bar in a terminal, one line in a notebook, elsewhere (slurm, nohup, tee) a line every 30 s."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from uuid import uuid4
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gpc.inert import Console
+from gpc.inert import Console, line
 from gpc.results.run_folder import Row
 
 COLUMNS = (
@@ -20,6 +21,7 @@ COLUMNS = (
     TimeRemainingColumn(),
 )
 EVERY = 30.0  # seconds between two lines
+RENEWED = 0.3  # seconds between two states of the line of a notebook
 
 
 @contextmanager
@@ -35,22 +37,43 @@ def progress_of(
         completed: number of those that had finished before.
         rows: the finished ones, for the success so far.
     """
-    if console.is_terminal or console.is_jupyter:
+    if console.is_terminal:
         with Progress(*COLUMNS, console=console, transient=True) as progress:
             bar = progress.add_task(title, total=total, completed=completed)
             yield lambda count: progress.advance(bar, count)
         return
+    show, every = (_notebook_line(), RENEWED) if console.is_jupyter else (_line(console), EVERY)
     begin = printed = time.monotonic()
     done = completed
 
     def advance(count: int) -> None:
         nonlocal done, printed
         done, now = done + count, time.monotonic()
-        if now - printed < EVERY:
+        if now - printed < every and not (console.is_jupyter and done == total):
             return
         printed, finished = now, rows()
         success = sum(row.success for row in finished) / len(finished)
         left = timedelta(seconds=round((now - begin) / (done - completed) * (total - done)))
-        console.print(f"{title}: {done} of {total} episodes, {success:.0%} success, {left} left", soft_wrap=True)
+        end = f", {left} left" if done < total else ""
+        show(f"{title}: {done} of {total} episodes, {success:.0%} success{end}")
 
     yield advance
+
+
+def _line(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, soft_wrap=True)
+
+
+def _notebook_line() -> Callable[[str], None]:
+    """Return what shows a text in place of the one before; rich's bar needs ipywidgets there."""
+    from IPython.display import display
+
+    name = f"gpc-{uuid4().hex}"
+    shown = False
+
+    def show(text: str) -> None:
+        nonlocal shown
+        display({"text/plain": line(text)}, raw=True, display_id=name, update=shown)
+        shown = True
+
+    return show

@@ -29,7 +29,7 @@ def run(config: DictConfig, console: Console) -> None:
     with torch_threads(1):  # what is loaded here leaves no threads behind
         policy = compose_from(config, console)
     sampling, weights = resolved(sampling_of(config), [policy]), policy.weights.tolist()
-    print_native(config, sampling, console)
+    print_native(sampling_of(config), sampling, console)
 
     def ready(address: str) -> None:
         console.print(f"{policy.name} is served on {address}; Ctrl-C ends it", highlight=False, soft_wrap=True)

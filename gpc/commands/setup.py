@@ -13,13 +13,13 @@ import gymnasium
 import torch
 
 from gpc.commands.checks import sources_of, weights_of
-from gpc.commands.config import Config, plain
+from gpc.commands.config import Config, load_config, options, plain
 from gpc.commands.rollout_setup import RolloutSetup, prepare
 from gpc.commands.simulators import POLICY, common_simulator, env_named, env_of
 from gpc.composition.composed import Composition, as_composition, compose
 from gpc.composition.steering import steer
 from gpc.demonstrations import check
-from gpc.errors import InputError
+from gpc.errors import InputError, suggest
 from gpc.inert import Console, file_name
 from gpc.inference.device import Device
 from gpc.inference.native import NATIVE, Native, as_arguments, origin_of_action_steps
@@ -50,6 +50,34 @@ def sampling_of(config: Config) -> Sampling | Native:
     if settings["method"] == NATIVE:
         raise InputError("sampler.method=native: write sampler=native, whose settings are all the checkpoints'")
     return build(Sampling, settings, "sampler")
+
+
+def sampler_named(sampler: Sampling | str) -> Sampling | Native:
+    """Return a sampler; a name has the settings of `sampler=`.
+
+    Raises:
+        InputError: If the name is unknown, or it is neither.
+    """
+    return sampler if isinstance(sampler, Sampling) else sampling_of(_chosen("sampler", sampler, "a gpc.Sampling"))
+
+
+def search_named(search: Search | str) -> Search:
+    """Return a search, not started; a name has the settings of `search=`.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    return search_of(_chosen("search", search, "a search")) if isinstance(search, str) else search
+
+
+def _chosen(group: str, name: object, kind: str) -> Config:
+    """Return a configuration with the named option of a group."""
+    known = options(group)
+    if not isinstance(name, str):
+        raise InputError(f"{group}={name!r}: give {kind}, or one of {', '.join(known)}")
+    if name not in known:
+        raise InputError(f"unknown {group} {name!r}{suggest(name, known)}")
+    return load_config("search", [f"{group}={name}", "policies=[none]"])
 
 
 def engine_of(config: Config) -> Engine:
@@ -245,22 +273,28 @@ def print_notes(notes: Iterable[str], console: Console) -> None:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def print_execution(config: Config, setup: RolloutSetup, console: Console, opponents: Sequence[Policy] = ()) -> None:
+def print_execution(
+    requested: EnvSpec,
+    sampler: Sampling | Native,
+    setup: RolloutSetup,
+    console: Console,
+    opponents: Sequence[Policy] = (),
+) -> None:
     """Print what is left open: action steps, length, sampler; then notes."""
     if setup.origin:
         console.print(f"env={setup.env.name}, {setup.origin}", soft_wrap=True)
-    if config["env"]["n_action_steps"] is None:
+    if requested.n_action_steps is None:
         origin = origin_of_action_steps([*setup.policy.policies, *opponents])
         console.print(f"n_action_steps={setup.actor.n_action_steps}, {origin}", soft_wrap=True)
-    if config["env"]["max_steps"] is None:
+    if requested.max_steps is None:
         console.print(f"max_steps={setup.env.max_steps}, the longest episode of {setup.env.name}", soft_wrap=True)
-    print_native(config, setup.actor.sampling, console)
+    print_native(sampler, setup.actor.sampling, console)
     print_notes(setup.notes, console)
 
 
-def print_native(config: Config, sampling: Sampling, console: Console) -> None:
-    """Print which sampler is the checkpoints' own, if that is configured."""
-    if sampling_of(config) == NATIVE:
+def print_native(sampler: Sampling | Native, sampling: Sampling, console: Console) -> None:
+    """Print which sampler is the checkpoints' own, if that is requested."""
+    if sampler == NATIVE:
         console.print(f"sampler=native is {as_arguments(sampling)}", soft_wrap=True)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gpc.composition.align import AlignedMember
 from gpc.composition.chunks import ChunkSampler
-from gpc.composition.composed import ComposedPolicy, compose
+from gpc.composition.composed import ComposedPolicy, compose, weighting_repr
 from gpc.composition.composers import Composer
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError
-from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy
+from gpc.policy.spec import ActionSpec, Observation, ObservationSpec, Policy, policy_repr
 from gpc.score.noise import NoiseLevels
 
 
@@ -34,6 +34,9 @@ class AveragedChunks:
 
     def __init__(self, policies: Sequence[Policy], weights: Sequence[float] | Tensor | None = None) -> None:
         object.__setattr__(self, "composed", compose(policies, weights))
+
+    def __repr__(self) -> str:
+        return policy_repr(self, weighting_repr(self.composer))
 
     @property
     def policies(self) -> tuple[Policy, ...]:

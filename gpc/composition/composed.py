@@ -21,6 +21,7 @@ from gpc.composition.chunks import SamplesChunks
 from gpc.composition.composers import Composer, Convex, HasWeights
 from gpc.errors import InputError
 from gpc.policy.adapt import PolicyView, distinct
+from gpc.policy.load import as_policy
 from gpc.policy.observation import TASK
 from gpc.policy.spec import (
     ActionSpec,
@@ -29,6 +30,7 @@ from gpc.policy.spec import (
     Policy,
     is_linear,
     is_stochastic,
+    policy_repr,
     prior_mean_of,
 )
 from gpc.score.denoiser import CheckFinite, Denoiser, computes_elsewhere, with_noise_keys
@@ -207,6 +209,9 @@ class ComposedPolicy:
             _check_count(self.weights, count)
         _ = self.members, self.observations, self.levels
 
+    def __repr__(self) -> str:
+        return policy_repr(self, weighting_repr(self.composer))
+
     @cached_property
     def members(self) -> tuple[AlignedMember, ...]:
         """The policies in the common coordinate."""
@@ -332,6 +337,13 @@ def _check_count(weights: Tensor, policies: int) -> None:
         raise InputError(f"{weights.shape[-1]} weights for {policies} policies; give one each")
 
 
+def weighting_repr(composer: Composer) -> str:
+    """Return a composer and its weights, as "Convex [0.4, 0.6]"."""
+    weights = composer.weights if isinstance(composer, HasWeights) else torch.empty(0)
+    shown = "[" + ", ".join(f"{w:g}" for w in weights.tolist()) + "]" if weights.ndim == 1 else f"{len(weights)} rows"
+    return f"{type(composer).__name__} {shown}"
+
+
 def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
     """Return all observation keys of policies, and the longest history.
 
@@ -353,19 +365,21 @@ def join_observations(policies: Sequence[Policy]) -> ObservationSpec:
     return ObservationSpec(shapes, steps, [key for key, image in images.items() if image])
 
 
-def compose(policies: Sequence[Policy], how: Composer | Sequence[float] | Tensor | None = None) -> ComposedPolicy:
+def compose(policies: Sequence[Policy | str], how: Composer | Sequence[float] | Tensor | None = None) -> ComposedPolicy:
     """Compose several policies into one policy.
 
     Args:
-        policies: The members.
+        policies: The members, or their names, as for `gpc.load_policy`.
         how: A composer, e.g. `Guidance([1.5, -0.5])`, or the weights of a convex combination, (K,) or (batch, K); by
             default equal weights.
 
     Raises:
         InputError: If the weights or the policies do not fit.
     """
+    if isinstance(policies, str):
+        raise InputError(f"policies={policies!r} must be a list, as in [{policies!r}]")
     composer = how if callable(how) else Convex(() if how is None else how)
-    return ComposedPolicy(tuple(policies), composer)
+    return ComposedPolicy(tuple(map(as_policy, policies)), composer)
 
 
 def as_composition(policy: Policy) -> Composition:

@@ -74,7 +74,7 @@ def resolved(sampling: Sampling | Native, policies: Sequence[Policy]) -> Samplin
     if isinstance(sampling, Sampling):
         return sampling
     if sampling != NATIVE:
-        raise InputError(f"sampling={sampling!r}: give a gpc.Sampling, or {NATIVE!r} for that of the checkpoints")
+        raise InputError(f"sampler={sampling!r}: give a gpc.Sampling, or {NATIVE!r} for that of the checkpoints")
     samplers = [
         (leaf.name, leaf.sampling if isinstance(leaf, HasSampling) else None) for p in policies for leaf in leaves(p)
     ]

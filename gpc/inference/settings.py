@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
 from gpc.composition.chunks import SamplesChunks
 from gpc.errors import InputError
+from gpc.inert import LONGEST_REPR, short
 from gpc.inference.best_of import BestOf
 from gpc.inference.methods import Langevin, Teleport, method_of
 from gpc.policy.spec import Policy, is_stochastic
@@ -62,6 +63,11 @@ class Sampling:
         if isinstance(method, Teleport) and self.grid != "karras":
             raise InputError("a teleport goes to a level of its own, not to one of a grid; give it sampler.grid=karras")
         method.grid(self.steps, self.sigma_min, self.sigma_max)
+
+    def __repr__(self) -> str:
+        changed = [f.name for f in fields(self) if f.name == "steps" or getattr(self, f.name) != f.default]
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in dict.fromkeys(["method", *changed]))
+        return short(f"Sampling({settings})", LONGEST_REPR)
 
     def n_noise_draws(self, policy: Policy) -> int:
         """Return how often noise is drawn for a chunk, for all its samples."""

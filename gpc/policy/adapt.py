@@ -24,6 +24,7 @@ from gpc.policy.spec import (
     Policy,
     is_linear,
     is_stochastic,
+    policy_repr,
     prior_mean_of,
 )
 from gpc.score.denoiser import Clamp, Denoiser, Translated
@@ -72,6 +73,9 @@ class PolicyView:
     condition_fn: Callable[[Policy, Observation], Denoiser] = condition_of
     prior_mean_fn: Callable[[Observation], Tensor | None] | None = None
     display_name: str | None = None
+
+    def __repr__(self) -> str:
+        return policy_repr(self)
 
     @property
     def name(self) -> str:

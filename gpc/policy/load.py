@@ -32,6 +32,17 @@ def load_policy(source: str) -> Policy:
     return _load_own(source) if loader not in names(GROUP) and is_module(loader) else load_registered(source)
 
 
+def as_policy(policy: Policy | str) -> Policy:
+    """Return a policy; a text is the source of one.
+
+    Raises:
+        InputError: As `load_policy`, or if it is a list.
+    """
+    if isinstance(policy, list | tuple):
+        raise InputError(f"{len(policy)} policies where one is expected; gpc.compose makes one of several")
+    return load_policy(policy) if isinstance(policy, str) else policy
+
+
 def load_registered(source: str) -> Policy:
     """Load a policy that a file may name: by bundled name, or as `loader:path`.
 

@@ -233,6 +233,21 @@ class Policy(Protocol):
         """Encode a batch of observations; the denoiser may be called many times."""
 
 
+def policy_repr(policy: Policy, detail: str = "") -> str:
+    """Return a policy on one line of at most 118 characters.
+
+    Args:
+        policy: a policy.
+        detail: what is shown of it; by default its actions and what it reads.
+    """
+    from gpc.inert import LONGEST_REPR, short  # rich is loaded if something is shown
+
+    if not detail:
+        chunk, reads = f"{policy.actions.horizon} x {policy.actions.dim} actions", ", ".join(policy.observations.shapes)
+        detail = f"{chunk} from {short(reads, 36)}"
+    return short(f"{type(policy).__name__}({short(policy.name, 40)}: {detail})", LONGEST_REPR)
+
+
 @runtime_checkable
 class HasPriorMean(Protocol):
     """A policy whose normalised actions have a mean, e.g. targets near the pose."""

@@ -15,7 +15,7 @@ from gpc.errors import InputError
 from gpc.installation import install
 from gpc.results.leaderboard import OUTCOMES, Run, outcomes, progress
 from gpc.results.run_folder import Row
-from gpc.results.summary import mixture
+from gpc.results.summary import mixture, reported
 from gpc.types import Array
 
 if TYPE_CHECKING:
@@ -119,6 +119,28 @@ def _triangle(summary: Mapping[str, Any]) -> Figure:
         axis.set_label_position("tick1")
     figure.colorbar(points, ax=axes, label="success, %", shrink=0.7, pad=0.12)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside lower center")
+    return figure
+
+
+@_own_style()
+def success_plot(summary: Mapping[str, Any]) -> Figure:
+    """Draw success, or the score if none is reported, of an evaluation or both sides of a comparison."""
+    several = summary.get("sides", [summary])
+    success = any(reported(figures) for figures in several)
+    key = "pc_success" if success else "avg_max_reward"
+    names = [
+        figures.get("name") or f"{' + '.join(summary['policies'])} {mixture(summary['weights'])}" for figures in several
+    ]
+    figure = _figure(8, 1 + 0.6 * len(several))
+    axes = figure.subplots()
+    for place, figures in enumerate(several):
+        low, high = figures[f"{key}_ci95"]
+        axes.errorbar(figures[key], place, xerr=[[figures[key] - low], [high - figures[key]]], fmt="o", capsize=4)
+    axes.set_yticks(range(len(names)), [inert.label(name) for name in names])
+    axes.set(xlabel="success, % (95 % interval)" if success else "score (95 % interval)", ylim=(len(names) - 0.5, -0.5))
+    if success:
+        axes.set_xlim(-2, 102)
+    axes.grid(alpha=0.3, axis="x")
     return figure
 
 

@@ -211,7 +211,7 @@ def _standing(standing: Standing) -> list[str]:
     ]
 
 
-def _verdict(summary: Mapping[str, Any]) -> str:
+def verdict_of(summary: Mapping[str, Any]) -> str:
     """Return the verdict, or the figures of an evaluation."""
     if "verdict" in summary:
         return str(summary["verdict"])
@@ -223,15 +223,25 @@ def _verdict(summary: Mapping[str, Any]) -> str:
 
 def _summarized(run: Run) -> list[Block]:
     """Return the part of a study's page about one run."""
-    blocks: list[Block] = [("heading", str(run.path)), ("verdict", _verdict(run.summary))]
+    blocks: list[Block] = [("heading", str(run.path)), ("verdict", verdict_of(run.summary))]
     if run.summary["kind"] == "search":
         blocks += [*_picture("success over the weights", partial(weight_plot, run.summary)), *_seeds(run)]
     return blocks
 
 
 def _figures(summary: Mapping[str, Any]) -> list[Block]:
-    rows = [[name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary)]
-    return [("table", [HEAD, *rows])]
+    return [("table", table_of(summary))]
+
+
+def table_of(summary: Mapping[str, Any]) -> list[Sequence[str]]:
+    """Return the lines of the table as texts, the head first."""
+    return [HEAD, *([name, *_cells(phase, figures)] for name, phase, figures in rows_of(summary))]
+
+
+def shown(verdict: str, table: Sequence[Sequence[str]], draw: Callable[[], Figure]) -> str:
+    """Return a verdict, a table and a figure as HTML for a notebook."""
+    blocks: list[Block] = [("verdict", verdict), ("table", table), *_picture("the figure", draw)]
+    return template("page.html").render(whole=False, blocks=blocks)
 
 
 def _seeds(run: Run, file: Path | None = None) -> list[Block]:

@@ -337,6 +337,11 @@ def with_interval(value: float, interval: Interval, episodes: int, digits: int =
     return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
+def percent(figures: Mapping[str, Any]) -> str:
+    """Return success and its interval as text."""
+    return f"{with_interval(figures['pc_success'], figures['pc_success_ci95'], figures['n_episodes'])} %"
+
+
 def mixture(weights: Sequence[float]) -> str:
     """Return weights as text for people."""
     return "[" + ", ".join(f"{w:g}" for w in weights) + "]"

@@ -48,7 +48,7 @@ class Bayesian(ProposalSearch):
     """
 
     sampler: ClassVar[str]  # a class of optuna.samplers
-    _reported: int = field(init=False, default=0)  # candidates whose outcomes Optuna has
+    _reported: int = field(init=False, repr=False, default=0)  # candidates whose outcomes Optuna has
 
     def _begin(self) -> None:
         super()._begin()

@@ -116,10 +116,10 @@ class BaseSearch(ABC):
 
     step: float = 0.1
     seed: Seed = 100_000
-    policies: int = field(init=False, default=0)
-    prior: Prior | None = field(init=False, default=None)
-    candidates: list[Weights] = field(init=False, default_factory=list)
-    results: dict[Pair, Outcome] = field(init=False, default_factory=dict)
+    policies: int = field(init=False, repr=False, default=0)
+    prior: Prior | None = field(init=False, repr=False, default=None)
+    candidates: list[Weights] = field(init=False, repr=False, default_factory=list)
+    results: dict[Pair, Outcome] = field(init=False, repr=False, default_factory=dict)
 
     def start(self, policies: int, prior: Prior | None = None) -> Self:
         """Return a search with these settings, before its first round.
@@ -281,7 +281,7 @@ class ProposalSearch(BaseSearch):
     step: float = 0.05
     budget: Count = 440
     episodes: Count = 10
-    finished: bool = field(init=False, default=False)
+    finished: bool = field(init=False, repr=False, default=False)
 
     def _begin(self) -> None:
         first = [] if self.prior is None else [to_grid(self.prior.best(), self.step)]

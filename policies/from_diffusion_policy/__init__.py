@@ -123,7 +123,7 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DiffusionPolicy(CheckpointPolicy):
     """A policy of Diffusion Policy or DP3.
 

@@ -51,7 +51,7 @@ class Sizes(Struct):
     num_train_timesteps: Annotated[int, Meta(ge=2, le=noise.STEPS)] | UnsetType = UNSET
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeRobotPolicy(CheckpointPolicy):
     """A policy of LeRobot."""
 
