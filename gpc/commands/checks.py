@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from gpc import schema
 from gpc.commands.config import Config, plain
-from gpc.errors import InputError, started_with
+from gpc.errors import InputError, started_with, suggest
+from gpc.installation import install
 from gpc.policy.sources import check_source, split_source
 from gpc.registry import ENVS, load_entry, names
 from gpc.schema import Seed
@@ -22,6 +24,8 @@ SAME = ("seed", "weights", "block", "report.seed", "report.episodes")
 """Settings that a run folder records as a configuration has them."""
 REPORT_SEED = 200_000
 """First seed of a search's report, as in configs/search.yaml."""
+LOGS = ["wandb", "trackio", "tensorboard"]
+"""Values of `log`, each also the name of its package and its extra."""
 SEVERAL = {"search": "a search", "diagnose": "a diagnosis"}
 
 
@@ -51,8 +55,17 @@ def check_config(name: str, config: Config) -> None:
         check_weights(name, config, len(sources))
     elif config.get("server") is not None:
         Address.parse(config["server"])
+    check_log(config.get("log"))
     _check_paths(config)
     _check_task(config)
+
+
+def check_log(name: str | None) -> None:
+    """Check that where a run is logged is known and installed, without importing it."""
+    if name is not None and name not in LOGS:
+        raise InputError(f"log={name} is unknown{suggest(name, LOGS)}; give {', '.join(LOGS)}, or null for none")
+    if name is not None and find_spec(name) is None:
+        raise InputError(f"log={name} needs a package that is missing: {install(name)}")
 
 
 def sources_of(config: Config) -> Sequence[str]:

@@ -49,6 +49,7 @@ from gpc.results.result import RunResult
 from gpc.results.run_folder import Row, RunFolder
 from gpc.results.stats import Interval
 from gpc.results.summary import mixture, reported, summarize_comparison
+from gpc.results.tracking import RunLog
 from gpc.rollout.engine import Engine, Job
 from gpc.rollout.executors import Executor, Local
 from gpc.schema import Count, check
@@ -207,8 +208,10 @@ def compare_from(config: Config, console: Console) -> Path:
     print_both(env_of(config), sampling_of(config), sides, console)
     settings = _settings(sides) | {"block": config["block"], "seed": seed}
     folder = run_dir_of(config, "compare", experiment.setup.env.name, names_of(sides), settings)
-    run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
-    write_outputs(experiment, folder, config["video"])
+    with RunLog(config["log"], names_of(sides)) as experiment.log:
+        sides[1].experiment.log = experiment.log
+        run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
+        write_outputs(experiment, folder, config["video"])
     return folder
 
 

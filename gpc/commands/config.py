@@ -42,7 +42,7 @@ KINDS: dict[str, Any] = {
     "video": Annotated[int, Meta(ge=0, le=10**6)],
     **{
         key: str | None
-        for key in ("demonstrations", "run_dir", "dataset", "server", "host", "token", "certificate", "key")
+        for key in ("demonstrations", "run_dir", "log", "dataset", "server", "host", "token", "certificate", "key")
     },
     "task": str,
     "policies": list[str] | str,

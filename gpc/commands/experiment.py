@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -46,9 +46,11 @@ from gpc.objects import describe, described, settings_in
 from gpc.policy.names import stored_names
 from gpc.policy.spec import Policy
 from gpc.registry import SEARCHES
+from gpc.results.eval_info import eval_info
 from gpc.results.report import write_report
 from gpc.results.run_folder import Phase, Row, RunFolder, Writer, searched_seeds
 from gpc.results.summary import read_summary, summarize_evaluation, summarize_search
+from gpc.results.tracking import RunLog
 from gpc.results.video import record_video
 from gpc.rollout.engine import Engine, Episode, Job, RolloutStats
 from gpc.rollout.executors import Executor, Ray
@@ -70,6 +72,7 @@ class Experiment:
         stats: failures of simulators, and where time went.
         episodes: number of episodes that have run.
         seconds: time that they took.
+        log: where the run is followed beside its folder.
     """
 
     setup: RolloutSetup
@@ -80,6 +83,7 @@ class Experiment:
     stats: RolloutStats = field(default_factory=RolloutStats)
     episodes: int = 0
     seconds: float = 0.0
+    log: RunLog = field(default_factory=RunLog)
 
     def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
         """Open the run folder of these settings."""
@@ -101,6 +105,10 @@ class Experiment:
     def facts(self) -> dict[str, str]:
         """Cards and the versions of their software; not of another machine."""
         return self.setup.actor.device.facts(self.setup.names) if self.here else {}
+
+    def _written(self, folder: RunFolder, advance: Callable[[int], None], count: int) -> None:
+        advance(count)
+        self.log.advance(folder)
 
     def _resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration from which `gpc replay` builds an episode again."""
@@ -143,12 +151,13 @@ class Experiment:
             setup.check(weights)
         if self.here:
             prepare_device(setup.actor.device)  # the other side of a comparison may have another TF32
+        self.log.start(folder)
         # members get a thread each; a network's own threads would change its rounding
         count, begin = (len(jobs) - len(pending), partial(folder.phase, phase)), time.monotonic()
         with (
             torch_threads(1),
             progress_of(self.console, title or phase, len(jobs), *count) as advance,
-            Writer(folder, advance) as writer,
+            Writer(folder, partial(self._written, folder, advance)) as writer,
         ):
             for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
                 writer.put(_row(phase, episode), episode.trajectory)
@@ -164,8 +173,9 @@ def evaluate_from(config: Config, console: Console) -> Path:
     weights = weights_of(config, len(setup.names))
     settings = _evaluation_settings(setup, weights, seed)
     folder = run_dir_of(config, "evaluate", setup.env.name, setup.names, settings)
-    run_evaluation(experiment, weights, range(seed, seed + config["episodes"]), folder)
-    write_outputs(experiment, folder, config["video"])
+    with RunLog(config["log"]) as experiment.log:
+        run_evaluation(experiment, weights, range(seed, seed + config["episodes"]), folder)
+        write_outputs(experiment, folder, config["video"])
     return folder
 
 
@@ -179,8 +189,9 @@ def search_from(config: Config, console: Console) -> Path:
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
     settings = _search_settings(setup, method, report) | {"demonstrations": config["demonstrations"]}
     folder = run_dir_of(config, "search", setup.env.name, setup.names, settings)
-    run_search(experiment, method, report, folder, demonstrations)
-    write_outputs(experiment, folder, config["video"])
+    with RunLog(config["log"]) as experiment.log:
+        run_search(experiment, method, report, folder, demonstrations)
+        write_outputs(experiment, folder, config["video"])
     return folder
 
 
@@ -216,6 +227,7 @@ def write_outputs(experiment: Experiment, folder: Path, video: int) -> None:
         except Exception as error:  # a camera or an encoder that fails must not cost the page
             notice(missing("the video", error))
     write_report(folder)
+    experiment.log.results(folder)
 
 
 def _evaluation_settings(setup: RolloutSetup, weights: Weights, seed: int) -> dict[str, Any]:
@@ -244,12 +256,14 @@ def run_evaluation(experiment: Experiment, weights: Weights, seeds: range, path:
         seeds = range(seeds.start, stop)
         rows = experiment.roll(folder, "evaluate", [Job(0, weights, seed) for seed in seeds])
         summary: dict[str, Any] = summarize_evaluation(setup.names, rows, len(experiment.stats.simulator_failures))
-        write_summary(folder, summary, [experiment])
+        summary = write_summary(folder, summary, [experiment])
+        task_id = (setup.env.options or {}).get("task_id", 0)
+        folder.write_json("eval_info.json", eval_info(rows, summary, setup.env.name, task_id))
     return summary
 
 
-def write_summary(folder: RunFolder, summary: Mapping[str, Any], experiments: Sequence[Experiment]) -> None:
-    """Write summary.json with versions and times.
+def write_summary(folder: RunFolder, summary: Mapping[str, Any], experiments: Sequence[Experiment]) -> dict[str, Any]:
+    """Write summary.json with versions and times; return its content.
 
     Without new episodes the recorded times stay.
     """
@@ -262,7 +276,9 @@ def write_summary(folder: RunFolder, summary: Mapping[str, Any], experiments: Se
         timing = {"n_episodes": episodes, "seconds_per_episode": seconds / episodes, "ms_per_chunk": chunk}
     elif (folder.path / "summary.json").is_file():
         timing = read_summary(folder.path).get("timing")
-    folder.write_json("summary.json", {**summary, "versions": folder.versions, "timing": timing})
+    content = {**summary, "versions": folder.versions, "timing": timing}
+    folder.write_json("summary.json", content)
+    return content
 
 
 def run_search(
