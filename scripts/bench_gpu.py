@@ -30,7 +30,8 @@ from gpc.composition.composed import ComposedPolicy
 from gpc.errors import one_line
 from gpc.inference.actor import ChunkActor
 from gpc.inference.chunk import sample_actions, sample_chunk
-from gpc.inference.device import Device, Placement, place
+from gpc.inference.device import Device
+from gpc.inference.placement import Placement, place
 from gpc.policy.adapt import PolicyView
 from gpc.policy.env_spec import EnvSpec
 from gpc.policy.spec import Policy

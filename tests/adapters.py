@@ -12,7 +12,8 @@ import torch
 
 import gpc
 from gpc.inference.chunk import sample_chunk
-from gpc.inference.device import Device, place
+from gpc.inference.device import Device
+from gpc.inference.placement import place
 from gpc.inference.settings import Sampling
 from gpc.policy.observation import TASK
 from gpc.policy.spec import Policy

@@ -16,7 +16,7 @@ from gpc.errors import RunError
 from gpc.inference import actor
 from gpc.inference.actor import ChunkActor
 from gpc.inference.batched import BatchedNetwork
-from gpc.inference.device import Placement
+from gpc.inference.placement import Placement
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import PolicyView
 from gpc.score.denoiser import NetworkDenoiser
@@ -43,12 +43,12 @@ class Recorder:
         host = out.clone()
         return lambda: host
 
-    def record(self, function):
+    def record(self, function, *inputs):
         self.recordings += 1
 
         def run():
             self.runs += 1
-            return self.spoil(function())
+            return self.spoil(function(*inputs))
 
         return run
 
@@ -188,7 +188,7 @@ def test_a_row_that_depends_on_its_place_is_noticed(capfd):
 
 def test_an_operation_that_cannot_be_recorded_leaves_the_network_as_it_is(capfd):
     class Fails(Recorder):
-        def record(self, function):
+        def record(self, function, *inputs):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     network = Network()

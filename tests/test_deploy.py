@@ -349,6 +349,13 @@ def test_another_policy_takes_over_between_chunks_only(parents):
         LocalSource(parents[0], Sampling()).set_policy(parents[1])  # it reads keypoints, which are not sensed
 
 
+def test_other_weights_record_no_network_again(parents):
+    source = LocalSource(gpc.compose(parents, [0.1, 0.9]), Sampling(steps=3))
+    before = source._placed.policies
+    source.set_policy(gpc.compose(parents, [0.9, 0.1]))
+    assert all(after is placed for after, placed in zip(source._placed.policies, before, strict=True))
+
+
 class Timed(Arm):
     """An arm that must know its rate."""
 

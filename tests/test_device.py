@@ -15,9 +15,12 @@ from gpc.composition.composed import compose
 from gpc.composition.steering import steer
 from gpc.errors import InputError, RunError
 from gpc.inference.actor import ChunkActor
+from gpc.inference.batched import BoundNetwork
+from gpc.inference.chunk import sample_actions
 from gpc.inference.constants import Constants
-from gpc.inference.device import Card, Device, batch_sizes, place
+from gpc.inference.device import Card, Device
 from gpc.inference.modules import module_on
+from gpc.inference.placement import Placer, batch_sizes, place
 from gpc.inference.settings import Sampling
 from gpc.policy.adapt import rename
 
@@ -134,6 +137,52 @@ def test_the_fake_card_finds_a_network_that_cannot_be_recorded(parents, fault):
     spoilt.network.register_forward_hook(spoil[fault])
     with pytest.raises((RuntimeError, AssertionError)):
         run_on_fake_card(dataclasses.replace(policy, module=spoilt), observation_of(policy, 3))
+
+
+def alone(policy, observation, seed=0):
+    """One chunk of one observation."""
+    return sample_actions(policy, Sampling(steps=3), observation, np.array([seed]), np.array([0]))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_on_the_cpu_the_network_of_an_adapter_is_recorded_for_one_row_with_equal_bits(name, tmp_path, capfd):
+    policy = ADAPTERS[name](tmp_path)
+    placed = place(policy, Device("cpu"), reproducible=False)
+    rows = observe(policy, 4)
+    for row in range(4):  # the first two are compared with the network itself
+        observation = {key: value[row : row + 1] for key, value in rows.items()}
+        assert np.array_equal(alone(placed, observation, row), alone(policy, observation, row))
+    network = placed.condition_fn.network
+    assert network.recorded
+    assert [recording.observations for recording in network._recordings.values()] == [{1, 2}]
+    assert "recording" not in capfd.readouterr().err
+
+
+def test_on_the_cpu_a_network_is_recorded_for_one_row_alone_and_not_if_rows_must_be_reproducible(parents):
+    policy = parents[0]
+    assert place(policy, Device("cpu")) is policy
+    placer = Placer(Device("cpu"), reproducible=False)
+    placed = placer(policy)
+    observation = policy.observations.read(observation_of(policy, 4))
+    assert not isinstance(placed.condition(observation).network, BoundNetwork)
+    one = {key: value[:1] for key, value in observation.items()}
+    assert isinstance(placed.condition(one).network, BoundNetwork)
+    assert placer(policy) is placed
+
+
+def test_a_network_that_cannot_be_traced_runs_as_it_is(parents, capfd):
+    def untraceable(module, inputs, out):
+        if torch.jit.is_tracing():
+            raise TypeError("no tracer here")
+        return out
+
+    module = module_on(parents[0].module, torch.device("cpu"))
+    module.network.register_forward_hook(untraceable)
+    policy = dataclasses.replace(parents[0], module=module)
+    placed = place(policy, Device("cpu"), reproducible=False)
+    observation = observation_of(policy, 1)
+    assert np.array_equal(alone(placed, observation), alone(policy, observation))
+    assert "a recording of its network fails (no tracer here); it runs without" in capfd.readouterr().err
 
 
 def test_constants_of_a_recording_are_made_once_and_change_no_result():

@@ -12,7 +12,7 @@ from adapters import ADAPTERS, chunk
 
 import gpc
 from gpc.errors import GpcError
-from gpc.inference.device import Placement
+from gpc.inference.placement import Placement
 from gpc.policy.adapt import PolicyView
 
 COUNT = torch.cuda.device_count()

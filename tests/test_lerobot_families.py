@@ -39,8 +39,9 @@ import gpc
 from gpc.commands.cli import main
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_chunk
-from gpc.inference.device import Device, place
+from gpc.inference.device import Device
 from gpc.inference.modules import size_of
+from gpc.inference.placement import place
 from gpc.policies.from_lerobot.families import FAMILIES, REFUSED
 from gpc.policy.observation import write_text
 from gpc.score.samplers import Sampler, euler, last, renoise

@@ -17,7 +17,8 @@ from gpc.composition.composed import compose, join_observations
 from gpc.envs.pusht import PushT
 from gpc.errors import InputError, RunError
 from gpc.inference.chunk import sample_actions
-from gpc.inference.device import Device, place
+from gpc.inference.device import Device
+from gpc.inference.placement import place
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_policy
 from gpc.policy.spec import ActionSpec

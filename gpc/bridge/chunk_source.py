@@ -15,7 +15,8 @@ from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, type_and_text
 from gpc.inference.actor import pad_batch
 from gpc.inference.chunk import sample_actions
-from gpc.inference.device import Device, place
+from gpc.inference.device import Device
+from gpc.inference.placement import Placer
 from gpc.inference.settings import Sampling
 from gpc.inference.threads import Threads
 from gpc.machine import cores
@@ -75,7 +76,8 @@ class LocalSource:
     device: Device = Device("cpu")
 
     def __post_init__(self) -> None:
-        self._placed = place(self.policy, self.device, self.reproducible)
+        self._place = Placer(self.device, self.reproducible)
+        self._placed = self._place(self.policy)
         self._threads = Threads(1 if self.reproducible else cores() - 1)
 
     @property
@@ -119,7 +121,7 @@ class LocalSource:
         if not theirs.shapes.items() <= ours.shapes.items() or theirs.n_obs_steps > ours.n_obs_steps:
             raise InputError(f"{policy.name} cannot take over from {self.policy.name}: it reads more")
         _ = self.sampling.sigmas(policy.levels)
-        self._placed = place(policy, self.device, self.reproducible)
+        self._placed = self._place(policy)
         self.policy = policy
 
     def close(self) -> None:

@@ -15,7 +15,8 @@ from gpc.composition.align import AlignedMember
 from gpc.composition.composed import Composition
 from gpc.errors import InputError
 from gpc.inference.chunk import sample_actions
-from gpc.inference.device import Device, batch_sizes, place
+from gpc.inference.device import Device
+from gpc.inference.placement import batch_sizes, place
 from gpc.inference.settings import Sampling
 from gpc.machine import cores
 from gpc.policy.spec import Policy

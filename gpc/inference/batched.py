@@ -38,8 +38,8 @@ class Place(Protocol):
     def entered(self, policy: str) -> AbstractContextManager[None]:
         """Make the place current in this thread; an error of memory names the policy."""
 
-    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Return what repeats a function, whose inputs stay at their place in memory."""
+    def record(self, function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Tensor]:
+        """Return what repeats a function of inputs, which stay at their place in memory."""
 
     def fetch(self, out: Tensor) -> Callable[[], Tensor]:
         """Begin to copy an output to the host.
@@ -88,10 +88,9 @@ class _Call:
         """What the calls of one recording have in common."""
         return repr(self.tree), tuple((value.shape[1:], value.dtype) for value in self.inputs)
 
-    def on(self, inputs: Sequence[Tensor]) -> Tensor:
+    def on(self, x: Tensor, label: Tensor, *tensors: Tensor) -> Tensor:
         """Return the output of the network for other inputs of this kind."""
-        x, label, *tensors = inputs
-        return self.network(x, label, *tree_unflatten(tensors, self.tree))
+        return self.network(x, label, *tree_unflatten(list(tensors), self.tree))
 
 
 @dataclass
@@ -176,7 +175,7 @@ class BatchedNetwork:
         """Begin a call by itself, in batches of a size."""
         with self.place.entered(self.policy):
             parts = [
-                call.on([padded(value, begin, size, self.place.device) for value in call.inputs])
+                call.on(*(padded(value, begin, size, self.place.device) for value in call.inputs))
                 for begin in range(0, call.rows, size)
             ]
             return self.place.fetch(torch.cat(parts)[: call.rows])
@@ -241,7 +240,7 @@ class BatchedNetwork:
             return None
         inputs = [padded(value, 0, size, self.place.device).clone() for value in call.inputs]
         try:
-            run = self.place.record(lambda: call.on(inputs))
+            run = self.place.record(call.on, *inputs)
             out = run().clone()
         except torch.OutOfMemoryError:
             raise

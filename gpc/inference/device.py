@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from os import environ
 from pathlib import Path
@@ -19,22 +19,13 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from gpc.composition.average import AveragedChunks
-from gpc.composition.composed import ComposedPolicy
 from gpc.errors import InputError, RunError, one_line
-from gpc.inert import notice
-from gpc.inference.batched import BatchedNetwork, padded
 from gpc.inference.constants import Constants
-from gpc.inference.modules import moved, size_of
-from gpc.policy.adapt import PolicyView, check_names
-from gpc.policy.observation import TASK
-from gpc.policy.spec import Dtype, Movable, Observation, Policy
-from gpc.score.denoiser import Denoiser, NetworkDenoiser
+from gpc.inference.trace import traced
+from gpc.policy.adapt import check_names
+from gpc.policy.spec import Dtype, Policy
 
-LARGE = 100_000_000  # parameters; a vision-language-action policy has more
-SIZES = {False: (1, 4, 16, 64, 256), True: (1, 4, 8, 32)}  # of batches, by whether the network is large
 WARM_UP = 3  # runs before a recording, as torch's documentation has it
 RECORDING = Lock()  # a recording begins by waiting for its card, which breaks one that is under way in another thread
 
@@ -166,121 +157,6 @@ def find(name: str) -> torch.device:
     return device
 
 
-def place(policy: Policy, device: Device, reproducible: bool = True) -> Policy:
-    """Return a policy with its networks on a device.
-
-    The policy itself stays as it is.
-
-    Args:
-        policy: A policy, a view or a composition.
-        device: The devices of its parts, by name.
-        reproducible: Whether rows must not depend on the size of a batch. All batches on a card then have one size.
-
-    Returns:
-        The policy itself if nothing is to be done, as on the CPU.
-    """
-    prepare(device)
-    if isinstance(policy, AveragedChunks | ComposedPolicy):
-        return policy.with_policies([_place(p, device, reproducible, p.name) for p in policy.policies])
-    return _place(policy, device, reproducible, policy.name)
-
-
-def batch_sizes(policy: Policy) -> list[int]:
-    """Return the sizes of a placed policy's batches, ascending."""
-    if isinstance(policy, PolicyView):
-        inside = policy.condition_fn
-        return list(inside.network.sizes) if isinstance(inside, Placement) else batch_sizes(policy.policy)
-    members = policy.policies if isinstance(policy, AveragedChunks | ComposedPolicy) else ()
-    return sorted({size for member in members for size in batch_sizes(member)})
-
-
-def _place(policy: Policy, device: Device, reproducible: bool, name: str) -> Policy:
-    """Return a policy with its parts on the device of `name`."""
-    if isinstance(policy, PolicyView):
-        if isinstance(policy.condition_fn, Placement):
-            return policy
-        return replace(policy, policy=_place(policy.policy, device, reproducible, name))
-    if isinstance(policy, AveragedChunks | ComposedPolicy):
-        return policy.with_policies([_place(p, device, reproducible, name) for p in policy.policies])
-    there = device.of(name)
-    if there.type == "cpu" and device.dtype is None:
-        return policy
-    where = Card(there, device.dtype)
-    with where.entered(name):
-        copied = moved(policy, there, device.dtype)
-    if copied is policy:
-        if not isinstance(policy, Movable):
-            notice(
-                f"{name} stays on the CPU: it has no attribute with a network, and no method to(device, dtype) (docs/gpu.md)"
-            )
-        return policy
-    sizes = SIZES[size_of(policy).parameters > LARGE] if there.type != "cpu" else ()
-    network = BatchedNetwork(name, where, sizes[-1:] if reproducible else sizes, recorded=there.type == "cuda")
-    placement = Placement(copied, network, reproducible)
-    return PolicyView(policy, policy.actions, policy.observations, "", placement)
-
-
-@dataclass(eq=False)
-class Placement:
-    """`condition` of a policy whose networks compute on a device.
-
-    Attributes:
-        moved: The policy with its networks there.
-        network: Runs them.
-        padded: Whether observations are encoded in batches of one size; not if a denoiser holds the observation's rows.
-    """
-
-    moved: Policy
-    network: BatchedNetwork
-    padded: bool
-
-    def __call__(self, policy: Policy, observation: Observation) -> Denoiser:
-        """Encode one batch of observations, on the host, there."""
-        rows = policy.observations.read(observation)
-        count = len(next(iter(rows.values())))
-        size = self.network.size_of(count) if self.padded else count
-        parts = []
-        with self.network.place.entered(self.network.policy):
-            for begin in range(0, count, size):
-                batch = {key: self._there(key, value, begin, size) for key, value in rows.items()}
-                parts.append(self.moved.condition(batch))
-            encoded = [part for part in parts if isinstance(part, NetworkDenoiser) and part.condition]
-            if len(encoded) == len(parts):
-                return self.network.bind(_joined(encoded, count))
-        if self.padded:
-            self.padded = False
-            return self(policy, observation)
-        (denoiser,) = parts
-        return self.network.bind(denoiser) if isinstance(denoiser, NetworkDenoiser) else There(denoiser, self.network)
-
-    def _there(self, key: str, value: Tensor, begin: int, size: int) -> Tensor:
-        """Return rows of one key of an observation on the device; the host reads texts."""
-        return padded(value, begin, size, value.device if key == TASK else self.network.place.device)
-
-
-def _joined(parts: Sequence[NetworkDenoiser], count: int) -> NetworkDenoiser:
-    """Return one denoiser for the first `count` rows of several."""
-    if len(parts) == 1 and all(len(value) == count for value in tree_leaves(parts[0].condition)):
-        return parts[0]
-    condition = tree_map(lambda *values: torch.cat(values)[:count], *(part.condition for part in parts))
-    return replace(parts[0], condition=condition)
-
-
-@dataclass(frozen=True)
-class There:
-    """A denoiser that is no `NetworkDenoiser`, on a device."""
-
-    denoiser: Denoiser
-    network: BatchedNetwork
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Denoise a batch of chunks, see `Denoiser`."""
-        device = self.network.place.device
-        dtype = torch.float32 if device.type == "mps" else x.dtype  # it has no float64
-        with self.network.place.entered(self.network.policy):
-            return self.denoiser(x.to(device, dtype), sigma.to(device, dtype)).to(x)
-
-
 class Memory(NamedTuple):
     """A device of this machine: its name, its card, and bytes if they are known."""
 
@@ -384,16 +260,28 @@ class Card:
 
         return wait
 
-    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Record a function as a CUDA graph, in the stream aside."""
+    @property
+    def is_host(self) -> bool:
+        """Whether it is the CPU, with weights as they are."""
+        return self.device.type == "cpu" and self.dtype is None
+
+    @property
+    def records(self) -> bool:
+        """Whether batches of all sizes are recorded."""
+        return self.device.type == "cuda"
+
+    def record(self, function: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], Tensor]:
+        """Record a function of inputs: on a card as a CUDA graph, in the stream aside."""
+        if self.device.type != "cuda":
+            return traced(function, *inputs)
         graph, constants = torch.cuda.CUDAGraph(), Constants()
         # around the recording, too: if that fails, torch leaves its stream current
         with RECORDING, torch.cuda.stream(self.aside), constants:
             self.aside.wait_stream(self.stream)
             for _ in range(WARM_UP):
-                function()
+                function(*inputs)
             with torch.cuda.graph(graph, stream=self.aside, capture_error_mode="thread_local"):
-                out = function()
+                out = function(*inputs)
             self.stream.wait_stream(self.aside)
         memory = out, constants.made  # the graph reads the constants at their place in memory
 

@@ -18,7 +18,8 @@ from gpc.errors import InputError
 from gpc.inference.actor import pad_batch
 from gpc.inference.batched import CHECKED
 from gpc.inference.chunk import sample_actions
-from gpc.inference.device import Device, batch_sizes, place
+from gpc.inference.device import Device
+from gpc.inference.placement import batch_sizes, place
 from gpc.inference.settings import Sampling
 from gpc.inference.threads import Threads, use_threads
 from gpc.machine import cores
@@ -88,8 +89,9 @@ class InferenceThread:
         self._threads = Threads(1 if reproducible else cores())
         self._thread = BatchThread(self._sample, max_batch, "gpc-inference", torch.inference_mode)
         try:
-            # with one thread, then with several; on a card the first two of a size, which differ, are compared
-            for number, size in enumerate(sorted([*batch_sizes(self.placed)] * CHECKED) or [1] * 3):
+            # the first two of a size, which differ, are compared; the third of one row has several threads
+            sizes = sorted([1, *CHECKED * (batch_sizes(self.placed) or [1])])
+            for number, size in enumerate(sizes):
                 self.call(partial(self._sample, [self._plain(number)] * min(size, max_batch))).result()
         except BaseException:
             self.close()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from gpc.demonstrations import Demonstrations, read
-from gpc.inference.device import DeviceLike, as_device, place
+from gpc.inference.device import DeviceLike, as_device
+from gpc.inference.placement import place
 from gpc.policy.names import stored_names
 from gpc.policy.observation import TASK
 from gpc.policy.spec import ActionSpec, ObservationSpec, Policy

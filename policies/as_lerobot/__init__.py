@@ -41,8 +41,9 @@ from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
 from gpc.inert import notice_once
 from gpc.inference.chunk import sample_chunk
-from gpc.inference.device import Device, place
+from gpc.inference.device import Device
 from gpc.inference.native import Native, common_action_steps, resolved
+from gpc.inference.placement import place
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_registered
 from gpc.policy.names import describe_names, fitting_names
