@@ -7,8 +7,10 @@ import time
 import pytest
 from made_up import write_search
 
+import gpc
 from gpc.commands.checks import LOGS
 from gpc.commands.cli import main
+from gpc.errors import InputError
 from gpc.results import tracking
 from gpc.results.report import write_report
 from gpc.results.run_folder import RunFolder, read_rows
@@ -227,3 +229,8 @@ def test_trackio_keeps_a_resumed_run_as_one(run, tmp_path, monkeypatch):
     curve = {row["step"]: round(row["search/pc_success"]) for row in rows if "search/pc_success" in row}
     assert curve == {1: 100, 2: 50, 3: 67, 4: 75, 5: 60, 6: 50}
     assert {"table", "curve", "verdict"} <= {key for row in rows for key in row}
+
+
+def test_in_python_a_log_needs_a_run_folder():
+    with pytest.raises(InputError, match="run_dir"):
+        gpc.evaluate("pusht-flow", episodes=1, log="tensorboard")

@@ -36,6 +36,7 @@ from gpc.demonstrations import ACTION
 from gpc.disk import as_json, reason, write_atomically
 from gpc.errors import InputError, one_line, type_and_text
 from gpc.inert import Console
+from gpc.installation import install
 from gpc.results.run_folder import versions
 from gpc.types import Array
 
@@ -367,7 +368,7 @@ class View:
         try:
             self._rerun = import_module("rerun")
         except ImportError as error:
-            raise InputError(f"view={to} needs rerun ({error}): pip install rerun-sdk") from None
+            raise InputError(f"view={to} needs rerun ({error}): {install('rerun')}") from None
         try:
             self._rerun.init("gpc deploy", spawn=to is True)
             if isinstance(to, str):

@@ -12,13 +12,14 @@ from weakref import finalize
 
 import gymnasium
 
-from gpc.commands.checks import REPORT_SEED, first_seed
-from gpc.commands.experiment import Experiment, run_evaluation, run_search, write_outputs
+from gpc.commands.checks import REPORT_SEED, check_log, first_seed
+from gpc.commands.experiment import Experiment, logged, run_evaluation, run_search, write_outputs
 from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import device_under, print_execution, sampler_named, search_named, spec_of
 from gpc.commands.simulators import common_simulator
 from gpc.composition.composed import Composition, as_composition, compose
+from gpc.errors import InputError
 from gpc.inert import Console, short
 from gpc.inference.device import DeviceLike, as_device
 from gpc.inference.settings import Sampling
@@ -28,6 +29,7 @@ from gpc.policy.spec import Policy
 from gpc.results.result import RunResult
 from gpc.results.run_folder import Row, read_rows
 from gpc.results.summary import mixture, percent, reported
+from gpc.results.tracking import RunLog
 from gpc.rollout.engine import Engine, RolloutStats
 from gpc.rollout.executors import Executor, Local
 from gpc.schema import Count, Seed, check
@@ -99,6 +101,7 @@ def evaluate(
     device: DeviceLike = "auto",
     run_dir: str | Path | None = None,
     video: int = 2,
+    log: str | None = None,
     verbose: bool = True,
 ) -> Result:
     """Roll out a policy or a composition.
@@ -116,12 +119,14 @@ def evaluate(
         device: where the networks compute: a name, as "cuda:1", names by policy, or a `gpc.Device` (docs/gpu.md).
         run_dir: run folder, with the command line's files, in which an interrupted run resumes; by default nothing is kept.
         video: number of episodes in the video of `run_dir`; 0: none.
+        log: "wandb", "trackio" or "tensorboard", where the run is followed beside `run_dir` (docs/reports.md).
         verbose: whether progress and notes are shown, on stderr or in the notebook.
 
     Raises:
         InputError: If policy, environment and settings do not fit, before anything runs.
     """
     seeds = seed_range(episodes, first_seed(seed, run_dir))
+    check_logged(log, run_dir)
     composition = as_composition(as_policy(policy))
     experiment = experiment_in(
         composition, env, sampler, engine, executor, device, 0 if run_dir is None else video, verbose
@@ -132,7 +137,7 @@ def evaluate(
         summary = run_evaluation(experiment, weights, seeds, folder)
         return Result(summary, rows_in(folder), folder, experiment.stats)
 
-    return in_folder(run_dir, experiment, video, run)
+    return in_folder(run_dir, [experiment], video, RunLog(log), run)
 
 
 @with_hints
@@ -150,6 +155,7 @@ def search(
     device: DeviceLike = "auto",
     run_dir: str | Path | None = None,
     video: int = 2,
+    log: str | None = None,
     verbose: bool = True,
 ) -> Result:
     """Find the weights of policies, then compare winner and parents on report seeds.
@@ -168,6 +174,7 @@ def search(
         device: where the networks compute, as for `evaluate`.
         run_dir: run folder, with the command line's files, in which an interrupted run resumes; by default nothing is kept.
         video: number of episodes in the video of `run_dir`; 0: none.
+        log: "wandb", "trackio" or "tensorboard", where the run is followed beside `run_dir` (docs/reports.md).
         verbose: whether progress and notes are shown, on stderr or in the notebook.
 
     Raises:
@@ -175,6 +182,7 @@ def search(
     """
     report = seed_range(report_episodes, report_seed, "report_")
     method = search_named(search)
+    check_logged(log, run_dir)
     composition = policies if isinstance(policies, Composition) else compose(policies)
     experiment = experiment_in(
         composition, env, sampler, engine, executor, device, 0 if run_dir is None else video, verbose
@@ -184,7 +192,7 @@ def search(
         summary = run_search(experiment, method, report, folder, demonstrations)
         return Result(summary, rows_in(folder), folder, experiment.stats)
 
-    return in_folder(run_dir, experiment, video, run)
+    return in_folder(run_dir, [experiment], video, RunLog(log), run)
 
 
 def experiment_in(
@@ -219,18 +227,28 @@ def seed_range(episodes: int, seed: int, prefix: str = "") -> range:
     return range(seed, seed + episodes)
 
 
+def check_logged(log: str | None, run_dir: str | Path | None) -> None:
+    """Check `log`, and that there is a run folder, of which it takes the figures."""
+    check_log(log)
+    if log and run_dir is None:
+        raise InputError(f"log={log!r} takes the figures of a run folder; give run_dir, too")
+
+
 R = TypeVar("R", bound=RunResult)
 
 
-def in_folder(run_dir: str | Path | None, experiment: Experiment, video: int, run: Callable[[Path], R]) -> R:
+def in_folder(
+    run_dir: str | Path | None, experiments: Sequence[Experiment], video: int, log: RunLog, run: Callable[[Path], R]
+) -> R:
     """Return the result of a run, with video and page in `run_dir`.
 
     Without one the run folder is a temporary one, which is deleted with the result.
     """
     if run_dir is not None:
         folder = Path(run_dir).expanduser()
-        result = run(folder)
-        write_outputs(experiment, folder, video)
+        with logged(experiments, log):
+            result = run(folder)
+            write_outputs(experiments[0], folder, video)
         return result
     with ExitStack() as stack:
         result = run(Path(stack.enter_context(TemporaryDirectory(prefix="gpc-")), "run"))

@@ -181,11 +181,22 @@ def _policies(console: Console, args: list[str]) -> None:
 
 
 def _report(console: Console, args: list[str]) -> None:
-    paths = [Path(arg) for arg in _named("report", args, "RUN", "a run folder; of several, study.html is written here")]
+    parser = _Parser("gpc report")
+    parser.add_argument("runs", nargs="*", type=Path, help="a run folder; of several, study.html is written here")
+    parser.add_argument("--rrd", type=Path, metavar="FILE", help="also write the episodes of one run for rerun.io")
+    options = parser.parse_args(args)
+    paths = options.runs
     from gpc.results.report import print_summary, write_report, write_study
 
     if not paths:
         raise InputError("gpc report takes run folders, as in: gpc report runs/demo")
+    if options.rrd:
+        from gpc.results.rrd import write_rrd
+
+        if len(paths) > 1:
+            raise InputError(f"--rrd takes the episodes of one run, not of {len(paths)}")
+        write_rrd(paths[0], options.rrd)
+        console.print(f"for rerun: {options.rrd}", soft_wrap=True)
     if len(paths) > 1:
         page = Path("study.html")
         write_study(paths, page, console)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from gpc.commands.api import Env, console_for, in_folder, rows_in, seed_range
+from gpc.commands.api import Env, check_logged, console_for, in_folder, rows_in, seed_range
 from gpc.commands.checks import weightings_of
 from gpc.commands.config import Config
-from gpc.commands.experiment import Experiment, experiment_of, write_outputs, write_summary
+from gpc.commands.experiment import Experiment, experiment_of, logged, write_outputs, write_summary
 from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in, with_members
 from gpc.commands.setup import (
@@ -143,6 +143,7 @@ def compare(
     device: DeviceLike | tuple[DeviceLike, DeviceLike] = "auto",
     run_dir: str | Path | None = None,
     video: int = 2,
+    log: str | None = None,
     verbose: bool = True,
 ) -> Comparison:
     """Roll out two policies on the same seeds until the better one is known.
@@ -160,6 +161,7 @@ def compare(
         device: where the networks compute, as for `evaluate`; a tuple of two has one for each side.
         run_dir: run folder, as for `evaluate`.
         video: number of seeds in the video of `run_dir`; 0: none.
+        log: where the run is followed, as for `evaluate`.
         verbose: whether progress and notes are shown.
 
     Raises:
@@ -167,6 +169,7 @@ def compare(
     """
     seeds, requested = seed_range(episodes, seed), spec_of(env)
     check(Count, block, "block")
+    check_logged(log, run_dir)
     compositions = _named_apart([as_composition(as_policy(policy)) for policy in (a, b)])
     members = [member for composition in compositions for member in composition.policies]
     spec, origin = common_simulator(members, requested)
@@ -185,7 +188,8 @@ def compare(
     def run(folder: Path) -> Comparison:
         return Comparison(run_comparison(sides, seeds, block, folder), rows_in(folder), folder)
 
-    return in_folder(run_dir, sides[0].experiment, video, run)
+    experiments = [side.experiment for side in sides]
+    return in_folder(run_dir, experiments, video, RunLog(log, names_of(sides)), run)
 
 
 def _named_apart(compositions: Sequence[Composition]) -> list[Composition]:
@@ -208,8 +212,7 @@ def compare_from(config: Config, console: Console) -> Path:
     print_both(env_of(config), sampling_of(config), sides, console)
     settings = _settings(sides) | {"block": config["block"], "seed": seed}
     folder = run_dir_of(config, "compare", experiment.setup.env.name, names_of(sides), settings)
-    with RunLog(config["log"], names_of(sides)) as experiment.log:
-        sides[1].experiment.log = experiment.log
+    with logged([side.experiment for side in sides], RunLog(config["log"], names_of(sides))):
         run_comparison(sides, range(seed, seed + config["episodes"]), config["block"], folder)
         write_outputs(experiment, folder, config["video"])
     return folder

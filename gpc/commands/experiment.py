@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -173,7 +174,7 @@ def evaluate_from(config: Config, console: Console) -> Path:
     weights = weights_of(config, len(setup.names))
     settings = _evaluation_settings(setup, weights, seed)
     folder = run_dir_of(config, "evaluate", setup.env.name, setup.names, settings)
-    with RunLog(config["log"]) as experiment.log:
+    with logged([experiment], RunLog(config["log"])):
         run_evaluation(experiment, weights, range(seed, seed + config["episodes"]), folder)
         write_outputs(experiment, folder, config["video"])
     return folder
@@ -189,7 +190,7 @@ def search_from(config: Config, console: Console) -> Path:
     report = range(config["report"]["seed"], config["report"]["seed"] + config["report"]["episodes"])
     settings = _search_settings(setup, method, report) | {"demonstrations": config["demonstrations"]}
     folder = run_dir_of(config, "search", setup.env.name, setup.names, settings)
-    with RunLog(config["log"]) as experiment.log:
+    with logged([experiment], RunLog(config["log"])):
         run_search(experiment, method, report, folder, demonstrations)
         write_outputs(experiment, folder, config["video"])
     return folder
@@ -217,6 +218,15 @@ def experiment_of(
     setup = setup_of(config, policies or load_policies(config), opponents, device)
     members = {key: plain(config)[key] for key in ("policies", *PER_POLICY_KEYS)}
     return Experiment(setup, engine, executor, console, members)
+
+
+@contextmanager
+def logged(experiments: Sequence[Experiment], log: RunLog) -> Iterator[None]:
+    """Send what the experiments of one run do to its log."""
+    for experiment in experiments:
+        experiment.log = log
+    with log:
+        yield
 
 
 def write_outputs(experiment: Experiment, folder: Path, video: int) -> None:
