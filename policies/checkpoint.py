@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from gpc.errors import InputError, one_line
 from gpc.inference.settings import Sampling
 from gpc.policies.numpy_pickles import NUMPY
 from gpc.policies.pickles import DEPTH, measure
-from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, is_whole, policy_repr
+from gpc.policy.spec import LONGEST, ActionSpec, ObservationSpec, Policy, is_whole, policy_repr
 from gpc.score.noise import NoiseLevels, Schedule
 
 MALFORMED = (
@@ -57,7 +57,7 @@ class CheckpointPolicy:
     sampling: Sampling | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
-        return policy_repr(self)
+        return policy_repr(cast(Policy, self))
 
     def __post_init__(self) -> None:
         _ = self.levels  # raises InputError here, not at the first chunk

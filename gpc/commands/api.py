@@ -15,6 +15,7 @@ import gymnasium
 from gpc.commands.checks import REPORT_SEED, check_log, first_seed
 from gpc.commands.experiment import Experiment, logged, run_evaluation, run_search, write_outputs
 from gpc.commands.keywords import with_hints
+from gpc.commands.progress import in_notebook
 from gpc.commands.rollout_setup import composition_in, prepare, weights_in
 from gpc.commands.setup import device_under, print_execution, sampler_named, search_named, spec_of
 from gpc.commands.simulators import common_simulator
@@ -216,8 +217,8 @@ def experiment_in(
 
 
 def console_for(verbose: bool) -> Console:
-    """Return where progress and notes are shown."""
-    return Console(stderr=True, quiet=not verbose)
+    """Return where progress and notes are shown; a notebook shows stderr in red."""
+    return Console(stderr=not in_notebook(), force_jupyter=False, quiet=not verbose)
 
 
 def seed_range(episodes: int, seed: int, prefix: str = "") -> range:

@@ -121,7 +121,7 @@ def diagnose(
     run_dir: str | Path | None = None,
     verbose: bool = True,
 ) -> Diagnosis:
-    """Compare policies before a search: what fits, where they disagree (docs/diagnosis.md).
+    """Compare policies before a search (docs/diagnosis.md).
 
     Args:
         policies: two policies or more, or their names, or a composition under the weights that are looked at.

@@ -9,7 +9,8 @@ from typing import ParamSpec, TypeVar
 
 from gpc.errors import InputError, suggest
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ELSEWHERE = {
     "report_episodes, or search=gpc.Grid(episodes=N)": ("episodes", "n_episodes", "num_episodes"),

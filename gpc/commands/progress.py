@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
+from typing import Any
 from uuid import uuid4
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +26,11 @@ EVERY = 30.0  # seconds between two lines
 RENEWED = 0.3  # seconds between two states of the line of a notebook
 
 
+def in_notebook() -> bool:
+    """Return whether a notebook runs this process."""
+    return Console().is_jupyter
+
+
 @contextmanager
 def progress_of(
     console: Console, title: str, total: int, completed: int, rows: Callable[[], Collection[Row]]
@@ -37,19 +44,20 @@ def progress_of(
         completed: number of those that had finished before.
         rows: the finished ones, for the success so far.
     """
-    if console.is_terminal:
+    notebook = in_notebook()
+    if console.is_terminal and not notebook:
         with Progress(*COLUMNS, console=console, transient=True) as progress:
             bar = progress.add_task(title, total=total, completed=completed)
             yield lambda count: progress.advance(bar, count)
         return
-    show, every = (_notebook_line(), RENEWED) if console.is_jupyter else (_line(console), EVERY)
+    show, every = (_notebook_line(), RENEWED) if notebook and not console.quiet else (_line(console), EVERY)
     begin = printed = time.monotonic()
     done = completed
 
     def advance(count: int) -> None:
         nonlocal done, printed
         done, now = done + count, time.monotonic()
-        if now - printed < every and not (console.is_jupyter and done == total):
+        if now - printed < every and not (notebook and done == total):
             return
         printed, finished = now, rows()
         success = sum(row.success for row in finished) / len(finished)
@@ -65,15 +73,16 @@ def _line(console: Console) -> Callable[[str], None]:
 
 
 def _notebook_line() -> Callable[[str], None]:
-    """Return what shows a text in place of the one before; rich's bar needs ipywidgets there."""
-    from IPython.display import display
+    """Return what shows a text in place of the one before.
 
-    name = f"gpc-{uuid4().hex}"
-    shown = False
+    rich's bar needs ipywidgets in a notebook.
+    """
+    display: Any = import_module("IPython.display").display
+    name, renewal = f"gpc-{uuid4().hex}", False
 
     def show(text: str) -> None:
-        nonlocal shown
-        display({"text/plain": line(text)}, raw=True, display_id=name, update=shown)
-        shown = True
+        nonlocal renewal
+        display({"text/plain": line(text)}, raw=True, display_id=name, update=renewal)
+        renewal = True
 
     return show

@@ -45,7 +45,8 @@ def common_simulator(policies: Sequence[Policy], requested: EnvSpec) -> tuple[En
     if not known:
         known, origin = [("", env_named(DEFAULT))], "since no policy names its task"
     else:
-        origin = f"as {' and '.join(name for name, _ in known)} {'were' if len(known) > 1 else 'was'} trained"
+        trained = dict.fromkeys(name for name, _ in known)
+        origin = f"as {' and '.join(trained)} {'were' if len(trained) > 1 else 'was'} trained"
     (first, common), settings = known[0], dict[str, Any]()
     for name, spec in known:
         entries = spec.options or {}

@@ -340,8 +340,8 @@ def _check_count(weights: Tensor, policies: int) -> None:
 def weighting_repr(composer: Composer) -> str:
     """Return a composer and its weights, as "Convex [0.4, 0.6]"."""
     weights = composer.weights if isinstance(composer, HasWeights) else torch.empty(0)
-    shown = "[" + ", ".join(f"{w:g}" for w in weights.tolist()) + "]" if weights.ndim == 1 else f"{len(weights)} rows"
-    return f"{type(composer).__name__} {shown}"
+    numbers = "[" + ", ".join(f"{w:g}" for w in weights.tolist()) + "]" if weights.ndim == 1 else f"{len(weights)} rows"
+    return f"{type(composer).__name__} {numbers}"
 
 
 def join_observations(policies: Sequence[Policy]) -> ObservationSpec:

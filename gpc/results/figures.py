@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 NOT_RUN, LOST, WON = "#ffffff", "#f0c9a8", "#2a6fa8"
 MOST_TICKS = 40
 MOST_CURVES = 3
+NOTEBOOK_DPI = 80
 
 
 @contextmanager
@@ -40,16 +42,17 @@ def _own_style() -> Iterator[None]:
 
 
 @_own_style()
-def png(figure: Figure, metadata: Mapping[str, str] | None = None) -> bytes:
+def png(figure: Figure, metadata: Mapping[str, str] | None = None, dpi: float | None = None) -> bytes:
     """Return a figure as a PNG file; its texts are inert from then on.
 
     Args:
         figure: What is drawn.
         metadata: Texts to store in the file, by name.
+        dpi: Pixels an inch; by default the figure's.
     """
     inert.figure(figure)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata=dict(metadata or {}))
+    figure.savefig(buffer, format="png", metadata=dict(metadata or {}), dpi=dpi or figure.dpi)
     return buffer.getvalue()
 
 
@@ -124,7 +127,10 @@ def _triangle(summary: Mapping[str, Any]) -> Figure:
 
 @_own_style()
 def success_plot(summary: Mapping[str, Any]) -> Figure:
-    """Draw success, or the score if none is reported, of an evaluation or both sides of a comparison."""
+    """Draw success of an evaluation, or of both sides of a comparison.
+
+    If none is reported, the score is drawn.
+    """
     several = summary.get("sides", [summary])
     success = any(reported(figures) for figures in several)
     key = "pc_success" if success else "avg_max_reward"
@@ -136,7 +142,7 @@ def success_plot(summary: Mapping[str, Any]) -> Figure:
     for place, figures in enumerate(several):
         low, high = figures[f"{key}_ci95"]
         axes.errorbar(figures[key], place, xerr=[[figures[key] - low], [high - figures[key]]], fmt="o", capsize=4)
-    axes.set_yticks(range(len(names)), [inert.label(name) for name in names])
+    axes.set_yticks(range(len(names)), [inert.short(name, 40) for name in names])
     axes.set(xlabel="success, % (95 % interval)" if success else "score (95 % interval)", ylim=(len(names) - 0.5, -0.5))
     if success:
         axes.set_xlim(-2, 102)
@@ -324,6 +330,17 @@ def _ticks(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
+    return _figure_type()(figsize=(width, height), layout="constrained", dpi=130)
+
+
+@cache
+def _figure_type() -> type[Figure]:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=130)
+    class ShownFigure(Figure):
+        """A figure that a notebook shows, without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            return png(self, dpi=NOTEBOOK_DPI)
+
+    return ShownFigure

@@ -16,7 +16,7 @@ from gpc.disk import write_atomically
 from gpc.errors import GpcError, missing
 from gpc.inert import Console, notice, template
 from gpc.results.devices import device_of
-from gpc.results.figures import error_plot, outcome_matrix, png, progress_plot, weight_plot
+from gpc.results.figures import NOTEBOOK_DPI, error_plot, outcome_matrix, png, progress_plot, weight_plot
 from gpc.results.leaderboard import (
     OUTCOMES,
     RANKED,
@@ -240,7 +240,13 @@ def table_of(summary: Mapping[str, Any]) -> list[Sequence[str]]:
 
 def shown(verdict: str, table: Sequence[Sequence[str]], draw: Callable[[], Figure]) -> str:
     """Return a verdict, a table and a figure as HTML for a notebook."""
-    blocks: list[Block] = [("verdict", verdict), ("table", table), *_picture("the figure", draw)]
+
+    def small() -> Figure:
+        figure = draw()
+        figure.set_dpi(NOTEBOOK_DPI)
+        return figure
+
+    blocks: list[Block] = [("verdict", verdict), ("table", table), *_picture("the same as a figure", small)]
     return template("page.html").render(whole=False, blocks=blocks)
 
 

@@ -54,7 +54,10 @@ class RunResult:
         return frame([msgspec.structs.asdict(row) for row in self.rows])
 
     def report(self, *, show: bool = True) -> Path:
-        """Write report.html in the run folder, as `gpc report` does; open it in a browser if there is a screen.
+        """Write report.html in the run folder, as `gpc report` does.
+
+        Args:
+            show: whether it is opened in a browser, if there is a screen.
 
         Returns:
             The page.
