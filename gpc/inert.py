@@ -6,6 +6,7 @@ steer a terminal, add an element to a page, run as a formula in a figure or choo
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import re
@@ -119,7 +120,28 @@ def template(name: str) -> Template:
 
 
 def _shown_on_page(value: object) -> object:
-    return lines(value) if isinstance(value, str) else value
+    return lines(value) if isinstance(value, str) and not isinstance(value, Script) else value
+
+
+class Script(str):
+    """A script of an installed package, which a page holds unescaped."""
+
+    def __html__(self) -> str:
+        return self
+
+    @property
+    def digest(self) -> str:
+        """Digest by which a Content-Security-Policy allows this script alone."""
+        return f"sha256-{base64.b64encode(hashlib.sha256(self.encode()).digest()).decode()}"
+
+
+def plain_texts(content: Any) -> Any:
+    """Return plain data in which every text is one line without hidden characters."""
+    if isinstance(content, dict):
+        return {plain_texts(key): plain_texts(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [plain_texts(item) for item in content]
+    return line(content) if isinstance(content, str) else content
 
 
 def figure(drawing: Figure) -> None:

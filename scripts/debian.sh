@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what gpc's packages need of Debian or Ubuntu and is missing: scripts/debian.sh PYTHON [draw]
-# With "draw" also what MuJoCo needs to draw without a screen. Elsewhere nothing is done; gpc doctor names what is missing.
+# With "draw" also what MuJoCo needs to draw without a screen, and the browser in which the tests open pages. Elsewhere nothing is done; gpc doctor names what is missing.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 command -v apt-get > /dev/null || exit 0
@@ -18,6 +18,10 @@ if [ "${2:-}" = draw ] && [[ $libraries != *libOSMesa* ]]; then
     # Debian 13 has no OSMesa any more: there EGL draws on the processor
     if [ "$(id -u)" = 0 ]; then apt-get -q update > /dev/null; fi
     if apt-cache show libosmesa6 > /dev/null 2>&1; then packages+=(libosmesa6); else library libEGL_mesa libegl1\ libegl-mesa0; fi
+fi
+if [ "${2:-}" = draw ] && ! command -v chromedriver > /dev/null; then
+    # Ubuntu's chromium is a snap, which a container cannot install: there the browser test is skipped
+    if . /etc/os-release && [ "$ID" = debian ]; then packages+=(chromium chromium-driver); fi
 fi
 [ ${#packages[@]} -gt 0 ] || exit 0
 command="apt-get install -y ${packages[*]}"

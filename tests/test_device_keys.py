@@ -130,7 +130,7 @@ def test_a_composition_on_two_devices_has_one_list_of_weights(tiny, said, tmp_pa
 
 def test_a_report_names_the_device_if_it_is_not_the_cpu(compared, said):
     assert "device: cpu, cpu, bfloat16" in said("report", compared)[1]
-    assert "Device: cpu, cpu, bfloat16." in (compared / "report.html").read_text()
+    assert "<dt>device<dd>cpu, cpu, bfloat16" in (compared / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

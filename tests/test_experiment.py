@@ -84,10 +84,9 @@ def test_a_search_writes_everything_it_promises(undisturbed):
     assert (undisturbed / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert (undisturbed / "episodes.mp4").stat().st_size > 1000
     page = (undisturbed / "report.html").read_text()
-    assert "data:image/png;base64" in page
+    assert "outcome of every report seed" in page
     assert "data:video/mp4;base64" in page
-    assert re.search(r"\d s an episode, [\d.]+ ms a chunk, in batches, python 3.*gym-pusht ", page)
-    assert "http" not in page.replace("http-equiv", "")
+    assert re.search(r"\d s an episode, [\d.]+ ms a chunk, in batches.*python 3.*gym-pusht ", page, re.DOTALL)
 
 
 def test_trajectories_are_kept_for_every_row(undisturbed):
@@ -245,7 +244,7 @@ def test_any_search_that_lost_its_last_rows_comes_to_the_same_end(name, tiny, tm
         assert summary["winner"]["weights"] == pytest.approx(errors["weights"], abs=0.01)
     page = (whole / "report.html").read_text()
     assert errors["verdict"].split("[")[0] in page
-    assert (whole / "errors.png").read_bytes()[:4] == b"\x89PNG"
+    assert "weights with the least error" in page
 
 
 def test_other_demonstrations_do_not_continue_a_run(tiny, tmp_path, capsys):
@@ -421,7 +420,7 @@ def test_a_table_that_cannot_be_printed_does_not_cost_the_page(undisturbed, tiny
     monkeypatch.setattr(Console, "print", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_outputs(experiment, folder, 0)
-    assert "data:image/png;base64" in (folder / "report.html").read_text()
+    assert "outcome of every report seed" in (folder / "report.html").read_text()
 
 
 @dataclass(kw_only=True)

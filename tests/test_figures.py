@@ -10,11 +10,9 @@ from made_up import random_search, write_search
 from matplotlib.text import Text
 
 from gpc.results import figures
-from gpc.results.figures import outcome_matrix, png, progress_plot, weight_plot
+from gpc.results.figures import png, weight_plot
 from gpc.results.leaderboard import read_run
 from gpc.weights.simplex import one_hot
-
-A, B, MIX = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 
 
 def race(path, policies, step=0.25):
@@ -63,27 +61,6 @@ def test_a_search_without_rollouts_shows_its_report_seeds(tmp_path, policies):
     report = {w: {1: True, 2: False} for w in (middle, *parents)}
     run = read_run(write_search(tmp_path / "run", policies, {}, report, middle))
     assert png(weight_plot(run.summary)).startswith(b"\x89PNG")
-    assert [axes.get_title() for axes in outcome_matrix(run).axes] == ["report seeds"]
-
-
-def test_the_matrix_is_sorted_so_that_what_the_mixture_alone_wins_is_on_top(tmp_path):
-    report = {MIX: {1: 0, 2: 1, 3: 1}, A: {1: 0, 2: 1, 3: 0}, B: {1: 0, 2: 0, 3: 0}}
-    search = {MIX: {7: 1, 8: 0}, A: {7: 1, 8: 1}, B: {7: 0}}  # B did not meet seed 8
-    run = read_run(write_search(tmp_path / "run", ["a", "b"], search, report, MIX))
-    first, second = (np.asarray(axes.images[0].get_array()) for axes in outcome_matrix(run).axes)
-    lost, won, nothing = 1, 2, 0
-    np.testing.assert_array_equal(first, [[won, lost, lost], [won, won, lost], [lost, lost, lost]])  # seeds 3, 2, 1
-    np.testing.assert_array_equal(second, [[won, won, lost], [won, lost, nothing]])  # columns A, MIX, B
-
-
-def test_progress_ends_at_all_search_episodes_with_the_winners_report_rate(tmp_path):
-    runs = {name: race(tmp_path / name, ["a", "b"]) for name in ("one", "two")}
-    (axes,) = progress_plot(runs).axes
-    assert [line.get_xdata()[-1] for line in axes.lines if len(line.get_xdata()) > 1] == [49, 49]
-    stars = [line for line in axes.lines if line.get_marker() == "*"]
-    assert [(s.get_xdata()[0], s.get_ydata()[0]) for s in stars] == [
-        (49, run.summary["winner"]["pc_success"]) for run in runs.values()
-    ]
 
 
 FIRST, SECOND = " ".join(name for name in NAMES if len(name) < 300 and name != "\udc80"), "n" * 300  # no text of JSON
@@ -104,8 +81,7 @@ APART = {
 }
 DRAWN = {
     "weight_plot": lambda run: weight_plot(run.summary),
-    "outcome_matrix": outcome_matrix,
-    "progress_plot": lambda run: progress_plot({FIRST: run, SECOND: run}),
+    "success_plot": lambda run: figures.success_plot(run.summary | run.summary["winner"]),
     "error_plot": lambda _: figures.error_plot(ERRORS),
     "disagreement_plot": lambda _: figures.disagreement_plot(APART),
     "chunk_plot": lambda _: figures.chunk_plot(CHUNKS, PICTURE, lambda places: places),

@@ -18,6 +18,7 @@ from rich.text import Text
 from gpc import inert
 from gpc.commands.cli import main
 from gpc.commands.progress import COLUMNS
+from gpc.results.page import write_page
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("gpc", "policies", "envs", "robots") for path in (ROOT / folder).rglob("*.py"))
@@ -133,17 +134,32 @@ def page(text, tags=None):
         def handle_starttag(self, tag, attributes):
             if tags is not None:
                 tags.append((tag, [key for key, _ in attributes]))
-            found.extend(value for key, value in attributes if key in ("alt", "src"))
+            found.extend(
+                value for key, value in attributes if key in ("alt", "src", "data-item", "aria-label", "data-replay")
+            )
 
         def handle_data(self, data):
-            if data.strip() and self.lasttag != "style":
+            if data.strip() and self.lasttag not in ("style", "script"):
                 found.append(data)
 
-    blocks = [(kind, text) for kind in ("heading", "verdict", "text", "code", "video")]
-    blocks += [("table", rows), ("picture", (text, text))]
-    Reader().feed(inert.template("page.html").render(title=text, blocks=blocks))
+    blocks = [
+        (kind, text) for kind in ("heading", "verdict", "state", "text", "note", "fold", "unfold", "code", "video")
+    ]
+    blocks += [
+        ("table", rows),
+        ("picture", (text, text)),
+        ("facts", [(text, text), ("command", text)]),
+        ("contents", [0]),
+    ]
+    blocks += [("chart", {"name": text, "replay": text, "item": text})]
+    blocks += [("episodes", {"name": text, "replay": text, "item": text, "filters": {text: [text]}})]
+    clip = {"seed": text, "start": text, "end": text, "text": text}
+    blocks += [("clips", (text, [clip]))]
+    Reader().feed(
+        inert.template("page.html").render(title=text, blocks=blocks, refresh=0, scripts=[], wide_clips=False)
+    )
     assert found[0] == f"gpc: {text}" or not text.isprintable() or not text.strip()
-    return list(dict.fromkeys(found[1:]))
+    return [text for text in dict.fromkeys(found[1:]) if text not in ("command", "seed", "all")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,12 +170,16 @@ def test_a_page_shows_a_name_as_it_is(name):
     assert tags == wanted  # not one element, not one attribute more
 
 
-def test_a_page_may_load_and_run_nothing():
-    text = inert.template("page.html").render(title="", blocks=[])
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
-    assert policy.startswith("default-src 'none';")
-    assert "script" not in policy
-    assert text.index("Content-Security-Policy") < text.index("<title>")
+def test_a_page_may_load_nothing_and_run_its_own_scripts_alone(tmp_path):
+    for blocks, scripts in (([], 0), ([("chart", {"name": "", "replay": "", "item": "{}"})], 2)):
+        text = write_page(tmp_path / "page.html", "", blocks).read_text()
+        policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+        assert policy.startswith("default-src 'none';")
+        allowed = re.search(r"script-src ([^;]*);", policy)[1].split()
+        assert allowed == ["'none'"] or len(allowed) == scripts
+        assert all(re.fullmatch(r"'(none|sha256-[\w+/=]+)'", source) for source in allowed)
+        assert text.index("Content-Security-Policy") < text.index("<title>")
+        assert text.count("</script>") == scripts
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -199,6 +219,8 @@ TAG = re.compile(
 def test_no_html_is_written_in_python():
     assert [(path.name, text) for path in SOURCES for text in strings(path) if TAG.match(text.strip())] == []
     assert [path.name for path in SOURCES if {"Markup", "markupsafe"} & set(re.findall(r"\w+", path.read_text()))] == []
+    made = [path.name for path in SOURCES if re.search(r"\bScript\(|__html__", path.read_text())]
+    assert made == ["inert.py", "page.py"]  # which makes them of installed files alone
     source = (ROOT / "gpc/page.html").read_text()
     assert not re.search(r"\|\s*safe|autoescape|=\{\{", source)  # every value escaped, in quotes if in an attribute
 

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from hostile import NAMES, harmful
-from made_up import random_search, write_evaluation
+from made_up import random_search, write_evaluation, write_search
 
 from gpc.commands.cli import main
 from gpc.errors import InputError
-from gpc.results import report
+from gpc.results import charts
+from gpc.results import report as report_module
+from gpc.results.charts import episode_table, outcome_chart
+from gpc.results.leaderboard import read_run
 
 
 @pytest.fixture
@@ -24,15 +28,40 @@ def runs(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_one_run_gains_its_figures_and_episodes_to_look_at(runs):
+def test_one_run_gains_its_charts_and_episodes_to_look_at(runs):
     assert main(["report", "three"]) == 0
     page = (runs / "three/report.html").read_text()
-    for name in ("curve", "outcomes", "progress"):
-        assert (runs / f"three/{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert page.count("data:image/png;base64") == 3
+    assert (runs / "three/curve.png").read_bytes().startswith(b"\x89PNG")
+    charts = Elements(page).charts
+    names = ("success over the weights", "outcome of every report seed", "outcome of every search seed")
+    assert [name for name, _ in charts] == [
+        *names,
+        "episodes spent on each weights",
+        "episodes spent against the best",
+        "episodes",
+    ]
     assert "won by the mixture alone" in page
     assert "gpc replay three --episode K" in page
     assert not (runs / "study.html").exists()
+
+
+def test_cells_of_a_page_are_the_rows_sorted_so_that_what_the_mixture_alone_wins_is_on_top(runs):
+    a, b, mix = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
+    report = {mix: {1: 0, 2: 1, 3: 1}, a: {1: 0, 2: 1, 3: 0}, b: {1: 0, 2: 0, 3: 0}}
+    write_search(runs / "run", ["a", "b"], {mix: {7: 1, 8: 0}, a: {7: 1}, b: {7: 0}}, report, mix)
+    run = read_run(runs / "run")
+    names = report_module.names_of(run)
+    cells = outcome_chart(run, "report", names).renderers[0].data_source.data
+    assert [*zip(cells["x"], cells["y"], cells["seed"], cells["result"], strict=True)] == [
+        (x, y, seed, "won" if report[w][seed] else "lost")
+        for x, w in enumerate((mix, a, b))
+        for y, seed in ((-2, 1), (-1, 2), (0, 3))
+    ]
+    table, filters = episode_table(run, names)
+    cells = table.source.data
+    assert [cells["result"][i] for i in range(len(run.rows))] == ["lost"] * 8 + ["won"] * 5
+    assert filters["outcome"] == ["lost by all", "won by the mixture alone", "won by the mixture and some parents"]
+    assert [run.rows[k].seed for k in cells["episode"]] == cells["seed"].tolist()
 
 
 def test_several_runs_give_one_page(runs, capsys):
@@ -40,11 +69,23 @@ def test_several_runs_give_one_page(runs, capsys):
     told = " ".join(capsys.readouterr().out.split())
     page = (runs / "study.html").read_text()
     assert "Push, at most 4 steps" in told
-    assert "Push, at most 4 steps" in page
-    assert page.count("<h2>Progress</h2>") == 1
-    assert page.count("data:image/png;base64") == 1 + 2 * 2
-    assert "http" not in page.replace("http-equiv", "")
-    assert all(f"<h2>{name}</h2>" in page for name in ("two", "three", "alone"))
+    parts = Elements(page)
+    assert "Push, at most 4 steps" in parts.text
+    assert [name for name, _ in parts.charts].count("episodes spent against the best") == 1
+    assert len(parts.charts) == 1 + 2 * 2 + 1
+    assert [parts.headings[anchor] for anchor in parts.contents] == [
+        "Push, at most 4 steps",
+        "Progress",
+        "two",
+        "three",
+        "alone",
+    ]
+
+
+def test_a_page_links_to_nothing_outside(runs):
+    assert main(["report", "two"]) == 0
+    page = Elements((runs / "two/report.html").read_text())
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
 
 
 @pytest.mark.parametrize(
@@ -100,18 +141,31 @@ def test_tables_fit_80_columns_and_few_episodes_have_no_interval(runs, monkeypat
 
 
 class Elements(HTMLParser):
-    """(tag, attributes' names) of a page, and its text."""
+    """(tag, attributes' names) of a page, its text, the items of its charts, its links, its headings and contents."""
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.text = [], ""
+        self.heading = None
+        self.tags, self.text, self.charts, self.links, self.headings, self.contents = [], "", [], [], {}, []
         self.feed(page)
 
     def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, *(key for key, _ in attributes)))
+        found = dict(attributes)
+        self.tags.append((tag, *found))
+        if "data-item" in found:
+            self.charts.append((found.get("aria-label", "episodes"), json.loads(found["data-item"])))
+        self.links += [found[key] for key in ("src", "href", "srcset", "action", "data", "poster") if key in found]
+        if tag == "a":
+            self.contents.append(found["href"].removeprefix("#"))
+        self.heading = found["id"] if tag == "h2" else None
 
     def handle_data(self, data):
+        if self.lasttag in ("style", "script"):
+            return
         self.text += data
+        if self.heading:
+            self.headings[self.heading] = data
+            self.heading = None
 
 
 SHOWN = ("{{ 7 * 7 }}{% for %}", "model[best]", "x[/bold]", "$a$", "a$b$c", "<script>alert(1)</script>")
@@ -145,35 +199,24 @@ def test_a_summary_writes_no_element(runs):
     (runs / "two/summary.json").write_text(json.dumps(summary | {"verdict": "<script>alert(2)</script>"}))
     assert main(["report", "two"]) == 0
     page = Elements((runs / "two/report.html").read_text())
-    assert {tag for tag, *_ in page.tags} == {
-        "meta",
-        "title",
-        "style",
-        "h1",
-        "h2",
-        "p",
-        "img",
-        "table",
-        "tr",
-        "th",
-        "td",
-        "pre",
-    }
+    assert Counter(tag for tag, *_ in page.tags)["script"] == 3  # Bokeh's two and gpc's own
+    assert "<script>alert(2)" not in (runs / "two/report.html").read_text()
     assert "<script>alert(2)</script>" in page.text
 
 
 def test_a_part_that_fails_is_one_line_and_the_rest_is_written(runs, monkeypatch, capsys):
     def fail(*_):
-        raise InputError("the figures of a report need matplotlib")
+        raise InputError("the figures of a report need bokeh")
 
-    monkeypatch.setattr(report, "weight_plot", fail)
-    monkeypatch.setattr(report, "outcomes", lambda *_: 1 / 0)
+    monkeypatch.setattr(charts, "check_charts", fail)
+    monkeypatch.setattr(report_module, "outcomes", lambda *_: 1 / 0)
     assert main(["report", "three"]) == 0
     page, errors = Elements((runs / "three/report.html").read_text()), capsys.readouterr().err.splitlines()
-    assert len(errors) == 2
-    assert errors[0].endswith("need matplotlib")
+    assert len(errors) == 7
+    assert errors[0].endswith("need bokeh")
     assert all(line.removeprefix("gpc: ") in page.text for line in errors)
-    assert [tag for tag, *_ in page.tags].count("img") == 1  # the progress
+    assert page.charts == []
+    assert [tag for tag, *_ in page.tags].count("script") == 0
     assert main(["report", "two", "three"]) == 0
     assert "Progress" in (runs / "study.html").read_text()
 

@@ -103,7 +103,7 @@ def test_each_episode_is_a_step_of_curves_by_phase_and_weights(run, recorded):
     assert last["search/0_1/pc_success"] == 0
     assert verdict == json.loads((run / "summary.json").read_text())["verdict"]
     assert ("winner [0.5, 0.5]", "report", 1, 100.0) in [tuple(row[:4]) for row in table]
-    assert {file.name for file in figures} >= {"curve.png", "outcomes.png", "progress.png"}
+    assert {file.name for file in figures} >= {"curve.png"}
     assert end == "closed"
 
 
@@ -179,7 +179,7 @@ def test_tensorboard_shows_a_resumed_run_as_one(run):
         (6, 50),
     ]
     assert [point.step for point in events.Scalars("report/0.5_0.5/pc_success")] == [8]
-    assert {"curve", "outcomes", "progress"} <= set(events.Tags()["images"])
+    assert {"curve"} <= set(events.Tags()["images"])
     (table,) = events.Tensors("table/text_summary")
     assert b"winner [0.5, 0.5] | report | 1 | 100.0" in table.tensor_proto.string_val[0]
     assert len(list(run.glob("events.out.tfevents.*"))) == 2

@@ -1,4 +1,4 @@
-"""The figures of a run: success over weights, outcomes of seeds, progress, denoising errors. One function draws one figure."""
+"""The figures of a run: success over weights, denoising errors, chunks. One function draws one figure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from io import BytesIO
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gpc import inert
 from gpc.errors import InputError
 from gpc.installation import install
-from gpc.results.leaderboard import OUTCOMES, Run, outcomes, progress
-from gpc.results.run_folder import Row
 from gpc.results.summary import mixture, reported
 from gpc.types import Array
 
@@ -23,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOT_RUN, LOST, WON = "#ffffff", "#f0c9a8", "#2a6fa8"
 MOST_TICKS = 40
 MOST_CURVES = 3
 NOTEBOOK_DPI = 80
@@ -147,73 +142,6 @@ def success_plot(summary: Mapping[str, Any]) -> Figure:
     if success:
         axes.set_xlim(-2, 102)
     axes.grid(alpha=0.3, axis="x")
-    return figure
-
-
-@_own_style()
-def outcome_matrix(run: Run) -> Figure:
-    """Draw every seed (a row) under all weights (columns), report and search seeds.
-
-    Rows are sorted by the outcomes of winner and parents: on top are the seeds that the mixture alone solves.
-    """
-    summary = run.summary
-    winner = summary["winner"]
-    parents = [(p["name"], p) for p in summary["parents"] if p["weights"] != winner["weights"]]
-    reported = [(f"winner {mixture(winner['weights'])}", winner), *parents]
-    tried = sorted(summary["candidates"], key=lambda c: c["weights"], reverse=True)
-    panels = [("report", reported), ("search", [(mixture(c["weights"]), c) for c in tried])]
-    panels = [(phase, columns) for phase, columns in panels if columns]
-    figure = _figure(9, 5.5)
-    widths = [max(1, min(4, len(columns) / 3)) for _, columns in panels]
-    grid = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
-    for axes, (phase, columns) in zip(grid, panels, strict=True):
-        _matrix(axes, [run.under(phase, figures["weights"]) for _, figures in columns], outcomes(run, phase))
-        _ticks(axes, [name for name, _ in columns])
-        axes.set(title=f"{phase} seeds", ylabel="seeds, sorted", yticks=[])
-    from matplotlib.patches import Patch
-
-    patches = [
-        Patch(facecolor=c, edgecolor="grey", label=t) for c, t in ((WON, "won"), (LOST, "lost"), (NOT_RUN, "not run"))
-    ]
-    figure.legend(handles=patches, fontsize=7, ncols=3, loc="outside lower center")
-    return figure
-
-
-def _matrix(axes: Axes, columns: Sequence[Mapping[int, Row]], classes: Mapping[int, str]) -> None:
-    """Colour one panel; lines separate the classes of seeds in `OUTCOMES`."""
-    from matplotlib.colors import ListedColormap
-
-    seeds = sorted({seed for rows in columns for seed in rows})
-    table = np.array([[1 + rows[seed].success if seed in rows else 0 for rows in columns] for seed in seeds])
-    place = [OUTCOMES.index(classes[seed]) if seed in classes else len(OUTCOMES) for seed in seeds]
-    order = np.lexsort((-(table == 2).sum(1), place))
-    axes.imshow(
-        table[order], cmap=ListedColormap([NOT_RUN, LOST, WON]), vmin=0, vmax=2, aspect="auto", interpolation="none"
-    )
-    for edge in np.flatnonzero(np.diff(np.array(place)[order])):
-        axes.axhline(edge + 0.5, color="black", linewidth=0.6)
-
-
-@_own_style()
-def progress_plot(runs: Mapping[str, Run]) -> Figure:
-    """Draw the success of the leading candidate over the search episodes spent.
-
-    The leader is that of `gpc.results.leaderboard.progress`; its success is too high on average. The star is the winner on
-    report seeds, whose success is not.
-    """
-    figure = _figure(8, 4)
-    axes = figure.subplots()
-    for i, (name, run) in enumerate(runs.items()):
-        rows = [row for row in run.rows if row.phase == "search"]
-        winner, color = run.summary["winner"], f"C{i % 10}"
-        axes.step(range(1, len(rows) + 1), 100 * progress(rows), where="post", color=color, label=name, linewidth=1)
-        y, (low, high) = winner["pc_success"], winner["pc_success_ci95"]
-        label = f"its winner {mixture(winner['weights'])}, report seeds, {winner['n_episodes']} episodes"
-        bars = [[max(0, y - low)], [max(0, high - y)]]
-        axes.errorbar([len(rows)], [y], bars, fmt="*", color=color, capsize=4, markersize=12, label=label, zorder=3)
-    axes.set(xlabel="search episodes spent", ylabel="success, %", ylim=(-2, 102))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
     return figure
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Column, Table
 
 from gpc.disk import write_atomically
-from gpc.errors import GpcError, missing
-from gpc.inert import Console, notice, template
+from gpc.errors import GpcError
+from gpc.inert import Console, template
+from gpc.results.charts import (
+    episode_table,
+    error_charts,
+    outcome_chart,
+    progress_chart,
+    race_chart,
+    reward_chart,
+    score_chart,
+    weights_chart,
+)
 from gpc.results.devices import device_of
-from gpc.results.figures import NOTEBOOK_DPI, error_plot, outcome_matrix, png, progress_plot, weight_plot
+from gpc.results.figures import NOTEBOOK_DPI, png, weight_plot
 from gpc.results.leaderboard import (
     OUTCOMES,
     RANKED,
@@ -30,7 +40,9 @@ from gpc.results.leaderboard import (
     searched,
     tasks,
 )
+from gpc.results.page import Block, chart, data_uri, section, write_page
 from gpc.results.summary import LEAST, UNREPORTED, mixture, read_summary, reported, with_interval
+from gpc.results.trajectories import mean_rewards
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +59,11 @@ NEAR_BEST = (
 )
 
 
-Block = tuple[Literal["heading", "verdict", "text", "code", "table", "picture", "video"], Any]
-"""A part of a page and its content: text; rows of text, the head first; (alternative text, source); source."""
+MARKS = (
+    "Points: search seeds, as large as their episodes are many. Squares and star: the parents and the winner on report seeds, "
+    "whose success is not too high on average, as that of the best point is."
+)
+CELLS = "one a row, sorted by outcome; blue is won, orange lost. A click on a cell shows the episode."
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -108,9 +123,9 @@ def print_summary(path: Path, console: Console) -> None:
 
 
 def write_report(path: Path) -> Path:
-    """Write `report.html`, and the figures of a search as PNG files.
+    """Write `report.html`, and the curve of a search as `curve.png`.
 
-    A part that fails, such as a figure, is one line on the page and on stderr; the rest is still written.
+    A part that fails, such as a chart, is one line on the page and on stderr; the rest is still written.
 
     Args:
         path: Run folder.
@@ -123,24 +138,143 @@ def write_report(path: Path) -> Path:
         RunError: If the page cannot be written.
     """
     run = read_run(path)
-    summary, search = run.summary, run.summary["kind"] == "search"
+    summary = run.summary
     title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
-    blocks: list[Block] = [("verdict", summary["verdict"])] if "verdict" in summary else []
-    if search:
-        blocks += _picture("success over the weights", partial(weight_plot, summary), path / "curve.png")
+    names = names_of(run)
+    blocks: list[Block] = [("verdict", verdict_of(summary)), *_facts(run)]
+    if summary["kind"] == "search":
+        section("curve.png", partial(_curve, summary, path / "curve.png"))
+        blocks += _searched(run, names)
+    elif summary["kind"] == "comparison":
+        blocks += [
+            ("heading", "Seeds"),
+            *chart("outcome of every seed", partial(outcome_chart, run, "compare", names), replay_of(run)),
+        ]
+    else:
+        blocks += [("heading", "Scores"), *chart("score of every episode", partial(score_chart, run), replay_of(run))]
+    blocks += _rewards(run, names)
+    blocks += section("the video", partial(_video, path / "episodes.mp4"))
+    blocks += [("heading", "Episodes"), *_episode_table(run, names)]
+    blocks += [("fold", "manifest.json"), ("code", json.dumps(run.manifest, indent=1)), ("unfold", "")]
+    return write_page(path / "report.html", title, blocks)
+
+
+def _curve(summary: Mapping[str, Any], path: Path) -> list[Block]:
+    """Write the curve as a file, which is no part of the page."""
+    write_atomically(path, png(weight_plot(summary)))
+    return []
+
+
+def names_of(run: Run) -> list[str]:
+    """Return the policy or mixture of each row of a run, as its table names it."""
+    summary = run.summary
+    if summary["kind"] == "comparison":
+        sides = [side["name"] for side in summary["sides"]]
+        return [sides[row.candidate] for row in run.rows]
+    names = {(phase, tuple(figures["weights"])): name for name, phase, figures in rows_of(summary)}
+    return [names[row.phase, row.weights] for row in run.rows]
+
+
+def replay_of(run: Run) -> str:
+    """Return the start of the command that runs an episode of a run again."""
+    return f"gpc replay {shlex.quote(str(run.path))}"
+
+
+def _facts(run: Run) -> list[Block]:
+    """Return how the run came about: command, time, device, versions, table."""
+    summary = run.summary
+    timing, versions, device = (
+        summary.get("timing"),
+        summary.get("versions") or run.manifest["versions"],
+        device_of(run.manifest),
+    )
+    facts = []
+    if command := run.resolved.get("command"):
+        facts.append(("command", str(command)))
+    if timing:
+        chunk = timing["ms_per_chunk"]
+        texts = [f"{timing['n_episodes']} episodes, {timing['seconds_per_episode']:.2f} s an episode"]
+        facts.append(
+            ("time", ", ".join([*texts, *([f"{chunk:.1f} ms a chunk, in batches"] if chunk is not None else [])]))
+        )
+    facts.append(("task", f"{run.env.name}, at most {run.env.max_steps} steps"))
+    facts += [("device", device)] if device else []
+    facts.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
+    facts.append(("simulator breakdowns", f"{summary['infrastructure_errors']}, run again, not counted as failures"))
+    return [("facts", facts), *section("the table", partial(_figures, summary))]
+
+
+def _searched(run: Run, names: Sequence[str]) -> list[Block]:
+    """Return the charts of a search."""
+    summary, replay = run.summary, replay_of(run)
+    blocks: list[Block] = [("heading", "Success over the weights")]
+    blocks += chart("success over the weights", partial(weights_chart, summary))
+    blocks += [("note", MARKS)]
     if errors := summary.get("denoising_error"):
-        blocks += [("heading", "Denoising errors"), ("text", errors["verdict"])]
-        blocks += _picture("errors over sigma", partial(error_plot, errors), path / "errors.png")
-    blocks += _section("the table", partial(_figures, summary))
-    if search:
-        blocks += _section("the seeds", partial(_seeds, run, path / "outcomes.png"))
-        blocks += _section("the progress", partial(_progress, {path.name: run}, path / "progress.png"))
-    blocks += _section("the video", partial(_video, path / "episodes.mp4"))
-    breakdowns = f"Simulator breakdowns (run again, not counted as failures): {summary['infrastructure_errors']}."
-    device = device_of(run.manifest)
-    blocks += [("text", f"Device: {device}.")] if device else []
-    blocks += [*_taken(summary), ("text", breakdowns), ("heading", "Run"), ("code", json.dumps(run.manifest, indent=1))]
-    return _write(path / "report.html", title, blocks)
+        blocks += [("heading", "Denoising errors"), ("text", errors["verdict"]), *error_blocks(errors)]
+    blocks += [("heading", "Seeds"), *section("the outcomes", partial(_outcomes, run))]
+    for phase in ("report", "search"):
+        if any(row.phase == phase for row in run.rows):
+            blocks += [("note", f"{phase} seeds: {CELLS}")]
+            blocks += chart(f"outcome of every {phase} seed", partial(outcome_chart, run, phase, names), replay)
+    if searched([run]):
+        blocks += [("heading", "Race"), *chart("episodes spent on each weights", partial(race_chart, summary))]
+        blocks += [
+            ("heading", "Progress"),
+            *chart("episodes spent against the best", partial(progress_chart, {run.path.name: run})),
+        ]
+    return blocks
+
+
+def error_blocks(errors: Mapping[str, Any]) -> list[Block]:
+    """Return the charts of denoising errors over sigma."""
+    blocks: list[Block] = []
+    for name, draw in error_charts(errors).items():
+        blocks += [("note", name), *chart(name, draw)]
+    return blocks
+
+
+def _outcomes(run: Run) -> list[Block]:
+    """Return the number of report seeds by outcome."""
+    classes = outcomes(run, "report")
+    if not classes:
+        return [("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
+    weights = tuple(run.summary["winner"]["weights"])
+    episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
+    counts = [["report seeds", "count", "the mixture's episodes, K"]]
+    for kind in OUTCOMES:
+        seeds = [seed for seed, name in classes.items() if name == kind]
+        counts.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
+    hint = f"{replay_of(run)} --episode K --video FILE.mp4 shows one of them again."
+    return [("table", counts), ("note", hint)]
+
+
+def _rewards(run: Run, names: Sequence[str]) -> list[Block]:
+    """Return the mean reward at each step: by policy, or of won and lost episodes."""
+    groups: dict[str, list[int]] = {}
+    for k, row in enumerate(run.rows):
+        if row.phase != "search":
+            name = names[k] if run.summary["kind"] != "evaluation" else "won" if row.success else "lost"
+            groups.setdefault(name, []).append(k)
+    drawn = chart("reward over time", lambda: reward_chart(mean_rewards(run.path, groups)))
+    return (
+        [("heading", "Reward over time"), ("note", "Mean at each step, of the episodes that still run."), *drawn]
+        if drawn
+        else []
+    )
+
+
+def _episode_table(run: Run, names: Sequence[str]) -> list[Block]:
+    """Return the table of all episodes with its filters."""
+    filters: dict[str, list[str]] = {}
+
+    def draw() -> Any:
+        table, values = episode_table(run, names)
+        filters.update(values)
+        return table
+
+    note = "Failures first; a click on a head sorts, a click on a line shows the episode."
+    return [("note", note), *chart("episodes", draw, replay_of(run), filters=filters)]
 
 
 def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
@@ -178,11 +312,16 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
             board.add_row(standing[0], standing[1].partition("/")[2], *standing[2:6])
         printed.append((board, notes))
         blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
-        searches = {str(run.path): run for run in group if run.summary["kind"] == "search"}
-        blocks += _section("the progress", partial(_progress, searches))
+        searches = {str(run.path): run for run in group if searched([run])}
+        if searches:
+            blocks += [
+                ("heading", "Progress"),
+                *chart("episodes spent against the best", partial(progress_chart, searches)),
+            ]
         for run in group:
-            blocks += _section(str(run.path), partial(_summarized, run))
-    _write(page, f"A study of {len(runs)} runs", blocks)
+            blocks += section(str(run.path), partial(_summarized, run))
+    headings = [i + 1 for i, (kind, _) in enumerate(blocks) if kind == "heading"]
+    write_page(page, f"A study of {len(runs)} runs", [("contents", headings), *blocks])
     for board, notes in printed:
         console.print(board)
         console.print(*notes)
@@ -216,21 +355,35 @@ def verdict_of(summary: Mapping[str, Any]) -> str:
     if "verdict" in summary:
         return str(summary["verdict"])
     ((name, phase, figures),) = rows_of(summary)
-    episodes, success, score, seeds, _ = _cells(phase, figures)
-    success = f"{success} % success" if reported(figures) else UNREPORTED
-    return f"{name}: {success}, score {score}, {episodes} episodes on seeds {seeds}."
+    episodes, success, score, _, _ = _cells(phase, figures)
+    success, (first, last) = f"{success} % success" if reported(figures) else UNREPORTED, figures["seeds"]
+    return f"{name}: {success}, score {score}, {episodes} episodes on seeds {first} to {last}."
 
 
 def _summarized(run: Run) -> list[Block]:
     """Return the part of a study's page about one run."""
+    names = names_of(run)
     blocks: list[Block] = [("heading", str(run.path)), ("verdict", verdict_of(run.summary))]
     if run.summary["kind"] == "search":
-        blocks += [*_picture("success over the weights", partial(weight_plot, run.summary)), *_seeds(run)]
-    return blocks
+        blocks += chart("success over the weights", partial(weights_chart, run.summary))
+        blocks += section("the outcomes", partial(_outcomes, run))
+    phase = {"search": "report", "comparison": "compare"}.get(run.summary["kind"])
+    if phase:
+        return blocks + chart(
+            f"outcome of every {phase} seed", partial(outcome_chart, run, phase, names), replay_of(run)
+        )
+    return blocks + chart("score of every episode", partial(score_chart, run), replay_of(run))
 
 
 def _figures(summary: Mapping[str, Any]) -> list[Block]:
-    return [("table", table_of(summary))]
+    """Return the table; the many candidates of a search are folded."""
+    rows = list(zip((phase for _, phase, _ in rows_of(summary)), table_of(summary)[1:], strict=True))
+    reports = [row for phase, row in rows if phase != "search"]
+    tried = [row for phase, row in rows if phase == "search"]
+    blocks: list[Block] = [("table", [HEAD, *reports])] if reports else []
+    if tried:
+        blocks += [("fold", f"all {len(tried)} weights on search seeds"), ("table", [HEAD, *tried]), ("unfold", "")]
+    return blocks
 
 
 def table_of(summary: Mapping[str, Any]) -> list[Sequence[str]]:
@@ -241,74 +394,19 @@ def table_of(summary: Mapping[str, Any]) -> list[Sequence[str]]:
 def shown(verdict: str, table: Sequence[Sequence[str]], draw: Callable[[], Figure]) -> str:
     """Return a verdict, a table and a figure as HTML for a notebook."""
 
-    def small() -> Figure:
+    def picture() -> list[Block]:
         figure = draw()
         figure.set_dpi(NOTEBOOK_DPI)
-        return figure
+        return [("picture", ("the same as a figure", data_uri(png(figure), "image/png")))]
 
-    blocks: list[Block] = [("verdict", verdict), ("table", table), *_picture("the same as a figure", small)]
-    return template("page.html").render(whole=False, blocks=blocks)
-
-
-def _seeds(run: Run, file: Path | None = None) -> list[Block]:
-    """Return the matrix of outcomes, and the number of report seeds by outcome."""
-    blocks: list[Block] = [("heading", "Seeds")]
-    blocks += _picture("outcome of every seed under every weights", partial(outcome_matrix, run), file)
-    classes = outcomes(run, "report")
-    if not classes:
-        return [*blocks, ("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
-    weights = tuple(run.summary["winner"]["weights"])
-    episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
-    counts = [["report seeds", "count", "the mixture's episodes, K"]]
-    for kind in OUTCOMES:
-        seeds = [seed for seed, name in classes.items() if name == kind]
-        counts.append([kind, str(len(seeds)), ", ".join(str(episode[seed]) for seed in seeds[:5])])
-    hint = f"gpc replay {run.path} --episode K --video FILE.mp4 shows one of them again."
-    return [*blocks, ("table", counts), ("text", hint)]
-
-
-def _progress(runs: Mapping[str, Run], file: Path | None = None) -> list[Block]:
-    """Return the figure of the progress; nothing if no search ran an episode."""
-    searches = {name: run for name, run in runs.items() if searched([run])}
-    if not searches:
-        return []
-    return [
-        ("heading", "Progress"),
-        *_picture("episodes spent against the best", partial(progress_plot, searches), file),
-    ]
+    blocks: list[Block] = [("verdict", verdict), ("table", table), *section("the figure", picture)]
+    return template("page.html").render(whole=False, blocks=blocks, scripts=[])
 
 
 def _video(clip: Path) -> list[Block]:
     if not clip.is_file() or clip.stat().st_size >= MAX_VIDEO_BYTES:
         return []
-    return [("heading", "Episodes"), ("video", _data_uri(clip.read_bytes(), "video/mp4"))]
-
-
-def _picture(alt: str, draw: Callable[[], Figure], file: Path | None = None) -> list[Block]:
-    def build() -> list[Block]:
-        content = png(draw())
-        if file:
-            write_atomically(file, content)
-        return [("picture", (alt, _data_uri(content, "image/png")))]
-
-    return _section(f"the figure, {alt},", build)
-
-
-def _section(what: str, build: Callable[[], list[Block]]) -> list[Block]:
-    """Return the blocks of one part; one line in its place if it fails.
-
-    The episodes have run: the page must not be lost.
-    """
-    try:
-        return build()
-    except Exception as error:
-        notice(missing(what, error))
-        return [("text", missing(what, error))]
-
-
-def _write(page: Path, title: str, blocks: Sequence[Block]) -> Path:
-    write_atomically(page, template("page.html").render(title=title, blocks=blocks) + "\n")
-    return page
+    return [("heading", "Videos"), ("video", data_uri(clip.read_bytes(), "video/mp4"))]
 
 
 def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
@@ -321,18 +419,3 @@ def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:
         f"{phase} {first} to {last}",
         f"{figures['avg_sum_reward']:.4g}, {figures['avg_mean_reward']:.3g}" if "avg_sum_reward" in figures else "",
     ]
-
-
-def _taken(summary: Mapping[str, Any]) -> list[Block]:
-    """Return what an episode took, and with which versions."""
-    timing, versions = summary.get("timing"), summary.get("versions") or {}
-    texts = [f"{timing['seconds_per_episode']:.2f} s an episode"] if timing else []
-    if timing and timing["ms_per_chunk"] is not None:
-        texts.append(f"{timing['ms_per_chunk']:.1f} ms a chunk, in batches")
-    return [("text", ", ".join([*texts, *(f"{name} {number}" for name, number in versions.items())]) + ".")] * bool(
-        texts or versions
-    )
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -144,6 +144,35 @@ def read_trajectory(path: Path, episode: int) -> dict[str, Array]:
     return trajectory
 
 
+def mean_rewards(path: Path, groups: Mapping[str, Sequence[int]]) -> dict[str, tuple[Array, Array]]:
+    """Compute the mean reward at each step, over the episodes that still run.
+
+    Args:
+        path: Run folder.
+        groups: Lines in episodes.jsonl, from 0, by name of the group.
+
+    Returns:
+        Means (steps,) and numbers of episodes (steps,) by group, up to the longest episode; nothing if no rewards are
+        recorded.
+
+    Raises:
+        InputError: If the rewards are damaged.
+    """
+    if not (path / FOLDER / "reward").is_dir():
+        return {}
+    with reading(f"the rewards of {path / FOLDER}"):
+        array = _arrays(path / FOLDER, zarr.open_group(path / FOLDER, mode="r", zarr_format=3))["reward"]
+        Budget(path / FOLDER, READ_BYTES).take("reward", prod(array.shape) * array.dtype.itemsize)
+        rewards = np.asarray(array[:], np.float64)
+        result = {}
+        for name, episodes in groups.items():
+            block = rewards[[k for k in episodes if k < len(rewards)]]
+            count = (~np.isnan(block)).sum(0)
+            count = count[count > 0]
+            result[name] = np.nansum(block, 0)[: len(count)] / count, count
+    return {name: means for name, means in result.items() if len(means[0])}
+
+
 def _without_padding(value: Array) -> Array:
     return value[~np.isnan(value).all(axis=tuple(range(1, value.ndim)))]
 
