@@ -51,6 +51,12 @@ class LeRobotTask(gymnasium.ObservationWrapper[Frame, Any, Any]):
         space: Any = spaces.Dict({**boxes, **texts})
         self.observation_space = space
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
+        """Begin an episode; of a benchmark with recorded initial states the seed chooses one, as LIBERO does in turn."""
+        if seed is not None and self.env.has_wrapper_attr("init_state_id"):
+            self.env.set_wrapper_attr("init_state_id", seed)
+        return super().reset(seed=seed, options=options)
+
     def observation(self, observation: Any) -> Frame:
         """Return an observation of the benchmark as policies read it."""
         batch = preprocess_observation(_batched(observation))
@@ -80,7 +86,8 @@ def lerobot_task(
         why = "is a robot" if benchmark == ROBOT else "is code on the hub, which gpc does not run"
         raise InputError(f"env.options.benchmark={benchmark} {why}; choose another")
     try:
-        config = kind(**({"task": task} if task else {}), **(settings or {}))
+        only = {"task_ids": [task_id]} if "task_ids" in kind.__dataclass_fields__ else {}  # the others are not built
+        config = kind(**({"task": task} if task else {}), **only | dict(settings or {}))
         with undecided(), redirect_stdout(io.StringIO()):
             suites = make_env(config, n_envs=1)
     except ImportError as error:
@@ -89,9 +96,11 @@ def lerobot_task(
         ) from None
     except (TypeError, ValueError, KeyError, AssertionError, gymnasium.error.Error) as error:
         raise InputError(f"LeRobot cannot make {benchmark} {task}: {one_line(error)}") from None
-    tasks = [vector for suite in suites.values() for _, vector in sorted(suite.items())]
-    if not 0 <= task_id < len(tasks):
-        raise InputError(f"env.options.task_id={task_id}: {benchmark} {task} has the tasks 0 to {len(tasks) - 1}")
+    tasks = {number: vector for suite in suites.values() for number, vector in suite.items()}
+    if task_id not in tasks:
+        raise InputError(
+            f"env.options.task_id={task_id}: {benchmark} {task} has the tasks {min(tasks)} to {max(tasks)}"
+        )
     processor, _ = make_env_pre_post_processors(config, None)
     return LeRobotTask(tasks[task_id].envs[0], processor)
 

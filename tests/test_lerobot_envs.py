@@ -143,22 +143,63 @@ def test_settings_of_a_recorded_benchmark_need_permission():
     assert [key for key, _ in requests(resolved, {"type": "convex"}, ["pusht-flow"])] == ["env.options.settings.bddl"]
 
 
-@pytest.mark.skipif(find_spec("metaworld") is None, reason="LeRobot's extra metaworld is not installed")
-def test_metaworld_repeats_an_episode_by_its_seed():
-    options = {"benchmark": "metaworld", "task": "metaworld-push-v3", "settings": {"obs_type": "pixels_agent_pos"}}
-    actions = np.random.default_rng(0).uniform(-1, 1, (4, 4))
+class Recorded(Kitchen):
+    """With initial states that are recorded, of which LIBERO takes the next at each reset."""
 
-    def episode(env, seed):
-        frames = [env.reset(seed=seed)[0]]
-        for action in actions:
-            frame, reward, *_, info = env.step(action)
-            assert info["is_success"] is False
-            frames.append({**frame, "reward": np.array(reward)})
-        return frames
+    init_state_id = 0
 
+    def reset(self, seed=None, **_):
+        super().reset(seed=0)
+        self.position[:] = self.init_state_id % 50
+        self.init_state_id += 1
+        return self._observe(), {"is_success": False}
+
+
+def test_the_seed_chooses_the_recorded_initial_state(kitchen, monkeypatch):
+    suite = {"easy": {4: gymnasium.vector.SyncVectorEnv([lambda: Recorded(4)])}}
+    monkeypatch.setattr("gpc.envs.from_lerobot.make_env", lambda config, n_envs: suite)
+    with closing(make_env(spec(benchmark=kitchen, task="easy", task_id=4))) as env:
+        states = [env.reset(seed=seed)[0]["observation.state"][0] for seed in (7, 8, 7, 57)]
+    assert states == [7, 8, 7, 7]
+
+
+def metaworld():
+    return {"benchmark": "metaworld", "task": "metaworld-push-v3", "settings": {"obs_type": "pixels_agent_pos"}}
+
+
+def libero(suite):
+    size = {"observation_height": 64, "observation_width": 64}
+    return {"benchmark": "libero", "task": f"libero_{suite}", "task_id": 1, "settings": size}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed"))
+        for name, options in [
+            ("metaworld", metaworld()),
+            *(("libero", libero(s)) for s in ("spatial", "object", "goal", "10")),
+        ]
+    ],
+    ids=lambda options: options["task"],
+)
+def test_a_benchmark_repeats_an_episode_by_its_seed(options):
     with closing(make_env(spec(**options))) as env:
-        assert env.max_steps == 500
-        one, other, fresh = episode(env, 5), episode(env, 5), episode(env, 6)
+        actions = np.random.default_rng(0).uniform(-1, 1, (4, *env.action_space.shape))
+
+        def episode(seed):
+            frames = [env.reset(seed=seed)[0]]
+            for action in actions:
+                frame, reward, *_, info = env.step(action)
+                assert not info["is_success"]
+                frames.append({**frame, "reward": np.array(reward)})
+            return frames
+
+        assert env.max_steps >= 280
+        one, other, fresh = episode(5), episode(5), episode(6)
         assert all(np.array_equal(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in a)
-        assert not np.array_equal(one[-1]["reward"], fresh[-1]["reward"])
-        assert one[0]["observation.image"].std() > 10
+        state = "reward" if options["benchmark"] == "metaworld" else "observation.state"
+        assert not np.array_equal(one[-1][state], fresh[-1][state])
+        images = [key for key in one[0] if "image" in key]
+        assert images
+        assert all(one[0][key].std() > 10 for key in images)
