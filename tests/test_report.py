@@ -10,12 +10,16 @@ import pytest
 from hostile import NAMES, harmful
 from made_up import random_search, write_evaluation, write_search
 
+from gpc.commands import live_page
 from gpc.commands.cli import main
 from gpc.errors import InputError
+from gpc.inert import Console
 from gpc.results import charts
 from gpc.results import report as report_module
 from gpc.results.charts import episode_table, outcome_chart
-from gpc.results.leaderboard import read_run
+from gpc.results.leaderboard import read_begun, read_run
+from gpc.results.run_folder import Row
+from gpc.results.video import chosen
 
 
 @pytest.fixture
@@ -232,3 +236,72 @@ def test_a_study_is_written_before_it_is_printed(runs, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         main(["report", "two", "three"])
     assert (runs / "study.html").exists()
+
+
+def test_an_unfinished_run_is_reported_too(runs, capsys):
+    whole = json.loads((runs / "two/summary.json").read_text())
+    (runs / "two/summary.json").unlink()
+    rows = (runs / "two/episodes.jsonl").read_text().splitlines(keepends=True)
+    for count, least in (
+        (10, 3),
+        (31, 5),
+        (len(rows), 5),
+    ):  # in the search, before the winner's report seeds, at the end
+        (runs / "two/episodes.jsonl").write_text("".join(rows[:count]))
+        assert main(["report", "two"]) == 0
+        page = Elements((runs / "two/report.html").read_text())
+        assert report_module.UNFINISHED in page.text
+        assert len(page.charts) >= least
+        assert str(count) in json.dumps(page.charts[-1])
+        assert "the same command resumes it" in " ".join(capsys.readouterr().out.split())
+    begun = read_begun(runs / "two").summary
+    assert begun["candidates"] == whole["candidates"]
+    assert begun["winner"] == whole["winner"]
+    assert sorted(begun["parents"], key=str) == sorted(whole["parents"], key=str)
+    (runs / "two/episodes.jsonl").write_text("")
+    assert main(["report", "two"]) == 2
+    assert "no episode of it has finished" in capsys.readouterr().err
+
+
+def test_a_page_that_renews_itself_stops_when_the_run_does(runs, monkeypatch, capsys):
+    monkeypatch.setattr(live_page, "FIRST", 0)
+    (runs / "alone/summary.json").unlink()
+    page = live_page.LivePage(Console())
+    page.stop(runs / "alone")
+    assert not (runs / "alone/report.html").exists()  # as none was written before
+    for _ in range(2):
+        page.renew(runs / "alone", lambda: "evaluate: 20 of 50 episodes, 0:10:00 left")
+    shown = Elements((runs / "alone/report.html").read_text())
+    assert "20 of 50 episodes, 0:10:00 left" in shown.text
+    assert ("meta", "http-equiv", "content") in shown.tags[3:]
+    assert capsys.readouterr().out.count("renews itself") == 1
+    page.stop(runs / "alone")
+    ended = (runs / "alone/report.html").read_text()
+    assert 'http-equiv="refresh"' not in ended
+    assert report_module.UNFINISHED in ended
+    shutil.rmtree(runs / "alone")
+    page.stop(runs / "alone")
+    assert "the page of the run so far is missing" in capsys.readouterr().err
+
+
+def test_a_gallery_has_a_video_of_each_seed_with_what_happened(runs):
+    (runs / "two/episodes.mp4").write_bytes(b"film")
+    (runs / "two/episodes.json").write_text('[{"seed": 200003, "start": 0.0, "end": 1.5}]')
+    assert main(["report", "two"]) == 0
+    page = (runs / "two/report.html").read_text()
+    assert 'data-file="ZmlsbQ=="' in page
+    assert 'data-seed="200003" data-start="0.0" data-end="1.5"' in page
+    assert page.count("<figcaption>seed 200003. ") == 1
+    (runs / "two/episodes.json").write_text('[{"seed": "<b>", "start": 0.0, "end": 1.5}]')
+    assert main(["report", "two"]) == 0
+    assert "two/episodes.json" in Elements((runs / "two/report.html").read_text()).text
+
+
+def test_seeds_of_the_video_are_chosen_by_outcome():
+    def played(outcomes):
+        return {seed: Row("report", 0, seed, (1.0,), bool(won), 0.0, 1) for seed, won in enumerate(outcomes)}
+
+    groups = [played([int(c) for c in text]) for text in ("1101011", "1001100")]
+    assert chosen(groups, 7) == [1, 4, 5, 6, 2, 0, 3]
+    assert chosen(groups, 2) == [1, 4]
+    assert chosen(groups[:1], 4) == [2, 4, 0, 1]  # of one policy: failures first

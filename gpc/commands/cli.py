@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -149,6 +150,8 @@ def _print_report(folder: Path, console: Console) -> None:
 
 def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     """Return the checked configuration; print the keys and return None for -h."""
+    from omegaconf import open_dict
+
     from gpc.commands.checks import check_config
     from gpc.commands.config import help_text, load_config
 
@@ -157,6 +160,8 @@ def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
         return None
     config = load_config(name, args)
     check_config(name, config)
+    with open_dict(config):
+        config.command = shlex.join(["gpc", name, *args])  # for the page of the run
     return config
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from gpc.commands.checks import first_seed, need_two, weights_of
 from gpc.commands.config import Config, plain
-from gpc.commands.progress import progress_of
+from gpc.commands.live_page import LivePage
+from gpc.commands.progress import progress_of, state_of
 from gpc.commands.rollout_setup import RolloutSetup
 from gpc.commands.setup import (
     EXECUTORS,
@@ -74,6 +75,7 @@ class Experiment:
         episodes: number of episodes that have run.
         seconds: time that they took.
         log: where the run is followed beside its folder.
+        page: the page of its folder while it runs.
     """
 
     setup: RolloutSetup
@@ -85,6 +87,7 @@ class Experiment:
     episodes: int = 0
     seconds: float = 0.0
     log: RunLog = field(default_factory=RunLog)
+    page: LivePage | None = None
 
     def open(self, path: Path, settings: Mapping[str, Any]) -> RunFolder:
         """Open the run folder of these settings."""
@@ -107,9 +110,11 @@ class Experiment:
         """Cards and the versions of their software; not of another machine."""
         return self.setup.actor.device.facts(self.setup.names) if self.here else {}
 
-    def _written(self, folder: RunFolder, advance: Callable[[int], None], count: int) -> None:
+    def _written(self, folder: RunFolder, advance: Callable[[int], None], state: Callable[[], str], count: int) -> None:
         advance(count)
         self.log.advance(folder)
+        if self.page:
+            self.page.renew(folder.path, state)
 
     def _resolved(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the configuration from which `gpc replay` builds an episode again."""
@@ -154,16 +159,28 @@ class Experiment:
             prepare_device(setup.actor.device)  # the other side of a comparison may have another TF32
         self.log.start(folder)
         # members get a thread each; a network's own threads would change its rounding
-        count, begin = (len(jobs) - len(pending), partial(folder.phase, phase)), time.monotonic()
-        with (
-            torch_threads(1),
-            progress_of(self.console, title or phase, len(jobs), *count) as advance,
-            Writer(folder, partial(self._written, folder, advance)) as writer,
-        ):
-            for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
-                writer.put(_row(phase, episode), episode.trajectory)
+        before, finished, begin = len(jobs) - len(pending), partial(folder.phase, phase), time.monotonic()
+
+        def state() -> str:
+            done = sum(key in folder.rows for key in keys)
+            seconds = (time.monotonic() - begin) / max(1, done - before)
+            return state_of(title or phase, done, len(jobs), seconds, finished())
+
+        keys = [(phase, job.candidate, job.seed) for job in jobs]
+        try:
+            with (
+                torch_threads(1),
+                progress_of(self.console, title or phase, len(jobs), before, finished) as advance,
+                Writer(folder, partial(self._written, folder, advance, state)) as writer,
+            ):
+                for episode in self.executor(pending, setup.actor, setup.lane, self.engine, self.stats):
+                    writer.put(_row(phase, episode), episode.trajectory)
+        except BaseException:
+            if self.page:
+                self.page.stop(folder.path)
+            raise
         self.episodes, self.seconds = self.episodes + len(pending), self.seconds + time.monotonic() - begin
-        return [folder.rows[phase, job.candidate, job.seed] for job in jobs]
+        return [folder.rows[key] for key in keys]
 
 
 def evaluate_from(config: Config, console: Console) -> Path:
@@ -216,15 +233,17 @@ def experiment_of(
     engine, executor = engine_of(config), executor_of(config)
     device = device_under(executor, device or device_of(config))
     setup = setup_of(config, policies or load_policies(config), opponents, device)
-    members = {key: plain(config)[key] for key in ("policies", *PER_POLICY_KEYS)}
+    content = plain(config)
+    members = {key: content[key] for key in ("policies", *PER_POLICY_KEYS, "command") if key in content}
     return Experiment(setup, engine, executor, console, members)
 
 
 @contextmanager
 def logged(experiments: Sequence[Experiment], log: RunLog) -> Iterator[None]:
-    """Send what the experiments of one run do to its log."""
+    """Send what the experiments of one run do to its log and its page."""
+    page = LivePage(experiments[0].console)
     for experiment in experiments:
-        experiment.log = log
+        experiment.log, experiment.page = log, page
     with log:
         yield
 

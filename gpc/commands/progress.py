@@ -59,13 +59,26 @@ def progress_of(
         done, now = done + count, time.monotonic()
         if now - printed < every and not (notebook and done == total):
             return
-        printed, finished = now, rows()
-        success = sum(row.success for row in finished) / len(finished)
-        left = timedelta(seconds=round((now - begin) / (done - completed) * (total - done)))
-        end = f", {left} left" if done < total else ""
-        show(f"{title}: {done} of {total} episodes, {success:.0%} success{end}")
+        printed = now
+        show(state_of(title, done, total, (now - begin) / (done - completed), rows()))
 
     yield advance
+
+
+def state_of(title: str, done: int, total: int, seconds: float, rows: Collection[Row]) -> str:
+    """Return how far a rollout is, in words.
+
+    Args:
+        title: what runs.
+        done: number of finished episodes.
+        total: number of all.
+        seconds: time that one takes.
+        rows: finished ones, for the success so far.
+    """
+    success = sum(row.success for row in rows) / len(rows)
+    left = timedelta(seconds=round(seconds * (total - done)))
+    end = f", {left} left" if done < total else ""
+    return f"{title}: {done} of {total} episodes, {success:.0%} success{end}"
 
 
 def _line(console: Console) -> Callable[[str], None]:

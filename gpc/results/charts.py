@@ -15,6 +15,7 @@ import numpy as np
 from gpc.inert import label
 from gpc.results.leaderboard import OUTCOMES, Run, outcomes, progress
 from gpc.results.page import check_charts
+from gpc.results.run_folder import Row
 from gpc.results.summary import mixture
 from gpc.types import Array
 
@@ -196,7 +197,7 @@ def score_chart(run: Run) -> Any:
     plot.xaxis.formatter.use_scientific = False
     groups: dict[str, list[Any]] = {}
     for item in rows:
-        groups.setdefault(_result(item[1]), []).append(item)
+        groups.setdefault(result_of(item[1]), []).append(item)
     for result, items in groups.items():
         cells = {"x": np.array([row.seed for _, row in items], np.float64), **_episodes(items, ["" for _ in items])}
         colour = {"won": WON, "lost": "#d95f02"}.get(result, UNKNOWN)
@@ -353,18 +354,19 @@ def _episodes(items: Sequence[tuple[int, Any]], names: Sequence[str]) -> Columns
         "episode": np.array([k for k, _ in items], np.int32),
         "seed": np.array([row.seed for _, row in items], np.float64),
         "policy": list(names),
-        "result": [_result(row) for _, row in items],
+        "result": [result_of(row) for _, row in items],
         "score": np.array([row.score for _, row in items]),
         "steps": np.array([row.steps for _, row in items], np.float64),
     }
 
 
-def _result(row: Any) -> str:
+def result_of(row: Row) -> str:
+    """Return the result of an episode in words."""
     return ("won" if row.success else "lost") if row.reported else "not reported"
 
 
 def _colour(row: Any) -> str:
-    return {"won": WON, "lost": LOST}.get(_result(row), UNKNOWN)
+    return {"won": WON, "lost": LOST}.get(result_of(row), UNKNOWN)
 
 
 def _marks(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], str]]:

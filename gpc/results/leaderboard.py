@@ -8,6 +8,7 @@ left out.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,7 +23,7 @@ from gpc.policy.env_spec import EnvSpec
 from gpc.results.devices import DeviceSettings, device_of
 from gpc.results.run_folder import Manifest, Row, read_rows, read_versioned
 from gpc.results.stats import Interval, mcnemar, paired_difference, wilson
-from gpc.results.summary import Names, mixture, read_summary
+from gpc.results.summary import Names, mixture, read_summary, summarize_begun
 from gpc.results.upgrade import upgraded
 from gpc.schema import convert
 from gpc.types import Array
@@ -170,11 +171,7 @@ def read_run(path: Path) -> Run:
         RunError: If a row is damaged.
     """
     summary, manifest = read_summary(path), read_manifest(path)
-    run = Run(path, manifest, summary, tuple(read_rows(path / "episodes.jsonl")))
-    for number, row in enumerate(run.rows, 1):
-        sides = manifest["config"].get("sides") or ()
-        if (row.phase == "compare" and row.candidate >= len(sides)) or len(row.weights) % len(acting(manifest, row)):
-            raise InputError(f"{path / 'episodes.jsonl'}, line {number}: candidate or weights do not fit manifest.json")
+    run = Run(path, manifest, summary, _rows_of(path, manifest))
     if summary["kind"] == "search":
         counted = [("report", figures) for figures in (summary["winner"], *summary["parents"])]
         counted += [("search", figures) for figures in summary["candidates"]]
@@ -188,6 +185,34 @@ def read_run(path: Path) -> Run:
                 f"episodes.jsonl holds {held}; run the same command again"
             )
     return run
+
+
+def read_begun(path: Path) -> Run:
+    """Read a run folder that is not finished; its summary has what the rows give.
+
+    Raises:
+        InputError: If it is damaged or of another version, or no episode has finished.
+        RunError: If a row is damaged.
+    """
+    manifest = read_manifest(path)
+    rows = _rows_of(path, manifest)
+    if not rows:
+        raise InputError(f"{path} is not a finished gpc run, and no episode of it has finished")
+    return Run(path, manifest, summarize_begun(manifest["config"], rows), rows)
+
+
+def begun(path: Path) -> bool:
+    """Return whether a folder holds a run that is not finished."""
+    return os.path.isfile(path / "episodes.jsonl") and not os.path.lexists(path / "summary.json")
+
+
+def _rows_of(path: Path, manifest: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Read the rows of a run and check that they fit its manifest."""
+    rows, sides = tuple(read_rows(path / "episodes.jsonl")), manifest["config"].get("sides") or ()
+    for number, row in enumerate(rows, 1):
+        if (row.phase == "compare" and row.candidate >= len(sides)) or len(row.weights) % len(acting(manifest, row)):
+            raise InputError(f"{path / 'episodes.jsonl'}, line {number}: candidate or weights do not fit manifest.json")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -371,12 +396,15 @@ def outcomes(run: Run, phase: str) -> dict[int, str]:
     Returns:
         Outcome by seed; empty if the winner is a parent.
     """
-    both = [figures["weights"] for figures in (run.summary["winner"], *run.summary["parents"])]
+    winner, parents = run.summary["winner"], run.summary["parents"]
+    if not winner or len(parents) < len(run.summary["policies"]):  # the run is not finished
+        return {}
+    both = [figures["weights"] for figures in (winner, *parents)]
     if both[0] in both[1:]:
         return {}
-    mixed, *parents = (run.under(phase, weights) for weights in both)
-    shared = [seed for seed in mixed if all(seed in rows for rows in parents)]
-    return {seed: outcome(mixed[seed].success, [rows[seed].success for rows in parents]) for seed in shared}
+    mixed, *alone = (run.under(phase, weights) for weights in both)
+    shared = [seed for seed in mixed if all(seed in rows for rows in alone)]
+    return {seed: outcome(mixed[seed].success, [rows[seed].success for rows in alone]) for seed in shared}
 
 
 def progress(rows: Sequence[Row]) -> Array:

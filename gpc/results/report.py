@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from gpc.results.charts import (
     outcome_chart,
     progress_chart,
     race_chart,
+    result_of,
     reward_chart,
     score_chart,
     weights_chart,
@@ -32,9 +34,11 @@ from gpc.results.leaderboard import (
     RANKED,
     Run,
     Standing,
+    begun,
     entries,
     leaderboard,
     outcomes,
+    read_begun,
     read_manifest,
     read_run,
     searched,
@@ -43,11 +47,13 @@ from gpc.results.leaderboard import (
 from gpc.results.page import Block, chart, data_uri, section, write_page
 from gpc.results.summary import LEAST, UNREPORTED, mixture, read_summary, reported, with_interval
 from gpc.results.trajectories import mean_rewards
+from gpc.results.video import VIDEO, read_clips
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_VIDEO_BYTES = 8_000_000
+UNFINISHED = "The run is not finished: the same command resumes it."
 HEAD = ("weights", "episodes", "success %", "score", "seeds", "reward: sum, a step")
 LEADERBOARD = (
     "policy or mixture", "successes", "success %", "gain", "p", "p, best",  # in the terminal, too
@@ -74,7 +80,8 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any
         return [(side["name"], "compare", side) for side in summary["sides"]]
     curve = [(mixture(figures["weights"]), "search", figures) for figures in summary["candidates"]]
     parents = [(parent["name"], "report", parent) for parent in summary["parents"]]
-    return [*curve, *parents, (f"winner {mixture(summary['winner']['weights'])}", "report", summary["winner"])]
+    winner = summary["winner"]
+    return [*curve, *parents, *([(f"winner {mixture(winner['weights'])}", "report", winner)] if winner else [])]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -107,7 +114,8 @@ def _narrow(head: Sequence[str], title: str | None = None) -> Table:
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a run folder's table and verdict."""
-    summary, device = read_summary(path), device_of(read_manifest(path))
+    summary = read_begun(path).summary if begun(path) else read_summary(path)
+    device = device_of(read_manifest(path))
     console.print(summary_table(summary))
     if device:
         console.print(f"device: {device}", soft_wrap=True)
@@ -117,33 +125,39 @@ def print_summary(path: Path, console: Console) -> None:
         console.print(f"note: {UNREPORTED}")
     if "denoising_error" in summary:
         console.print(summary["denoising_error"]["verdict"])
-    if summary["infrastructure_errors"]:
-        count = summary["infrastructure_errors"]
+    if begun(path):
+        console.print(f"note: {UNFINISHED}")
+    if count := summary.get("infrastructure_errors"):
         console.print(f"{count} simulator failures; their episodes were run again and are no failures of the policy")
 
 
-def write_report(path: Path) -> Path:
-    """Write `report.html`, and the curve of a search as `curve.png`.
+def write_report(path: Path, state: str = "", refresh: int = 0) -> Path:
+    """Write `report.html`, and the curve of a finished search as `curve.png`.
 
     A part that fails, such as a chart, is one line on the page and on stderr; the rest is still written.
 
     Args:
-        path: Run folder.
+        path: Run folder, finished or not.
+        state: How far the run is, in words, if it has not ended.
+        refresh: Seconds after which a browser reads the page again; 0: never.
 
     Returns:
         The page.
 
     Raises:
-        InputError: If the folder is not a finished run.
+        InputError: If the folder is no run, or no episode of it has finished.
         RunError: If the page cannot be written.
     """
-    run = read_run(path)
+    unfinished = bool(state) or begun(path)
+    run = read_begun(path) if unfinished else read_run(path)
     summary = run.summary
     title = (" against " if summary["kind"] == "comparison" else " + ").join(summary["policies"])
     names = names_of(run)
-    blocks: list[Block] = [("verdict", verdict_of(summary)), *_facts(run)]
-    if summary["kind"] == "search":
+    blocks: list[Block] = [("state", state or UNFINISHED)] if unfinished else [("verdict", verdict_of(summary))]
+    blocks += _facts(run)
+    if summary["kind"] == "search" and not unfinished:
         section("curve.png", partial(_curve, summary, path / "curve.png"))
+    if summary["kind"] == "search":
         blocks += _searched(run, names)
     elif summary["kind"] == "comparison":
         blocks += [
@@ -153,10 +167,11 @@ def write_report(path: Path) -> Path:
     else:
         blocks += [("heading", "Scores"), *chart("score of every episode", partial(score_chart, run), replay_of(run))]
     blocks += _rewards(run, names)
-    blocks += section("the video", partial(_video, path / "episodes.mp4"))
+    if not unfinished:
+        blocks += section("the video", partial(_video, run, names))
     blocks += [("heading", "Episodes"), *_episode_table(run, names)]
     blocks += [("fold", "manifest.json"), ("code", json.dumps(run.manifest, indent=1)), ("unfold", "")]
-    return write_page(path / "report.html", title, blocks)
+    return write_page(path / "report.html", title, blocks, refresh)
 
 
 def _curve(summary: Mapping[str, Any], path: Path) -> list[Block]:
@@ -200,7 +215,9 @@ def _facts(run: Run) -> list[Block]:
     facts.append(("task", f"{run.env.name}, at most {run.env.max_steps} steps"))
     facts += [("device", device)] if device else []
     facts.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items())))
-    facts.append(("simulator breakdowns", f"{summary['infrastructure_errors']}, run again, not counted as failures"))
+    if "infrastructure_errors" in summary:
+        count = summary["infrastructure_errors"]
+        facts.append(("simulator breakdowns", f"{count}, run again, not counted as failures"))
     return [("facts", facts), *section("the table", partial(_figures, summary))]
 
 
@@ -238,6 +255,8 @@ def _outcomes(run: Run) -> list[Block]:
     """Return the number of report seeds by outcome."""
     classes = outcomes(run, "report")
     if not classes:
+        if begun(run.path):
+            return []
         return [("text", "The winner is a parent: there is no mixture whose outcomes could be counted.")]
     weights = tuple(run.summary["winner"]["weights"])
     episode = {row.seed: i for i, row in enumerate(run.rows) if row.phase == "report" and row.weights == weights}
@@ -403,10 +422,26 @@ def shown(verdict: str, table: Sequence[Sequence[str]], draw: Callable[[], Figur
     return template("page.html").render(whole=False, blocks=blocks, scripts=[])
 
 
-def _video(clip: Path) -> list[Block]:
-    if not clip.is_file() or clip.stat().st_size >= MAX_VIDEO_BYTES:
+def _video(run: Run, names: Sequence[str]) -> list[Block]:
+    """Return the videos of the run, one of each seed, with what happened."""
+    file, clips = run.path / VIDEO, read_clips(run.path)
+    if not file.is_file() or file.stat().st_size >= MAX_VIDEO_BYTES:
         return []
-    return [("heading", "Videos"), ("video", data_uri(clip.read_bytes(), "video/mp4"))]
+    content = file.read_bytes()
+    if not clips:  # of an earlier version
+        return [("heading", "Videos"), ("video", data_uri(content, "video/mp4"))]
+    gallery = list[dict[str, Any]]()
+    for clip in clips:
+        episodes = [(k, row) for k, row in enumerate(run.rows) if row.seed == clip.seed and row.phase != "search"]
+        results = "; ".join(f"{names[k]}: {result_of(row)}, score {row.score:.3f}, episode {k}" for k, row in episodes)
+        text = f"seed {clip.seed}. {results}"
+        gallery.append(
+            {"seed": clip.seed, "start": clip.start, "end": clip.end, "text": text, "wide": len(episodes) > 1}
+        )
+    heading = (
+        "Videos: failures first" if run.summary["kind"] == "evaluation" else "Videos: where the sides differ first"
+    )
+    return [("heading", heading), ("clips", (base64.b64encode(content).decode(), gallery))]
 
 
 def _cells(phase: str, figures: Mapping[str, Any]) -> list[str]:

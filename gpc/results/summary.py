@@ -21,6 +21,7 @@ from gpc.results.stats import (
     score_interval,
     wilson,
 )
+from gpc.weights.simplex import one_hot
 
 SCHEMA_VERSION = 2  # of summary.json; version 1 named `optimality_gap_ci95` "epsilon"
 LEAST = 5  # episodes for which an interval is shown
@@ -301,6 +302,34 @@ def summarize_comparison(
         "infrastructure_errors": infrastructure_errors,
     }
     return result | {"verdict": comparison_verdict(result)}
+
+
+def summarize_begun(config: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Compute what a summary holds before the run has ended.
+
+    Args:
+        config: Settings of the manifest.
+        rows: The finished episodes, at least one.
+    """
+    policies, phases = config["policies"], {row.phase for row in rows}
+    if sides := config.get("sides"):
+        played = by_candidate(rows)
+        named = [
+            {"name": " + ".join(sides[c]["policies"]), **figures(group), **_anytime(group)}
+            for c, group in played.items()
+        ]
+        return {"kind": "comparison", "policies": [side["name"] for side in named], "sides": named}
+    if "evaluate" in phases:
+        return {"kind": "evaluation", "policies": policies, **figures(rows)}
+    search, report = (by_candidate([row for row in rows if row.phase == phase]) for phase in ("search", "report"))
+    reported = [figures(group) for group in report.values()]
+    corners = {
+        one_hot(i, len(policies)) * (len(rows[0].weights) // len(policies)): name for i, name in enumerate(policies)
+    }
+    parents = [{"name": corners[tuple(f["weights"])], **f} for f in reported if tuple(f["weights"]) in corners]
+    winner = next((f for f in reported if tuple(f["weights"]) not in corners), None)
+    candidates = [figures(group) for group in search.values()]
+    return {"kind": "search", "policies": policies, "candidates": candidates, "parents": parents, "winner": winner}
 
 
 def optimality_gap(curve: Mapping[int, Sequence[Row]], winner: int) -> float | None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
+from msgspec import Meta, Struct, to_builtins
 
-from gpc.disk import writing
+from gpc import schema
+from gpc.disk import as_json, write_atomically, writing
 from gpc.errors import RunError, one_line
 from gpc.inert import label
 from gpc.results.run_folder import Row, read_rows
@@ -18,20 +21,64 @@ from gpc.results.trajectories import read_trajectory
 from gpc.rollout.env import Environment, LaneSpec, make_env
 from gpc.types import Array
 
+VIDEO, CLIPS = "episodes.mp4", "episodes.json"
+FPS = 20
+
+
+class Clip(Struct):
+    """The part of `episodes.mp4` that shows one seed, in seconds."""
+
+    seed: Annotated[int, Meta(ge=0)]
+    start: Annotated[float, Meta(ge=0, le=1e9)]
+    end: Annotated[float, Meta(ge=0, le=1e9)]
+
 
 def record_video(spec: LaneSpec, path: Path, count: int) -> None:
-    """Write `episodes.mp4`: the first `count` report seeds of each candidate."""
+    """Write `episodes.mp4` of seeds that `chosen` chooses, and `episodes.json`.
+
+    Winner and parents, or both sides, are side by side.
+    """
     rows, summary = read_rows(path / "episodes.jsonl"), read_summary(path)
     place = {row: i for i, row in enumerate(rows)}
     groups = list(by_candidate([row for row in rows if row.phase != "search"]).values())
     panels: list[tuple[str, list[Array]]] = [(_title(group[0], summary), []) for group in groups]
+    played = [{row.seed: row for row in group} for group in groups]
+    clips = list[Clip]()
     with closing(make_env(spec.env, spec.observation_keys)) as env:
-        for i in range(min(count, len(groups[0]))):
-            clips = [render(env, g[i].seed, read_trajectory(path, place[g[i]])["action"]) for g in groups]
-            longest = max(map(len, clips))
-            for (_, frames), clip in zip(panels, clips, strict=True):
+        for seed in chosen(played, count):
+            frames_of = [render(env, seed, read_trajectory(path, place[rows[seed]])["action"]) for rows in played]
+            longest = max(map(len, frames_of))
+            for (_, frames), clip in zip(panels, frames_of, strict=True):
                 frames += clip + [clip[-1]] * (longest - len(clip))
-    write_video(path / "episodes.mp4", panels)
+            end = len(panels[0][1]) / FPS
+            clips.append(Clip(seed, end - longest / FPS, end))
+    write_video(path / VIDEO, panels)
+    write_atomically(path / CLIPS, as_json([to_builtins(clip) for clip in clips]))
+
+
+def chosen(groups: Sequence[Mapping[int, Row]], count: int) -> list[int]:
+    """Choose the seeds that show most.
+
+    First those on which the groups differ, of each pattern of successes in turn, then those that all lose, then the others.
+
+    Args:
+        groups: Rows of each policy or mixture, by seed.
+        count: Largest number of seeds.
+    """
+    patterns: dict[tuple[bool, ...], list[int]] = {}
+    for seed in sorted(groups[0]):
+        if all(seed in rows for rows in groups):
+            patterns.setdefault(tuple(rows[seed].success for rows in groups), []).append(seed)
+    differing = [seeds for pattern, seeds in sorted(patterns.items(), reverse=True) if len({*pattern}) > 1]
+    turns = [seed for turn in zip_longest(*differing) for seed in turn if seed is not None]
+    alike = [patterns.get((success,) * len(groups), []) for success in (False, True)]
+    return [*turns, *alike[0], *alike[1]][:count]
+
+
+def read_clips(path: Path) -> list[Clip]:
+    """Read `episodes.json` of a run folder; earlier versions wrote none."""
+    file = path / CLIPS
+    return schema.read(list[Clip], file) if file.is_file() else []
 
 
 def render(env: Environment, seed: int, actions: Array) -> list[Array]:
@@ -44,7 +91,7 @@ def render(env: Environment, seed: int, actions: Array) -> list[Array]:
     return frames
 
 
-def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = 20) -> None:
+def write_video(path: Path, panels: Sequence[tuple[str, Sequence[Any]]], fps: int = FPS) -> None:
     """Write an mp4 file of several episodes side by side.
 
     Args:
