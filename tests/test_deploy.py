@@ -46,7 +46,7 @@ POLICIES, WEIGHTS, SEEDS = ["pusht-diffusion", "pusht-flow"], [0.4, 0.6], (10000
 def evaluated(tmp_path_factory):
     """A run of the bundled policies in their mixture, an episode of 40 steps for each seed."""
     policy, run = gpc.compose([gpc.load_policy(name) for name in POLICIES], WEIGHTS), tmp_path_factory.mktemp("run")
-    gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=40), episodes=len(SEEDS), seed=SEEDS[0], run_dir=run)
+    gpc.evaluate(policy, gpc.EnvSpec("pusht", max_steps=40), episodes=len(SEEDS), seed=SEEDS[0], run_dir=run, video=0)
     return run
 
 

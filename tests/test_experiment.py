@@ -456,7 +456,7 @@ def test_a_nested_composition_under_other_weights_does_not_resume(parents, tmp_p
 
     def run(weights):
         inner = gpc.steer(gpc.compose(parents, weights), "smoothness", 0.01, name="inner")
-        gpc.evaluate(inner, env, episodes=1, sampler=sampling, run_dir=tmp_path)
+        gpc.evaluate(inner, env, episodes=1, sampler=sampling, run_dir=tmp_path, video=0)
 
     run([0.5, 0.5])
     run([0.5, 0.5])

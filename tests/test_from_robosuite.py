@@ -237,7 +237,7 @@ def test_evaluate_builds_the_simulator_of_a_checkpoint_and_robomimic_agrees_with
     metadata = {"env_name": "Lift", "type": 1, "env_kwargs": given, "env_version": "1.5.1"}
     policy = gpc.load_policy(f"robomimic:{save(tmp_path / 'tiny.pth', metadata=metadata)}")
     env, engine, sampling = EnvSpec("policy", None, 20), Engine(workers=1), gpc.Sampling(steps=2)
-    result = gpc.evaluate(policy, env, episodes=2, sampler=sampling, engine=engine, run_dir=tmp_path / "run")
+    result = gpc.evaluate(policy, env, episodes=2, sampler=sampling, engine=engine, run_dir=tmp_path / "run", video=0)
     theirs, _ = file_utils.env_from_checkpoint(ckpt_path=str(tmp_path / "tiny.pth"))
     for i, row in enumerate(read_rows(tmp_path / "run" / "episodes.jsonl")):
         assert row in result.rows

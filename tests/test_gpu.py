@@ -109,7 +109,7 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_table(device, tmp_path, mo
     env, method = gpc.EnvSpec("pusht", max_steps=16), gpc.Grid(step=0.5, episodes=2)
 
     def table(folder, lanes):
-        gpc.search(pair, env, search=method, engine=gpc.Engine(lanes, 1), run_dir=folder, **settings)
+        gpc.search(pair, env, search=method, engine=gpc.Engine(lanes, 1), run_dir=folder, video=0, **settings)
         rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
         return sorted((tuple(row["weights"]), row["seed"], row["score"]) for row in rows)
 

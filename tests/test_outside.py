@@ -163,7 +163,7 @@ def test_objects_from_outside_are_used_as_gpcs_own(outside, parents, tmp_path):
     env = gpc.EnvSpec("pusht", max_steps=8)
     found = gpc.search(
         gpc.compose(parents, outside.Sharpened([0.5, 0.5], power=2.0)), env, search=outside.Halves(episodes=2),
-        report_episodes=1, sampler=gpc.Sampling(steps=2, best_of=gpc.BestOf(2, outside.upwards)), run_dir=tmp_path,
+        report_episodes=1, sampler=gpc.Sampling(steps=2, best_of=gpc.BestOf(2, outside.upwards)), run_dir=tmp_path, video=0,
     )  # fmt: skip
     assert {row.weights for row in found.rows} == {(1, 0), (0, 1), (0.5, 0.5)}
     config = json.loads((tmp_path / "manifest.json").read_text())["config"]
@@ -175,7 +175,7 @@ def test_objects_from_outside_are_used_as_gpcs_own(outside, parents, tmp_path):
 
 
 def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outside, parents, tmp_path):
-    short = {"episodes": 2, "sampler": gpc.Sampling(steps=2), "run_dir": tmp_path}
+    short = {"episodes": 2, "sampler": gpc.Sampling(steps=2), "run_dir": tmp_path, "video": 0}
     first = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
     before = (tmp_path / "episodes.jsonl").read_bytes()
     again = gpc.evaluate(parents[0], gpc.EnvSpec(outside.Point, max_steps=8, options={"size": 256.0}), **short)
@@ -190,7 +190,7 @@ def test_an_environment_of_the_user_runs_and_resumes_with_an_equal_object(outsid
         gpc.evaluate(parents[0], outside.Point, episodes=1)
 
 
-ONCE = {"seed": 100_000, "episodes": 1, "sampler": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
+ONCE = {"video": 0, "seed": 100_000, "episodes": 1, "sampler": gpc.Sampling(steps=2), "engine": gpc.Engine(workers=1)}
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,9 @@ def test_a_fault_of_an_environment_shows_before_the_episodes(name, line, outside
     (tmp_path / "faulty_gpc.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=line):
-        gpc.evaluate(parents[0], gpc.EnvSpec(f"faulty_gpc:{name}", max_steps=9), episodes=1, run_dir=tmp_path / "run")
+        gpc.evaluate(
+            parents[0], gpc.EnvSpec(f"faulty_gpc:{name}", max_steps=9), episodes=1, run_dir=tmp_path / "run", video=0
+        )
     assert not (tmp_path / "run").exists()
 
 

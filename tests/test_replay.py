@@ -137,7 +137,12 @@ def test_a_run_from_before_a_key_by_policy_existed_is_replayed(searched, said, t
 
 def test_policies_that_were_loaded_elsewhere_are_named_and_another_one_is_refused(tiny, parents, said, tmp_path):
     gpc.evaluate(
-        parents[0], gpc.EnvSpec("pusht", max_steps=16), episodes=1, sampler=gpc.Sampling(steps=3), run_dir=tmp_path
+        parents[0],
+        gpc.EnvSpec("pusht", max_steps=16),
+        episodes=1,
+        sampler=gpc.Sampling(steps=3),
+        run_dir=tmp_path,
+        video=0,
     )
     code, text = said(tmp_path, 0)
     assert (code, "say where tiny-noise are now" in text) == (2, True)
