@@ -1,9 +1,12 @@
 """Results in a session: one line each, a table with its figure, rows, the page; words of other tools."""
 
+import ast
+import inspect
 import sys
 from dataclasses import replace
 
 import pytest
+from docs_blocks import DOCS, blocks
 
 import gpc
 from gpc.commands import api
@@ -124,6 +127,17 @@ def test_a_word_of_another_tool_gets_ours(command, word, line):
     with pytest.raises(InputError) as error:
         command("nothing", **{word: 1})
     assert line in str(error.value)
+
+
+def test_the_calls_that_pages_print_have_arguments_that_exist():
+    pages = ["../README.md", *(page.name for page in DOCS.glob("*.md"))]
+    trees = [ast.parse(block) for page in pages for block in blocks(page)]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [(ast.unparse(node.func).removeprefix("gpc."), node) for node in nodes]
+    checked = [(name, node) for name, node in calls if name in ("evaluate", "search", "compare", "diagnose", "compose")]
+    assert {name for name, _ in checked} == {"evaluate", "search", "compare", "diagnose", "compose"}
+    for name, node in checked:
+        inspect.signature(getattr(gpc, name)).bind(*node.args, **{word.arg: word for word in node.keywords if word.arg})
 
 
 def test_names_are_checked():
