@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -67,5 +68,40 @@ def client(port):
     print("first action", actions[0])
 
 
+def run_trained_agent(*arguments):
+    """Run robomimic's script of this name, without the language model that it would fetch to embed the task."""
+    import robomimic.utils.lang_utils
+
+    robomimic.utils.lang_utils.get_lang_emb = lambda text: None
+    sys.argv[1:] = arguments
+    runpy.run_module("robomimic.scripts.run_trained_agent", run_name="__main__")
+
+
+def same_counts(printed):
+    """Check gpc's evaluations against those of LeRobot and robomimic: keys, episodes, successes (docs/coming-from.md)."""
+    ours, theirs = (
+        json.loads(Path(file).read_text()) for file in ("runs/lerobot-alone/eval_info.json", "eval/eval_info.json")
+    )
+    parts = [
+        (info["overall"], info["per_task"][0]["metrics"], next(iter(info["per_group"].values())))
+        for info in (ours, theirs)
+    ]
+    for part, its in zip(*parts, strict=True):
+        assert part.keys() <= its.keys(), (part.keys(), its.keys())
+    for key in ("n_episodes", "pc_success"):
+        assert ours["overall"][key] == theirs["overall"][key], key
+    text = Path(printed).read_text()
+    rollouts = json.loads(text[text.rindex("Average Rollout Stats") :].partition("\n")[2].partition("}")[0] + "}")
+    summary = json.loads(Path("runs/robomimic-alone/summary.json").read_text())
+    assert rollouts["Num_Success"] == summary["n_success"]
+    assert rollouts["Horizon"] == 8
+
+
 if __name__ == "__main__":
-    {"lerobot-data": lerobot_data, "train-robomimic": train_robomimic, "client": client}[sys.argv[1]](*sys.argv[2:])
+    {
+        "run-trained-agent": run_trained_agent,
+        "same-counts": same_counts,
+        "lerobot-data": lerobot_data,
+        "train-robomimic": train_robomimic,
+        "client": client,
+    }[sys.argv[1]](*sys.argv[2:])

@@ -38,11 +38,8 @@ NOT_RUN = {
     "env=lerobot": "a checkpoint and a benchmark: tests/test_lerobot_envs.py",
     "env=remote": "needs the server of the line above: tests/test_remote_env.py",
     "...": "a pattern, not a command",
-    "robot=lerobot": "a robot on a serial port: tests/test_lerobot_robots.py",
-    "robot=ros2": "a robot on ROS 2: tests/test_over_ros2.py",
     "env=my_env": "a class of the reader's: tests/test_from_gymnasium.py",
     "my_policy:": "a module of the page: tests/test_own_policy.py",
-    "cuda": "needs a card: tests/test_device_keys.py",
     "lerobot:": "a checkpoint: tests/test_from_lerobot.py",
     "robomimic:": "a checkpoint: tests/test_from_robomimic.py",
     "diffusion_policy:": "a checkpoint: tests/test_from_diffusion_policy.py",
@@ -52,13 +49,16 @@ NOT_RUN = {
     "--episode 900": "an episode of 300 steps: tests/test_evidence.py",
     "search=halves": "the search that the page has the reader register: tests/test_outside.py",
 }
-"""What a command holds that does not run here in a second or two, and what runs it."""
+"""What a command holds that does not run here in a second or two, and the test that runs it."""
+HARDWARE = "<!-- needs hardware: "
+"""Begins the line before a block, with what its commands that need a card or a robot hold."""
 UNRESOLVED = ("...", "search=halves", "env=my_env", "mine:", "lerobot/diffusion_pusht")
 """What a command holds that is the reader's own, or that the page has refused."""
 OUTSIDE = (
     "lerobot-eval",
     "lerobot-train",
     "python eval.py",
+    "python -m robomimic.scripts",
     "pip install",
     "git ",
     "ssh ",
@@ -70,17 +70,29 @@ OUTSIDE = (
 
 
 def commands(page):
-    """The commands in the blocks of a page without language, a line each, without prompts, comments and continuations."""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S):
+    """Yield each command in the blocks of a page without language, and whether it needs hardware.
+
+    Prompts, comments and continuations are left out.
+    """
+    for marked, language, block in re.findall(
+        rf"(?:^{HARDWARE}([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S
+    ):
         for line in () if language in ("python", "yaml", "toml", "json") else block.replace("\\\n", " ").splitlines():
             command = re.sub(r"^\s*(\$|there:|here:)?\s*", "", line).partition("   #")[0].partition("  #")[0].strip()
             if re.match(r"(gpc|python|make) ", command) and not command.startswith("gpc/"):
-                yield command
+                yield command, any(part in command for part in marked.split(", ") if part)
 
 
-FOUND = [(page.relative_to(ROOT), command) for page in PAGES for command in commands(page)]
+EVERY = [(page.relative_to(ROOT), *found) for page in PAGES for found in commands(page)]
+FOUND = [(page, command) for page, command, _ in EVERY]
 GPC = [(page, command) for page, command in FOUND if command.startswith("gpc ")]
-RUN = list(dict.fromkeys(command for _, command in GPC if not any(part in command for part in NOT_RUN)))
+RUN = list(
+    dict.fromkeys(
+        command
+        for _, command, hardware in EVERY
+        if command.startswith("gpc ") and not hardware and not any(part in command for part in NOT_RUN)
+    )
+)
 
 
 def words(command):
@@ -92,6 +104,23 @@ def test_the_blocks_hold_commands_and_each_exception_is_of_one():
     assert {shlex.split(command)[1] for _, command in GPC} <= set(COMMANDS)
     text = "\n".join(command for _, command in FOUND)
     assert [part for part in (*NOT_RUN, *UNRESOLVED) if part not in text] == []
+    tests = [re.search(r"tests/test_\w+\.py$", why) for why in NOT_RUN.values()]
+    assert [
+        why for why, test in zip(NOT_RUN.values(), tests, strict=True) if test and not (ROOT / test[0]).is_file()
+    ] == []
+    assert [why for why, test in zip(NOT_RUN.values(), tests, strict=True) if not test] == ["a pattern, not a command"]
+
+
+def test_what_needs_hardware_is_marked_in_the_page():
+    marked = [
+        part
+        for page in PAGES
+        for parts in re.findall(rf"{HARDWARE}(.*) -->", page.read_text())
+        for part in parts.split(", ")
+    ]
+    assert {"cuda", "robot=lerobot", "robot=ros2"} >= set(marked)
+    held = [command for _, command, hardware in EVERY if command.startswith("gpc ") and hardware]
+    assert held == [c for _, c in GPC if any(part in c for part in ("cuda", "robot=lerobot", "robot=ros2"))]
 
 
 @pytest.mark.parametrize(("page", "command"), [case for case in GPC if words(case[1])[0] in KEYED])

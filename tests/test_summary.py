@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from gpc.results.eval_info import eval_info
 from gpc.results.run_folder import Row
 from gpc.results.stats import pairs_needed, resolution
-from gpc.results.summary import optimality_gap, summarize_search
+from gpc.results.summary import optimality_gap, summarize_evaluation, summarize_search
 
 RATES = np.array([0.5, 0.55, 0.6, 0.63, 0.65, 0.65, 0.64, 0.62, 0.6, 0.55, 0.5])
 
@@ -97,3 +98,17 @@ def test_a_verdict_ends_in_what_to_use(rates, winner, use):
     report = draws < np.array(rates)[:, None]
     summary = summarize_search(["a", "b"], [], rows_of("report", report), winner, {"a": 0, "b": 2}, 0)
     assert summary["verdict"].endswith(use)
+
+
+def test_an_evaluation_has_lerobots_keys_too():
+    rows = [Row("evaluate", 0, seed, (1.0,), seed > 7, seed / 10, 5, sum_reward=2.0 * seed) for seed in (7, 8)]
+    timing = {"n_episodes": 2, "seconds_per_episode": 3.0, "ms_per_chunk": None}
+    info = eval_info(rows, summarize_evaluation(["a"], rows, 0) | {"timing": timing}, "pusht")
+    figures = {"avg_sum_reward": 15, "avg_max_reward": 0.75, "pc_success": 50, "n_episodes": 2, "video_paths": []}
+    assert info["overall"] == figures | {"eval_s": 6, "eval_ep_s": 3}
+    assert info["per_group"] == {"pusht": figures}
+    assert info["per_task"][0]["metrics"]["successes"] == (False, True)
+    assert [episode["seed"] for episode in info["per_episode"]] == [7, 8]
+    older = [Row("evaluate", 0, 7, (1.0,), True, 1.0, 5)]
+    info = eval_info(older, summarize_evaluation(["a"], older, 0) | {"timing": None}, "pusht")
+    assert (info["overall"]["avg_sum_reward"], info["overall"]["eval_s"]) == (None, None)
