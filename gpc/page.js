@@ -5,7 +5,7 @@ const shown = document.getElementById("shown")
 const FIELDS = ["episode", "policy", "seed", "result", "score", "steps"]
 
 function play(video, url, {start, end}) {
-  video.src = `${url}#t=${start},${end}`
+  video.src = `${url}#t=${Math.max(start, 0.01)},${end}`  // at 0 Chromium draws no frame
   video.ontimeupdate = () => {
     if (video.currentTime >= end) video.currentTime = start
   }

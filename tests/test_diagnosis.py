@@ -86,6 +86,10 @@ def test_the_command_writes_a_diagnosis_and_its_pictures(tmp_path, capsys):
     assert set(found["seconds_per_chunk"]) == {"pusht-beso", "pusht-flow", "composition"}
     for name in ("chunks.png", "disagreement.png"):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "report.html").read_text()
+    assert page.count("data-item=") == 2
+    assert page.count('src="data:image/png;base64') == 1
+    assert "gpc diagnose &#39;policies=[pusht-beso,pusht-flow]&#39;" in page
     said = capsys.readouterr().out
     assert "furthest apart at sigma" in said
     assert "demonstrations=FILE" in said
@@ -131,5 +135,5 @@ def test_a_picture_that_cannot_be_drawn_does_not_cost_the_others(tmp_path, monke
     monkeypatch.setattr("gpc.commands.diagnosis.disagreement_plot", lambda _: 1 / 0)
     ask = ["diagnose", "policies=[pusht-beso,pusht-flow]", "env.max_steps=8", "chunks=1", "sampler.steps=3"]
     assert main([*ask, f"run_dir={tmp_path / 'out'}"]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"diagnosis.json", "chunks.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"diagnosis.json", "chunks.png", "report.html"}
     assert capsys.readouterr().err == "gpc: disagreement.png is missing: ZeroDivisionError: division by zero\n"

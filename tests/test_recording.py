@@ -2,6 +2,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,13 @@ from running import until
 from gpc.bridge import recording
 from gpc.bridge.controller import HOLD, OK, Event
 from gpc.bridge.loop import PeriodRecord
+from gpc.bridge.page import _stream
 from gpc.bridge.recording import Recorder
+from gpc.commands.cli import main
 from gpc.demonstrations import read, write_lerobot
 from gpc.errors import InputError
 from gpc.inert import Console
+from gpc.results.charts import action_chart
 
 WITH_TESTS = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
@@ -54,6 +58,34 @@ def test_an_episode_is_read_again_as_demonstrations_with_what_was_really_sent(tm
     event = json.loads((tmp_path / "run/events.jsonl").read_text())
     assert event == {"at": 3.2, "kind": "stopped", "text": "the time is over"}
     assert json.loads((tmp_path / "run/summary.json").read_text()) == {"why": "the time is over", "steps": 16}
+
+
+def test_the_page_of_an_episode_has_actions_limits_holds_pictures_and_events(tmp_path, capsys):
+    run, name = tmp_path / "run", "<b>joint</b>"
+    limits = {"low": [-1.0, None], "high": [1.0, None]}
+    recorder = Recorder(run, {"robot": {"type": "arm"}, "features": {"actions": [name, "gripper"]}, "limits": limits})
+    for i in range(30):
+        recorder.record(record(i, HOLD if 10 <= i < 15 else OK))
+    recorder.event(Event(3.2, "stopped", "<script>alert(1)</script>"))
+    recorder.close()
+    recorder.finish({"why": "the time is over", "mode": "live", "chunk_ms": {"p50": 3.0}})
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "Ended after 2.9 s: the time is over. 16.7 % of the periods" in page
+    assert page.count("data-item=") == 3  # two dimensions and the latencies
+    assert page.count('src="data:image/png;base64') == 6
+    assert "<script>alert(1)" not in page
+    assert name not in page
+    assert "&lt;script&gt;alert(1)" in page
+    stream = _stream(run)
+    drawn = action_chart(name, stream["at"], {"sent": stream["sent"][:, 0]}, [-1.0, None], stream["mode"] == 1)
+    strip, line, limit = (drawn.renderers[i].data_source.data for i in range(3))
+    assert (strip["x0"].tolist(), strip["x1"].tolist()) == ([pytest.approx(1.0)], [pytest.approx(1.5)])
+    assert len(line["x"]) == 30
+    assert limit["y"] == [-1.0]
+    shutil.rmtree(run / "episode.zarr/stream/at")
+    assert main(["report", str(run)]) == 2
+    assert "holds no period" in capsys.readouterr().err
 
 
 def test_a_folder_with_an_episode_is_not_written_over(tmp_path):

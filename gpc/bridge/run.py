@@ -183,7 +183,9 @@ def deploy(
     parts = {"stitch": blender, "watchdog": watchdog, "safety": safety}
     content = manifest or {"source": source.name, "robot": robot.name, **asdict(settings), **described(parts)}
     names = loop.feature_map.observations
+    limits = loop.controller.safety_filter.limits
     content = {**content, "features": {"observations": names, "actions": loop.feature_map.actions}}
+    content["limits"] = {"low": limits.low.tolist(), "high": limits.high.tolist()}
     recorder = Recorder(Path(run_dir), content, console, settings.view, start)
     _announce(console, source, loop)
     loop.sink, stop_signal = recorder, stop_signal or StopSignal()

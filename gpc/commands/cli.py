@@ -161,7 +161,8 @@ def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     config = load_config(name, args)
     check_config(name, config)
     with open_dict(config):
-        config.command = shlex.join(["gpc", name, *args])  # for the page of the run
+        overrides = [arg for arg in args if not arg.partition("=")[0].endswith("token")]
+        config.command = shlex.join(["gpc", name, *overrides])  # for the page of the run
     return config
 
 
@@ -169,7 +170,7 @@ def _diagnose(console: Console, args: list[str]) -> None:
     if (config := _config(console, "diagnose", args)) is not None:
         from gpc.commands.diagnosis import diagnose_from
 
-        console.print(f"pictures: {diagnose_from(config, console)}", soft_wrap=True)
+        console.print(f"report: {diagnose_from(config, console) / 'report.html'}", soft_wrap=True)
 
 
 def _policies(console: Console, args: list[str]) -> None:
@@ -191,7 +192,7 @@ def _report(console: Console, args: list[str]) -> None:
     parser.add_argument("--rrd", type=Path, metavar="FILE", help="also write the episodes of one run for rerun.io")
     options = parser.parse_args(args)
     paths = options.runs
-    from gpc.results.report import print_summary, write_report, write_study
+    from gpc.results.report import write_study
 
     if not paths:
         raise InputError("gpc report takes run folders, as in: gpc report runs/demo")
@@ -206,9 +207,21 @@ def _report(console: Console, args: list[str]) -> None:
         page = Path("study.html")
         write_study(paths, page, console)
     else:
-        page = write_report(paths[0])
-        print_summary(paths[0], console)
+        page = _page(paths[0], console)
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def _page(path: Path, console: Console) -> Path:
+    """Write the page of a run folder of any command; print the table of a run."""
+    if (path / "episode.zarr").is_dir():
+        from gpc.bridge.page import write_deploy_page
+
+        return write_deploy_page(path)
+    from gpc.results.report import print_summary, write_report
+
+    page = write_report(path)
+    print_summary(path, console)
+    return page
 
 
 def _replay(console: Console, args: list[str]) -> None:

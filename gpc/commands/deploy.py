@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from gpc.bridge.blending import ChunkBlender, RealTimeChunking, RecedingHorizon, TemporalEnsembling
 from gpc.bridge.chunk_source import ChunkSource, LocalSource, RemoteSource
 from gpc.bridge.controller import Watchdog
+from gpc.bridge.page import write_deploy_page
 from gpc.bridge.robot import Robot
 from gpc.bridge.run import DeployResult, EpisodeSettings, deploy
 from gpc.bridge.safety import SafetyLimits
@@ -20,8 +21,8 @@ from gpc.bridge.stop import StopSignal
 from gpc.commands.config import plain
 from gpc.commands.setup import compose_from, device_of, print_native, sampling_of
 from gpc.composition.composed import as_composition
-from gpc.errors import InputError, RunError, Stopped
-from gpc.inert import Console, file_name
+from gpc.errors import InputError, RunError, Stopped, missing
+from gpc.inert import Console, file_name, notice
 from gpc.inference.native import common_action_steps, origin_of_action_steps, resolved
 from gpc.inference.threads import torch_threads
 from gpc.objects import build, choose, settings_in
@@ -45,6 +46,10 @@ def run(config: DictConfig, console: Console) -> Path:
         robot = robot_from(config)
         folder = Path(config.run_dir or Path("runs", file_name(f"deploy-{robot.name}-{datetime.now():%Y%m%d-%H%M%S}")))
         result = deploy_from(config, source, robot, folder, console)
+    try:
+        console.print(f"report: {write_deploy_page(folder)}", highlight=False, soft_wrap=True)
+    except Exception as error:  # how the episode ended must not be lost
+        notice(missing("the page", error))
     lost = result.summary.get("not_recorded")
     reason = f"{result.reason}; not recorded: {lost}" if lost else result.reason
     console.print(f"{folder}: {reason}", highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from gpc.commands.api import Env, experiment_in
 from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
+from gpc.commands.diagnosis_page import write_diagnosis_page
 from gpc.commands.experiment import demonstrations_for, denoising_error
 from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import RolloutSetup
@@ -389,7 +390,7 @@ def show(diagnosis: Mapping[str, Any], console: Console) -> None:
 
 
 def diagnose_from(config: Config, console: Console) -> Path:
-    """Run `gpc diagnose` and return the folder of diagnosis.json and pictures."""
+    """Run `gpc diagnose` and return the folder of its page."""
     _, _, demonstrations = sampling_of(config), env_of(config), demonstrations_of(config)  # before networks are loaded
     device = device_of(config)
     device.check_here()
@@ -403,13 +404,15 @@ def diagnose_from(config: Config, console: Console) -> Path:
         policy = composition_of(plain(config)["composer"], policy.policies, weights_of(config, len(policy.policies)))
     folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)
     diagnosis, pictures = examine(setup, policy, config["seed"], config["chunks"], console, demonstrations)
-    write_diagnosis(folder, diagnosis, pictures)
+    write_diagnosis(folder, diagnosis, pictures, plain(config).get("command", ""))
     show(diagnosis, console)
     return folder
 
 
-def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any], pictures: Mapping[str, Callable[[], Figure]]) -> None:
-    """Write diagnosis.json and the pictures."""
+def write_diagnosis(
+    folder: Path, diagnosis: Mapping[str, Any], pictures: Mapping[str, Callable[[], Figure]], command: str = ""
+) -> None:
+    """Write diagnosis.json, the pictures and the page."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "diagnosis.json", as_json(diagnosis))
@@ -418,3 +421,5 @@ def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any], pictures: Mappin
             write_atomically(folder / name, png(draw()))
         except Exception as error:  # the diagnosis and the other pictures must not be lost
             notice(missing(name, error))
+    sentences = [prediction(diagnosis), *distances_apart(diagnosis)]
+    write_diagnosis_page(folder, diagnosis, member_table(diagnosis), sentences, command)

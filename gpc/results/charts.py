@@ -19,6 +19,7 @@ from gpc.results.run_folder import Row
 from gpc.results.summary import mixture
 from gpc.types import Array
 
+MOST_POINTS = 3000  # of one curve
 WON, LOST, UNKNOWN = "#2a6fa8", "#f0b27a", "#8899aa"
 WINNER, PARENT = "#238b45", "#d95f02"
 COLOURS = ("#2a6fa8", "#d95f02", "#238b45", "#7b52ab", "#b8860b", "#c2185b", "#00838f", "#6d4c41")
@@ -257,6 +258,45 @@ def lines_chart(
             "x", "value", source=source, color=colour, size=6, legend_label=_short(name, LEGEND_LENGTH)
         )
         _hover(plot, drawn, [("", _constant(name)), (x_name, "@x{0.000}"), (y_name, "@value{0.0000}")])
+    return _with_legend(plot)
+
+
+def action_chart(name: str, at: Array, lines: Mapping[str, Array], limits: Sequence[float | None], holds: Array) -> Any:
+    """Draw one dimension of the actions on a robot.
+
+    Args:
+        name: The dimension.
+        at: Times (periods,), in seconds.
+        lines: Values (periods,), by name.
+        limits: Position limits; None: not limited.
+        holds: Periods (periods,) without a fresh action.
+    """
+    plot, step = _plot(240, "s", name), -(-len(at) // MOST_POINTS)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], holds, [False]]).astype(int)))
+    if len(edges):
+        ends = np.append(at, at[-1])
+        plot.vstrip(ends[edges[::2]], ends[edges[1::2]], fill_color="#d95f02", fill_alpha=0.2, line_color=None,
+                    legend_label="held or stopped")  # fmt: skip
+    for i, (label_of, values) in enumerate(lines.items()):
+        if not np.isnan(values).all():
+            source = _source({"x": at[::step], "value": values[::step]})
+            wide = {"line_width": 5, "line_alpha": 0.35} if i == 0 else {"line_width": 1.5}
+            drawn = plot.line("x", "value", source=source, color=COLOURS[i], legend_label=label_of, **wide)
+            _hover(plot, drawn, [("", label_of), ("s", "@x{0.00}"), (_constant(name), "@value{0.0000}")], "vline")
+    for limit in limits:
+        if limit is not None:
+            plot.hspan(y=[limit], line_color="#888888", line_dash="dashed")
+    return _with_legend(plot) if plot.legend else plot
+
+
+def timing_chart(at: Array, late: Array, age: Array) -> Any:
+    """Draw how late each period was, and how old the chunk behind its action."""
+    step = -(-len(at) // MOST_POINTS) or 1
+    plot = _plot(260, "s", "ms")
+    for name, seconds, colour in (("late", late, "#d95f02"), ("age of the observation behind the action", age, WON)):
+        source = _source({"x": at[::step], "value": 1000 * seconds[::step]})
+        drawn = plot.line("x", "value", source=source, color=colour, legend_label=name)
+        _hover(plot, drawn, [("", name), ("s", "@x{0.00}"), ("ms", "@value{0.0}")], "vline")
     return _with_legend(plot)
 
 

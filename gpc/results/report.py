@@ -186,7 +186,7 @@ def names_of(run: Run) -> list[str]:
     if summary["kind"] == "comparison":
         sides = [side["name"] for side in summary["sides"]]
         return [sides[row.candidate] for row in run.rows]
-    names = {(phase, tuple(figures["weights"])): name for name, phase, figures in rows_of(summary)}
+    names = {(phase, tuple(figures["weights"])): name for name, phase, figures in reversed(rows_of(summary))}
     return [names[row.phase, row.weights] for row in run.rows]
 
 

@@ -152,5 +152,7 @@ def _check_complete(path: Path) -> None:
 def _title(row: Row, summary: Mapping[str, Any]) -> str:
     if row.phase == "compare":
         return str(summary["sides"][row.candidate]["name"])
+    if len(row.weights) == 1:
+        return str(summary["policies"][0])
     parents = {tuple(p["weights"]): p["name"] for p in summary.get("parents", [])}
     return str(parents.get(row.weights, "composed " + ", ".join(f"{w:g}" for w in row.weights)))
