@@ -41,19 +41,23 @@ def executed(shorter: Mapping[str, str] = MappingProxyType({})) -> NotebookNode:
         os.environ.update({key: value for key, value in before.items() if value is not None})
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = _joined(cell.outputs)
+            cell.outputs = _untimed(cell.outputs)
     return notebook
 
 
-def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Join pieces of one stream: where they are cut depends on time."""
-    joined: list[NotebookNode] = []
+def _untimed(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Join pieces of one stream, and drop its lines about a page that renews itself: both depend on time."""
+    kept: list[NotebookNode] = []
     for output in outputs:
-        if joined and output.output_type == "stream" and joined[-1].get("name") == output.name:
-            joined[-1].text += output.text
-        else:
-            joined.append(output)
-    return joined
+        if output.output_type == "stream":
+            output.text = "".join(line for line in output.text.splitlines(True) if "renews itself" not in line)
+            if not output.text:
+                continue
+            if kept and kept[-1].get("name") == output.name:
+                kept[-1].text += output.text
+                continue
+        kept.append(output)
+    return kept
 
 
 def main() -> None:
