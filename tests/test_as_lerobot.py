@@ -122,7 +122,7 @@ def test_a_chunk_goes_on_from_what_the_robot_is_doing(policy):
 def pusht(tmp_path_factory):
     """A trained policy in LeRobot, the frames of a demonstration, and its chunk from any history of them."""
     root = tmp_path_factory.mktemp("pusht")
-    save(root, ["pusht-flow"], [1.0], rename_map=KEYS, sampling=Sampling(steps=5))
+    save(root, ["pusht-flow"], [1.0], rename_map=KEYS, sampler=Sampling(steps=5))
     policy = get_policy_class("gpc").from_pretrained(root)
     demonstration = read(DEMONSTRATIONS, list(KEYS)).select([0])
     frames = {KEYS[key]: torch.from_numpy(value).float() for key, value in demonstration.observations.items()}

@@ -35,14 +35,14 @@ from lerobot.processor import (
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 from torch import Tensor
 
-from gpc.commands.setup import PER_POLICY_KEYS, adapt_policies
+from gpc.commands.setup import PER_POLICY_KEYS, adapt_policies, sampler_named
 from gpc.composition.composed import ComposedPolicy, compose
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, suggest
 from gpc.inert import notice_once
 from gpc.inference.chunk import sample_chunk
 from gpc.inference.device import Device
-from gpc.inference.native import Native, common_action_steps, resolved
+from gpc.inference.native import common_action_steps, resolved
 from gpc.inference.placement import place
 from gpc.inference.settings import Sampling
 from gpc.policy.load import load_registered
@@ -282,7 +282,7 @@ def save(
     policies: Sequence[str],
     weights: Sequence[float],
     *,
-    sampling: Sampling | Native = Sampling(),
+    sampler: Sampling | str = Sampling(),
     n_action_steps: int | None = None,
     rename_map: Mapping[str, str] | None = None,
     **by_policy: Mapping[str, Any],
@@ -297,7 +297,7 @@ def save(
         raise InputError(f"unknown setting {unknown[0]!r}{suggest(unknown[0], list(PER_POLICY_KEYS))}")
     settings: dict[str, Any] = {"rename_map": dict(rename_map or {}), **by_policy}
     policy = _composition(policies, weights, settings, None)
-    sampling = resolved(sampling, [policy])
+    sampling = resolved(sampler_named(sampler), [policy])
     if n_action_steps is None:
         n_action_steps = common_action_steps([policy], "n_action_steps")
     spec = policy.actions
