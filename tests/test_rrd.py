@@ -12,7 +12,7 @@ from gpc.results.trajectories import read_trajectory
 
 def series(recording, entity):
     """Steps and values of a curve in a file."""
-    table = recording.view(index="step", contents=entity).select().read_all().to_pandas()
+    table = recording.view(index="step", contents=entity.partition(":")[0]).select().read_all().to_pandas()
     column = next(name for name in table.columns if name.startswith(entity))
     table = table.dropna(subset=[column])
     return table["step"].to_numpy(), np.stack(table[column].to_numpy())
@@ -43,6 +43,9 @@ def test_episodes_of_one_seed_stand_at_the_same_place(tiny, tmp_path, capsys):
         starts[name] = steps[len(recorded[0])]
         assert ends[0] == len(recorded[0]) - 1
     assert len(set(starts.values())) == 1
+    steps, _ = series(recording, "/episodes:VideoFrameReference")
+    assert steps[0] in (0, starts["tiny-flow"])  # of the one seed in the video
+    assert len(steps) == 12
 
 
 def test_a_file_is_of_one_run(capsys):

@@ -1,7 +1,7 @@
 """A run for rerun (rerun.io): its recorded episodes as one .rrd file.
 
-Under each weights the episodes stand one after another on the timeline `step`, those of one seed at the same place: what a
-mixture and its parents do from one initial state is seen side by side. The video has the timeline `video`.
+Under each weights the episodes stand one after another on the timeline `step`, those of one seed at the same place, the video's
+pictures, too: what a mixture and its parents do from one initial state is seen side by side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from gpc.results.leaderboard import Run, read_run
 from gpc.results.run_folder import Row
 from gpc.results.summary import mixture
 from gpc.results.trajectories import read_trajectory
-from gpc.schema import check
+from gpc.results.video import CLIPS, FPS, VIDEO, Clip
+from gpc.schema import check, read
 
 RECORDED = ("action", "reward")
 """Arrays of a trajectory with an entry for each step; the others, observations, have one for each decision."""
@@ -46,7 +47,7 @@ def write_rrd(path: Path, file: Path) -> None:
         stream = rerun.RecordingStream(f"gpc {path.resolve().name}")
         stream.save(file)
         _write_episodes(rerun, stream, run)
-        _write_video(rerun, stream, path / "episodes.mp4")
+        _write_video(rerun, stream, run)
         stream.flush()
         stream.disconnect()
     except (InputError, RunError):
@@ -59,10 +60,9 @@ def _write_episodes(rerun: Any, stream: Any, run: Run) -> None:
     n_action_steps = check(
         Annotated[int, Meta(ge=1, le=10**4)], run.manifest["config"]["env"]["n_action_steps"], "n_action_steps"
     )
-    longest = max(row.steps for row in run.rows) + 1  # a step of nothing between two episodes
     for phase in dict.fromkeys(row.phase for row in run.rows):
         rows = [(i, row) for i, row in enumerate(run.rows) if row.phase == phase]
-        place = {seed: k * longest for k, seed in enumerate(sorted({row.seed for _, row in rows}))}
+        place = _places(run, [row for _, row in rows])
         for i, row in rows:
             entity = [phase, _title(run, row)]
             arrays = read_trajectory(run.path, i)
@@ -74,6 +74,12 @@ def _write_episodes(rerun: Any, stream: Any, run: Run) -> None:
             _send(rerun, stream, [*entity, "score"], end, np.array([[row.score]]))
             _send(rerun, stream, [*entity, "success"], end, np.array([[row.success]], float))
             _send(rerun, stream, [*entity, "seed"], end, np.array([[row.seed]], float))
+
+
+def _places(run: Run, rows: Sequence[Row]) -> dict[int, int]:
+    """Return the first step of each seed's episodes."""
+    longest = max(row.steps for row in run.rows) + 1  # a step of nothing between two episodes
+    return {seed: k * longest for k, seed in enumerate(sorted({row.seed for row in rows}))}
 
 
 def _title(run: Run, row: Row) -> str:
@@ -90,15 +96,22 @@ def _send(rerun: Any, stream: Any, entity: Sequence[str], steps: Any, values: An
     )
 
 
-def _write_video(rerun: Any, stream: Any, clip: Path) -> None:
-    """Write the pictures of the video, in its own time."""
-    if not clip.is_file() or clip.is_symlink():
+def _write_video(rerun: Any, stream: Any, run: Run) -> None:
+    """Write the pictures of the video at the steps of its seeds."""
+    files = [run.path / name for name in (VIDEO, CLIPS)]
+    if not all(file.is_file() and not file.is_symlink() for file in files):
         return
-    video = rerun.AssetVideo(path=clip)
-    stream.log("episodes", video, static=True)
+    video = rerun.AssetVideo(path=files[0])
     times = video.read_frame_timestamps_nanos()
+    place, frames, steps = _places(run, [row for row in run.rows if row.phase != "search"]), list[int](), list[int]()
+    for clip in read(list[Clip], files[1]):
+        if clip.seed in place:
+            begin, end = (min(len(times), round(second * FPS)) for second in (clip.start, clip.end))
+            frames += range(begin, end)
+            steps += range(place[clip.seed], place[clip.seed] + end - begin)
+    stream.log("episodes", video, static=True)
     stream.send_columns(
         "episodes",
-        indexes=[rerun.TimeColumn("video", duration=1e-9 * times)],
-        columns=rerun.VideoFrameReference.columns_nanos(times),
+        indexes=[rerun.TimeColumn("step", sequence=steps)],
+        columns=rerun.VideoFrameReference.columns_nanos(times[frames]),
     )
