@@ -93,6 +93,14 @@ def test_a_search_has_its_winner_and_its_folder_while_it_lives(policies, env):
     assert not page.exists()
 
 
+def test_a_diagnosis_writes_its_page_and_pictures(diagnosed):
+    page = diagnosed.report(show=False)
+    assert page.name == "report.html"
+    assert {path.name for path in page.parent.iterdir()} == {
+        "report.html", "diagnosis.json", "disagreement.png", "chunks.png",
+    }  # fmt: skip
+
+
 def test_the_page_is_opened_where_there_is_a_screen(found, monkeypatch):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)

@@ -236,6 +236,7 @@ def check_logged(log: str | None, run_dir: str | Path | None) -> None:
 
 
 R = TypeVar("R", bound=RunResult)
+S = TypeVar("S")
 
 
 def in_folder(
@@ -251,6 +252,11 @@ def in_folder(
             result = run(folder)
             write_outputs(experiments[0], folder, video)
         return result
+    return in_scratch(run)
+
+
+def in_scratch(run: Callable[[Path], S]) -> S:
+    """Return the result of a run in a folder that is deleted with the result."""
     with ExitStack() as stack:
         result = run(Path(stack.enter_context(TemporaryDirectory(prefix="gpc-")), "run"))
         finalize(result, stack.pop_all().close)

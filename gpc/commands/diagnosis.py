@@ -21,10 +21,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from gpc.commands.api import Env, experiment_in
+from gpc.commands.api import Env, experiment_in, in_scratch
 from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
-from gpc.commands.diagnosis_page import write_diagnosis_page
+from gpc.commands.diagnosis_page import distances_apart, member_table, prediction, write_diagnosis_page
 from gpc.commands.experiment import demonstrations_for, denoising_error
 from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import RolloutSetup
@@ -53,7 +53,7 @@ from gpc.inference.settings import Sampling
 from gpc.policy.spec import Policy
 from gpc.results.figures import chunk_plot, disagreement_plot, error_plot, png
 from gpc.results.report import shown
-from gpc.results.result import frame
+from gpc.results.result import frame, opened
 from gpc.rollout.engine import Engine
 from gpc.rollout.env import Pointing
 from gpc.rollout.executors import Local
@@ -77,9 +77,13 @@ class Diagnosis:
 
     Attributes:
         content: content of diagnosis.json (docs/diagnosis.md).
+        pictures: functions that draw the pictures, by file name.
+        folder: folder of the page; without `run_dir` one that is deleted with the result.
     """
 
     content: Mapping[str, Any]
+    pictures: Mapping[str, Callable[[], Figure]]
+    folder: Path
 
     def __repr__(self) -> str:
         names = " + ".join(member["name"] for member in self.content["members"])
@@ -97,6 +101,15 @@ class Diagnosis:
     def plot(self) -> Figure:
         """Draw the disagreement over sigma and along the episode."""
         return disagreement_plot(self.content)
+
+    def report(self, *, show: bool = True) -> Path:
+        """Write report.html, diagnosis.json and the pictures; return the page.
+
+        Args:
+            show: whether it is opened in a browser, if there is a screen.
+        """
+        write_diagnosis(self.folder, self.content, self.pictures)
+        return opened(self.folder / "report.html", show)
 
     def to_pandas(self) -> DataFrame:
         """Return the disagreement as a table, one row for each pair and sigma."""
@@ -132,7 +145,7 @@ def diagnose(
         demonstrations: file of held-out demonstrations (docs/demonstrations.md), which add the likely gain.
         sampler: settings of the sampler, or a name, as for `gpc.evaluate`.
         device: where the networks compute, as for `gpc.evaluate`.
-        run_dir: folder of diagnosis.json and the pictures; by default nothing is written.
+        run_dir: folder of page, diagnosis.json and pictures; by default nothing is kept.
         verbose: whether notes are shown.
 
     Raises:
@@ -147,9 +160,11 @@ def diagnose(
     print_warnings(setup.policy, console)
     setup.check_parents()
     content, pictures = examine(setup, setup.actor.placed, seed, chunks, console, demonstrations)
-    if run_dir is not None:
-        write_diagnosis(Path(run_dir).expanduser(), content, pictures)
-    return Diagnosis(content)
+    if run_dir is None:
+        return in_scratch(partial(Diagnosis, content, pictures))
+    diagnosis = Diagnosis(content, pictures, Path(run_dir).expanduser())
+    diagnosis.report(show=False)
+    return diagnosis
 
 
 @dataclass(frozen=True)
@@ -338,42 +353,6 @@ def _chunks(policy: Composition, sampling: Sampling, observation: Frame, seed: i
     batch = {key: np.repeat(value, count, 0) for key, value in observation.items()}
     actions = sample_actions(policy, sampling, batch, np.full(count, seed), np.arange(count))
     return actions[:, -policy.actions.start :]
-
-
-def member_table(diagnosis: Mapping[str, Any]) -> list[list[str]]:
-    """Return a line for each policy, the head first."""
-    table = [["policy", "reads", "steps", "sigma", "ms per chunk", "alignment"]]
-    for member in diagnosis["members"]:
-        low, high = member["sigma"]
-        table.append(
-            [
-                member["name"],
-                f"{', '.join(member['reads'])} ({member['n_obs_steps']} times)",
-                "{} to {}".format(*member["steps"]),
-                f"{low:.3g} to {high:.3g}, {member['trained_levels'] or 'any'} levels",
-                f"{1000 * diagnosis['seconds_per_chunk'][member['name']]:.0f}",
-                member["note"] or f"exact, noise x {member['noise_ratio']:.3g}",
-            ]
-        )
-    return table
-
-
-def distances_apart(diagnosis: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each pair of policies."""
-    sentences = []
-    for pair, distances in diagnosis["disagreement_by_sigma"].items():
-        largest = int(np.argmax(distances))
-        sentences.append(
-            f"{pair} are furthest apart at sigma {diagnosis['sigmas'][largest]:.2g} ({distances[largest]:.3f} of a normalised "
-            f"action) and end {distances[-1]:.3f} apart."
-        )
-    return sentences
-
-
-def prediction(diagnosis: Mapping[str, Any]) -> str:
-    """Return what demonstrations predict, or how to add them."""
-    verdict: str = diagnosis.get("denoising_error", {}).get("verdict", "")
-    return verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE."
 
 
 def show(diagnosis: Mapping[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The page of a diagnosis."""
+"""A diagnosis as a table, in sentences, and as a page."""
 
 from __future__ import annotations
 
@@ -7,11 +7,49 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpc.results.charts import lines_chart
 from gpc.results.page import Block, chart, data_uri, section, write_page
 from gpc.results.report import error_blocks
 
 DISTANCE = "RMS distance, normalised actions"
+
+
+def member_table(diagnosis: Mapping[str, Any]) -> list[list[str]]:
+    """Return a line for each policy, the head first."""
+    table = [["policy", "reads", "steps", "sigma", "ms per chunk", "alignment"]]
+    for member in diagnosis["members"]:
+        low, high = member["sigma"]
+        table.append(
+            [
+                member["name"],
+                f"{', '.join(member['reads'])} ({member['n_obs_steps']} times)",
+                "{} to {}".format(*member["steps"]),
+                f"{low:.3g} to {high:.3g}, {member['trained_levels'] or 'any'} levels",
+                f"{1000 * diagnosis['seconds_per_chunk'][member['name']]:.0f}",
+                member["note"] or f"exact, noise x {member['noise_ratio']:.3g}",
+            ]
+        )
+    return table
+
+
+def distances_apart(diagnosis: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each pair of policies."""
+    sentences = []
+    for pair, distances in diagnosis["disagreement_by_sigma"].items():
+        largest = int(np.argmax(distances))
+        sentences.append(
+            f"{pair} are furthest apart at sigma {diagnosis['sigmas'][largest]:.2g} ({distances[largest]:.3f} of a normalised "
+            f"action) and end {distances[-1]:.3f} apart."
+        )
+    return sentences
+
+
+def prediction(diagnosis: Mapping[str, Any]) -> str:
+    """Return what demonstrations predict, or how to add them."""
+    verdict: str = diagnosis.get("denoising_error", {}).get("verdict", "")
+    return verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE."
 
 
 def write_diagnosis_page(
