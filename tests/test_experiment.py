@@ -85,7 +85,8 @@ def test_a_search_writes_everything_it_promises(undisturbed):
     assert (undisturbed / "episodes.mp4").stat().st_size > 1000
     page = (undisturbed / "report.html").read_text()
     assert "outcome of every report seed" in page
-    assert "data:video/mp4;base64" in page
+    assert "data-file=" in page
+    assert len(json.loads((undisturbed / "episodes.json").read_text())) == 2
     assert re.search(r"\d s an episode, [\d.]+ ms a chunk, in batches.*python 3.*gym-pusht ", page, re.DOTALL)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hostile import NAMES, harmful
-from made_up import random_search, write_evaluation, write_search
+from made_up import ENV, random_search, write_evaluation, write_search
 
 from gpc.commands import live_page
 from gpc.commands.cli import main
@@ -84,6 +84,14 @@ def test_several_runs_give_one_page(runs, capsys):
         "three",
         "alone",
     ]
+
+
+def test_a_study_of_several_tasks_has_a_table_of_all(runs):
+    write_evaluation(runs / "longer", ["d"], (1.0,), {200_000 + i: i < 5 for i in range(20)}, ENV | {"max_steps": 9})
+    assert main(["report", "alone", "longer"]) == 0
+    parts = Elements((runs / "study.html").read_text())
+    assert parts.headings[parts.contents[0]] == "All tasks"
+    assert "Push, at most 4 stepsPush, at most 9 stepsd35.0 (7/20)25.0 (5/20)" in parts.text
 
 
 def test_a_page_links_to_nothing_outside(runs):

@@ -32,6 +32,7 @@ from gpc.results.figures import NOTEBOOK_DPI, png, weight_plot
 from gpc.results.leaderboard import (
     OUTCOMES,
     RANKED,
+    Entry,
     Run,
     Standing,
     begun,
@@ -322,6 +323,11 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
         console.print(f"note: left out: {failure}", soft_wrap=True)
     blocks: list[Block] = []
     printed: list[tuple[Table, list[str]]] = []
+    if len(tasks(runs)) > 1:
+        blocks += [
+            ("heading", "All tasks"),
+            ("table", _per_task({t: entries(group) for t, group in tasks(runs).items()})),
+        ]
     for task, group in tasks(runs).items():
         left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
         notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
@@ -344,6 +350,17 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
     for board, notes in printed:
         console.print(board)
         console.print(*notes)
+
+
+def _per_task(boards: Mapping[str, Sequence[Entry]]) -> list[list[str]]:
+    """Return the success of each policy or mixture on each task as lines of a table."""
+    names = dict.fromkeys(entry.name for board in boards.values() for entry in board)
+    lines = [["success %", *boards]]
+    for name in names:
+        alike = [[entry for entry in board if entry.name == name] for board in boards.values()]
+        rates = [", ".join(f"{100 * e.rank[0]:.1f} ({e.successes}/{len(e.rows)})" for e in group) for group in alike]
+        lines.append([name, *rates])
+    return lines
 
 
 def _standing(standing: Standing) -> list[str]:
