@@ -217,6 +217,17 @@ def test_wandb_offline_keeps_both_parts_under_one_id(run, tmp_path, monkeypatch)
     assert not (run / "wandb").exists()
 
 
+def test_wandb_reads_no_settings_of_a_run_folder(run, monkeypatch, capsys):
+    pytest.importorskip("wandb")
+    (run / "wandb").mkdir()
+    (run / "wandb/settings").write_text("[default]\nbase_url = https://elsewhere.example\n")
+    monkeypatch.chdir(run)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    follow(run, "wandb")
+    assert "wandb would read settings of the run folder" in capsys.readouterr().err
+    assert [file.name for file in (run / "wandb").iterdir()] == ["settings"]
+
+
 def test_trackio_keeps_a_resumed_run_as_one(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

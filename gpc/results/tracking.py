@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gpc.disk import write_atomically
-from gpc.errors import one_line
+from gpc.errors import InputError, one_line
 from gpc.inert import notice
 from gpc.results.report import rows_of
 from gpc.results.run_folder import Row, RunFolder, read_json
@@ -69,6 +69,11 @@ class Wandb:
         import wandb
 
         self._wandb = wandb
+        here = Path(environ.get("WANDB_DIR", ".")).resolve()
+        if here.is_relative_to(run.path.resolve()):
+            raise InputError(
+                f"wandb would read settings of the run folder {run.path}; start elsewhere, or set WANDB_DIR"
+            )
         project = environ.get("WANDB_PROJECT", PROJECT)
         quiet = wandb.Settings(console="off")
         self._run = wandb.init(
