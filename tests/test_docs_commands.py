@@ -72,12 +72,14 @@ OUTSIDE = (
 def commands(page):
     """Yield each command in the blocks of a page without language, and whether it needs hardware.
 
-    Prompts, comments and continuations are left out.
+    Prompts, comments and continuations are left out; blocks of `console` are what test_first_hour.py runs.
     """
     for marked, language, block in re.findall(
         rf"(?:^{HARDWARE}([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S
     ):
-        for line in () if language in ("python", "yaml", "toml", "json") else block.replace("\\\n", " ").splitlines():
+        for line in (
+            () if language in ("python", "yaml", "toml", "json", "console") else block.replace("\\\n", " ").splitlines()
+        ):
             command = re.sub(r"^\s*(\$|there:|here:)?\s*", "", line).partition("   #")[0].partition("  #")[0].strip()
             if re.match(r"(gpc|python|make) ", command) and not command.startswith("gpc/"):
                 yield command, any(part in command for part in marked.split(", ") if part)
