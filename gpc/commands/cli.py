@@ -161,7 +161,8 @@ def _config(console: Console, name: str, args: list[str]) -> DictConfig | None:
     config = load_config(name, args)
     check_config(name, config)
     with open_dict(config):
-        overrides = [arg for arg in args if not arg.partition("=")[0].endswith("token")]
+        private = ("token", "run_dir")  # a folder does not say where it was begun
+        overrides = [arg for arg in args if not arg.partition("=")[0].endswith(private)]
         config.command = shlex.join(["gpc", name, *overrides])  # for the page of the run
     return config
 
