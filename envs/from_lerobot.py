@@ -52,7 +52,7 @@ class LeRobotTask(gymnasium.ObservationWrapper[Frame, Any, Any]):
         self.observation_space = space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frame, dict[str, Any]]:
-        """Begin an episode; of a benchmark with recorded initial states the seed chooses one, as LIBERO does in turn."""
+        """Begin an episode; the seed chooses among initial states that are recorded."""
         if seed is not None and self.env.has_wrapper_attr("init_state_id"):
             self.env.set_wrapper_attr("init_state_id", seed)
         return super().reset(seed=seed, options=options)
