@@ -25,7 +25,6 @@ from imageio_ffmpeg import count_frames_and_secs
 import gpc
 from gpc.commands.cli import main
 from gpc.commands.config import load_config
-from gpc.commands.experiment import experiment_of, write_outputs
 from gpc.commands.setup import compose_from, run_dir_of
 from gpc.demonstrations import read, write_replay_buffer
 from gpc.errors import InputError, RunError
@@ -418,7 +417,7 @@ def test_a_table_that_cannot_be_printed_does_not_cost_the_page(undisturbed, tiny
     (folder / "report.html").unlink()
     monkeypatch.setattr("gpc.results.report.print_summary", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        command(["search", f"policies=[{','.join(tiny)}]", *SEARCH, "video=0", f"run_dir={folder}"])
+        main(["search", f"policies=[{','.join(tiny)}]", *SEARCH, "video=0", f"run_dir={folder}"])
     assert "outcome of every report seed" in (folder / "report.html").read_text()
 
 
