@@ -91,6 +91,12 @@ def test_the_command_writes_a_diagnosis_and_its_pictures(tmp_path, capsys):
     assert page.count('src="data:image/png;base64') == 1
     assert "gpc diagnose &#39;policies=[pusht-beso,pusht-flow]&#39;" in page
     said = capsys.readouterr().out
+    (folder / "report.html").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text() == page
+    (folder / "diagnosis.json").write_text('{"members": [{}]}')
+    assert main(["report", str(folder)]) == 2
+    assert "diagnosis.json" in capsys.readouterr().err
     assert "furthest apart at sigma" in said
     assert "demonstrations=FILE" in said
 

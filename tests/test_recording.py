@@ -60,7 +60,7 @@ def test_an_episode_is_read_again_as_demonstrations_with_what_was_really_sent(tm
     assert json.loads((tmp_path / "run/summary.json").read_text()) == {"why": "the time is over", "steps": 16}
 
 
-def test_the_page_of_an_episode_has_actions_limits_holds_pictures_and_events(tmp_path, capsys):
+def test_the_page_of_an_episode_has_actions_limits_holds_pictures_and_events(tmp_path, capsys, monkeypatch):
     run, name = tmp_path / "run", "<b>joint</b>"
     limits = {"low": [-1.0, None], "high": [1.0, None]}
     recorder = Recorder(run, {"robot": {"type": "arm"}, "features": {"actions": [name, "gripper"]}, "limits": limits})
@@ -83,6 +83,12 @@ def test_the_page_of_an_episode_has_actions_limits_holds_pictures_and_events(tmp
     assert (strip["x0"].tolist(), strip["x1"].tolist()) == ([pytest.approx(1.0)], [pytest.approx(1.5)])
     assert len(line["x"]) == 30
     assert limit["y"] == [-1.0]
+    shutil.copytree(run, tmp_path / "again")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "run", "again"]) == 0
+    study = Path("study.html").read_text()
+    assert "A study of 2 runs" in study
+    assert study.count("Ended after 2.9 s: the time is over.") == 2
     shutil.rmtree(run / "episode.zarr/stream/at")
     assert main(["report", str(run)]) == 2
     assert "holds no period" in capsys.readouterr().err

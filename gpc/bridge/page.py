@@ -40,26 +40,45 @@ def write_deploy_page(path: Path) -> Path:
         InputError: If the record is damaged or of another version.
         RunError: If the page cannot be written.
     """
-    manifest = read_versioned(Manifest, path / "manifest.json")
-    config, stream = manifest["config"], _stream(path)
-    finished = (path / "summary.json").is_file()
-    summary = read_json(path / "summary.json") if finished else {}
-    seconds = float(stream["at"][-1]) if len(stream["at"]) else 0.0
-    held = float((stream["mode"] != MODES.index(OK)).mean()) if len(stream["at"]) else 0.0
-    ended = f"Ended after {seconds:.1f} s: {summary.get('why')}." if finished else "The episode did not end in order."
-    blocks: list[Block] = [
-        ("verdict", f"{ended} {100 * held:.1f} % of the periods were no fresh action (hold or stop).")
-    ]
-    blocks += [("facts", _facts(config, summary, manifest["versions"]))]
+    config, summary, stream = _record(path)
+    blocks = _outline(config, summary, stream)
     blocks += [("heading", "Actions against limits"), ("note", ACTIONS)]
     blocks += section("the actions", partial(_actions, config, stream))
-    blocks += [("heading", "Latencies")]
-    blocks += chart("delays and ages", partial(timing_chart, stream["at"], stream["late"], stream["age"]))
+    blocks += [("heading", "Latencies"), *_latencies(stream)]
     blocks += section("the camera pictures", partial(_pictures, path / EPISODE))
     blocks += [("heading", "Events"), *section("the events", partial(_events, path / "events.jsonl"))]
     robot = config.get("robot")
     name = robot.get("type") if isinstance(robot, dict) else robot
     return write_page(path / "report.html", f"Deployed on {name}, {summary.get('mode', config.get('mode'))}", blocks)
+
+
+def deployment_in_study(path: Path) -> list[Block]:
+    """Return the part of a study's page about a deployed episode."""
+    config, summary, stream = _record(path)
+    return [*_outline(config, summary, stream), *_latencies(stream)]
+
+
+def _record(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Array]]:
+    """Read configuration, summary and the rows of every period.
+
+    The summary is empty if the episode did not end in order.
+    """
+    manifest = read_versioned(Manifest, path / "manifest.json")
+    summary = read_json(path / "summary.json") if (path / "summary.json").is_file() else {}
+    return manifest["config"] | {"versions": manifest["versions"]}, summary, _stream(path)
+
+
+def _outline(config: Mapping[str, Any], summary: Mapping[str, Any], stream: Mapping[str, Array]) -> list[Block]:
+    """Return how the episode ended, and its facts."""
+    seconds = float(stream["at"][-1]) if len(stream["at"]) else 0.0
+    held = float((stream["mode"] != MODES.index(OK)).mean()) if len(stream["at"]) else 0.0
+    ended = f"Ended after {seconds:.1f} s: {summary.get('why')}." if summary else "The episode did not end in order."
+    verdict = f"{ended} {100 * held:.1f} % of the periods were no fresh action (hold or stop)."
+    return [("verdict", verdict), ("facts", _facts(config, summary, config["versions"]))]
+
+
+def _latencies(stream: Mapping[str, Array]) -> list[Block]:
+    return chart("delays and ages", partial(timing_chart, stream["at"], stream["late"], stream["age"]))
 
 
 ACTIONS = (

@@ -10,9 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.text import Text
 
@@ -206,19 +207,33 @@ def _report(console: Console, args: list[str]) -> None:
         console.print(f"for rerun: {options.rrd}", soft_wrap=True)
     if len(paths) > 1:
         page = Path("study.html")
-        write_study(paths, page, console)
+        others = {path: build for path in paths if (build := _other(path))}
+        write_study([path for path in paths if path not in others], page, console, others)
     else:
         page = _page(paths[0], console)
     console.print(f"report: {page}", soft_wrap=True)
 
 
+def _other(path: Path) -> Callable[[], list[Any]] | None:
+    """Return what makes the part of a study about a folder that is no run."""
+    from gpc.bridge.page import deployed, deployment_in_study
+    from gpc.commands.diagnosis_page import diagnosed, diagnosis_in_study
+
+    if deployed(path):
+        return partial(deployment_in_study, path)
+    return partial(diagnosis_in_study, path) if diagnosed(path) else None
+
+
 def _page(path: Path, console: Console) -> Path:
     """Write the page of a run folder of any command; print the table of a run."""
-    if (path / "episode.zarr").is_dir():
-        from gpc.bridge.page import write_deploy_page
-
-        return write_deploy_page(path)
+    from gpc.bridge.page import deployed, write_deploy_page
+    from gpc.commands.diagnosis_page import diagnosed, write_diagnosis_page
     from gpc.results.report import print_summary, write_report
+
+    if deployed(path):
+        return write_deploy_page(path)
+    if diagnosed(path):
+        return write_diagnosis_page(path)
 
     page = write_report(path)
     print_summary(path, console)

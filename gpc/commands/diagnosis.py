@@ -24,7 +24,7 @@ from torch import Tensor
 from gpc.commands.api import Env, experiment_in, in_scratch
 from gpc.commands.checks import need_two, weights_of
 from gpc.commands.config import Config, plain
-from gpc.commands.diagnosis_page import distances_apart, member_table, prediction, write_diagnosis_page
+from gpc.commands.diagnosis_page import FILE, distances_apart, member_table, prediction, write_diagnosis_page
 from gpc.commands.experiment import demonstrations_for, denoising_error
 from gpc.commands.keywords import with_hints
 from gpc.commands.rollout_setup import RolloutSetup
@@ -383,22 +383,20 @@ def diagnose_from(config: Config, console: Console) -> Path:
         policy = composition_of(plain(config)["composer"], policy.policies, weights_of(config, len(policy.policies)))
     folder = run_dir_of(config, "diagnose", setup.env.name, setup.names)
     diagnosis, pictures = examine(setup, policy, config["seed"], config["chunks"], console, demonstrations)
-    write_diagnosis(folder, diagnosis, pictures, plain(config).get("command", ""))
+    command = plain(config).get("command")
+    write_diagnosis(folder, diagnosis | ({"command": command} if command else {}), pictures)
     show(diagnosis, console)
     return folder
 
 
-def write_diagnosis(
-    folder: Path, diagnosis: Mapping[str, Any], pictures: Mapping[str, Callable[[], Figure]], command: str = ""
-) -> None:
+def write_diagnosis(folder: Path, diagnosis: Mapping[str, Any], pictures: Mapping[str, Callable[[], Figure]]) -> None:
     """Write diagnosis.json, the pictures and the page."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "diagnosis.json", as_json(diagnosis))
+    write_atomically(folder / FILE, as_json(diagnosis))
     for name, draw in pictures.items():
         try:
             write_atomically(folder / name, png(draw()))
         except Exception as error:  # the diagnosis and the other pictures must not be lost
             notice(missing(name, error))
-    sentences = [prediction(diagnosis), *distances_apart(diagnosis)]
-    write_diagnosis_page(folder, diagnosis, member_table(diagnosis), sentences, command)
+    write_diagnosis_page(folder)

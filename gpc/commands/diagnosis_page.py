@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
+from gpc import schema
 from gpc.results.charts import lines_chart
 from gpc.results.page import Block, chart, data_uri, section, write_page
 from gpc.results.report import error_blocks
+from gpc.results.run_folder import read_json
 
+FILE = "diagnosis.json"
 DISTANCE = "RMS distance, normalised actions"
 
 
@@ -20,7 +24,7 @@ def member_table(diagnosis: Mapping[str, Any]) -> list[list[str]]:
     """Return a line for each policy, the head first."""
     table = [["policy", "reads", "steps", "sigma", "ms per chunk", "alignment"]]
     for member in diagnosis["members"]:
-        low, high = member["sigma"]
+        low, high = (float("inf") if sigma is None else sigma for sigma in member["sigma"])  # JSON has no infinity
         table.append(
             [
                 member["name"],
@@ -52,38 +56,62 @@ def prediction(diagnosis: Mapping[str, Any]) -> str:
     return verdict or "Held-out demonstrations add the likely gain: demonstrations=FILE."
 
 
-def write_diagnosis_page(
-    folder: Path, diagnosis: Mapping[str, Any], members: Sequence[Sequence[str]], sentences: Sequence[str], command: str
-) -> Path:
-    """Write `report.html` of a diagnosis.
+class _Member(Struct):
+    name: str
 
-    Args:
-        folder: Its folder, which holds `chunks.png`.
-        diagnosis: Content of diagnosis.json.
-        members: What each policy reads and plans, as lines of a table.
-        sentences: Its findings; the first is the verdict.
-        command: The command line; empty in Python.
+
+class _Named(Struct):
+    """What the title of a page needs of a diagnosis."""
+
+    members: list[_Member]
+
+
+def diagnosed(path: Path) -> bool:
+    """Return whether a folder holds a diagnosis."""
+    return (path / FILE).is_file()
+
+
+def write_diagnosis_page(folder: Path) -> Path:
+    """Write `report.html` of a diagnosis from the files in its folder; return it.
+
+    Raises:
+        InputError: If diagnosis.json is damaged.
+        RunError: If the page cannot be written.
     """
-    verdict, *others = sentences
-    apart, decisions = diagnosis["disagreement_by_sigma"], diagnosis["disagreement_by_decision"]
-    count = len(next(iter(decisions.values())))
-    milliseconds = 1000 * diagnosis["seconds_per_chunk"]["composition"]
-    facts = [("a chunk", f"{milliseconds:.0f} ms, of the composition"), ("seed", str(diagnosis["seed"]))]
-    blocks: list[Block] = [("verdict", verdict)]
-    blocks += [("facts", [*([("command", command)] if command else []), *facts]), ("table", members)]
-    blocks += [("text", sentence) for sentence in others]
-    blocks += [("state", f"{name}: {fault}") for name, fault in diagnosis.get("faults", {}).items()]
-    blocks += [("heading", "Disagreement by noise level")]
-    blocks += chart("by noise level", partial(lines_chart, apart, diagnosis["sigmas"], "sigma", DISTANCE, "xy"))
-    blocks += [("heading", "Disagreement along the episode"), ("note", "Mean over the noise levels.")]
-    blocks += chart("by decision", partial(lines_chart, decisions, range(count), "decision", DISTANCE))
-    if errors := diagnosis.get("denoising_error"):
-        blocks += [("heading", "Denoising errors"), *error_blocks(errors)]
+    diagnosis, names = read_json(folder / FILE), schema.read(_Named, folder / FILE)
+    blocks = section(FILE, partial(_findings, diagnosis))
+
+    def along() -> list[Block]:
+        decisions = diagnosis["disagreement_by_decision"]
+        count = len(next(iter(decisions.values())))
+        return chart("by decision", partial(lines_chart, decisions, range(count), "decision", DISTANCE))
 
     def chunks() -> list[Block]:
         picture = (folder / "chunks.png").read_bytes()
         return [("picture", ("chunks of each policy for one observation", data_uri(picture, "image/png")))]
 
+    blocks += [("heading", "Disagreement along the episode"), ("note", "Mean over the noise levels.")]
+    blocks += section("the decisions", along)
+    if errors := diagnosis.get("denoising_error"):
+        blocks += [("heading", "Denoising errors"), *section("the errors", partial(error_blocks, errors))]
     blocks += [("heading", "Chunks in the middle of the episode"), *section("chunks.png", chunks)]
-    title = "Diagnosis: " + ", ".join(member["name"] for member in diagnosis["members"])
+    title = "Diagnosis: " + ", ".join(member.name for member in names.members)
     return write_page(folder / "report.html", title, blocks)
+
+
+def diagnosis_in_study(folder: Path) -> list[Block]:
+    """Return the part of a study's page about a diagnosis."""
+    return _findings(read_json(folder / FILE))
+
+
+def _findings(diagnosis: Mapping[str, Any]) -> list[Block]:
+    """Return the verdict, the policies, and the disagreement by noise level."""
+    verdict, others = prediction(diagnosis), distances_apart(diagnosis)
+    milliseconds = 1000 * diagnosis["seconds_per_chunk"]["composition"]
+    facts = [("command", str(diagnosis["command"]))] if "command" in diagnosis else []
+    facts += [("a chunk", f"{milliseconds:.0f} ms, of the composition"), ("seed", str(diagnosis["seed"]))]
+    blocks: list[Block] = [("verdict", verdict), ("facts", facts), ("table", member_table(diagnosis))]
+    blocks += [("text", sentence) for sentence in others]
+    blocks += [("state", f"{name}: {fault}") for name, fault in diagnosis.get("faults", {}).items()]
+    drawn = partial(lines_chart, diagnosis["disagreement_by_sigma"], diagnosis["sigmas"], "sigma", DISTANCE, "xy")
+    return [*blocks, ("note", "Disagreement by noise level."), *chart("by noise level", drawn)]

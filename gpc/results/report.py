@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -297,16 +298,22 @@ def _episode_table(run: Run, names: Sequence[str]) -> list[Block]:
     return [("note", note), *chart("episodes", draw, replay_of(run), filters=filters)]
 
 
-def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
+def write_study(
+    paths: Sequence[Path],
+    page: Path,
+    console: Console,
+    others: Mapping[Path, Callable[[], list[Block]]] = MappingProxyType({}),
+) -> None:
     """Write one page of several runs; print a leaderboard for each task.
 
     Args:
-        paths: Run folders; those that are no finished or readable run, such as a diagnosis, are left out with a note.
+        paths: Run folders; those that are no finished or readable run are left out with a note.
         page: The HTML file.
         console: For the leaderboards.
+        others: Makes the part about each folder of another kind: a diagnosis, a deployed episode.
 
     Raises:
-        InputError: If a folder is missing, or none is a finished run.
+        InputError: If a folder is missing, or none is a finished run or of another kind.
         RunError: If the only runs are damaged, or the page cannot be written.
     """
     runs, failures = list[Run](), list[GpcError]()
@@ -317,7 +324,7 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
             if not path.is_dir():
                 raise
             failures.append(error)
-    if not runs:
+    if not runs and not others:
         raise failures[0]
     for failure in failures:
         console.print(f"note: left out: {failure}", soft_wrap=True)
@@ -345,8 +352,10 @@ def write_study(paths: Sequence[Path], page: Path, console: Console) -> None:
             ]
         for run in group:
             blocks += section(str(run.path), partial(_summarized, run))
+    for path, build in others.items():
+        blocks += [("heading", str(path)), *section(str(path), build)]
     headings = [i + 1 for i, (kind, _) in enumerate(blocks) if kind == "heading"]
-    write_page(page, f"A study of {len(runs)} runs", [("contents", headings), *blocks])
+    write_page(page, f"A study of {len(runs) + len(others)} runs", [("contents", headings), *blocks])
     for board, notes in printed:
         console.print(board)
         console.print(*notes)
