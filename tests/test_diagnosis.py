@@ -93,7 +93,9 @@ def test_the_command_writes_a_diagnosis_and_its_pictures(tmp_path, capsys):
     said = capsys.readouterr().out
     (folder / "report.html").unlink()
     assert main(["report", str(folder)]) == 0
-    assert (folder / "report.html").read_text() == page
+    again = (folder / "report.html").read_text()
+    assert again.partition("data-item=")[0] == page.partition("data-item=")[0]
+    assert again.count("data-item=") == 2
     (folder / "diagnosis.json").write_text('{"members": [{}]}')
     assert main(["report", str(folder)]) == 2
     assert "diagnosis.json" in capsys.readouterr().err
