@@ -16,6 +16,7 @@ import gpc
 from gpc.bridge.blending import RealTimeChunking, RecedingHorizon
 from gpc.bridge.chunk_source import LocalSource
 from gpc.bridge.recording import Recorder
+from gpc.bridge.robot import connected
 from gpc.bridge.run import EpisodeSettings, deploy
 from gpc.bridge.safety import SafetyLimits
 from gpc.commands.cli import main
@@ -347,6 +348,19 @@ def test_another_policy_takes_over_between_chunks_only(parents):
     assert np.abs(during - after).max() > 1
     with pytest.raises(InputError, match="cannot take over"):
         LocalSource(parents[0], Sampling()).set_policy(parents[1])  # it reads keypoints, which are not sensed
+
+
+def test_networks_are_recorded_before_the_robot_is_connected(parents, tmp_path, monkeypatch):
+    recorded = []
+
+    def connect(robot):
+        recorded.extend(source._placed.condition_fn.network._recordings.values())
+        return connected(robot)
+
+    monkeypatch.setattr("gpc.bridge.run.connected", connect)
+    source = LocalSource(parents[0], Sampling(steps=3))
+    flown(tmp_path, "stitch.n_action_steps=4", source=source)
+    assert [recording.observations for recording in recorded] == [{1, 2}]
 
 
 def test_other_weights_record_no_network_again(parents):

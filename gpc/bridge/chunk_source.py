@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from gpc.bridge.controller import ChunkReply, ChunkRequest
 from gpc.composition.inpainting import InpaintTarget
 from gpc.errors import InputError, type_and_text
 from gpc.inference.actor import pad_batch
+from gpc.inference.batched import CHECKED
 from gpc.inference.chunk import sample_actions
 from gpc.inference.device import Device
 from gpc.inference.placement import Placer
@@ -27,6 +28,14 @@ from gpc.serve.metadata import check_metadata
 from gpc.types import Array
 
 LAST_CHUNK = 2.0  # seconds that the end of an episode waits for the chunk in progress
+
+
+@runtime_checkable
+class WarmsUp(Protocol):
+    """A source whose first chunks take longer than the others."""
+
+    def warm_up(self) -> None:
+        """Sample them, before the episode."""
 
 
 class ChunkSource(Protocol):
@@ -106,6 +115,14 @@ class LocalSource:
             lambda: sample_actions(policy, self.sampling, observation, seeds, numbers, known)
         )[0]
         return chunk
+
+    def warm_up(self) -> None:
+        """Sample the chunks in which recordings of the networks are made and compared.
+
+        A robot would wait for them. What they raise is raised by the first chunk of the episode, too.
+        """
+        for number in range(CHECKED):
+            reply_to(self, ChunkRequest(number, 0, 0.0, self.observations.plain(number), None))
 
     def set_policy(self, policy: Policy) -> None:
         """Use another policy, or the same under other weights, from the next chunk on.

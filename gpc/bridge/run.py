@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 
 from gpc.bridge.blending import ChunkBlender, RecedingHorizon
-from gpc.bridge.chunk_source import ChunkSource, SourceThread
+from gpc.bridge.chunk_source import ChunkSource, SourceThread, WarmsUp
 from gpc.bridge.controller import STOPPED, ChunkController, ChunkSpec, Watchdog
 from gpc.bridge.loop import DRY_RUN, LIVE, ControlLoop, run_lockstep
 from gpc.bridge.realtime import LoopTimes, run_realtime
@@ -179,6 +179,8 @@ def deploy(
     blender, watchdog, safety = blender or RecedingHorizon(), watchdog or Watchdog(), safety or SafetyLimits()
     loop = control_loop(source, robot, settings, blender, watchdog, safety, observations, actions)
     _check_dataset(settings.dataset)
+    if isinstance(source, WarmsUp):
+        source.warm_up()
     start = loop.clock.now() if settings.virtual_latency is None else 0.0
     parts = {"stitch": blender, "watchdog": watchdog, "safety": safety}
     content = manifest or {"source": source.name, "robot": robot.name, **asdict(settings), **described(parts)}

@@ -176,6 +176,16 @@ class ObservationSpec:
             value = (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
         return conform(key, value, self.shapes[key], key in self.images)
 
+    def plain(self, number: int) -> dict[str, npt.NDArray[Any]]:
+        """Return an observation of one number, without an instruction.
+
+        Its arrays are (n_obs_steps, *shape).
+        """
+        return {
+            key: self.conform(key, np.full((self.n_obs_steps, *shape), 0 if key == TASK else number, np.uint8))
+            for key, shape in self.shapes.items()
+        }
+
     def read(self, observation: Mapping[str, Any]) -> dict[str, Tensor]:
         """Convert a batch of observations to what the policy reads.
 

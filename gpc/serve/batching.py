@@ -23,7 +23,6 @@ from gpc.inference.placement import batch_sizes, place
 from gpc.inference.settings import Sampling
 from gpc.inference.threads import Threads, use_threads
 from gpc.machine import cores
-from gpc.policy.observation import TASK
 from gpc.policy.spec import Policy
 from gpc.types import Array
 
@@ -137,10 +136,6 @@ class InferenceThread:
 
     def _plain(self, number: int) -> InferenceRequest:
         """Return a request with an observation of one number, without an instruction."""
-        spec = self.policy.observations
-        observation = {
-            key: spec.conform(key, np.full((spec.n_obs_steps, *shape), 0 if key == TASK else number, np.uint8))
-            for key, shape in spec.shapes.items()
-        }
         actions = self.policy.actions
-        return InferenceRequest(observation, 0, 0, np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon))
+        known, weight = np.zeros((actions.horizon, actions.dim)), np.zeros(actions.horizon)
+        return InferenceRequest(self.policy.observations.plain(number), 0, 0, known, weight)
