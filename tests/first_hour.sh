@@ -102,7 +102,7 @@ pair lerobot "pusht-flow,$lerobot" env.n_action_steps=6 env.max_steps=24
 names='rename_map={}'
 robot=(fps=10 safety.actions=absolute)
 pair diffusion "diffusion_policy:$unet,diffusion_policy:$transformer" env=pusht env.max_steps=24
-robot=(robot.settings.env=lift fps=20 'safety.actions=[relative,relative,relative,relative,relative,relative,absolute]')
+robot=(sampler.steps=3 robot.settings.env=lift fps=20 'safety.actions=[relative,relative,relative,relative,relative,relative,absolute]')
 pair robomimic "$robomimic,lift-flow" env=lift env.max_steps=8
 
 say "reported, compared, replayed"
