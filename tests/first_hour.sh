@@ -103,7 +103,7 @@ names='rename_map={}'
 robot=(fps=10 safety.actions=absolute)
 pair diffusion "diffusion_policy:$unet,diffusion_policy:$transformer" env=pusht env.max_steps=24
 robot=(sampler.steps=3 robot.settings.env=lift fps=20 'safety.actions=[relative,relative,relative,relative,relative,relative,absolute]')
-pair robomimic "$robomimic,lift-flow" env=lift env.max_steps=8
+pair robomimic "$robomimic,lift-flow" env=lift env.max_steps=8 sampler.steps=3
 
 say "reported, compared, replayed"
 run gpc compare "policies=[$robomimic,lift-flow]" env=lift episodes=2 env.max_steps=8 video=0 run_dir=runs/robomimic-compared

@@ -245,7 +245,7 @@ def test_a_memory_that_is_full_names_the_member_and_keeps_the_run(tiny, said, mo
 
 def test_a_diagnosis_and_its_errors_are_computed_where_the_policies_are(tiny, said, monkeypatch, tmp_path):
     placed = []
-    monkeypatch.setattr("gpc.inference.device.moved", lambda policy, *where: placed.append(policy.name) or policy)
+    monkeypatch.setattr("gpc.inference.placement.moved", lambda policy, *where: placed.append(policy.name) or policy)
     run = ["diagnose", f"policies=[{','.join(tiny)}]", "env.max_steps=16", "sampler.steps=2", f"run_dir={tmp_path}"]
     code, text = said(*run, "dtype=bfloat16", f"demonstrations={HELD_OUT}")
     assert code == 0, text

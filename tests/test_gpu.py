@@ -73,7 +73,7 @@ def test_a_recording_gives_what_the_network_gives(policy_of, name, monkeypatch):
 @pytest.mark.skipif(COUNT == 0, reason="torch finds no CUDA")
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if "SmolVLA" not in name])
 def test_a_condition_is_tensors_so_that_the_network_is_recorded(policy_of, name):
-    there = gpc.inference.device.place(policy_of(name), gpc.Device("cuda"))
+    there = gpc.inference.placement.place(policy_of(name), gpc.Device("cuda"))
     chunk(there, gpc.Device("cuda"))
     assert isinstance(there, PolicyView)
     assert isinstance(there.condition_fn, Placement)

@@ -35,8 +35,8 @@ def test_after_each_pause_of_the_process_the_robot_holds_until_there_is_a_fresh_
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
-        assert any("ok: " in line for line in iter(process.stdout.readline, ""))
         for moment in (0.3, 0.33, 0.41):
+            assert any("ok: " in line for line in iter(process.stdout.readline, ""))
             time.sleep(moment)
             process.send_signal(signal.SIGSTOP)
             time.sleep(PAUSE)

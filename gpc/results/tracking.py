@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
-from os import environ
+from os import environ, getenv
 from pathlib import Path
 from secrets import token_hex
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -69,7 +69,7 @@ class Wandb:
         import wandb
 
         self._wandb = wandb
-        here = Path(environ.get("WANDB_DIR", ".")).resolve()
+        here = Path(getenv("WANDB_DIR", ".")).resolve()
         if here.is_relative_to(run.path.resolve()):
             raise InputError(
                 f"wandb would read settings of the run folder {run.path}; start elsewhere, or set WANDB_DIR"
