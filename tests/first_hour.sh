@@ -41,7 +41,7 @@ robomimic=robomimic:$(ls exp/lift_diffusion/*/models/model_epoch_1_lift_success_
 say "Diffusion Policy's own trainer, which PyPI does not have: two of its files"
 mkdir -p data/outputs
 cp -r "$repository"/tests/data/diffusion-policy-trainer/2026.11.28 data/outputs
-unet=$(ls "$PWD"/data/outputs/*/*_train_diffusion_unet_*/checkpoints/epoch=*.ckpt)
+unet=$(ls data/outputs/*/*_train_diffusion_unet_*/checkpoints/epoch=*.ckpt)
 transformer=$(ls data/outputs/*/*_train_diffusion_transformer_*/checkpoints/epoch=*.ckpt)
 
 say "listed"
