@@ -26,7 +26,7 @@ pack() {
   local uv=.venv/bin/uv
   [ -x $uv ] || uv=uv
   rm -rf $SITE && mkdir -p $SITE
-  $uv pip install --quiet --target $SITE --python-version "${VERSION:-3.12}" --python-platform x86_64-manylinux_2_28 \
+  $uv pip install --quiet --link-mode copy --target $SITE --python-version "${VERSION:-3.12}" --python-platform x86_64-manylinux_2_28 \
     --no-deps -c "$([ "${VERSION:-3.12}" = 3.11 ] && echo constraints.txt || echo constraints-3.12.txt)" "${PACKAGES[@]}"
   cat >$SITE/av.py <<'PYTHON'
 """Stands in for PyAV, which is too large: LeRobot imports it for videos, of which there are none here."""
