@@ -164,20 +164,16 @@ def test_a_name_that_is_wrong_or_a_package_that_is_missing_is_one_line_before_an
     assert "[trackio]" in told
 
 
+CURVE = [(1, 100), (2, 50), (3, 67), (4, 75), (5, 60), (6, 50)]  # (episode, success so far in %) of the search
+
+
 def test_tensorboard_shows_a_resumed_run_as_one(run):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     in_parts(run, "tensorboard")
     events = accumulator.EventAccumulator(str(run))
     events.Reload()
     curve = events.Scalars("search/pc_success")
-    assert [(point.step, round(point.value)) for point in curve] == [
-        (1, 100),
-        (2, 50),
-        (3, 67),
-        (4, 75),
-        (5, 60),
-        (6, 50),
-    ]
+    assert [(point.step, round(point.value)) for point in curve] == CURVE
     assert [point.step for point in events.Scalars("report/0.5_0.5/pc_success")] == [8]
     assert {"curve"} <= set(events.Tags()["images"])
     (table,) = events.Tensors("table/text_summary")
@@ -205,14 +201,7 @@ def test_wandb_offline_keeps_both_parts_under_one_id(run, tmp_path, monkeypatch)
             ]
             summary |= {item.key: json.loads(item.value_json) for item in record.summary.update}
     curve = [(row["episode"], row["search/pc_success"]) for row in history if "search/pc_success" in row]
-    assert [(episode, round(value)) for episode, value in curve] == [
-        (1, 100),
-        (2, 50),
-        (3, 67),
-        (4, 75),
-        (5, 60),
-        (6, 50),
-    ]
+    assert [(episode, round(value)) for episode, value in curve] == CURVE
     assert len(ids) == 1
     assert not (run / "wandb").exists()
 

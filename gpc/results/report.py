@@ -336,22 +336,13 @@ def write_study(
             ("table", _per_task({t: entries(group) for t, group in tasks(runs).items()})),
         ]
     for task, group in tasks(runs).items():
-        left_out = sum(row.phase in RANKED and row.seed in searched(group) for run in group for row in run.rows)
-        notes = [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
         standings = [_standing(standing) for standing in leaderboard(entries(group))]
         board = _narrow((LEADERBOARD[0], "n", *LEADERBOARD[2:6]), task)
         for standing in standings:
             board.add_row(standing[0], standing[1].partition("/")[2], *standing[2:6])
+        notes = _notes(group)
         printed.append((board, notes))
-        blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes))]
-        searches = {str(run.path): run for run in group if searched([run])}
-        if searches:
-            blocks += [
-                ("heading", "Progress"),
-                *chart("episodes spent against the best", partial(progress_chart, searches)),
-            ]
-        for run in group:
-            blocks += section(str(run.path), partial(_summarized, run))
+        blocks += [("heading", task), ("table", [LEADERBOARD, *standings]), ("text", " ".join(notes)), *_group(group)]
     for path, build in others.items():
         blocks += [("heading", str(path)), *section(str(path), build)]
     headings = [i + 1 for i, (kind, _) in enumerate(blocks) if kind == "heading"]
@@ -359,6 +350,24 @@ def write_study(
     for board, notes in printed:
         console.print(board)
         console.print(*notes)
+
+
+def _notes(group: Sequence[Run]) -> list[str]:
+    """Return what a leaderboard's marks mean, and how many episodes it leaves out."""
+    used = searched(group)
+    left_out = sum(row.phase in RANKED and row.seed in used for run in group for row in run.rows)
+    return [NEAR_BEST, f"{left_out} episodes on seeds that a search has used are left out."][: 1 + (left_out > 0)]
+
+
+def _group(group: Sequence[Run]) -> list[Block]:
+    """Return the charts of the runs of one task."""
+    blocks: list[Block] = []
+    if searches := {str(run.path): run for run in group if searched([run])}:
+        drawn = chart("episodes spent against the best", partial(progress_chart, searches))
+        blocks += [("heading", "Progress"), *drawn]
+    for run in group:
+        blocks += section(str(run.path), partial(_summarized, run))
+    return blocks
 
 
 def _per_task(boards: Mapping[str, Sequence[Entry]]) -> list[list[str]]:
